@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Makes the environment if need be, then runs the linter and the test suite on the CPU.
+#   ./launch/test.sh                        everything but the slow tests
+#   ./launch/test.sh tests/test_losses.py   further arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ "${1:-}" = "--help" ] || [ "${1:-}" = "-h" ]; then
+  sed -n '2,4s/^# \{0,1\}//p' launch/test.sh
+  exit 0
+fi
+
+source launch/_env.sh
+env_install requirements.txt tests/requirements.txt
+.venv/bin/python -m ruff check .
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,221 @@
+"""Front door of every command: reads the command line, turns bad input into one line and exit 2.
+
+Exit status: 0 success, 2 bad input (`UserError`), 130 interrupted from the keyboard. Anything else
+that escapes a command is a fault of this software and keeps its traceback.
+"""
+
+import argparse
+import difflib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from rmsd_jax.errors import UserError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+_HELP_FLAGS = ("-h", "-help", "--help")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+_CONFIG_HELP = "Python file with get_config(); FILE:NAME passes NAME to it"
+_WORKDIR_HELP = "folder of the run; a folder that holds a run of the same config resumes it"
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+  """Calls `main()` and ends the process with the exit status described at the top of this file."""
+  try:
+    main()
+  except UserError as error:
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
+  sys.exit(0)
+
+
+def config_app(
+  main: Callable[..., object],
+  options: Mapping[str, tuple[str, str]] | None = None,
+  workdir: bool = True,
+) -> NoReturn:
+  """Runs a command that is driven by an ml_collections config file; the last line of its module.
+
+  Args:
+    main: called as `main(config, workdir, **options)`; config is a locked ConfigDict with every
+      `--config.key=value` applied, workdir an absolute path.
+    options: further string flags of this command, name -> (default, help).
+    workdir: False for a command without `--workdir`; then called as `main(config, **options)`.
+  """
+
+  def start() -> None:
+    options_ = dict(options or {})
+    if any(argument in _HELP_FLAGS for argument in sys.argv[1:]):
+      print(_help(main, options_, workdir))
+      return
+    config, values = parse_config(sys.argv, options_, workdir)
+    folders = [_absolute(values.pop("workdir"))] if workdir else []
+    main(config, *folders, **values)
+
+  run(start)
+
+
+def parse_config(
+  argv: Sequence[str], options: Mapping[str, tuple[str, str]], workdir: bool = True
+) -> tuple[ConfigDict, dict[str, str]]:
+  """Reads `prog --config=FILE [--workdir=DIR] [--option=..] [--config.key=value ...]`.
+
+  Returns the locked config with its overrides, and the string flags by name (workdir among them).
+
+  Raises:
+    UserError: a flag or config key that does not exist (with close matches), a value of the wrong
+      type, a missing flag or file, or a stray argument.
+  """
+  plain = flags.FlagValues()
+  required = ["config", "workdir"] if workdir else ["config"]
+  for name in required:
+    flags.DEFINE_string(name, None, "", flag_values=plain)
+  for name, (default, text) in options.items():
+    flags.DEFINE_string(name, default, text, flag_values=plain)
+  overridable = flags.FlagValues()
+  try:
+    rest = plain(list(argv), known_only=True)
+    for name in required:
+      if not plain[name].value:
+        raise UserError(f"--{name} is missing; see --help")
+    config = load_config(plain["config"].value)
+    overrides = _override_names(config, rest)
+    before = config.copy_and_resolve_references()
+    config_flags.DEFINE_config_dict("config", config, flag_values=overridable, sys_argv=rest)
+    stray = overridable(rest)[1:]
+  except flags.UnrecognizedFlagError as error:
+    known = [*required, *options]
+    raise UserError(
+      f"unknown flag --{error.flagname}{_close(error.flagname, known)}; see --help"
+    ) from error
+  except flags.IllegalFlagValueError as error:
+    raise UserError(f"{error}; give a value of the type the config has there") from error
+  except flags.Error as error:
+    raise UserError(f"{error}; see --help") from error
+  if stray:
+    raise UserError(f"unexpected argument {stray[0]!r}; every argument is a flag, see --help")
+  _check_tuples(before, config, overrides)
+  return config, {name: plain[name].value for name in [*required[1:], *options]}
+
+
+def load_config(path: str) -> ConfigDict:
+  """Returns `get_config()` of a Python file, or `get_config(NAME)` for the path `FILE:NAME`."""
+  file, colon, name = path.partition(":")
+  if not Path(file).is_file():
+    raise UserError(f"--config={path}: there is no file {file}; give the path of a config file")
+  spec = importlib.util.spec_from_file_location("rmsd_jax_config", file)
+  if spec is None:
+    raise UserError(f"--config={path}: {file} is not a Python file; its name must end in .py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise UserError(f"--config={path}: {file} defines no get_config(); see configs/default.py")
+  takes_name = bool(inspect.signature(module.get_config).parameters)
+  if colon and not takes_name:
+    raise UserError(f"--config={path}: get_config() of {file} takes no name; drop ':{name}'")
+  config = module.get_config(name) if colon else module.get_config()
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f"--config={path}: get_config() returned a {type(config).__name__}; return a ConfigDict"
+    )
+  return config
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse for commands without a config: a fault is one line and exit 2, under `run`."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _override_names(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
+  """Dotted names of the overridden values; each must exist and hold a value, not a section."""
+  known = _keys(config)
+  names = [match[1] for match in map(_OVERRIDE.match, arguments) if match]
+  for name in names:
+    if name not in known:
+      raise UserError(
+        f"unknown config key --config.{name}{_close(name, known)}; "
+        "configs/default.py lists every key"
+      )
+    if isinstance(_value(config, name), ConfigDict):
+      raise UserError(f"--config.{name} is a section; override its keys, --config.{name}.KEY=VALUE")
+  return names
+
+
+def _check_tuples(before: ConfigDict, after: ConfigDict, names: Sequence[str]) -> None:
+  """ml_collections takes any elements for a tuple: keep the element types the config had."""
+  for name in names:
+    old, new = _value(before, name), _value(after, name)
+    if not isinstance(old, tuple) or not old:
+      continue
+    allowed = {type(item) for item in old} | ({int} if isinstance(old[0], float) else set())
+    wrong = [item for item in new if type(item) not in allowed]
+    if wrong:
+      raise UserError(f"--config.{name}: {wrong[0]!r} does not fit; give values like {old}")
+
+
+def _value(config: ConfigDict, name: str) -> object:
+  for part in name.split("."):
+    config = config[part]
+  return config
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+  """All dotted names of a config, those of its sections included."""
+  names = []
+  for key, value in config.items():
+    names.append(prefix + key)
+    if isinstance(value, ConfigDict):
+      names += _keys(value, f"{prefix}{key}.")
+  return names
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+  """`, did you mean a or b?` for a mistyped or misplaced name, or nothing."""
+  last = name.rpartition(".")[2]
+  matches = difflib.get_close_matches(name, known)
+  matches += [key for key in known if key.rpartition(".")[2] == last and key not in matches]
+  return f", did you mean {' or '.join(matches[:3])}?" if matches else ""
+
+
+def _help(
+  main: Callable[..., object], options: Mapping[str, tuple[str, str]], workdir: bool
+) -> str:
+  """The docstring of the command's module and its flags."""
+  module = inspect.getmodule(main)
+  name = module.__spec__.name if module.__spec__ else Path(module.__file__).stem
+  rows = [("--config=FILE", _CONFIG_HELP)]
+  if workdir:
+    rows.append(("--workdir=DIR", _WORKDIR_HELP))
+  rows += [
+    (f"--{option}={option.upper()}", f"{text} (default: {default or 'none'})")
+    for option, (default, text) in options.items()
+  ]
+  rows.append(("--config.KEY=VALUE", "overrides one value of the config; may be repeated"))
+  width = max(len(flag) for flag, _ in rows) + 2
+  needed = "--config=FILE --workdir=DIR" if workdir else "--config=FILE"
+  usage = f"usage: python -m {name} {needed} [--flag=VALUE ...] [--config.KEY=VALUE ...]"
+  table = "\n".join(f"  {flag.ljust(width)}{text}" for flag, text in rows)
+  return f"{usage}\n\n{inspect.cleandoc(module.__doc__ or '')}\n\nflags:\n{table}"
+
+
+def _absolute(folder: str) -> str:
+  """An absolute path; the address of a bucket is absolute already."""
+  return folder if "://" in folder else str(Path(folder).absolute())
+
+
+def _one_line(error: BaseException) -> str:
+  return " ".join(str(error).split())

@@ -1,0 +1,206 @@
+"""Conversations -> token ids, with the tokenizer and chat template of a Hugging Face folder.
+
+The template writes one placeholder per image or clip; this file widens each to one placeholder per
+visual token, with a timestamp in plain text before every frame pair of a clip, as Qwen3-VL was
+trained. Axes: F frame pairs, N frames.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import transformers
+
+from rmsd_jax.data import images
+from rmsd_jax.errors import UserError
+
+_START, _END = "<|vision_start|>", "<|vision_end|>"
+_PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+_CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", _START, _END, *_PADS.values())
+_PLACE = re.compile(
+  re.escape(_START) + "(?:" + "|".join(map(re.escape, _PADS.values())) + ")" + re.escape(_END)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaTokens:
+  """How one image or clip shows in the text.
+
+  Attributes:
+    kind: "image" or "video".
+    counts_F: visual tokens of each frame pair; an image has one entry.
+    seconds_F: timestamp of each frame pair in seconds; empty for an image.
+  """
+
+  kind: str
+  counts_F: tuple[int, ...]
+  seconds_F: tuple[float, ...] = ()
+
+  def __post_init__(self):
+    if self.kind not in _PADS:
+      raise ValueError(f"kind is {self.kind!r}; known: {', '.join(_PADS)}")
+    if self.kind == "image" and (len(self.counts_F) != 1 or self.seconds_F):
+      raise ValueError(f"an image has one count and no timestamp, got {self}")
+    if self.kind == "video" and len(self.counts_F) != len(self.seconds_F):
+      raise ValueError(f"a clip has one timestamp for each count, got {self}")
+
+
+def pair_seconds(indices_N: np.ndarray, fps: float, temporal: int = 2) -> tuple[float, ...]:
+  """Timestamps of the frame pairs of a clip, as Qwen3-VL's processor computes them.
+
+  Args:
+    indices_N: frame numbers in the file, ascending.
+    fps: frames a second of the file.
+    temporal: frames in a pair; the last frame is repeated to fill the last pair.
+
+  Returns:
+    F seconds: the mean of the times (number / fps) of the first and last frame of each pair.
+  """
+  groups = images.pad_to_multiple(np.asarray(indices_N), temporal).reshape(-1, temporal).tolist()
+  return tuple((group[0] / fps + group[-1] / fps) / 2 for group in groups)
+
+
+class ChatTokenizer:
+  """Tokenizer and chat template of a Hugging Face folder.
+
+  Attributes:
+    im_end, image_pad, video_pad, vision_start, vision_end: ids of Qwen's control tokens.
+    pad: id that fills unused places (`<|endoftext|>`); never the end of a turn.
+  """
+
+  def __init__(self, folder: str | pathlib.Path):
+    """Loads the tokenizer.
+
+    Args:
+      folder: holds tokenizer.json, tokenizer_config.json and the chat template (in
+        chat_template.jinja, tokenizer_config.json or chat_template.json).
+
+    Raises:
+      UserError: the folder, the template or one of the control tokens is missing.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / "tokenizer_config.json").is_file():
+      raise UserError(
+        f"{folder} has no tokenizer_config.json; point to a Hugging Face model or tokenizer folder"
+      )
+    self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if self._tokenizer.chat_template is None:
+      self._tokenizer.chat_template = _legacy_template(folder)
+    vocabulary = self._tokenizer.get_vocab()
+    missing = [token for token in _CONTROL if token not in vocabulary]
+    if missing:
+      raise UserError(
+        f"the tokenizer in {folder} lacks {', '.join(missing)}; a Qwen3-VL tokenizer is needed"
+      )
+    self.pad, _, self.im_end, self.vision_start, self.vision_end, self.image_pad, self.video_pad = (
+      vocabulary[token] for token in _CONTROL
+    )
+
+  def __len__(self) -> int:
+    """Number of ids, special ones included (a model's vocabulary may be padded beyond it)."""
+    return len(self._tokenizer)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """16 hex digits that change with the vocabulary, the merges or the chat template."""
+    parts = self._tokenizer.backend_tokenizer.to_str() + self._tokenizer.chat_template
+    return hashlib.sha256(parts.encode("utf-8")).hexdigest()[:16]
+
+  def encode_messages(
+    self,
+    messages: Sequence[Mapping],
+    media: Sequence[MediaTokens] = (),
+    outer_vision_wrapper: bool = False,
+  ) -> list[int]:
+    """Ids of a conversation up to and including the header of the assistant's next turn.
+
+    Args:
+      messages: as in `processor.Processor.__call__`.
+      media: the images and clips in the order in which the messages name them.
+      outer_vision_wrapper: False writes a clip as `<1.5 seconds><|vision_start|>...<|vision_end|>`
+        per frame pair and nothing around it: the released model, transformers 4.57. True keeps the
+        template's own vision_start and vision_end around the whole clip: transformers >= 5.10.
+
+    Raises:
+      UserError: a text holds a control token; the template does not name the given media.
+    """
+    for message in messages:
+      content = message["content"]
+      texts = [content] if isinstance(content, str) else [i["text"] for i in content if "text" in i]
+      for text in texts:
+        _refuse_control(text, f"a {message['role']} message")
+    text = self._tokenizer.apply_chat_template(
+      list(messages), tokenize=False, add_generation_prompt=True
+    )
+    return self._encode(_expand(text, media, outer_vision_wrapper))
+
+  def encode_response(self, text: str) -> list[int]:
+    """Ids of an assistant's reply, ending in `<|im_end|>`.
+
+    Raises:
+      UserError: the text holds a control token.
+    """
+    _refuse_control(text, "a response")
+    return [*self._encode(text), self.im_end]
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of a reply: control tokens are left out, `<think>` and `</think>` are kept."""
+    return self._tokenizer.decode(
+      [int(token) for token in ids if int(token) not in self._control_ids],
+      skip_special_tokens=False,
+      clean_up_tokenization_spaces=False,
+    )
+
+  @functools.cached_property
+  def _control_ids(self) -> frozenset[int]:
+    return frozenset(self._tokenizer.convert_tokens_to_ids(list(_CONTROL)))
+
+  def _encode(self, text: str) -> list[int]:
+    return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+def _legacy_template(folder: pathlib.Path) -> str:
+  """The template of chat_template.json, the file of Qwen3-VL's first release."""
+  path = folder / "chat_template.json"
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))["chat_template"]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f"{folder} has no chat template: neither chat_template.jinja nor tokenizer_config.json has "
+      "one and chat_template.json cannot be read; copy the template of the base model there"
+    ) from error
+
+
+def _refuse_control(text: str, where: str) -> None:
+  for token in _CONTROL:
+    if token in text:
+      raise UserError(f"{where} holds the control token {token}; remove it from the text")
+
+
+def _expand(text: str, media: Sequence[MediaTokens], outer_vision_wrapper: bool) -> str:
+  """Replaces every placeholder of the template by the tokens of its image or clip, in order."""
+  places = _PLACE.findall(text)
+  wanted = [_START + _PADS[medium.kind] + _END for medium in media]
+  if places != wanted:
+    raise UserError(
+      f"the chat template wrote {len(places)} media placeholders {places}, the messages name "
+      f"{[medium.kind for medium in media]}; use the template of Qwen3-VL"
+    )
+  parts: Iterator[str] = (_spell(medium, outer_vision_wrapper) for medium in media)
+  return _PLACE.sub(lambda _: next(parts), text)
+
+
+def _spell(medium: MediaTokens, outer_vision_wrapper: bool) -> str:
+  pad = _PADS[medium.kind]
+  if medium.kind == "image":
+    return _START + pad * medium.counts_F[0] + _END
+  pairs = "".join(
+    f"<{seconds:.1f} seconds>{_START}{pad * count}{_END}"
+    for seconds, count in zip(medium.seconds_F, medium.counts_F, strict=True)
+  )
+  return _START + pairs + _END if outer_vision_wrapper else pairs

@@ -1,0 +1,138 @@
+"""Work in child processes that can be stopped: a hung or crashing decoder costs one record.
+
+`concurrent.futures` cannot end a task that hangs inside a C library; a process can be killed.
+"""
+
+import dataclasses
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from rmsd_jax.errors import UserError
+
+AHEAD = 4  # tasks per child that may be finished before their turn; bounds memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+  """A task without a result: `kind` is the class of the error, or "TimeLimit", or "Crash"."""
+
+  kind: str
+  reason: str
+
+
+def run(
+  work: Callable[[Any], Any], tasks: Iterable[Any], workers: int, limit_s: float
+) -> Iterator[tuple[Any, Any]]:
+  """Yields (task, result or Failure) in the order of the tasks.
+
+  Args:
+    work: picklable; raises UserError to refuse a task. Any other error ends its process.
+    tasks: picklable values, drawn as they are needed.
+    workers: child processes, at least 1.
+    limit_s: seconds a task may take before its process is killed.
+
+  Raises:
+    RuntimeError: a child died without a task, so a new one would too (its own traceback says why).
+  """
+  context = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads
+  children = [_Child(context, work) for _ in range(workers)]
+  queue, more = enumerate(tasks), True
+  pending: dict[int, Any] = {}  # tasks handed out and not yet yielded
+  results: dict[int, Any] = {}
+  turn = 0
+  try:
+    while more or pending:
+      for child in children:
+        if more and child.idle and len(pending) < AHEAD * workers:
+          number, task = next(queue, (-1, None))
+          more = number >= 0
+          if more:
+            pending[number] = task
+            child.give(number, task, limit_s)
+      if pending or any(not child.ready for child in children):
+        results.update(_collect(children))
+      for i, child in enumerate(children):
+        if child.process is None:
+          children[i] = _Child(context, work)
+      while turn in results:
+        yield pending.pop(turn), results.pop(turn)
+        turn += 1
+  finally:
+    for child in children:
+      child.kill()
+
+
+class _Child:
+  """A process, its pipe and the task in its hands."""
+
+  def __init__(self, context: Any, work: Callable[[Any], Any]):
+    self.pipe, theirs = context.Pipe()
+    self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    self.process.start()
+    theirs.close()
+    self.ready = False  # it has imported and unpickled everything
+    self.number = -1
+    self.limit_s = self.deadline = float("inf")
+
+  @property
+  def idle(self) -> bool:
+    return self.ready and self.number < 0
+
+  def give(self, number: int, task: Any, limit_s: float) -> None:
+    self.number, self.limit_s, self.deadline = number, limit_s, time.monotonic() + limit_s
+    self.pipe.send(task)
+
+  def take(self) -> dict[int, Any]:
+    """What the child has to say: {} for "ready", else {number: result}."""
+    try:
+      result = self.pipe.recv()
+    except (EOFError, ConnectionResetError):
+      self.process.join()
+      code, number = self.process.exitcode, self.number
+      self.kill()
+      if number < 0:
+        raise RuntimeError(f"a worker process died without a task (exit code {code})") from None
+      return {number: Failure("Crash", f"the decoding process died (exit code {code})")}
+    if not self.ready:
+      self.ready = True
+      return {}
+    number, self.number, self.deadline = self.number, -1, float("inf")
+    return {number: result}
+
+  def expire(self) -> dict[int, Any]:
+    self.kill()
+    return {self.number: Failure("TimeLimit", f"took more than {self.limit_s:g} s")}
+
+  def kill(self) -> None:
+    if self.process is not None:
+      self.process.kill()
+      self.process.join()
+      self.pipe.close()
+      self.process = None
+
+
+def _collect(children: list[_Child]) -> dict[int, Any]:
+  """Waits until a child speaks or runs out of time."""
+  pause = min(child.deadline for child in children) - time.monotonic()
+  spoke = wait([child.pipe for child in children], None if pause == float("inf") else max(pause, 0))
+  results: dict[int, Any] = {}
+  for child in children:
+    if child.pipe in spoke:
+      results.update(child.take())
+    elif time.monotonic() >= child.deadline:
+      results.update(child.expire())
+  return results
+
+
+def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+  pipe.send("ready")
+  while True:
+    task = pipe.recv()
+    try:
+      result = work(task)
+    except UserError as fault:
+      result = Failure(type(fault).__name__, str(fault))
+    pipe.send(result)

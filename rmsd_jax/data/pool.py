@@ -1,0 +1,359 @@
+"""The teacher pool on disk: built once from JSON Lines, then read row by row.
+
+    DIR/rmsd_pool/1.0.0/...    a TFDS data set in ArrayRecord; its rows are `rows.Row`
+    DIR/index-SPLIT.npz        bucket and task of every row, so that filters read no row
+    DIR/quarantine.jsonl       the lines that could not be used, each with the reason
+    DIR/metadata.json          versions, sizes and counts
+
+A pool is written beside its final place and renamed when whole; metadata.json is written last and a
+folder without it is refused. Neither building nor reading imports TensorFlow.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rmsd_jax.data import children, records, rows
+from rmsd_jax.data.intake import Line, Quarantine, scan
+from rmsd_jax.data.processor import Processor
+from rmsd_jax.errors import UserError
+from rmsd_jax.groups import Bucket
+
+SCHEMA = 1  # raise it with every change of rows.features()
+_NAME, _VERSION = "rmsd_pool", "1.0.0"
+_METADATA, _QUARANTINE = "metadata.json", "quarantine.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """When a record, or the whole build, is given up."""
+
+  seconds: float = 60.0  # for one record, decoding included
+  bad_share: float = 0.01  # of all lines, in quarantine
+  long_share: float = 0.05  # of all responses, ended by themselves but longer than T
+
+  def __post_init__(self):
+    if not self.seconds > 0:
+      raise UserError(f"a time limit of {self.seconds} s per record; it must be more than 0")
+    for name in ("bad_share", "long_share"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UserError(f"{name} is {getattr(self, name)}; a share is between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """One split of a pool. Picklable; a row is read from disk when asked for.
+
+  Attributes:
+    metadata: the contents of metadata.json.
+    bucket_N, task_N: bucket index (int32) and task name of each row.
+  """
+
+  directory: str
+  split: str
+  metadata: Mapping[str, Any]
+  source: Any  # TFDS data source
+  bucket_N: np.ndarray
+  task_N: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.bucket_N)
+
+  def __getitem__(self, index: int) -> rows.Row:
+    return rows.decode(self.source[int(index)])
+
+  @property
+  def buckets(self) -> tuple[Bucket, ...]:
+    return tuple(Bucket(*sizes) for sizes in self.metadata["buckets"])
+
+  @property
+  def layout(self) -> rows.Layout:
+    return rows.Layout(**self.metadata["layout"])
+
+
+def open_pool(directory: str | os.PathLike, split: str) -> Pool:
+  """Opens one split ("train" or "test") of a pool that `build` finished.
+
+  Raises:
+    UserError: no finished pool is there, it has another schema, or it lacks the split.
+  """
+  folder = pathlib.Path(directory)
+  metadata = read_metadata(folder)
+  if split not in metadata["rows"]:
+    raise UserError(
+      f"the pool {folder} has no split {split!r}, only {', '.join(metadata['rows'])}; add records "
+      f'with "split": "{split}" and build it again'
+    )
+  source = _source(folder, split)
+  with np.load(folder / f"index-{split}.npz") as index:
+    bucket_N, task_N = index["bucket_N"], index["task_N"]
+  if len(source) != len(bucket_N):
+    raise UserError(
+      f"the pool {folder} holds {len(source)} rows but its index {len(bucket_N)}; files are missing "
+      "or mixed: copy it again or build it again"
+    )
+  return Pool(str(folder), split, metadata, source, bucket_N, task_N)
+
+
+def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
+  """metadata.json of a finished pool of this schema.
+
+  Raises:
+    UserError: as `open_pool`.
+  """
+  path = pathlib.Path(directory, _METADATA)
+  try:
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"{directory} is not a finished pool: {path.name} cannot be read ({type(error).__name__}); "
+      "build one with `python -m rmsd_jax.pool build`"
+    ) from error
+  if not isinstance(metadata, dict) or "schema" not in metadata or metadata["schema"] != SCHEMA:
+    found = metadata["schema"] if isinstance(metadata, dict) and "schema" in metadata else "none"
+    raise UserError(f"the pool {directory} has schema {found}, needed is {SCHEMA}; build it again")
+  return metadata
+
+
+class Progress(Protocol):
+  """What `build` reports to: a context manager that counts lines."""
+
+  def __enter__(self) -> "Progress": ...
+
+  def __exit__(self, *exc: object) -> None: ...
+
+  def update(self, n: int = 1, note: str = "") -> None: ...
+
+
+def build(
+  jsonl: Sequence[str | os.PathLike],
+  out_dir: str | os.PathLike,
+  processor: Processor,
+  rules: rows.Rules,
+  buckets: Sequence[Bucket],
+  *,
+  progress: Callable[[int], Progress],
+  limits: Limits = Limits(),
+  workers: int = 2,
+  overwrite: bool = False,
+) -> dict[str, Any]:
+  """Builds a pool from JSON Lines files.
+
+  Unusable lines go to quarantine.jsonl. Rows are stored in an order that depends on their ids
+  alone. If the build fails, its quarantine file is kept as OUT_DIR.quarantine.jsonl.
+
+  Args:
+    jsonl: files of `records`; relative media paths are relative to the folder of their file.
+    out_dir: folder to make.
+    processor, rules: picklable; every child process gets a copy.
+    buckets: padded sizes (P, T, F, S); a row takes the smallest that holds it.
+    progress: called with the number of lines that will be decoded.
+    limits: see `Limits`.
+    workers: child processes that decode, at least 1.
+    overwrite: replace a pool that is there already.
+
+  Returns:
+    The metadata of the pool.
+
+  Raises:
+    UserError: a limit is exceeded, no line is usable, a clip is in both splits, `out_dir` exists.
+  """
+  out = pathlib.Path(os.path.abspath(out_dir))
+  _check_target(out, overwrite)
+  buckets = _check_buckets(buckets, processor.video.merge)
+  if workers < 1:
+    raise UserError(f"{workers} workers; decoding needs at least 1")
+  stage = out.with_name(f".{out.name}.partial")
+  kept = out.with_name(f"{out.name}.{_QUARANTINE}")
+  shutil.rmtree(stage, ignore_errors=True)  # of a build that was killed
+  stage.mkdir(parents=True)
+  try:
+    with Quarantine(stage / _QUARANTINE, kept, limits.bad_share) as quarantine:
+      lines = scan(jsonl, rules.closed, quarantine)
+      work = _Work(processor, rules, buckets)
+      with progress(len(lines)) as bar:
+        counts = _write(stage, lines, work, workers, limits, quarantine, bar)
+    metadata = {"schema": SCHEMA, **_settings(jsonl, processor, rules, buckets), **counts}
+    (stage / _METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    _publish(stage, out)
+    kept.unlink(missing_ok=True)  # of a build that failed
+  except UserError:
+    if (stage / _QUARANTINE).exists():
+      os.replace(stage / _QUARANTINE, kept)
+    raise
+  finally:
+    shutil.rmtree(stage, ignore_errors=True)
+  return metadata
+
+
+def _check_target(out: pathlib.Path, overwrite: bool) -> None:
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return
+  if not overwrite:
+    raise UserError(f"{out} exists; give another folder, or --overwrite to replace a pool")
+  if not (out / _METADATA).exists() or not (out / _NAME).is_dir():
+    raise UserError(f"{out} is not a pool, so it will not be deleted; give another folder")
+
+
+def _check_buckets(buckets: Sequence[Bucket], merge: int) -> tuple[Bucket, ...]:
+  """The buckets, smallest first."""
+  for bucket in buckets:
+    if min(bucket) < 1 or bucket.patches % merge**2:
+      raise UserError(
+        f"bucket {','.join(map(str, bucket))}: P, T, F, S must be at least 1 and S a multiple of "
+        f"{merge**2}, the patches of a visual token"
+      )
+  if not buckets:
+    raise UserError("no bucket given; a pool needs at least one P,T,F,S")
+  return tuple(sorted(set(buckets), key=lambda b: (b.prompt + b.frames * b.patches, b.response)))
+
+
+def _settings(jsonl, processor: Processor, rules: rows.Rules, buckets) -> dict[str, Any]:
+  """What the pool was built with."""
+  digest = hashlib.sha256()
+  for path in jsonl:
+    with open(path, "rb") as file:
+      digest.update(hashlib.file_digest(file, "sha256").digest())
+  video = processor.video
+  layout = rows.Layout(video.patch, video.merge, video.temporal, processor.tokenizer.pad)
+  return {
+    "scorer": rules.version,
+    "buckets": [list(bucket) for bucket in buckets],
+    "layout": dataclasses.asdict(layout),
+    "processor": processor.settings(),
+    "source_sha256": digest.hexdigest(),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+  """Line -> stored row; runs in child processes."""
+
+  processor: Processor
+  rules: rows.Rules
+  buckets: tuple[Bucket, ...]
+
+  def __call__(self, line: Line) -> dict[str, Any]:
+    with open(line.path, "rb") as file:
+      file.seek(line.offset)
+      text = file.read(line.size).decode("utf-8")
+    record = records.parse(text, line.number, self.rules.closed)
+    folder = os.path.dirname(os.path.abspath(line.path))
+    row = rows.make(record, line.number, folder, self.processor, self.rules, self.buckets)
+    return rows.encode(row)
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder):
+  """The TFDS side of a build: takes rows from generators that are handed in."""
+
+  name = _NAME
+  VERSION = tfds.core.Version(_VERSION)
+  code_path = None  # there is no list of downloads beside the code
+
+  def __init__(self, splits: Mapping[str, Iterator[tuple[str, dict]]], **kwargs):
+    self._rows = splits
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(builder=self, features=rows.features())
+
+  def _split_generators(self, dl_manager):
+    return dict(self._rows)
+
+  def _generate_examples(self):
+    raise NotImplementedError("rows come from the generators of _split_generators")
+
+
+def _write(
+  stage: pathlib.Path,
+  lines: Sequence[Line],
+  work: _Work,
+  workers: int,
+  limits: Limits,
+  quarantine: Quarantine,
+  bar: Progress,
+) -> dict[str, Any]:
+  """Writes the data set and its index; returns the counts for the metadata."""
+  counts = collections.Counter()
+  most = 0
+
+  def generate(split: str) -> Iterator[tuple[str, dict]]:
+    nonlocal most
+    used = 0
+    chosen = [line for line in lines if line.split == split]
+    for line, row in children.run(work, chosen, workers, limits.seconds):
+      if isinstance(row, children.Failure):
+        quarantine.add(line.path, line.number, line.id, row.kind, row.reason)
+      else:
+        used += 1
+        most = max(most, len(row["tokens_K"]))
+        counts.update(_count(row, work.buckets))
+        yield line.id, row
+      bar.update(1, f"{quarantine.kinds.total()} unusable")
+    if not used:
+      raise UserError(f"no record of split {split!r} is usable; reasons are in the quarantine file")
+
+  splits = [split for split in records.SPLITS if any(line.split == split for line in lines)]
+  builder = _Builder({split: generate(split) for split in splits}, data_dir=stage,
+                     file_format="array_record")  # fmt: skip
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself on stdout
+    builder.download_and_prepare()
+  shutil.rmtree(stage / "downloads", ignore_errors=True)
+  if counts["long_responses"] > limits.long_share * counts["responses"]:
+    raise UserError(
+      f"{counts['long_responses']} of {counts['responses']} responses are longer than T of their "
+      f"bucket, more than the allowed share of {limits.long_share:g}; raise T in --buckets"
+    )
+  per_task = {split: _index(stage, split) for split in splits}
+  names = ("responses", "long_responses", "truncated_responses")
+  return {
+    "k": most,
+    "rows": per_task,
+    **{name: counts[name] for name in names},
+    "quarantined": dict(sorted(quarantine.kinds.items())),
+  }
+
+
+def _count(row: Mapping[str, Any], buckets: Sequence[Bucket]) -> dict[str, int]:
+  ended = np.array([reason == b"stop" for reason in row["finish_reasons"]], bool)
+  return {
+    "responses": len(ended),
+    "long_responses": int((ended & (row["tokens_K"] > buckets[row["bucket"]].response)).sum()),
+    "truncated_responses": int((~ended).sum()),
+  }
+
+
+def _index(stage: pathlib.Path, split: str) -> dict[str, int]:
+  """Reads the split back, writes its index and returns the number of rows of each task."""
+  source = _source(stage, split)
+  stored = (source[i] for i in range(len(source)))
+  pairs = [(int(row["bucket"]), row["task"].decode("utf-8")) for row in stored]
+  buckets, names = zip(*pairs, strict=True)
+  np.savez(stage / f"index-{split}.npz", bucket_N=np.array(buckets, np.int32), task_N=names)
+  return dict(sorted(collections.Counter(names).items()))
+
+
+def _source(folder: pathlib.Path, split: str) -> Any:
+  return tfds.builder_from_directory(folder / _NAME / _VERSION).as_data_source(split=split)
+
+
+def _publish(stage: pathlib.Path, out: pathlib.Path) -> None:
+  """Puts a whole pool in its place; what was there goes last."""
+  old = out.with_name(f".{out.name}.old")
+  shutil.rmtree(old, ignore_errors=True)
+  if out.exists():
+    os.replace(out, old)
+  os.replace(stage, out)
+  shutil.rmtree(old, ignore_errors=True)

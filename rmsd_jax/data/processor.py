@@ -1,0 +1,329 @@
+"""Messages and media -> prompt: the one path from a conversation to what the model reads.
+
+Training, rollouts, scoring and evaluation all build their prompts here, so they cannot disagree
+about frames, timestamps or token counts. Numpy only: this runs in pool builders and data workers.
+
+Axes: P prompt tokens, F frame pairs (a still image is one), S patches of a frame pair, C values of
+a patch, H rows, W columns.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rmsd_jax.data import chat, images, media
+from rmsd_jax.errors import UserError
+
+_ROLES = ("system", "user", "assistant")
+_ITEM_KEYS = {  # type of a content item: (allowed keys, required keys)
+  "text": ({"type", "text"}, {"type", "text"}),
+  "image": ({"type", "image"}, {"type", "image"}),
+  "video": ({"type", "video", "start", "end"}, {"type", "video"}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """One conversation, unpadded.
+
+  Attributes:
+    ids_P: int32 token ids, placeholders expanded, ending where the assistant starts to write.
+    is_visual_P: bool, True where a visual token goes. Visual tokens stand in the order of the frame
+      pairs, and frame pair f owns rows * columns / merge**2 of them.
+    grid_F2: int32 rows and columns of patches of each frame pair.
+    patches: F arrays of uint8 [S_f, C], S_f = rows * columns, in the order of `images.patchify`.
+    times_F2: float32 presentation times in seconds of the first and last frame of each frame pair,
+      on the clock of the file (a window does not shift it); NaN for still images.
+  """
+
+  ids_P: np.ndarray
+  is_visual_P: np.ndarray
+  grid_F2: np.ndarray
+  patches: tuple[np.ndarray, ...]
+  times_F2: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Medium:
+  """One image or clip, ready for the model: patches_FSC, its grid, its times, its token layout."""
+
+  patches_FSC: np.ndarray
+  grid_2: tuple[int, int]
+  times_F2: np.ndarray
+  tokens: chat.MediaTokens
+
+
+class Processor:
+  """Turns one conversation into a `Prompt`.
+
+  Picklable, so that a pool builder can send it to its worker processes.
+
+  Attributes:
+    tokenizer: the `chat.ChatTokenizer` (also encodes the responses).
+    video, image: the `images.Budget` of clips and of stills; they share patch, merge, temporal.
+    sampling: the `media.Sampling` of frames.
+    outer_vision_wrapper: see `chat.ChatTokenizer.encode_messages`.
+  """
+
+  def __init__(
+    self,
+    tokenizer: chat.ChatTokenizer,
+    video: images.Budget,
+    image: images.Budget,
+    sampling: media.Sampling,
+    outer_vision_wrapper: bool = False,
+  ):
+    geometry = [(b.patch, b.merge, b.temporal) for b in (video, image)]
+    if geometry[0] != geometry[1]:
+      raise UserError(
+        f"the budgets of clips and images differ in (patch, merge, temporal): {geometry[0]} and "
+        f"{geometry[1]}; give both the values of the model"
+      )
+    self.tokenizer = tokenizer
+    self.video = video
+    self.image = image
+    self.sampling = sampling
+    self.outer_vision_wrapper = outer_vision_wrapper
+
+  @classmethod
+  def from_folder(
+    cls,
+    folder: str | pathlib.Path,
+    *,
+    sampling: media.Sampling = media.QWEN_SAMPLING,
+    video_style: str = "hf_video",
+    video_pixels: tuple[int, int] | None = None,
+    image_pixels: tuple[int, int] | None = None,
+    outer_vision_wrapper: bool = False,
+  ) -> "Processor":
+    """A processor for a Hugging Face model folder.
+
+    The patch, merge and temporal sizes come from `vision_config` of its config.json.
+
+    Args:
+      folder: holds config.json, the tokenizer's files and the chat template.
+      sampling: which frames of a clip are read.
+      video_style: "hf_video" or "utils_video", see `images.Budget`.
+      video_pixels, image_pixels: (least, most) pixels; None takes the default of the style.
+      outer_vision_wrapper: see `chat.ChatTokenizer.encode_messages`.
+
+    Raises:
+      UserError: a file is missing or lacks a field; a budget is impossible.
+    """
+    patch, merge, temporal = read_geometry(folder)
+    budget = functools.partial(images.budget, patch=patch, merge=merge, temporal=temporal)
+    return cls(
+      tokenizer=chat.ChatTokenizer(folder),
+      video=budget(video_style, video_pixels),
+      image=budget("hf_image", image_pixels),
+      sampling=sampling,
+      outer_vision_wrapper=outer_vision_wrapper,
+    )
+
+  def __call__(self, messages: Sequence[Mapping]) -> Prompt:
+    """Reads the media of one conversation and lays out its tokens.
+
+    Args:
+      messages: [{"role": "system" | "user" | "assistant", "content": str or list of items}], the
+        last one by the user. Items: {"type": "text", "text": str},
+        {"type": "image", "image": path} and {"type": "video", "video": path, "start": seconds,
+        "end": seconds} with optional start and end.
+
+    Returns:
+      The prompt, ending with the header of the assistant's turn.
+
+    Raises:
+      media.MediaError: a file is missing or cannot be decoded, or the window is empty.
+      UserError: a message is malformed, a text holds a control token, a picture is too elongated.
+    """
+    check_messages(messages)
+    items = [item for message in messages for item in _items(message)]
+    found = [self._read(item) for item in items if item["type"] != "text"]
+    ids_P = np.asarray(
+      self.tokenizer.encode_messages(
+        messages, [medium.tokens for medium in found], self.outer_vision_wrapper
+      ),
+      np.int32,
+    )
+    is_visual_P = np.isin(ids_P, (self.tokenizer.image_pad, self.tokenizer.video_pad))
+    grids = [medium.grid_2 for medium in found for _ in medium.patches_FSC]
+    prompt = Prompt(
+      ids_P=ids_P,
+      is_visual_P=is_visual_P,
+      grid_F2=np.asarray(grids, np.int32).reshape(-1, 2),
+      patches=tuple(patches_SC for medium in found for patches_SC in medium.patches_FSC),
+      times_F2=np.concatenate([np.zeros((0, 2), np.float32)] + [m.times_F2 for m in found]),
+    )
+    check_prompt(prompt, self.video.merge)
+    return prompt
+
+  def settings(self) -> dict:
+    """Everything that decides what a prompt looks like, as JSON values (for metadata files)."""
+    return {
+      "tokenizer": self.tokenizer.fingerprint,
+      "video": dataclasses.asdict(self.video),
+      "image": dataclasses.asdict(self.image),
+      "sampling": dataclasses.asdict(self.sampling),
+      "outer_vision_wrapper": self.outer_vision_wrapper,
+    }
+
+  def frame_pictures(self, prompt: Prompt) -> list[np.ndarray]:
+    """The resized frame pairs as pictures, for lossless storage (one PNG each).
+
+    Returns:
+      F arrays of uint8 [temporal * H, W, 3], the frames of a pair one below the other. A pair whose
+      frames are all equal, such as a still image, is stored once: [H, W, 3].
+      `patches_from_picture` is the exact inverse.
+    """
+    pictures = []
+    for patches_SC, grid_2 in zip(prompt.patches, prompt.grid_F2, strict=True):
+      frames_NHWC = images.unpatchify(
+        patches_SC[None], grid_2, self.video.patch, self.video.temporal, self.video.merge
+      )
+      if (frames_NHWC == frames_NHWC[:1]).all():
+        frames_NHWC = frames_NHWC[:1]
+      pictures.append(frames_NHWC.reshape(-1, *frames_NHWC.shape[2:]))
+    return pictures
+
+  def _read(self, item: Mapping) -> _Medium:
+    """Decodes, resizes and cuts one image or clip."""
+    if item["type"] == "image":
+      frame_HWC = _fit(self.image, 1, media.load_image(item["image"]))
+      return self._pack("image", frame_HWC[None], np.full((1, 2), np.nan, np.float32), ())
+    clip = media.decode(
+      item["video"],
+      item.get("start"),
+      item.get("end"),
+      self.sampling,
+      transform=functools.partial(_fit, self.video),
+    )
+    temporal = self.video.temporal
+    times_N = images.pad_to_multiple(clip.times_N, temporal).astype(np.float32)
+    times_F2 = times_N.reshape(-1, temporal)[:, [0, -1]]
+    seconds_F = chat.pair_seconds(clip.indices_N, clip.fps, temporal)
+    return self._pack("video", clip.frames_NHWC, times_F2, seconds_F)
+
+  def _pack(
+    self,
+    kind: str,
+    frames_NHWC: np.ndarray,
+    times_F2: np.ndarray,
+    seconds_F: tuple[float, ...],
+  ) -> _Medium:
+    """Cuts resized frames into patches and counts the tokens of each pair."""
+    budget = self.video  # of its geometry, which images share
+    patches_FSC = images.patchify(frames_NHWC, budget.patch, budget.temporal, budget.merge)
+    frames, patches, _ = patches_FSC.shape
+    rows, columns = (size // budget.patch for size in frames_NHWC.shape[1:3])
+    counts_F = (patches // budget.merge**2,) * frames
+    tokens = chat.MediaTokens(kind, counts_F, seconds_F)
+    return _Medium(patches_FSC, (rows, columns), times_F2, tokens)
+
+
+def patches_from_picture(
+  picture: np.ndarray, grid: Sequence[int], patch: int, merge: int, temporal: int = 2
+) -> np.ndarray:
+  """A stored picture of `Processor.frame_pictures` -> its patches, uint8 [S, C].
+
+  Args:
+    picture: uint8 [H, W, 3] (every frame of the pair alike) or [temporal * H, W, 3].
+    grid: rows and columns of patches, so H = rows * patch and W = columns * patch.
+    patch, merge, temporal: sizes of the model.
+
+  Raises:
+    UserError: the picture does not have the size that the grid asks for.
+  """
+  height, width = int(grid[0]) * patch, int(grid[1]) * patch
+  if picture.shape not in ((height, width, 3), (temporal * height, width, 3)):
+    raise UserError(
+      f"a stored picture has shape {picture.shape}, but its grid of {int(grid[0])} x "
+      f"{int(grid[1])} patches of {patch} needs {height} or {temporal * height} rows and {width} "
+      "columns; build the pool again"
+    )
+  frames_NHWC = picture.reshape(-1, height, width, 3)
+  return images.patchify(frames_NHWC, patch, temporal, merge)[0]
+
+
+def read_geometry(folder: str | pathlib.Path) -> tuple[int, int, int]:
+  """(patch, merge, temporal) of the model in `folder`, from `vision_config` of its config.json.
+
+  Raises:
+    UserError: the file is missing, not JSON, or lacks one of the three as a positive integer.
+  """
+  path = pathlib.Path(folder) / "config.json"
+  try:
+    vision = json.loads(path.read_text(encoding="utf-8"))["vision_config"]
+    sizes = tuple(
+      vision[key] for key in ("patch_size", "spatial_merge_size", "temporal_patch_size")
+    )
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f"{path} gives no vision_config with patch_size, spatial_merge_size and "
+      f"temporal_patch_size ({type(error).__name__}: {error}); point to a Qwen3-VL model folder"
+    ) from error
+  if not all(isinstance(size, int) and size >= 1 for size in sizes):
+    raise UserError(f"{path} has sizes {sizes} (patch, merge, temporal); positive integers needed")
+  return sizes
+
+
+def check_prompt(prompt: Prompt, merge: int) -> None:
+  """Holds placeholders against features.
+
+  Raises:
+    UserError: the text has room for another number of visual tokens than the media give.
+  """
+  places = int(prompt.is_visual_P.sum())
+  features = sum(patches_SC.shape[0] for patches_SC in prompt.patches) // merge**2
+  if places != features:
+    raise UserError(
+      f"the prompt has {places} visual placeholders, but its media give {features} visual tokens; "
+      "the chat template and the messages must name the same media"
+    )
+
+
+def check_messages(messages: Sequence[Mapping]) -> None:
+  """Holds a conversation against the form that `Processor.__call__` describes.
+
+  Raises:
+    UserError: names the message, the key or the value at fault.
+  """
+  for number, message in enumerate(messages):
+    if set(message) != {"role", "content"} or message["role"] not in _ROLES:
+      raise UserError(
+        f"message {number} is {dict(message)!r:.80}; needed are the keys 'content' and 'role', one "
+        f"of {', '.join(_ROLES)}"
+      )
+    content = message["content"]
+    if not isinstance(content, str | Sequence):
+      raise UserError(f"message {number} has content {content!r:.80}; give text or a list of items")
+    for item in _items(message):
+      _check_item(number, item)
+  if not messages or messages[-1]["role"] != "user":
+    raise UserError("the last message of a prompt must have the role 'user'")
+
+
+def _check_item(number: int, item: Mapping) -> None:
+  kind = item.get("type")
+  if kind not in _ITEM_KEYS:
+    raise UserError(f"message {number} has an item of type {kind!r}; known: text, image, video")
+  allowed, required = _ITEM_KEYS[kind]
+  if not required <= set(item) <= allowed:
+    raise UserError(
+      f"message {number} has a {kind} item with keys {', '.join(sorted(item))}; required: "
+      f"{', '.join(sorted(required))}; allowed: {', '.join(sorted(allowed))}"
+    )
+
+
+def _items(message: Mapping) -> Sequence[Mapping]:
+  content = message["content"]
+  return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _fit(budget: images.Budget, frames: int, picture_HWC: np.ndarray) -> np.ndarray:
+  """Resizes one of `frames` pictures to the budget."""
+  height, width = budget.size(frames, *picture_HWC.shape[:2])
+  return images.resize_bicubic(picture_HWC[None], height, width, budget.flavour)[0]

@@ -1,0 +1,208 @@
+"""The teacher pool's interchange form: JSON Lines, one prompt with its K responses a line.
+
+    {"id": "7", "task": "multiple_choice", "question": "...", "options": ["A. ...", "B. ..."],
+     "answer": "B", "media": [{"type": "video", "path": "clips/1.mp4", "start": 0.0, "end": 12.5}],
+     "responses": [{"text": "<think>..</think><answer>B</answer>", "teacher": "big-model",
+                    "finish_reason": "stop"}], "source": "...", "split": "train", "clip": "1"}
+
+`parse` is strict: a line is understood whole or refused with the reason.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Collection
+from typing import Any
+
+from rmsd_jax.errors import UserError
+
+SPLITS = ("train", "test")
+FINISH_REASONS = ("stop", "length")
+MAX_LINE = 16 * 2**20  # characters; a longer line is a broken file, not a record
+
+
+class RecordFault(UserError):
+  """A line that is not a usable record. The message is `line N: reason`."""
+
+  def __init__(self, line_number: int, reason: str):
+    super().__init__(line_number, reason)
+    self.line_number, self.reason = line_number, reason
+
+  def __str__(self) -> str:
+    return f"line {self.line_number}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Media:
+  """One image, or the seconds `start` to `end` of a video (None: from its first, to its last)."""
+
+  type: str  # "video" or "image"
+  path: str  # relative to the folder of the JSONL file, or absolute
+  start: float | None = None
+  end: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+  """One sample of a teacher."""
+
+  text: str
+  teacher: str = ""
+  finish_reason: str = "stop"  # "length": cut off, so neither valid nor a target
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One prompt: media, question and ground truth, with the teacher's responses to it."""
+
+  id: str
+  task: str
+  question: str
+  answer: Any  # the JSON value of the ground truth; its shape is the task's business
+  options: tuple[str, ...] = ()
+  media: tuple[Media, ...] = ()
+  responses: tuple[Response, ...] = ()
+  source: str = ""
+  split: str = "train"
+  clip: str = ""  # questions of one clip share it; default: the first media path, else the id
+
+
+def parse(line: str, line_number: int, known_tasks: Collection[str]) -> Record:
+  """Reads one line of a pool.
+
+  Args:
+    line: the JSON text.
+    line_number: counted from 1; for messages only.
+    known_tasks: names of tasks that can be scored.
+
+  Raises:
+    RecordFault: not JSON, or a key or value that the schema above does not allow.
+  """
+  try:
+    record = _record(_load(line), known_tasks)
+  except _Reason as reason:
+    raise RecordFault(line_number, str(reason)) from None
+  return record
+
+
+class _Reason(Exception):
+  """Why a value is refused; `parse` adds where."""
+
+
+def _load(line: str) -> Any:
+  if len(line) > MAX_LINE:
+    raise _Reason(f"{len(line)} characters, limit {MAX_LINE}")
+  try:
+    return json.loads(
+      line, object_pairs_hook=_no_twins, parse_constant=_finite, parse_float=_finite
+    )
+  except json.JSONDecodeError as error:
+    raise _Reason(f"not JSON: {error.msg} at column {error.colno}") from None
+  except ValueError:  # Python refuses integers of thousands of digits
+    raise _Reason("an integer has too many digits") from None
+  except RecursionError:
+    raise _Reason("nested too deeply") from None
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  value = dict(pairs)
+  if len(value) != len(pairs):
+    names = [name for name, _ in pairs]
+    raise _Reason(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+  return value
+
+
+def _finite(literal: str) -> float:
+  value = float(literal)
+  if not math.isfinite(value):
+    raise _Reason(f"{literal} is not a finite number")
+  return value
+
+
+def _record(value: Any, known_tasks: Collection[str]) -> Record:
+  fields = _fields(value, Record, "record", required=("id", "task", "question", "answer"))
+  for name in ("id", "task", "question", "source", "split", "clip"):
+    if name in fields:
+      _text(fields[name], name, empty=name == "source")
+  if fields["task"] not in known_tasks:
+    raise _Reason(f"unknown task {fields['task']!r}; known: {', '.join(sorted(known_tasks))}")
+  if "split" in fields and fields["split"] not in SPLITS:
+    raise _Reason(f"split {fields['split']!r} is not one of {', '.join(SPLITS)}")
+  lists = {name: _list(fields.pop(name, []), name) for name in ("options", "media", "responses")}
+  for option in lists["options"]:
+    _text(option, "an option")
+  record = Record(
+    options=tuple(lists["options"]),
+    media=tuple(_media(item) for item in lists["media"]),
+    responses=tuple(_response(item) for item in lists["responses"]),
+    **fields,
+  )
+  clip = record.clip or (record.media[0].path if record.media else record.id)
+  return dataclasses.replace(record, clip=clip)
+
+
+def _media(value: Any) -> Media:
+  fields = _fields(value, Media, "media", required=("type", "path"))
+  _text(fields["path"], "media path")
+  if fields["type"] not in ("video", "image"):
+    raise _Reason(f"media type {fields['type']!r} is neither 'video' nor 'image'")
+  for name in ("start", "end"):
+    if name in fields and fields["type"] == "image":
+      raise _Reason(f"an image has no {name!r}")
+    if fields.get(name) is not None:
+      fields[name] = _seconds(fields[name], name)
+  media = Media(**fields)
+  if media.end is not None and media.end <= (media.start or 0.0):
+    raise _Reason(f"media ends at {media.end} s, not after its start at {media.start or 0.0} s")
+  return media
+
+
+def _response(value: Any) -> Response:
+  fields = _fields(value, Response, "response", required=("text",))
+  for name in fields:
+    _text(fields[name], f"response {name}", empty=name != "finish_reason")
+  response = Response(**fields)
+  if response.finish_reason not in FINISH_REASONS:
+    allowed = ", ".join(FINISH_REASONS)
+    raise _Reason(f"finish_reason {response.finish_reason!r} is not one of {allowed}")
+  return response
+
+
+def _fields(value: Any, kind: type, what: str, required: tuple[str, ...]) -> dict[str, Any]:
+  """The keys of a JSON object that a dataclass has; anything else is refused by name."""
+  if not isinstance(value, dict):
+    raise _Reason(f"a {what} must be an object, not {_kind(value)}")
+  known = [field.name for field in dataclasses.fields(kind)]
+  if unknown := sorted(set(value) - set(known)):
+    raise _Reason(f"unknown {what} key {unknown[0]!r}; known: {', '.join(known)}")
+  if missing := [name for name in required if name not in value]:
+    raise _Reason(f"{what} key {missing[0]!r} is missing")
+  return dict(value)
+
+
+def _list(value: Any, name: str) -> list[Any]:
+  if not isinstance(value, list):
+    raise _Reason(f"{name} must be a list, not {_kind(value)}")
+  return value
+
+
+def _text(value: Any, name: str, empty: bool = False) -> None:
+  if not isinstance(value, str):
+    raise _Reason(f"{name} must be a string, not {_kind(value)}")
+  if not empty and not value.strip():
+    raise _Reason(f"{name} is empty")
+  if any("\ud800" <= c <= "\udfff" for c in value):
+    raise _Reason(f"{name} holds half of a surrogate pair, which is not a character")
+
+
+def _seconds(value: Any, name: str) -> float:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise _Reason(f"{name} must be a number of seconds, not {_kind(value)}")
+  if not math.isfinite(value) or value < 0:
+    raise _Reason(f"{name} is {value} s; it must be finite and at least 0")
+  return float(value)
+
+
+def _kind(value: Any) -> str:
+  names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+  return names.get(type(value), "a number")

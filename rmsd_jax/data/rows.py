@@ -1,0 +1,271 @@
+"""Rows of the training pool: a scored, tokenised, decoded record, and its storage by TFDS.
+
+Pictures are kept as encoded bytes (PNG, lossless), so neither writing nor reading a pool imports
+TensorFlow. Axes: K teacher responses, P prompt tokens, T response tokens, F frame pairs.
+"""
+
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+
+from rmsd_jax.data.processor import Processor, Prompt
+from rmsd_jax.data.records import Media, Record, RecordFault, Response
+from rmsd_jax.errors import UserError
+from rmsd_jax.groups import Bucket
+
+_PNG_LEVEL = 3  # of zlib: within a few per cent of the smallest size at a third of the time
+
+
+class Score(Protocol):
+  """What a scorer says of one response; all numbers in [0, 1]."""
+
+  outer: float
+  inner: float
+  content: float
+  valid: bool
+  quality: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """What the builder must know of the tasks. Handed in, and picklable: children get a copy.
+
+  Attributes:
+    version: of the scorer; stored with the pool.
+    closed: task name -> whether its answers are graded against the ground truth.
+    prompt_text: (task, question, options) -> the text that the model reads.
+    validate: (task, answer, options) -> what is wrong with the ground truth, or None.
+    score: (task, text, answer, options, finish_reason, tokens, max_tokens) -> Score.
+  """
+
+  version: str
+  closed: Mapping[str, bool]
+  prompt_text: Callable[[str, str, Sequence[str]], str]
+  validate: Callable[[str, Any, Sequence[str]], str | None]
+  score: Callable[[str, str, Any, Sequence[str], str, int, int], Score]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Sizes that every row of a pool shares: how pictures become patches, what fills empty places."""
+
+  patch: int  # pixels, side of a patch
+  merge: int  # patches, side of a visual token
+  temporal: int  # frames of a pair
+  pad_id: int  # token id of padding, never the end of a turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One prompt of the pool with its K responses, unpadded.
+
+  A response is usable when it ended by itself and fits T of the row's bucket. The ids of any other
+  are not kept: its slot is empty, and it is not valid.
+  """
+
+  id: str
+  clip: str
+  task: str
+  closed: bool
+  question: str
+  options: tuple[str, ...]
+  answer: Any  # JSON value
+  source: str
+  bucket: int  # index into the pool's buckets
+  ids_P: np.ndarray  # int32
+  is_visual_P: np.ndarray  # bool
+  grid_F2: np.ndarray  # int32 rows, columns of patches
+  times_F2: np.ndarray  # float32 seconds of the first and last frame of a pair, NaN for stills
+  pictures: tuple[bytes, ...]  # F PNG files, see Processor.frame_pictures
+  texts: tuple[str, ...]  # K
+  teachers: tuple[str, ...]
+  finish_reasons: tuple[str, ...]
+  responses: tuple[np.ndarray, ...]  # K arrays of int32 [T], end-of-turn included; or empty
+  tokens_K: np.ndarray  # int32 length of each response, whether its ids are kept or not
+  outer_K: np.ndarray  # float32, as are inner, content and quality
+  inner_K: np.ndarray
+  content_K: np.ndarray
+  quality_K: np.ndarray
+  valid_K: np.ndarray  # bool
+
+
+def features() -> tfds.features.FeaturesDict:
+  """The stored form of a Row."""
+  text, texts = tfds.features.Text, lambda: tfds.features.Sequence(np.object_)
+  array = tfds.features.Tensor
+  return tfds.features.FeaturesDict(
+    {
+      **{name: text() for name in ("id", "clip", "task", "question", "answer", "source")},
+      "closed": tfds.features.Scalar(np.bool_),
+      "bucket": tfds.features.Scalar(np.int32),
+      "ids_P": array(shape=(None,), dtype=np.int32),
+      "is_visual_P": array(shape=(None,), dtype=np.bool_),
+      "grid_F2": array(shape=(None, 2), dtype=np.int32),
+      "times_F2": array(shape=(None, 2), dtype=np.float32),
+      **{name: texts() for name in ("options", "pictures", "texts", "teachers", "finish_reasons")},
+      "response_ids": array(shape=(None,), dtype=np.int32),  # one response after another
+      "response_lengths_K": array(shape=(None,), dtype=np.int32),  # 0: empty slot
+      "tokens_K": array(shape=(None,), dtype=np.int32),
+      **{
+        name: array(shape=(None,), dtype=np.float32)
+        for name in ("outer_K", "inner_K", "content_K", "quality_K")
+      },
+      "valid_K": array(shape=(None,), dtype=np.bool_),
+    }
+  )
+
+
+def encode(row: Row) -> dict[str, Any]:
+  """Row -> values for `features()`."""
+  stored = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+  responses = stored.pop("responses")
+  stored["answer"] = json.dumps(row.answer)
+  stored["response_ids"] = np.concatenate([np.zeros(0, np.int32), *responses])
+  stored["response_lengths_K"] = np.array([len(ids) for ids in responses], np.int32)
+  for name in ("options", "texts", "teachers", "finish_reasons"):
+    stored[name] = [value.encode("utf-8") for value in stored[name]]
+  stored["pictures"] = list(row.pictures)
+  return stored
+
+
+def decode(stored: Mapping[str, Any]) -> Row:
+  """The inverse of `encode`, from what a TFDS data source returns."""
+  values = dict(stored)
+  for name in ("id", "clip", "task", "question", "answer", "source"):
+    values[name] = values[name].decode("utf-8")
+  for name in ("options", "texts", "teachers", "finish_reasons"):
+    values[name] = tuple(value.decode("utf-8") for value in values[name])
+  ends = np.cumsum(values.pop("response_lengths_K"))
+  responses = np.split(values.pop("response_ids"), ends[:-1]) if len(ends) else []
+  values["responses"] = tuple(responses)
+  values["answer"] = json.loads(values["answer"])
+  values["pictures"] = tuple(values["pictures"])
+  values["closed"], values["bucket"] = bool(values["closed"]), int(values["bucket"])
+  return Row(**values)
+
+
+def make(
+  record: Record,
+  line_number: int,
+  folder: str,
+  processor: Processor,
+  rules: Rules,
+  buckets: Sequence[Bucket],
+) -> Row:
+  """Decodes, tokenises and scores one record.
+
+  Args:
+    record: as parsed.
+    line_number: for messages.
+    folder: what relative media paths are relative to.
+    processor: makes the prompt.
+    rules: the tasks.
+    buckets: allowed padded sizes, smallest first.
+
+  Raises:
+    RecordFault: the ground truth does not suit the task.
+    UserError: its media cannot be read, or it fits no bucket.
+  """
+  if fault := rules.validate(record.task, record.answer, record.options):
+    raise RecordFault(line_number, fault)
+  text = rules.prompt_text(record.task, record.question, record.options)
+  content = [_item(media, folder) for media in record.media] + [{"type": "text", "text": text}]
+  prompt = processor([{"role": "user", "content": content}])
+  ids = [processor.tokenizer.encode_response(response.text) for response in record.responses]
+  ended = [i for i, r in zip(ids, record.responses, strict=True) if r.finish_reason == "stop"]
+  bucket = choose(buckets, prompt, max(map(len, ended), default=0))
+  limit = buckets[bucket].response
+  return Row(
+    id=record.id,
+    clip=record.clip,
+    task=record.task,
+    closed=rules.closed[record.task],
+    question=record.question,
+    options=record.options,
+    answer=record.answer,
+    source=record.source,
+    bucket=bucket,
+    ids_P=prompt.ids_P,
+    is_visual_P=prompt.is_visual_P,
+    grid_F2=prompt.grid_F2,
+    times_F2=prompt.times_F2,
+    pictures=tuple(png(picture) for picture in processor.frame_pictures(prompt)),
+    **_responses(record, ids, rules, limit),
+  )
+
+
+def choose(buckets: Sequence[Bucket], prompt: Prompt, longest: int) -> int:
+  """Index of the first bucket that holds the prompt and a response of `longest` tokens.
+
+  If none holds both: of those that hold the prompt, the one with the most room for responses.
+
+  Raises:
+    UserError: no bucket holds the prompt.
+  """
+  tokens, frames = len(prompt.ids_P), len(prompt.grid_F2)
+  patches = int(prompt.grid_F2.prod(axis=1).max(initial=0))
+  hold = [
+    i
+    for i, bucket in enumerate(buckets)
+    if tokens <= bucket.prompt and frames <= bucket.frames and patches <= bucket.patches
+  ]
+  if not hold:
+    sizes = " ".join(f"{b.prompt},{b.response},{b.frames},{b.patches}" for b in buckets)
+    raise UserError(
+      f"the prompt has {tokens} tokens and {frames} frame pairs of up to {patches} patches, which "
+      f"fits none of the buckets P,T,F,S {sizes}; add a bucket or lower the frames or pixels"
+    )
+  roomy = [i for i in hold if longest <= buckets[i].response]
+  return roomy[0] if roomy else max(hold, key=lambda i: buckets[i].response)
+
+
+def png(picture: np.ndarray) -> bytes:
+  """uint8 [H, W, 3] -> a PNG file."""
+  file = io.BytesIO()
+  PIL.Image.fromarray(picture).save(file, "PNG", compress_level=_PNG_LEVEL)
+  return file.getvalue()
+
+
+def picture(png_file: bytes) -> np.ndarray:
+  """A PNG file -> uint8 [H, W, 3]."""
+  return np.asarray(PIL.Image.open(io.BytesIO(png_file)))
+
+
+def _item(media: Media, folder: str) -> dict[str, Any]:
+  item = {"type": media.type, media.type: str(pathlib.Path(folder, media.path))}
+  window = {"start": media.start, "end": media.end}
+  return item | {name: value for name, value in window.items() if value is not None}
+
+
+def _responses(
+  record: Record, ids: Sequence[Sequence[int]], rules: Rules, limit: int
+) -> dict[str, Any]:
+  """The columns of a Row that have one entry per response."""
+
+  def score(response: Response, tokens: int) -> Score:
+    given = (response.text, record.answer, record.options, response.finish_reason)
+    return rules.score(record.task, *given, tokens, limit)
+
+  scores = [score(r, len(i)) for r, i in zip(record.responses, ids, strict=True)]
+  columns = {
+    f"{name}_K": np.array([getattr(s, name) for s in scores], np.float32)
+    for name in ("outer", "inner", "content", "quality")
+  }
+  return columns | {
+    "texts": tuple(r.text for r in record.responses),
+    "teachers": tuple(r.teacher for r in record.responses),
+    "finish_reasons": tuple(r.finish_reason for r in record.responses),
+    "responses": tuple(
+      np.array(i if r.finish_reason == "stop" and len(i) <= limit else [], np.int32)
+      for r, i in zip(record.responses, ids, strict=True)
+    ),
+    "tokens_K": np.array([len(i) for i in ids], np.int32),
+    "valid_K": np.array([s.valid for s in scores], np.bool_),
+  }

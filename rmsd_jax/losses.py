@@ -1,0 +1,168 @@
+"""Log-probabilities and the losses of both stages.
+
+Every loss returns ((sum, count), metrics): the caller adds sums and counts over micro-batches and
+hosts and divides once. Log-probabilities are in nats, of the temperature-scaled distribution.
+
+Axes: B prompts, R responses, T response tokens, P prompt tokens, D width, V vocabulary, c tokens
+of a chunk.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from rmsd_jax import masked
+
+
+def predictors(prompt_BPD, prompt_length_B, response_BRTD):
+  """The hidden state that predicts each response token: the one-token shift.
+
+      response token        0               1            2
+      predicted from        last of prompt  response 0   response 1
+  """
+  B, R, _, D = response_BRTD.shape
+  last_BD = prompt_BPD[jnp.arange(B), prompt_length_B - 1]
+  first_BR1D = jnp.broadcast_to(last_BD[:, None, None], (B, R, 1, D))
+  return jnp.concatenate([first_BR1D, response_BRTD[:, :, :-1]], 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def token_logps(hidden_BRTD, unembedding_VD, targets_BRT, temperature: float = 1.0, chunk: int = 512):
+  """log softmax(hidden @ unembedding^T / temperature) at the targets, fp32 [B, R, T].
+
+  Logits exist for `chunk` tokens of each response at a time, forward and backward, so memory does
+  not grow with V x T. The backward pass recomputes them once.
+  """
+  return _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk)[0]
+
+
+def _chunks(x, chunk: int):
+  """[B, R, T, ..] -> [T / chunk, B, R, chunk, ..], zero-padded to whole chunks."""
+  B, R, T = x.shape[:3]
+  count = -(-T // chunk)
+  x = jnp.pad(x, [(0, 0), (0, 0), (0, count * chunk - T)] + [(0, 0)] * (x.ndim - 3))
+  return jnp.moveaxis(x.reshape(B, R, count, chunk, *x.shape[3:]), 2, 0)
+
+
+def _unchunk(x, tokens: int):
+  x = jnp.moveaxis(x, 0, 2)
+  return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :tokens]
+
+
+def _logits(hidden_BRcD, unembedding_VD, temperature):
+  kernel = unembedding_VD.astype(hidden_BRcD.dtype)
+  logits = jnp.einsum("BRcD,VD->BRcV", hidden_BRcD, kernel, preferred_element_type=jnp.float32)
+  return logits / temperature
+
+
+def _chosen(targets_BRc, vocabulary: int):
+  """True at the target. An iota, not a gather, so that V may be sharded."""
+  return jnp.arange(vocabulary) == targets_BRc[..., None]
+
+
+def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk):
+  T = hidden_BRTD.shape[2]
+  chunk = min(chunk, T)
+
+  def body(_, xs):
+    hidden, targets = xs
+    logits = _logits(hidden, unembedding_VD, temperature)
+    lse = jax.nn.logsumexp(logits, -1)
+    chosen = jnp.sum(jnp.where(_chosen(targets, logits.shape[-1]), logits, 0), -1)
+    return None, (chosen - lse, lse)
+
+  _, (logps, lse) = jax.lax.scan(body, None, (_chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk)))
+  return _unchunk(logps, T), (hidden_BRTD, unembedding_VD, targets_BRT, _unchunk(lse, T))
+
+
+def _logps_backward(temperature, chunk, saved, grad_BRT):
+  hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT = saved
+  T = hidden_BRTD.shape[2]
+  chunk = min(chunk, T)
+  kernel = unembedding_VD.astype(hidden_BRTD.dtype)
+
+  def body(d_kernel_VD, xs):
+    hidden, targets, lse, grad = xs
+    logits = _logits(hidden, unembedding_VD, temperature)
+    d_logits = _chosen(targets, logits.shape[-1]) - jnp.exp(logits - lse[..., None])
+    d_logits = (d_logits * (grad / temperature)[..., None]).astype(hidden.dtype)
+    d_kernel_VD += jnp.einsum(
+      "BRcV,BRcD->VD", d_logits, hidden, preferred_element_type=jnp.float32
+    )
+    return d_kernel_VD, jnp.einsum("BRcV,VD->BRcD", d_logits, kernel)
+
+  xs = tuple(_chunks(x, chunk) for x in (hidden_BRTD, targets_BRT, lse_BRT, grad_BRT))
+  d_kernel_VD, d_hidden = jax.lax.scan(body, jnp.zeros(unembedding_VD.shape, jnp.float32), xs)
+  return _unchunk(d_hidden, T), d_kernel_VD.astype(unembedding_VD.dtype), None
+
+
+token_logps.defvjp(_logps_forward, _logps_backward)
+
+
+def sft(logp_BRT, mask_BRT):
+  """Negative log-likelihood of the targets: L_SFT = -log pi_S(T_best | V, Q).
+
+  Returns ((sum, count), metrics); the count is in tokens.
+  """
+  loss, tokens = -masked.total(logp_BRT, mask_BRT), jnp.sum(mask_BRT)
+  return (loss, tokens.astype(jnp.float32)), {}
+
+
+KL_ESTIMATORS = {  # of KL(pi_S || pi_ref) from samples of pi_S, with d = log pi_ref - log pi_S
+  "k1": lambda d: -d,
+  "k2": lambda d: d**2 / 2,
+  "k3": lambda d: jnp.exp(d) - d - 1,
+}
+
+
+def policy_gradient(logp_BRT, old_logp_BRT, ref_logp_BRT, advantage_BR, mask_BRT, keep_kl_BR,
+                    clip: float, kl_weight: float, kl_estimator: str):
+  """Clipped policy gradient with a KL term, summed over tokens.
+
+      ratio = exp(logp - old_logp)
+      loss  = -min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A) + kl_weight * KL
+
+  With one update per rollout batch, old_logp is stop_gradient(logp): the ratio is 1 and the
+  gradient is the plain policy gradient (GAD's setting, arXiv 2511.10643).
+
+  Args:
+    advantage_BR: per response; 0 for a dead group.
+    keep_kl_BR: bool, False where the KL term is dropped too.
+  Returns:
+    ((sum, count in tokens), metrics as sums over tokens).
+  """
+  ratio = jnp.exp(logp_BRT - old_logp_BRT)
+  advantage = advantage_BR[..., None]
+  gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+  kl_BRT = KL_ESTIMATORS[kl_estimator](ref_logp_BRT - logp_BRT)
+  kl_mask = mask_BRT & keep_kl_BR[..., None]
+  loss = -masked.total(gain, mask_BRT) + kl_weight * masked.total(kl_BRT, kl_mask)
+  metrics = {
+    "kl": masked.total(kl_BRT, mask_BRT),
+    "surprise": -masked.total(logp_BRT, mask_BRT),
+    "ratio_clipped": masked.total(jnp.abs(ratio - 1) > clip, mask_BRT),
+  }
+  return (loss, jnp.sum(mask_BRT).astype(jnp.float32)), metrics
+
+
+def pairs(student_BR, teacher_BR, weight_BR, pair_BR):
+  """L_D = E[q * -log sigmoid(D(T) - D(S))], one pair per rollout (R-MSD; GAD has q = 1).
+
+  The mean is over pairs, and is not divided by the sum of q.
+
+  Args:
+    student_BR, teacher_BR: scores of the rollout and of the teacher response it is paired with.
+    weight_BR: q of the teacher response.
+    pair_BR: bool, False where there is no pair.
+  Returns:
+    ((sum, count in pairs), metrics as sums over pairs).
+  """
+  margin_BR = teacher_BR - student_BR
+  loss = masked.total(weight_BR * -jax.nn.log_sigmoid(margin_BR), pair_BR)
+  metrics = {
+    "accuracy": masked.total(margin_BR > 0, pair_BR),
+    "margin": masked.total(margin_BR, pair_BR),
+    "weight": masked.total(weight_BR, pair_BR),
+  }
+  return (loss, jnp.sum(pair_BR).astype(jnp.float32)), metrics

@@ -1,0 +1,119 @@
+"""The text decoder: grouped-query attention, q/k norm, interleaved M-RoPE, DeepStack in the scan.
+
+Axes: B prompts, S tokens of a packed row, P prompt tokens, R responses, L layers, D width, N query
+heads, K key/value heads, H head width, E = H/2 rotary angles, M MLP width, V vocabulary,
+n DeepStack levels.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rmsd_jax import positions, sharding
+from rmsd_jax.models import layers
+from rmsd_jax.models.config import TextConfig
+
+
+class DecoderLayer(nnx.Module):
+  """Pre-norm attention and a SwiGLU MLP. What attention means is the caller's `attend`."""
+
+  def __init__(self, c: TextConfig, rngs: nnx.Rngs):
+    self.eps, std = c.eps, c.init_std
+    d, n, k, h, m = c.width, c.heads, c.kv_heads, c.head, c.mlp
+    self.attention_norm = layers.ones(D=d)
+    self.q = layers.normal(rngs, std, D=d, N=n, H=h)
+    self.k = layers.normal(rngs, std, D=d, K=k, H=h)
+    self.v = layers.normal(rngs, std, D=d, K=k, H=h)
+    self.q_norm, self.k_norm = layers.ones(H=h), layers.ones(H=h)
+    self.o = layers.normal(rngs, std, N=n, H=h, D=d)
+    self.mlp_norm = layers.ones(D=d)
+    self.gate = layers.normal(rngs, std, D=d, M=m)
+    self.up = layers.normal(rngs, std, D=d, M=m)
+    self.down = layers.normal(rngs, std, M=m, D=d)
+
+  def __call__(self, x_BSD, angles_BSE, attend):
+    """attend(q_BSNH, k_BSKH, v_BSKH) -> (o_BSNH, kept). Returns (x_BSD, kept)."""
+    w = lambda param: param[...].astype(x_BSD.dtype)
+    y = layers.rms_norm(x_BSD, self.attention_norm[...], self.eps)
+    q = layers.rms_norm(jnp.einsum("BSD,DNH->BSNH", y, w(self.q)), self.q_norm[...], self.eps)
+    k = layers.rms_norm(jnp.einsum("BSD,DKH->BSKH", y, w(self.k)), self.k_norm[...], self.eps)
+    v = jnp.einsum("BSD,DKH->BSKH", y, w(self.v))
+    q, k = (positions.rotate(x, angles_BSE[:, :, None]) for x in (q, k))
+    o_BSNH, kept = attend(q, k, v)
+    x_BSD += jnp.einsum("BSNH,NHD->BSD", o_BSNH, w(self.o))
+    y = layers.rms_norm(x_BSD, self.mlp_norm[...], self.eps)
+    x_BSD += (jax.nn.silu(y @ w(self.gate)) * (y @ w(self.up))) @ w(self.down)
+    return x_BSD, kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """Parameters: {"embed" VD, "layers" (stacked on L), "norm" D, and "head" VD where untied}."""
+
+  config: TextConfig
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+
+  @functools.cached_property
+  def _stack(self):
+    return layers.Stack(functools.partial(DecoderLayer, self.config))
+
+  def init(self, key: jax.Array) -> dict:
+    c, (layer_key, embed_key, head_key) = self.config, jax.random.split(key, 3)
+    table = lambda k: c.init_std * jax.random.normal(k, (c.vocab, c.width), jnp.float32)
+    return {
+      "embed": table(embed_key),
+      "layers": self._stack.init(layer_key, c.layers),
+      "norm": jnp.ones(c.width, jnp.float32),
+      **({} if c.tied else {"head": table(head_key)}),
+    }
+
+  def embed(self, params: dict, tokens: jax.Array) -> jax.Array:
+    return params["embed"][tokens].astype(self.dtype)
+
+  def angles(self, positions_B3S: jax.Array) -> jax.Array:
+    """Rotary angles fp32 [B, S, H/2]."""
+    c = self.config
+    return positions.mrope_angles(positions_B3S, c.head, c.theta, c.sections)
+
+  def norm(self, params: dict, x_BSD: jax.Array) -> jax.Array:
+    return layers.rms_norm(x_BSD, params["norm"], self.config.eps)
+
+  def __call__(self, params: dict, x_BSD, angles_BSE, deep_nBPD, attend):
+    """All layers. attend as in DecoderLayer; returns (x_BSD, what attend kept, stacked on L).
+
+    deep_nBPD: level i is added to the first P tokens after layer i (DeepStack).
+    """
+    n, _, P, _ = deep_nBPD.shape
+
+    def body(x, layer):
+      index, weights = layer
+      x, kept = self._stack.layer(weights)(sharding.by_prompt(x), angles_BSE, attend)
+      extra = jnp.where(index < n, deep_nBPD[jnp.minimum(index, n - 1)], 0)
+      return x.at[:, :P].add(extra), kept
+
+    body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
+    x_BSD, kept = jax.lax.scan(body, x_BSD, (jnp.arange(self.config.layers), params["layers"]))
+    return x_BSD, kept
+
+  def step(self, params: dict, x_BRD, angles_BRE, attend, caches):
+    """All layers for one new token per response, with caches carried and updated in place.
+
+    attend(q, k, v, layer_index, caches) -> (o, caches). Carrying them, instead of scanning over
+    them, spares XLA a second copy of every cache.
+    """
+
+    def body(carry, layer):
+      x, caches = carry
+      index, weights = layer
+      x, caches = self._stack.layer(weights)(
+        x, angles_BRE, lambda q, k, v: attend(q, k, v, index, caches)
+      )
+      return (x, caches), None
+
+    layer = (jnp.arange(self.config.layers), params["layers"])
+    (x_BRD, caches), _ = jax.lax.scan(body, (x_BRD, caches), layer)
+    return x_BRD, caches

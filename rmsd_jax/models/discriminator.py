@@ -1,0 +1,43 @@
+"""The discriminator D_phi: the student's architecture with a scalar head on the last token.
+
+R-MSD (arXiv 2603.11423) takes it from GAD (arXiv 2511.10643): a critic of the student's size that
+scores a whole response by one number, read at the response's end-of-turn token.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rmsd_jax.groups import PromptGroups
+from rmsd_jax.models.student import Qwen3VL, Visual
+
+
+@dataclasses.dataclass(frozen=True)
+class Discriminator:
+  """Parameters: the body's {"text", "vision"} and {"value_head": {"kernel" D}}.
+
+  The head has no bias: only differences of scores matter, in the pair loss and in a group.
+  """
+
+  body: Qwen3VL
+
+  def from_student(self, params: dict, key: jax.Array) -> dict:
+    """The student's weights and a new head."""
+    return {**params, "value_head": self.init_head(key)}
+
+  def init_head(self, key: jax.Array) -> dict:
+    c = self.body.config.text
+    return {"kernel": c.init_std * jax.random.normal(key, (c.width,), jnp.float32)}
+
+  def abstract(self) -> dict:
+    return {**self.body.abstract(), "value_head": jax.eval_shape(self.init_head, jax.random.key(0))}
+
+  def __call__(self, params: dict, groups: PromptGroups, visual: Visual | None = None) -> jax.Array:
+    """Scores fp32 [B, R], read at the last token of each response; 0 for an empty slot."""
+    body = {"text": params["text"], "vision": params["vision"]}
+    _, response_BRTD = self.body(body, groups, visual)
+    last_BR = jnp.maximum(groups.response_length_BR - 1, 0)
+    last_BRD = jnp.take_along_axis(response_BRTD, last_BR[..., None, None], 2)[:, :, 0]
+    score_BR = last_BRD.astype(jnp.float32) @ params["value_head"]["kernel"]
+    return jnp.where(groups.response_length_BR > 0, score_BR, 0.0)

@@ -1,0 +1,229 @@
+"""Weights in and out: Hugging Face Qwen3-VL folders <-> our parameter dicts.
+
+    params = load(folder, mesh)     sharded safetensors -> fp32 masters, checked by name and shape
+    save(folder, params, base)      -> a folder that transformers loads; other files copied
+
+A stacked leaf of ours ("text/layers/q", [L, D, N, H]) is L tensors there (".layers.{i}.", [out, in]).
+"""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rmsd_jax import named, sharding
+from rmsd_jax.errors import UserError
+from rmsd_jax.models import config as config_lib
+from rmsd_jax.models.student import PARTITION, Qwen3VL
+
+_TEXT, _VISION = "model.language_model.", "model.visual."
+_LAYER, _BLOCK, _DEEP = _TEXT + "layers.{}.", _VISION + "blocks.{}.", _VISION + "deepstack_merger_list.{}."
+
+# Our name -> their name, and how many leading axes of ours are the inputs of their [out, in] matrix
+# (0: the tensor is theirs, flattened where ours has more axes).
+_TENSORS = {
+  "text/embed": (_TEXT + "embed_tokens.weight", 0),
+  "text/norm": (_TEXT + "norm.weight", 0),
+  "text/head": ("lm_head.weight", 0),
+  "text/layers/attention_norm": (_LAYER + "input_layernorm.weight", 0),
+  "text/layers/q": (_LAYER + "self_attn.q_proj.weight", 1),
+  "text/layers/k": (_LAYER + "self_attn.k_proj.weight", 1),
+  "text/layers/v": (_LAYER + "self_attn.v_proj.weight", 1),
+  "text/layers/q_norm": (_LAYER + "self_attn.q_norm.weight", 0),
+  "text/layers/k_norm": (_LAYER + "self_attn.k_norm.weight", 0),
+  "text/layers/o": (_LAYER + "self_attn.o_proj.weight", 2),
+  "text/layers/mlp_norm": (_LAYER + "post_attention_layernorm.weight", 0),
+  "text/layers/gate": (_LAYER + "mlp.gate_proj.weight", 1),
+  "text/layers/up": (_LAYER + "mlp.up_proj.weight", 1),
+  "text/layers/down": (_LAYER + "mlp.down_proj.weight", 1),
+  "vision/embed/kernel": (_VISION + "patch_embed.proj.weight", 1),
+  "vision/embed/bias": (_VISION + "patch_embed.proj.bias", 0),
+  "vision/embed/table": (_VISION + "pos_embed.weight", 0),
+  "vision/blocks/norm1_scale": (_BLOCK + "norm1.weight", 0),
+  "vision/blocks/norm1_bias": (_BLOCK + "norm1.bias", 0),
+  "vision/blocks/qkv": (_BLOCK + "attn.qkv.weight", 1),
+  "vision/blocks/qkv_bias": (_BLOCK + "attn.qkv.bias", 0),
+  "vision/blocks/proj": (_BLOCK + "attn.proj.weight", 2),
+  "vision/blocks/proj_bias": (_BLOCK + "attn.proj.bias", 0),
+  "vision/blocks/norm2_scale": (_BLOCK + "norm2.weight", 0),
+  "vision/blocks/norm2_bias": (_BLOCK + "norm2.bias", 0),
+  "vision/blocks/fc1": (_BLOCK + "mlp.linear_fc1.weight", 1),
+  "vision/blocks/fc1_bias": (_BLOCK + "mlp.linear_fc1.bias", 0),
+  "vision/blocks/fc2": (_BLOCK + "mlp.linear_fc2.weight", 1),
+  "vision/blocks/fc2_bias": (_BLOCK + "mlp.linear_fc2.bias", 0),
+  **{
+    f"{ours}/{leaf}": (theirs + name, inputs)
+    for ours, theirs in (("vision/merger", _VISION + "merger."), ("vision/deepstack", _DEEP))
+    for leaf, name, inputs in (
+      ("norm_scale", "norm.weight", 0),
+      ("norm_bias", "norm.bias", 0),
+      ("fc1", "linear_fc1.weight", 1),
+      ("fc1_bias", "linear_fc1.bias", 0),
+      ("fc2", "linear_fc2.weight", 1),
+      ("fc2_bias", "linear_fc2.bias", 0),
+    )
+  },
+}
+
+
+def _names(ours: str, layers: int) -> list[str]:
+  """Their tensor names of one of our leaves (one name unless it is stacked)."""
+  theirs, _ = _TENSORS[ours]
+  return [theirs.format(i) for i in range(layers)] if "{}" in theirs else [theirs]
+
+
+def _their_shape(ours: str, shape: tuple[int, ...], c: config_lib.VisionConfig) -> tuple[int, ...]:
+  theirs, inputs = _TENSORS[ours]
+  shape = shape[1:] if "{}" in theirs else shape
+  if ours == "vision/embed/kernel":
+    return (shape[1], 3, c.temporal, c.patch, c.patch)
+  if inputs:
+    return (int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs])))
+  return shape if ours in ("text/embed", "text/head", "vision/embed/table") else (int(np.prod(shape)),)
+
+
+def _to_ours(ours: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  inputs = _TENSORS[ours][1]
+  if inputs:
+    tensor = tensor.reshape(tensor.shape[0], -1).T
+  return tensor.reshape(shape)
+
+
+def _to_theirs(ours: str, leaf: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  inputs = _TENSORS[ours][1]
+  if inputs:
+    leaf = leaf.reshape(int(np.prod(leaf.shape[:inputs])), -1).T
+  return np.ascontiguousarray(leaf.reshape(shape))
+
+
+def load_model(folder: str | pathlib.Path, **options) -> Qwen3VL:
+  """The model that a folder's config.json describes; options as in Qwen3VL."""
+  return Qwen3VL(config_lib.from_hf(folder), **options)
+
+
+def load(folder: str | pathlib.Path, mesh: Mesh) -> dict:
+  """Reads the weights as fp32, straight into arrays that are sharded over the mesh.
+
+  Each device shard is read from the files by itself, so that host memory never holds the model.
+
+  Raises:
+    UserError: a file is missing or broken, or tensors are missing, extra or misshapen: all of
+      them in one message.
+  """
+  folder = pathlib.Path(folder)
+  model = load_model(folder)
+  reader = _Reader(folder)
+  leaves = named.flatten(sharding.abstract(mesh, model.abstract(), PARTITION))
+  _check(reader, leaves, model.config)
+
+  def read(ours: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    stacked = "{}" in _TENSORS[ours][0]
+    names = _names(ours, leaf.shape[0])
+    shape = leaf.shape[1:] if stacked else leaf.shape
+
+    def shard(index):
+      one = lambda name, rest: _to_ours(ours, reader.get(name), shape)[rest].astype(np.float32)
+      if not stacked:
+        return one(names[0], index)
+      return np.stack([one(name, index[1:]) for name in names[index[0]]])
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+  return named.unflatten({ours: read(ours, leaf) for ours, leaf in leaves.items()})
+
+
+class _Reader:
+  """The tensors of a folder's safetensors files, found through the index or the single file."""
+
+  def __init__(self, folder: pathlib.Path):
+    index = folder / "model.safetensors.index.json"
+    files = (
+      sorted(set(json.loads(index.read_text())["weight_map"].values()))
+      if index.is_file() else ["model.safetensors"]
+    )
+    self._where = {}
+    for file in files:
+      if not (folder / file).is_file():
+        raise UserError(f"{folder / file} does not exist; copy the whole checkpoint folder")
+      try:
+        handle = safe_open(folder / file, framework="np")
+      except SafetensorError as error:
+        raise UserError(f"{folder / file} is not a whole safetensors file ({error}); copy it again") from error
+      self._where.update({name: handle for name in handle.keys()})
+
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    return {n: tuple(h.get_slice(n).get_shape()) for n, h in self._where.items()}
+
+  def get(self, name: str) -> np.ndarray:
+    return self._where[name].get_tensor(name)
+
+
+def _check(reader: _Reader, leaves: dict, config: config_lib.ModelConfig) -> None:
+  there = reader.shapes()
+  wanted = {
+    name: _their_shape(ours, leaf.shape, config.vision)
+    for ours, leaf in leaves.items()
+    for name in _names(ours, leaf.shape[0])
+  }
+  if config.text.tied:
+    there.pop("lm_head.weight", None)  # some writers store the tied head twice
+  faults = [f"missing {n}" for n in wanted if n not in there]
+  faults += [f"unknown {n}" for n in there if n not in wanted]
+  faults += [
+    f"{n} is {there[n]}, config.json says {shape}"
+    for n, shape in wanted.items() if n in there and there[n] != shape
+  ]
+  if faults:
+    raise UserError(f"the checkpoint does not fit its config.json: {'; '.join(faults)}")
+
+
+def save(folder: str | pathlib.Path, params: dict, base: str | pathlib.Path,
+         dtype=ml_dtypes.bfloat16, shard_bytes: int = 4 << 30) -> None:
+  """Writes weights as a Hugging Face folder; every other file is copied from `base`.
+
+  Args:
+    params: a student's parameters (a discriminator's value head must be left out).
+    base: a folder with config.json and the tokenizer; its weights are not read.
+    dtype: of the tensors on disk.
+    shard_bytes: largest size of one safetensors file.
+  """
+  folder, base = pathlib.Path(folder), pathlib.Path(base)
+  config = config_lib.from_hf(base)
+  folder.mkdir(parents=True, exist_ok=True)
+  for file in sorted(base.iterdir()):
+    if file.is_file() and ".safetensors" not in file.name and folder.resolve() != base.resolve():
+      shutil.copyfile(file, folder / file.name)
+  shards, size = [{}], 0
+  for ours, leaf in named.flatten(params).items():
+    shape, names = _their_shape(ours, leaf.shape, config.vision), _names(ours, leaf.shape[0])
+    host = np.asarray(jax.device_get(leaf)).astype(dtype)
+    for name, tensor in zip(names, host if "{}" in _TENSORS[ours][0] else [host]):
+      tensor = _to_theirs(ours, tensor, shape)
+      if size and size + tensor.nbytes > shard_bytes:
+        shards, size = [*shards, {}], 0
+      shards[-1][name], size = tensor, size + tensor.nbytes
+  _write(folder, shards)
+
+
+def _write(folder: pathlib.Path, shards: list[dict]) -> None:
+  """Weight files and their index; the index comes last, each file under its name when whole."""
+  single = len(shards) == 1
+  files = [
+    "model.safetensors" if single else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+    for i in range(len(shards))
+  ]
+  for file, tensors in zip(files, shards):
+    save_file(tensors, folder / (file + ".part"), metadata={"format": "pt"})
+    (folder / (file + ".part")).rename(folder / file)
+  if not single:
+    index = {
+      "metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())},
+      "weight_map": {name: file for file, s in zip(files, shards) for name in s},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))

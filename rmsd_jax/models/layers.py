@@ -1,0 +1,66 @@
+"""What every layer is made of: weights, norms, and stacks of layers under `lax.scan`.
+
+A weight is one line, `self.q = normal(rngs, std, D=d, N=n, H=h)`: name, axes, sizes, init.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def normal(rngs: nnx.Rngs, std: float, **axes: int) -> nnx.Param:
+  """A weight drawn from N(0, std^2), fp32, with one axis per keyword, in order."""
+  return nnx.Param(std * jax.random.normal(rngs.params(), tuple(axes.values()), jnp.float32))
+
+
+def ones(**axes: int) -> nnx.Param:
+  return nnx.Param(jnp.ones(tuple(axes.values()), jnp.float32))
+
+
+def zeros(**axes: int) -> nnx.Param:
+  return nnx.Param(jnp.zeros(tuple(axes.values()), jnp.float32))
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """x / rms(x) * scale over the last axis, in fp32, back in x's dtype."""
+  x32 = x.astype(jnp.float32)
+  x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + eps)
+  return x32.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-6) -> jax.Array:
+  """(x - mean) / s.d. * scale + bias over the last axis, in fp32, back in x's dtype."""
+  x32 = x.astype(jnp.float32)
+  x32 = x32 - jnp.mean(x32, -1, keepdims=True)
+  x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + eps)
+  return (x32 * scale + bias).astype(x.dtype)
+
+
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+  """x [.., I] @ kernel [I, O] + bias [O], in x's dtype."""
+  return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+
+
+class Stack:
+  """L equal layers: parameters carry a leading L axis, and one traced body runs them all.
+
+  `make(rngs)` builds one layer (an nnx.Module). Parameters are plain nested dicts.
+  """
+
+  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+    self._make = make
+    self._graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+  def init(self, key: jax.Array, layers: int) -> dict:
+    return jax.vmap(lambda k: init(self._make, k))(jax.random.split(key, layers))
+
+  def layer(self, params: dict) -> nnx.Module:
+    """The module of one layer, around the parameters of that layer."""
+    return nnx.merge(self._graph, params)
+
+
+def init(make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> dict:
+  """Parameters of one module as a nested dict of arrays."""
+  return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param))

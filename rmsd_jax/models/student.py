@@ -1,0 +1,181 @@
+"""Qwen3-VL over prompt groups: the student, its reference and the body of the discriminator.
+
+Axes: B prompts, R responses, P prompt tokens, T response tokens, S = P + R*T, F frame pairs,
+V visual tokens of a prompt (as an axis of `Visual`), L layers, D width, K key/value heads, H head
+width, n DeepStack levels.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as Spec
+
+from rmsd_jax.groups import PromptGroups
+from rmsd_jax.models import attention
+from rmsd_jax.models.config import ModelConfig
+from rmsd_jax.models.decoder import Decoder
+from rmsd_jax.models.vision import VisionTower
+
+# How weights lie on the mesh (data, fsdp, tensor); names as in rmsd_jax.named.
+PARTITION = (
+  ("text/(embed|head)", Spec(None, ("fsdp", "tensor"))),
+  ("text/layers/[qkv]", Spec(None, "fsdp", "tensor", None)),
+  ("text/layers/o", Spec(None, "tensor", None, "fsdp")),
+  ("text/layers/(gate|up)", Spec(None, "fsdp", "tensor")),
+  ("text/layers/down", Spec(None, "tensor", "fsdp")),
+  ("text/(layers/(attention_norm|mlp_norm|q_norm|k_norm)|norm)", Spec()),
+  ("vision/embed/(kernel|table)", Spec(None, "fsdp")),
+  ("vision/blocks/qkv", Spec(None, "fsdp", None, "tensor", None)),
+  ("vision/blocks/proj", Spec(None, "tensor", None, "fsdp")),
+  ("vision/blocks/fc1", Spec(None, "fsdp", "tensor")),
+  ("vision/blocks/fc2", Spec(None, "tensor", "fsdp")),
+  ("vision/merger/fc[12]", Spec("fsdp", "tensor")),
+  ("vision/deepstack/fc[12]", Spec(None, "fsdp", "tensor")),
+  ("vision/.*(bias|scale)", Spec()),
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Visual:
+  """What the vision tower makes of the prompts' media. One encoding serves every model that
+  shares the tower's weights."""
+
+  tokens_BVD: jax.Array
+  deep_nBVD: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """Keys and values: the prompt's once per group, a response's own for its T tokens."""
+
+  prompt_k_LBKPH: jax.Array
+  prompt_v_LBKPH: jax.Array
+  own_k_LBKRTH: jax.Array
+  own_v_LBKRTH: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3VL:
+  """Qwen3-VL as plain functions of a parameter dict {"text": .., "vision": ..}.
+
+      model = Qwen3VL(config.from_hf(folder))
+      params = model.init(jax.random.key(0))          # fp32 masters
+      prompt_BPD, response_BRTD = model(params, groups)
+
+  Args:
+    config: sizes.
+    dtype: of activations; weights are cast to it inside each layer. Norms, softmax and rotary
+      angles stay fp32.
+    remat: recompute each layer in the backward pass (memory of one layer instead of L).
+    attention: "split" or "dense" (rmsd_jax.models.attention).
+  """
+
+  config: ModelConfig
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+  attention: str = "split"
+
+  @functools.cached_property
+  def text(self) -> Decoder:
+    return Decoder(self.config.text, self.dtype, self.remat)
+
+  @functools.cached_property
+  def vision(self) -> VisionTower:
+    return VisionTower(self.config.vision, self.dtype, self.remat)
+
+  def init(self, key: jax.Array) -> dict:
+    """Random parameters, fp32."""
+    text_key, vision_key = jax.random.split(key)
+    return {"text": self.text.init(text_key), "vision": self.vision.init(vision_key)}
+
+  def abstract(self) -> dict:
+    """Shapes and dtypes of `init`, without computing anything."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+  def encode(self, params: dict, groups: PromptGroups) -> Visual:
+    """Runs the vision tower. It always runs, padding frames included: shapes are static."""
+    return Visual(*self.vision(params["vision"], groups.patches_BFSC, groups.grid_BF2))
+
+  def unembedding(self, params: dict) -> jax.Array:
+    """The matrix fp32 [V, D] that turns hidden states into logits."""
+    return params["text"]["embed" if self.config.text.tied else "head"]
+
+  def __call__(self, params: dict, groups: PromptGroups, visual: Visual | None = None):
+    """Hidden states after the last norm: of the prompt [B, P, D] and the responses [B, R, T, D]."""
+    B, R, T = groups.responses_BRT.shape
+    P = groups.tokens_BP.shape[1]
+    layout = attention.Layout(P, R, T)
+    x_BPD, deep_nBPD, angles_BPE = self._prompt(params, groups, visual)
+    own_BRTD = self.text.embed(params["text"], groups.responses_BRT)
+    own_BTE = self._response_angles(groups.response_positions_BT)
+    x_BSD = jnp.concatenate([x_BPD, own_BRTD.reshape(B, R * T, -1)], 1)
+    angles_BSE = jnp.concatenate([angles_BPE, jnp.tile(own_BTE, (1, R, 1))], 1)
+
+    def attend(q, k, v):
+      return attention.group_attention(q, k, v, layout, groups.prompt_length_B, self.attention), None
+
+    x_BSD, _ = self.text(params["text"], x_BSD, angles_BSE, deep_nBPD, attend)
+    x_BSD = self.text.norm(params["text"], x_BSD)
+    return x_BSD[:, :P], x_BSD[:, P:].reshape(B, R, T, -1)
+
+  def prefill(self, params: dict, groups: PromptGroups, samples: int, tokens: int, visual=None):
+    """Runs the prompts once and makes room for `samples` responses of `tokens` tokens each.
+
+    Returns:
+      The last prompt token's hidden state [B, D], which predicts the first response token, and
+      the Cache.
+    """
+    c, (B, P) = self.config.text, groups.tokens_BP.shape
+    x_BPD, deep_nBPD, angles_BPE = self._prompt(params, groups, visual)
+
+    def attend(q, k, v):
+      o = attention.group_attention(
+        q, k, v, attention.Layout(P, 0, 0), groups.prompt_length_B, self.attention
+      )
+      return o, (k.swapaxes(1, 2), v.swapaxes(1, 2))
+
+    x_BPD, (k_LBKPH, v_LBKPH) = self.text(params["text"], x_BPD, angles_BPE, deep_nBPD, attend)
+    own = jnp.zeros((c.layers, B, c.kv_heads, samples, tokens, c.head), self.dtype)
+    last_BD = x_BPD[jnp.arange(B), groups.prompt_length_B - 1]
+    return self.text.norm(params["text"], last_BD), Cache(k_LBKPH, v_LBKPH, own, own)
+
+  def step(self, params: dict, tokens_BR, t, groups: PromptGroups, cache: Cache):
+    """One token per response: token t goes in, the hidden state [B, R, D] that predicts
+    token t + 1 comes out, with the updated Cache."""
+    R = tokens_BR.shape[1]
+    angles_BE = self._response_angles(groups.next_position_B[:, None] + t)
+    angles_BRE = jnp.tile(angles_BE, (1, R, 1))
+
+    def attend(q, k, v, layer, own):
+      own = tuple(
+        jax.lax.dynamic_update_slice(c, x.swapaxes(1, 2)[None, :, :, :, None], (layer, 0, 0, 0, t, 0))
+        for c, x in zip(own, (k, v))
+      )
+      this = lambda c: jax.lax.dynamic_index_in_dim(c, layer, keepdims=False)
+      prompt = this(cache.prompt_k_LBKPH), this(cache.prompt_v_LBKPH)
+      o = attention.decode_attention(q, *prompt, *map(this, own), groups.prompt_length_B, t)
+      return o, own
+
+    x_BRD = self.text.embed(params["text"], tokens_BR)
+    own = cache.own_k_LBKRTH, cache.own_v_LBKRTH
+    x_BRD, own = self.text.step(params["text"], x_BRD, angles_BRE, attend, own)
+    cache = dataclasses.replace(cache, own_k_LBKRTH=own[0], own_v_LBKRTH=own[1])
+    return self.text.norm(params["text"], x_BRD), cache
+
+  def _prompt(self, params: dict, groups: PromptGroups, visual: Visual | None):
+    """The prompt's embeddings, with visual tokens in their places, DeepStack, and angles."""
+    visual = self.encode(params, groups) if visual is None else visual
+    seen_BP1 = groups.visual_BP[..., None] >= 0
+    place_BP1 = jnp.maximum(groups.visual_BP, 0)[..., None]
+    at_places = lambda x_BVD: jnp.take_along_axis(x_BVD.astype(self.dtype), place_BP1, 1)
+    text_BPD = self.text.embed(params["text"], groups.tokens_BP)
+    x_BPD = jnp.where(seen_BP1, at_places(visual.tokens_BVD), text_BPD)
+    deep_nBPD = jnp.where(seen_BP1, jax.vmap(at_places)(visual.deep_nBVD), 0)
+    return x_BPD, deep_nBPD, self.text.angles(groups.positions_B3P)
+
+  def _response_angles(self, positions_BT):
+    return self.text.angles(jnp.broadcast_to(positions_BT[:, None], (len(positions_BT), 3, positions_BT.shape[1])))

@@ -1,0 +1,117 @@
+"""Which teacher response supervises what: the filter, stage 1 targets and stage 2 pairs.
+
+R-MSD (arXiv 2603.11423): keep the reliable ones of a prompt's K teacher responses, then pair every
+rollout with one of them, drawn by quality where the task has a metric and uniformly where not.
+Axes: K teacher responses of one prompt.
+"""
+
+import numpy as np
+
+from rmsd_jax.errors import UserError
+
+# Stage 1 target rules: best is R-MSD's; the others make its ablations.
+RULES = ("best", "random_survivor", "random", "first")
+
+
+def rng_for(seed: int, step: int, row: int) -> np.random.Generator:
+  """The generator of one pool row at one step, the same on whichever process the row lands."""
+  return np.random.default_rng((seed, step, row))
+
+
+def survivors(
+  quality_K: np.ndarray, valid_K: np.ndarray, present_K: np.ndarray, closed: bool, tau: float
+) -> np.ndarray:
+  """Which responses may supervise, as bool [K].
+
+  Closed-ended: valid and quality >= tau, equality included (also of a float32 quality with a tau
+  of the same decimal digits); tau = 0 keeps all there are, invalid ones too (R-MSD's unfiltered
+  ablation). Open-ended: the valid ones, whatever tau is.
+
+  Args:
+    quality_K: in [0, 1].
+    valid_K: bool.
+    present_K: bool, False for a slot without a response.
+    tau: in [0, 1]; 0.3 in the paper.
+
+  Raises:
+    UserError: tau is outside its range.
+  """
+  if not 0 <= tau <= 1:
+    raise UserError(f"tau {tau}: quality is in [0, 1], so tau must be; the paper has 0.3")
+  if closed and tau == 0:
+    return present_K.copy()
+  usable_K = present_K & valid_K
+  # float() makes tau a Python scalar, which numpy rounds to the precision of quality_K.
+  return usable_K & (quality_K >= float(tau)) if closed else usable_K
+
+
+def eligible(keep_K: np.ndarray, present_K: np.ndarray, rule: str) -> np.ndarray:
+  """The responses that a stage 1 rule chooses from: the survivors, or all that are present.
+
+  "best" and "random_survivor" choose among the survivors, "random" and "first" among all.
+  """
+  _known(rule)
+  return keep_K if rule in ("best", "random_survivor") else present_K
+
+
+def target(
+  quality_K: np.ndarray, keep_K: np.ndarray, closed: bool, rule: str, rng: np.random.Generator
+) -> int:
+  """The index of the response that stage 1 trains on, or -1 where there is none to choose.
+
+  Args:
+    quality_K: in [0, 1].
+    keep_K: bool, the responses to choose from: `eligible`.
+    closed: whether the task has a metric; open-ended, every candidate is as good as the next.
+    rule: "best" is the highest quality, ties broken at random (ties are the rule for multiple
+      choice); "random_survivor" and "random" are any candidate; "first" is the first one, as
+      where one sample is all there is.
+    rng: `rng_for` of the row.
+
+  Raises:
+    UserError: the rule is not one of RULES.
+  """
+  _known(rule)
+  candidates = np.flatnonzero(keep_K)
+  if candidates.size == 0:
+    return -1
+  if rule == "first":
+    return int(candidates[0])
+  if rule == "best" and closed:
+    quality = quality_K[candidates]
+    candidates = candidates[quality == quality.max()]
+  return int(rng.choice(candidates))
+
+
+def draw(
+  quality_K: np.ndarray,
+  keep_K: np.ndarray,
+  closed: bool,
+  by_quality: bool,
+  count: int,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Pairs `count` rollouts with teacher responses, independently: int32 [count], -1 for no pair.
+
+  Args:
+    quality_K: in [0, 1].
+    keep_K: bool, the responses to draw from: `survivors`.
+    closed: whether the task has a metric.
+    by_quality: draw in proportion to quality. Where the task is open-ended, this is off, or the
+      qualities sum to 0 (which tau = 0 allows), the draw is uniform.
+    rng: `rng_for` of the row, so that every step draws anew.
+  """
+  candidates = np.flatnonzero(keep_K)
+  if candidates.size == 0:
+    return np.full(count, -1, np.int32)
+  weights = np.ones(candidates.size)
+  if closed and by_quality:
+    weights = quality_K[candidates].astype(np.float64)
+    if weights.sum() == 0:
+      weights[:] = 1.0
+  return rng.choice(candidates, size=count, p=weights / weights.sum()).astype(np.int32)
+
+
+def _known(rule: str) -> None:
+  if rule not in RULES:
+    raise UserError(f"target rule {rule!r} is unknown; use one of {', '.join(RULES)}")

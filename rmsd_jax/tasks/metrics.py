@@ -1,0 +1,230 @@
+"""What the tasks measure: readers of answers, and metrics in [0, 1] on what they read.
+
+A reader (`option_letter`, `number`, `interval`, `box`) takes the text of an answer and gives a
+value, or None for whatever is not exactly that: it never raises, never guesses, and its cost is
+bounded whatever a model writes. A metric takes two values and gives a float in [0, 1].
+Sources: R-MSD (arXiv 2603.11423) names the metric of each task; details are ours where noted.
+"""
+
+import functools
+import json
+import math
+import re
+from collections.abc import Sequence
+
+import jiwer
+
+MAX_CHARS = 4_000  # a longer number or JSON answer is refused unread
+MAX_BRACKETS = 64  # opening brackets of a JSON answer; bounds its nesting as well
+
+Interval = tuple[float, float]  # start, end in seconds
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in thousandths of the picture
+
+_LABEL = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])(?:[.:)]+|\Z))\s*(.*)", re.DOTALL)
+_NUMBER = re.compile(
+  r"[+-]?(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+)
+
+
+def split_label(text: str) -> tuple[str, str] | None:
+  """Splits "B. two cats" into ("B", "two cats"); None where the text has no option label.
+
+  A label is one letter as "B", "(B)", "B.", "B)" or "B:"; a bare letter must be the whole text,
+  so that "A cat" has no label. The letter is given in upper case, and what follows it in lower
+  case, with runs of white space as one space and without a final full stop.
+  """
+  match = _LABEL.fullmatch(text.strip())
+  if match is None:
+    return None
+  letter = (match[1] or match[2]).upper()
+  return letter, " ".join(match[3].casefold().split()).rstrip(". ")
+
+
+def option_letter(answer_text: str, options: Sequence[str]) -> str | None:
+  """The letter that a multiple-choice answer names, in upper case, or None.
+
+  The one normaliser of option letters (our decision). Accepted is a label as in `split_label`,
+  alone or followed by the text of the very option it labels: with options "A. cat" and "B. dog",
+  "A", "a", "(A)", "A." and "A. cat" are A. Refused are letters that no option has, "A. dog",
+  "A or B", "A, B", "the answer is A" and "cat".
+  """
+  texts = dict(filter(None, map(split_label, options)))
+  label = split_label(answer_text)
+  if label is None or label[0] not in texts:
+    return None
+  letter, text = label
+  return letter if text in ("", texts[letter]) else None
+
+
+def number(text: str) -> float | None:
+  """The number that a text consists of, or None.
+
+  A decimal number in ASCII digits (a typographic minus is read as "-"), with or without an
+  exponent; commas may stand between groups of three digits, and only there: "1,234.5" is a
+  number, "1,23" and "0,123" are not. Units, currencies, NaN, infinity and numbers too large for
+  a float are refused.
+  """
+  text = text.strip().replace("\u2212", "-")
+  if len(text) > MAX_CHARS or _NUMBER.fullmatch(text) is None:
+    return None
+  return _finite(float(text.replace(",", "")))
+
+
+def strict_json(text: str) -> object | None:
+  """The JSON value in a text, every number a float; None unless it is strictly JSON and small.
+
+  Refused are texts of more than MAX_CHARS characters or MAX_BRACKETS opening brackets, NaN and
+  Infinity, and objects that give one key twice (a way to answer twice). Numbers beyond the range
+  of a float become infinite: readers check.
+  """
+  if len(text) > MAX_CHARS or text.count("[") + text.count("{") > MAX_BRACKETS:
+    return None
+  try:
+    return json.loads(
+      text, parse_int=float, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys
+    )
+  except ValueError:  # json.JSONDecodeError is one
+    return None
+
+
+def interval(text: str) -> Interval | None:
+  """(start, end) in seconds from exactly `{"time": [start, end]}`, 0 <= start < end, or None."""
+  return as_interval(strict_json(text))
+
+
+def as_interval(value: object) -> Interval | None:
+  """The same from decoded JSON. Booleans are not numbers, and the object has no other key."""
+  ends = _numbers(value, "time", 2)
+  if ends is None or not 0 <= ends[0] < ends[1]:
+    return None
+  return ends
+
+
+def box(text: str) -> Box | None:
+  """(x1, y1, x2, y2) from exactly `{"boxes": [x1, y1, x2, y2]}`, or None.
+
+  Coordinates are relative, 0 to 1000 from the top left, with x1 < x2 and y1 < y2.
+  """
+  return as_box(strict_json(text))
+
+
+def as_box(value: object) -> Box | None:
+  """The same from decoded JSON."""
+  corners = _numbers(value, "boxes", 4)
+  if corners is None:
+    return None
+  x1, y1, x2, y2 = corners
+  return corners if 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000 else None
+
+
+def numeric_accuracy(a: float, b: float, *, eps_abs: float = 0.0, eps_rel: float = 0.0) -> float:
+  """1.0 where `a` is as good as the reference `b`, else 0.0.
+
+  abs(a - b) <= max(eps_abs, eps_rel * abs(b)), with eps_abs in the unit of the numbers and eps_rel
+  a share of the reference. With both 0: equality after rounding to 2 decimals (our decision).
+  """
+  if eps_abs == 0 and eps_rel == 0:
+    return float(round(a, 2) == round(b, 2))
+  return float(abs(a - b) <= max(eps_abs, eps_rel * abs(b)))
+
+
+def mean_relative_accuracy(prediction: float, reference: float) -> float:
+  """Share of the thresholds theta = 0.50, 0.55 .. 0.95 with abs(p - t) / abs(t) < 1 - theta.
+
+  The measure of VSI-Bench (arXiv 2412.14171). It is multiplied out, 20 * abs(p - t) < k * abs(t)
+  for k = 1 .. 10, so that no rounding of 1 - theta decides a case on the edge. For t = 0, where
+  the relative error is undefined, only p = 0 scores (our decision).
+  """
+  if reference == 0:
+    return float(prediction == 0)
+  error = 20 * abs(prediction - reference)
+  return sum(error < k * abs(reference) for k in range(1, 11)) / 10
+
+
+def ocr_accuracy(hypothesis: str, reference: str) -> float:
+  """clip(1 - word error rate, 0, 1) of a transcript. Words are split at white space; case counts.
+
+  A transcript with twice the words of the reference, or more, has an error rate of at least 1
+  and is not aligned at all, which bounds the cost. An empty reference matches only an empty
+  transcript (a pool never has one).
+  """
+  reference_words, words = reference.split(), hypothesis.split()
+  if not reference_words:
+    return float(not words)
+  if len(words) >= 2 * len(reference_words):
+    return 0.0
+  return min(1.0, max(0.0, 1.0 - jiwer.wer(" ".join(reference_words), " ".join(words))))
+
+
+def temporal_iou(a: Interval, b: Interval) -> float:
+  """Intersection over union of two intervals (start, end) with start < end."""
+  overlap = min(a[1], b[1]) - max(a[0], b[0])
+  if overlap <= 0:
+    return 0.0
+  return overlap / (max(a[1], b[1]) - min(a[0], b[0]))  # what overlaps has its hull as its union
+
+
+def box_iou(a: Box, b: Box) -> float:
+  """Intersection over union of two boxes (x1, y1, x2, y2) with x1 < x2 and y1 < y2."""
+  width = min(a[2], b[2]) - max(a[0], b[0])
+  height = min(a[3], b[3]) - max(a[1], b[1])
+  if width <= 0 or height <= 0:
+    return 0.0
+  shared = width * height
+  union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+  return shared / union if union > 0 else 0.0  # 0 where the areas underflow
+
+
+def rouge_l(hypothesis: str, reference: str) -> float:
+  """ROUGE-L F-measure, as in the package rouge_score without stemming.
+
+  Logged for open-ended answers and never part of their quality: R-MSD found that lexical overlap
+  punishes right answers in other words. Only the first MAX_CHARS characters of each text count,
+  since the alignment is quadratic. The package keeps ASCII letters and digits alone, so a text
+  in another script scores 0.
+  """
+  score = _rouge().score(reference[:MAX_CHARS], hypothesis[:MAX_CHARS])
+  return float(score["rougeL"].fmeasure)
+
+
+@functools.cache
+def _rouge():
+  from rouge_score import rouge_scorer  # here, as it imports nltk, which takes seconds
+
+  return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
+
+
+def _finite(value: float) -> float | None:
+  return value if math.isfinite(value) else None
+
+
+def _numbers(value: object, key: str, count: int) -> tuple[float, ...] | None:
+  """The `count` finite numbers of `{key: [...]}`, or None."""
+  if not isinstance(value, dict) or set(value) != {key}:
+    return None
+  items = value[key]
+  if not isinstance(items, list) or len(items) != count:
+    return None
+  numbers = tuple(as_number(item) for item in items)
+  return None if None in numbers else numbers
+
+
+def as_number(value: object) -> float | None:
+  """A finite float from a decoded JSON number; None for all else, booleans among it."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return None
+  try:
+    return _finite(float(value))
+  except OverflowError:  # an int beyond the range of a float
+    return None
+
+
+def _refuse_constant(name: str) -> float:
+  raise ValueError(f"{name} is not JSON")
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+  items = dict(pairs)
+  if len(items) < len(pairs):
+    raise ValueError("a key is given twice")
+  return items

@@ -1,0 +1,49 @@
+"""How far one teacher response can be relied on: quality = valid * metric (arXiv 2603.11423)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rmsd_jax.tasks import reward
+from rmsd_jax.tasks.registry import Task
+
+# Stored with every pool. Raise it whenever a change in tasks/ can change a stored score.
+SCORER_VERSION = "1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """What a pool stores of a response; every number is in [0, 1]."""
+
+  outer: float  # R_outer
+  inner: float  # R_task, 0 when outer is 0
+  content: float  # R_content, 0 for open-ended tasks
+  valid: bool
+  quality: float  # 0 unless valid
+
+
+def score(
+  task: Task,
+  text: str,
+  reference: object,
+  options: Sequence[str],
+  finish_reason: str = "stop",
+  tokens: int = 0,
+  max_tokens: int | None = None,
+) -> Score:
+  """Scores one response against the ground truth.
+
+  A response is valid when it has the outer format and all of the task's own, and was not cut off
+  (R-MSD). Its quality is its metric for closed-ended tasks. Open-ended tasks get none, since
+  lexical overlap punishes right answers in other words: there every valid response has quality 1.
+
+  Args:
+    reference: the ground truth, as the task's `validate` accepts it.
+    finish_reason: as the teacher's server gave it; "length" means cut off.
+    tokens: length of the response in tokens of the student's tokenizer, end-of-turn included.
+    max_tokens: the most that training can hold; a longer response is not valid (our decision).
+  """
+  outer, inner, content = reward.rule_terms(task, text, reference, options)
+  fits = max_tokens is None or tokens <= max_tokens
+  valid = outer == 1 and inner == 1 and finish_reason != "length" and fits
+  quality = (content if task.closed else 1.0) if valid else 0.0
+  return Score(outer, inner, content, valid, quality)

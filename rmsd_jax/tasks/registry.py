@@ -1,0 +1,226 @@
+"""The table of tasks: what a question asks for, and how an answer to it is graded.
+
+A task is added by adding it to the table at `_FIXED_TASKS` (or, where it has settings, to
+`make_tasks`); the rest of the project finds tasks by name.
+Classes and metrics are those of R-MSD (arXiv 2603.11423), the shapes of answers OneThinker's
+(arXiv 2512.03043).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+from rmsd_jax.errors import UserError
+from rmsd_jax.tasks import metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One kind of question. Its functions are pure; a reference is the `answer` of a pool record.
+
+  `check` and `metric` never raise for any answer text. For a reference or options that
+  `validate` faults, `metric` raises UserError: a pool is validated when it is built.
+  """
+
+  name: str
+  closed: bool  # closed-ended: the metric against the reference is part of quality and reward
+  instruction: str  # the sentence after the question that tells the format of a response
+  check: Callable[[str, Sequence[str], object], float]  # (answer, options, reference) -> R_task
+  metric: Callable[[str, Sequence[str], object], float]  # (answer, options, reference) -> R_content
+  validate: Callable[[object, Sequence[str]], str | None]  # (reference, options) -> fault in words
+
+
+def _task(
+  name: str,
+  inside: str,
+  *,
+  unit: str = "",
+  read: Callable[[str, Sequence[str]], object],
+  read_reference: Callable[[object, Sequence[str]], object],
+  compare: Callable[..., float],
+  expected: str,
+  faults: Callable[[Sequence[str]], str | None] = lambda options: None,
+  closed: bool = True,
+) -> Task:
+  """A task whose answer is read as one value, or not at all, and compared with the reference.
+
+  Args:
+    inside: what the instruction shows inside the answer tags.
+    unit: what the instruction says of it after them.
+    read: (answer, options) -> value, None when the answer does not have the task's format.
+    read_reference: (reference, options) -> value, None when the reference is unusable.
+    compare: (value, value of the reference) -> [0, 1].
+    expected: a usable reference, in words.
+    faults: options -> what is wrong with them, in words, or None.
+  """
+
+  def check(answer: str, options: Sequence[str], reference: object) -> float:
+    del reference  # only tasks with partial credit need it
+    return float(read(answer, options) is not None)
+
+  def metric(answer: str, options: Sequence[str], reference: object) -> float:
+    if fault := validate(reference, options):
+      raise UserError(f"{name}: {fault}; mend or drop the record")
+    value = read(answer, options)
+    return 0.0 if value is None else compare(value, read_reference(reference, options))
+
+  def validate(reference: object, options: Sequence[str]) -> str | None:
+    if fault := faults(options):
+      return fault
+    if read_reference(reference, options) is None:
+      return f"answer {_brief(reference)} is not {expected}"
+    return None
+
+  instruction = f"Reply as <think>your reasoning</think><answer>{inside}</answer>{unit}."
+  return Task(name, closed, instruction, check, metric, validate)
+
+
+def _option_fault(options: Sequence[str]) -> str | None:
+  if len(options) < 2:
+    return f"{len(options)} options, at least 2 are needed"
+  labels = [metrics.split_label(option) for option in options]
+  if None in labels:
+    option = options[labels.index(None)]
+    return f'option {_brief(option)} has no label; write it as "A. text"'
+  letters = [label[0] for label in labels]
+  if len(set(letters)) < len(letters):
+    return f"option labels {', '.join(letters)} repeat; each option needs its own letter"
+  return None
+
+
+def _letter(value: object, options: Sequence[str]) -> str | None:
+  return metrics.option_letter(value, options) if isinstance(value, str) else None
+
+
+def _number(value: object, options: Sequence[str]) -> float | None:
+  del options
+  return metrics.number(value) if isinstance(value, str) else metrics.as_number(value)
+
+
+def _text(value: object, options: Sequence[str]) -> str | None:
+  del options
+  return _non_empty(value) if isinstance(value, str) else None
+
+
+def _non_empty(text: str) -> str | None:
+  return text if text.strip() else None
+
+
+def _of_text(reader: Callable[[str], object]) -> Callable[[str, Sequence[str]], object]:
+  return lambda answer, options: reader(answer)
+
+
+def _structured(
+  of_text: Callable[[str], object], of_json: Callable[[object], object], key: str
+) -> Callable[[object, Sequence[str]], object]:
+  """A reader of references given as the object an answer has, its JSON text, or its bare list."""
+
+  def read(value: object, options: Sequence[str]) -> object:
+    del options
+    if isinstance(value, str):
+      return of_text(value)
+    return of_json({key: value} if isinstance(value, list) else value)
+
+  return read
+
+
+def _brief(value: object) -> str:
+  text = repr(value)
+  return text if len(text) <= 80 else text[:77] + "..."
+
+
+# The tasks that have no settings of their own.
+_FIXED_TASKS = (
+  _task(
+    "multiple_choice",
+    "the letter of one option",
+    read=metrics.option_letter,
+    read_reference=_letter,
+    compare=lambda letter, truth: float(letter == truth),
+    expected="the letter of an option",
+    faults=_option_fault,
+  ),
+  _task(
+    "regression",
+    "one number",
+    read=_of_text(metrics.number),
+    read_reference=lambda value, options: _number(value, options) or None,
+    compare=metrics.mean_relative_accuracy,
+    expected="a finite number other than 0, which has no relative error",
+  ),
+  _task(
+    "ocr",
+    "the text you read",
+    read=_of_text(_non_empty),
+    read_reference=_text,
+    compare=metrics.ocr_accuracy,
+    expected="a text that is not empty",
+  ),
+  _task(
+    "temporal_grounding",
+    '{"time": [start, end]}',
+    unit=" in seconds",
+    read=_of_text(metrics.interval),
+    read_reference=_structured(metrics.interval, metrics.as_interval, "time"),
+    compare=metrics.temporal_iou,
+    expected='{"time": [start, end]} in seconds with 0 <= start < end',
+  ),
+  _task(
+    "spatial_grounding",
+    '{"boxes": [x1, y1, x2, y2]}',
+    unit=" in coordinates from 0 to 1000",
+    read=_of_text(metrics.box),
+    read_reference=_structured(metrics.box, metrics.as_box, "boxes"),
+    compare=metrics.box_iou,
+    expected='{"boxes": [x1, y1, x2, y2]} within 0..1000 with x1 < x2 and y1 < y2',
+  ),
+  _task(
+    "open_ended",
+    "a full answer in your own words",
+    read=_of_text(_non_empty),
+    read_reference=_text,
+    compare=metrics.rouge_l,
+    expected="a text that is not empty",
+    closed=False,
+  ),
+)
+
+
+def make_tasks(*, eps_abs: float = 0.0, eps_rel: float = 0.0) -> dict[str, Task]:
+  """All tasks by name.
+
+  Args:
+    eps_abs, eps_rel: tolerances of `numerical`, see `metrics.numeric_accuracy`; with both 0 two
+      numbers are equal when they agree after rounding to 2 decimals.
+
+  Raises:
+    UserError: a tolerance is negative or NaN.
+  """
+  for name, eps in (("eps_abs", eps_abs), ("eps_rel", eps_rel)):
+    if not eps >= 0:
+      raise UserError(f"{name} {eps}: a tolerance must be 0 or more; give both 0 for 2 decimals")
+  numerical = _task(
+    "numerical",
+    "one number",
+    read=_of_text(metrics.number),
+    read_reference=_number,
+    compare=functools.partial(metrics.numeric_accuracy, eps_abs=eps_abs, eps_rel=eps_rel),
+    expected="a finite number",
+  )
+  return {task.name: task for task in (numerical, *_FIXED_TASKS)}
+
+
+TASKS: Mapping[str, Task] = make_tasks()
+
+
+def get(name: str, tasks: Mapping[str, Task] | None = None) -> Task:
+  """The task of that name, from `tasks` or else from TASKS; UserError names those there are."""
+  known = TASKS if tasks is None else tasks
+  if name not in known:
+    raise UserError(f"task {name!r} is unknown; use one of {', '.join(sorted(known))}")
+  return known[name]
+
+
+def prompt_text(task: Task, question: str, options: Sequence[str] = ()) -> str:
+  """What a model is asked: the question, the options one a line, the format of the response."""
+  return "\n".join([question.strip(), *(option.strip() for option in options), task.instruction])

@@ -1,0 +1,163 @@
+"""The architecture as tests: who may import whom, how long a file may be, what may not be written."""
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "rmsd_jax"
+
+FLOORS = {
+  0: {"errors", "groups", "masked", "named", "sharding", "positions", "losses", "advantages"},
+  1: {"models", "tasks", "data"},
+  2: {"state", "optim", "checkpoint", "metrics", "generate", "scoring"},
+  3: {
+    "cli", "train_sft", "train_rl", "evaluate", "pool", "convert", "compile", "report", "demo"
+  },
+}  # fmt: skip
+FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
+# Commands are started, not imported; the ahead-of-time compiler reads the trainers' steps.
+TOP_FLOOR_IMPORTS = {("compile", "train_sft"), ("compile", "train_rl")}
+
+MAX_FILE_LINES = 450
+MAX_FUNCTION_LINES = 60
+MAX_MAIN_LINES = 200
+CONFIG_NAMES = {"config", "cfg", "conf"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+ALL_FILES = (
+  FILES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "configs").rglob("*.py"))
+)
+
+
+def relative(path: Path) -> str:
+  return str(path.relative_to(ROOT))
+
+
+def tree_of(path: Path) -> ast.Module:
+  return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_of(path: Path) -> str:
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
+def imports(path: Path) -> Iterator[str]:
+  """Full dotted names of everything a file imports, at the top or inside a function."""
+  for node in ast.walk(tree_of(path)):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{relative(path)}:{node.lineno}: relative import"
+      for alias in node.names:
+        name = f"{node.module}.{alias.name}"
+        inside = node.module.split(".")[0] == "rmsd_jax"
+        yield name if not inside or name in MODULES else node.module
+
+
+def unit(module: str) -> str | None:
+  """The flat file or the folder a module of the package belongs to; None for the package itself."""
+  parts = module.split(".")
+  return parts[1] if parts[0] == "rmsd_jax" and len(parts) > 1 else None
+
+
+def per_file(files: list[Path]) -> pytest.MarkDecorator:
+  return pytest.mark.parametrize("path", files, ids=relative)
+
+
+@per_file([path for path in FILES if unit(module_of(path))])
+def test_imports_come_from_lower_floors_or_the_own_folder(path):
+  here = unit(module_of(path))
+  assert here in FLOOR_OF, f"{relative(path)} has no floor; give {here!r} one in {__file__}"
+  is_folder = (PACKAGE / here).is_dir()
+  for module in imports(path):
+    there = unit(module)
+    if there is None or there == here:
+      continue
+    lower = FLOOR_OF[there] < FLOOR_OF[here]
+    flat = not is_folder and not (PACKAGE / there).is_dir()
+    same = FLOOR_OF[there] == FLOOR_OF[here]
+    allowed = there == "cli" or (here, there) in TOP_FLOOR_IMPORTS if FLOOR_OF[here] == 3 else flat
+    assert lower or (same and allowed), f"{here} (floor {FLOOR_OF[here]}) imports {module}"
+
+
+def test_imports_form_no_circle():
+  graph = {
+    module_of(path): {name for name in imports(path) if name in MODULES} - {module_of(path)}
+    for path in FILES
+  }
+  list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def roots(path: Path) -> set[str]:
+  return {name.split(".")[0] for name in imports(path)}
+
+
+@per_file(FILES)
+def test_foreign_packages_stay_in_their_place(path):
+  here, used = unit(module_of(path)), roots(path)
+  if here != "models":
+    assert "flax" not in used, "only models/ knows flax"
+  if here in {"tasks", "data"}:
+    assert not used & {"jax", "optax", "orbax"}, "runs in worker processes: numpy only"
+  assert not used & {"torch", "tensorflow"}, "not a dependency at run time"
+  if here is not None and FLOOR_OF[here] < 3:
+    flags = {name for name in imports(path) if name.startswith(("absl.flags", "absl.app"))}
+    assert not flags, "flags belong to the commands"
+
+
+@per_file(ALL_FILES)
+def test_files_and_functions_are_short(path):
+  lines = len(path.read_text(encoding="utf-8").splitlines())
+  assert lines <= MAX_FILE_LINES, f"{lines} lines"
+  for node in ast.walk(tree_of(path)):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+      length = node.end_lineno - node.lineno + 1
+      limit = MAX_MAIN_LINES if node.name == "main" else MAX_FUNCTION_LINES
+      assert length <= limit, f"{node.name} in line {node.lineno} has {length} lines"
+
+
+@per_file([path for path in FILES if path.read_text(encoding="utf-8").strip()])
+def test_every_file_says_what_it_is_for(path):
+  assert ast.get_docstring(tree_of(path)), "a docstring at the top"
+
+
+@per_file(ALL_FILES)
+def test_no_exception_is_caught_blindly(path):
+  for node in ast.walk(tree_of(path)):
+    if isinstance(node, ast.ExceptHandler):
+      assert node.type is not None, f"line {node.lineno}: bare except"
+      names = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)}
+      broad = names & {"Exception", "BaseException"}
+      assert not broad, f"line {node.lineno}: except {broad.pop()}"
+
+
+def ends_in_config(node: ast.expr) -> bool:
+  """`config`, `x.config`, `config.model`, ...: an expression that reads from a config."""
+  while isinstance(node, ast.Attribute):
+    if node.attr in CONFIG_NAMES:
+      return True
+    node = node.value
+  return isinstance(node, ast.Name) and node.id in CONFIG_NAMES
+
+
+@per_file(ALL_FILES)
+def test_a_config_has_no_hidden_defaults(path):
+  for node in ast.walk(tree_of(path)):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+      hidden = node.func.attr == "get" and ends_in_config(node.func.value)
+      assert not hidden, f"line {node.lineno}: .get( on a config"
+
+
+@per_file(FILES)
+def test_nothing_is_left_for_later(path):
+  words = ("TO" + "DO", "FIX" + "ME", "XX" + "X", "NotImplemented")
+  text = path.read_text(encoding="utf-8")
+  assert not [word for word in words if word in text]
