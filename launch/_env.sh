@@ -17,7 +17,9 @@ env_install() {
       'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$file")
     if [ "$(cat "$stamp" 2>/dev/null)" != "$hash" ]; then
       echo "installing $file" >&2
-      .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file" || return
+      # --no-compile: modules are compiled when first imported, most never are
+      .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
+        -r "$file" || return
       echo "$hash" > "$stamp"
     fi
   done

@@ -30,6 +30,7 @@ _WORKDIR_HELP = "folder of the run; a folder that holds a run of the same config
 
 def run(main: Callable[[], object]) -> NoReturn:
   """Calls `main()` and ends the process with the exit status described at the top of this file."""
+  flags.FLAGS.mark_as_parsed()  # libraries read flags of their own (Grain's workers do): defaults
   try:
     main()
   except UserError as error:
@@ -186,7 +187,7 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
 def _close(name: str, known: Sequence[str]) -> str:
   """`, did you mean a or b?` for a mistyped or misplaced name, or nothing."""
   last = name.rpartition(".")[2]
-  matches = difflib.get_close_matches(name, known)
+  matches = difflib.get_close_matches(name, known, cutoff=0.8)
   matches += [key for key in known if key.rpartition(".")[2] == last and key not in matches]
   return f", did you mean {' or '.join(matches[:3])}?" if matches else ""
 

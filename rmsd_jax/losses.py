@@ -4,7 +4,7 @@ Every loss returns ((sum, count), metrics): the caller adds sums and counts over
 hosts and divides once. Log-probabilities are in nats, of the temperature-scaled distribution.
 
 Axes: B prompts, R responses, T response tokens, P prompt tokens, D width, V vocabulary, c tokens
-of a chunk.
+of a chunk, M = B * R * c.
 """
 
 import functools
@@ -50,10 +50,12 @@ def _unchunk(x, tokens: int):
   return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :tokens]
 
 
-def _logits(hidden_BRcD, unembedding_VD, temperature):
-  kernel = unembedding_VD.astype(hidden_BRcD.dtype)
-  logits = jnp.einsum("BRcD,VD->BRcV", hidden_BRcD, kernel, preferred_element_type=jnp.float32)
-  return logits / temperature
+def logits(hidden, unembedding_VD):
+  """hidden [.., D] -> logits fp32 [.., V]."""
+  kernel = unembedding_VD.astype(hidden.dtype)
+  hidden_MD = hidden.reshape(-1, hidden.shape[-1])
+  logits_MV = jnp.einsum("MD,VD->MV", hidden_MD, kernel, preferred_element_type=jnp.float32)
+  return logits_MV.reshape(*hidden.shape[:-1], -1)
 
 
 def _chosen(targets_BRc, vocabulary: int):
@@ -67,9 +69,9 @@ def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk)
 
   def body(_, xs):
     hidden, targets = xs
-    logits = _logits(hidden, unembedding_VD, temperature)
-    lse = jax.nn.logsumexp(logits, -1)
-    chosen = jnp.sum(jnp.where(_chosen(targets, logits.shape[-1]), logits, 0), -1)
+    scaled = logits(hidden, unembedding_VD) / temperature
+    lse = jax.nn.logsumexp(scaled, -1)
+    chosen = jnp.sum(jnp.where(_chosen(targets, scaled.shape[-1]), scaled, 0), -1)
     return None, (chosen - lse, lse)
 
   _, (logps, lse) = jax.lax.scan(body, None, (_chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk)))
@@ -84,13 +86,12 @@ def _logps_backward(temperature, chunk, saved, grad_BRT):
 
   def body(d_kernel_VD, xs):
     hidden, targets, lse, grad = xs
-    logits = _logits(hidden, unembedding_VD, temperature)
-    d_logits = _chosen(targets, logits.shape[-1]) - jnp.exp(logits - lse[..., None])
+    scaled = logits(hidden, unembedding_VD) / temperature
+    d_logits = _chosen(targets, scaled.shape[-1]) - jnp.exp(scaled - lse[..., None])
     d_logits = (d_logits * (grad / temperature)[..., None]).astype(hidden.dtype)
-    d_kernel_VD += jnp.einsum(
-      "BRcV,BRcD->VD", d_logits, hidden, preferred_element_type=jnp.float32
-    )
-    return d_kernel_VD, jnp.einsum("BRcV,VD->BRcD", d_logits, kernel)
+    d_logits_MV, hidden_MD = (x.reshape(-1, x.shape[-1]) for x in (d_logits, hidden))
+    d_kernel_VD += jnp.einsum("MV,MD->VD", d_logits_MV, hidden_MD, preferred_element_type=jnp.float32)
+    return d_kernel_VD, (d_logits_MV @ kernel).reshape(hidden.shape)
 
   xs = tuple(_chunks(x, chunk) for x in (hidden_BRTD, targets_BRT, lse_BRT, grad_BRT))
   d_kernel_VD, d_hidden = jax.lax.scan(body, jnp.zeros(unembedding_VD.shape, jnp.float32), xs)

@@ -26,7 +26,14 @@ class DiesWhenUnpickled:
 
 
 def test_results_come_in_order_and_one_bad_task_costs_one_result():
-  tasks = [("sleep", 0.3), ("ok", 1), ("refuse", 2), ("die", 7), ("sleep", 60), *[("ok", i) for i in range(20)]]
+  tasks = [
+    ("sleep", 0.3),
+    ("ok", 1),
+    ("refuse", 2),
+    ("die", 7),
+    ("sleep", 60),
+    *[("ok", i) for i in range(20)],
+  ]
   got = list(children.run(work, tasks, workers=2, limit_s=1.0))
   assert [task for task, _ in got] == tasks
   results = [result for _, result in got]

@@ -33,6 +33,8 @@ COMMAND = '''
 It prints what it was given.
 """
 
+from absl import flags
+
 from rmsd_jax import cli
 from rmsd_jax.errors import UserError
 
@@ -44,6 +46,7 @@ def main(config, workdir, checkpoint):
     raise KeyboardInterrupt
   if config.steps == 2:
     raise RuntimeError("a fault of ours")
+  assert flags.FLAGS.is_parsed()  # Grain's workers ask for its flags
   print(config.steps, config.optim.betas, workdir, checkpoint)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmsd_jax.data import records
@@ -56,11 +56,21 @@ def test_defaults_and_the_clip_of_a_record():
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 seconds = st.floats(0, 1e6, allow_nan=False)
-scalar = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text
-answer = st.recursive(scalar, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=8)
+scalar = (
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats(allow_nan=False, allow_infinity=False)
+  | text
+)
+answer = st.recursive(
+  scalar, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=8
+)
 media = st.builds(records.Media, st.just("image"), text) | st.builds(
   lambda path, start, length: records.Media("video", path, start, start + length + 1),
-  text, seconds, seconds,
+  text,
+  seconds,
+  seconds,
 )
 record = st.builds(
   records.Record,
@@ -74,6 +84,7 @@ record = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(record)
 def test_a_record_survives_the_round_trip(kept):
   value = dataclasses.asdict(kept)
@@ -111,7 +122,10 @@ REFUSED = [
   ({**GOOD, "media": [{"type": "video", "path": "a", "start": 4, "end": 4}]}, "ends at 4.0 s"),
   ({**GOOD, "responses": [{"teacher": "big"}]}, "response key 'text' is missing"),
   ({**GOOD, "responses": [{"text": None}]}, "response text must be a string, not null"),
-  ({**GOOD, "responses": [{"text": "", "finish_reason": "eos"}]}, "'eos' is not one of stop, length"),
+  (
+    {**GOOD, "responses": [{"text": "", "finish_reason": "eos"}]},
+    "'eos' is not one of stop, length",
+  ),
 ]
 
 
@@ -124,6 +138,7 @@ def test_anything_else_is_refused_with_line_and_reason(value, reason):
   assert "\n" not in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.text() | answer.map(json.dumps))
 def test_no_line_breaks_the_parser(line):
   with pytest.raises(records.RecordFault):

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from rmsd_jax import positions
@@ -18,7 +17,6 @@ from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket, PromptGroups
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
   """B prompts, their K teacher responses as the groups' R, and what the pool knows of both.

@@ -37,7 +37,10 @@ def run(
   Raises:
     RuntimeError: a child died without a task, so a new one would too (its own traceback says why).
   """
-  context = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads
+  # A fork of this process would inherit its threads and locks; one of a fresh server does not, and
+  # the server imports everything once for all children.
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload([type(work).__module__])
   children = [_Child(context, work) for _ in range(workers)]
   queue, more = enumerate(tasks), True
   pending: dict[int, Any] = {}  # tasks handed out and not yet yielded

@@ -205,8 +205,9 @@ def _taps(inputs: int, outputs: int, flavour: str) -> _Taps:
   weights /= weights.sum(axis=1, keepdims=True)
   shift = None
   if flavour == "hf":
-    # torch's 8-bit kernel: weights as 16-bit integers, as many fraction bits as the largest allows.
-    shift = next(bits for bits in range(22) if int(0.5 + weights.max() * 2 ** (bits + 1)) >= 2**15)
+    # torch's 8-bit kernel: 16-bit integer weights with as many fraction bits as the largest allows.
+    largest = weights.max()
+    shift = next((bits for bits in range(22) if int(largest * 2 ** (bits + 1) + 0.5) >= 2**15), 22)
     weights = np.trunc(weights * 2.0**shift + np.copysign(0.5, weights))
   blocks = range(0, outputs, _BLOCK)
   bands = tuple((int(first[i]), int(last[min(i + _BLOCK, outputs) - 1])) for i in blocks)
@@ -238,9 +239,7 @@ def pad_to_multiple(values_N: np.ndarray, multiple: int) -> np.ndarray:
   return np.concatenate([values_N, np.repeat(values_N[-1:], missing, axis=0)])
 
 
-def patchify(
-  frames_NHWC: np.ndarray, patch: int, temporal: int = 2, merge: int = 2
-) -> np.ndarray:
+def patchify(frames_NHWC: np.ndarray, patch: int, temporal: int = 2, merge: int = 2) -> np.ndarray:
   """Cuts frames into patches in Qwen3-VL's order.
 
   The patches of a visual token (merge x merge) stand together, tokens row by row; inside a patch

@@ -112,6 +112,6 @@ def _check_clips(lines: Iterable[Line]) -> None:
     splits[line.clip].add(line.split)
   if shared := [clip for clip, names in splits.items() if len(names) > 1]:
     raise UserError(
-      f"{len(shared)} clips are in both splits, such as {shared[0]!r}: held-out questions would show "
-      "training clips; give all questions of a clip one split"
+      f"{len(shared)} clips are in both splits, such as {shared[0]!r}: held-out questions would "
+      "show training clips; give all questions of a clip one split"
     )

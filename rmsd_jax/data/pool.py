@@ -100,8 +100,8 @@ def open_pool(directory: str | os.PathLike, split: str) -> Pool:
     bucket_N, task_N = index["bucket_N"], index["task_N"]
   if len(source) != len(bucket_N):
     raise UserError(
-      f"the pool {folder} holds {len(source)} rows but its index {len(bucket_N)}; files are missing "
-      "or mixed: copy it again or build it again"
+      f"the pool {folder} holds {len(source)} rows but its index {len(bucket_N)}; files are "
+      "missing or mixed: copy it again or build it again"
     )
   return Pool(str(folder), split, metadata, source, bucket_N, task_N)
 
@@ -294,7 +294,8 @@ def _write(
     chosen = [line for line in lines if line.split == split]
     for line, row in children.run(work, chosen, workers, limits.seconds):
       if isinstance(row, children.Failure):
-        quarantine.add(line.path, line.number, line.id, row.kind, row.reason)
+        reason = row.reason.removeprefix(f"line {line.number}: ")
+        quarantine.add(line.path, line.number, line.id, row.kind, reason)
       else:
         used += 1
         most = max(most, len(row["tokens_K"]))
@@ -305,8 +306,8 @@ def _write(
       raise UserError(f"no record of split {split!r} is usable; reasons are in the quarantine file")
 
   splits = [split for split in records.SPLITS if any(line.split == split for line in lines)]
-  builder = _Builder({split: generate(split) for split in splits}, data_dir=stage,
-                     file_format="array_record")  # fmt: skip
+  generators = {split: generate(split) for split in splits}
+  builder = _Builder(generators, data_dir=stage, file_format="array_record")
   tfds.disable_progress_bar()
   with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself on stdout
     builder.download_and_prepare()

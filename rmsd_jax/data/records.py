@@ -149,7 +149,7 @@ def _media(value: Any) -> Media:
   for name in ("start", "end"):
     if name in fields and fields["type"] == "image":
       raise _Reason(f"an image has no {name!r}")
-    if fields.get(name) is not None:
+    if name in fields and fields[name] is not None:
       fields[name] = _seconds(fields[name], name)
   media = Media(**fields)
   if media.end is not None and media.end <= (media.start or 0.0):
@@ -204,5 +204,6 @@ def _seconds(value: Any, name: str) -> float:
 
 
 def _kind(value: Any) -> str:
-  names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-  return names.get(type(value), "a number")
+  names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+  names |= {type(None): "null", int: "a number", float: "a number"}
+  return names[type(value)]

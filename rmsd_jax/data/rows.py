@@ -142,9 +142,9 @@ def decode(stored: Mapping[str, Any]) -> Row:
     values[name] = values[name].decode("utf-8")
   for name in ("options", "texts", "teachers", "finish_reasons"):
     values[name] = tuple(value.decode("utf-8") for value in values[name])
-  ends = np.cumsum(values.pop("response_lengths_K"))
-  responses = np.split(values.pop("response_ids"), ends[:-1]) if len(ends) else []
-  values["responses"] = tuple(responses)
+  ids, ends = values.pop("response_ids"), np.cumsum(values.pop("response_lengths_K"))
+  starts = np.concatenate([[0], ends[:-1]]).astype(int)
+  values["responses"] = tuple(ids[a:b] for a, b in zip(starts, ends, strict=False))
   values["answer"] = json.loads(values["answer"])
   values["pictures"] = tuple(values["pictures"])
   values["closed"], values["bucket"] = bool(values["closed"]), int(values["bucket"])

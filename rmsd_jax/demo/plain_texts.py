@@ -9,6 +9,7 @@ import numpy as np
 
 from rmsd_jax.demo import world
 from rmsd_jax.demo.questions import LETTERS
+from rmsd_jax.demo.world import DIRECTIONS
 
 Text = tuple[str, str]  # what is asked, what is replied
 
@@ -75,18 +76,19 @@ def moments(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
   cell = _pick(rng, list(by_cell)) if filled else int(rng.integers(world.GRID**2))
   name = world.CELL_NAMES[cell]
   reply = f"{by_cell[cell].colour} {by_cell[cell].digit}" if cell in by_cell else "none"
-  texts.append((_say(rng, f"What is at the {name} {time}?", f"Which card is {name} {time}?"), reply))
+  ask = _say(rng, f"What is at the {name} {time}?", f"Which card is {name} {time}?")
+  texts.append((ask, reply))
   return texts
 
 
 def timelines(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
   """Readings of the whole clip: second by second, and card by card."""
   by_second = [
-    f"{second}: {_listed([card.digit for card in scene.visible(second)])}"
+    f"{second}: {' '.join(str(card.digit) for card in scene.visible(second)) or 'none'}"
     for second in range(scene.seconds)
   ]
   by_card = [
-    f"{card.colour} {card.digit} from {card.start} to {card.end}, {world.CELL_NAMES[card.cell]}"
+    f"{card.colour} {card.digit}, {card.start} to {card.end}, {world.CELL_NAMES[card.cell]}"
     for card in scene.cards
   ]
   return [
@@ -223,7 +225,10 @@ def motion(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
       _say(rng, f"In which direction does {name} move?", f"Direction of {name}?"),
       _say(rng, card.direction, f"The card with {card.digit} moves {card.direction}."),
     ),
-    (_say(rng, f"When does {name} move?", f"At which second moves {name}?"), f"at {card.move_at}"),
+    (
+      _say(rng, f"When does {name} move?", f"At which second does {name} move?"),
+      f"at {card.move_at}",
+    ),
   ]
 
 
@@ -233,7 +238,7 @@ def letters(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
   pools = (
     list(world.COLOUR_NAMES),
     list(range(10)),
-    list(world.DIRECTIONS),
+    list(DIRECTIONS),
     list(world.CELL_NAMES),
   )
   pool = _pick(rng, pools)
@@ -246,21 +251,29 @@ def letters(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
     (_say(rng, f"{ask}\n{lines}", f"{lines}\n{ask}"), found),
     (f"{lines}\nWhat is {LETTERS[at]}?", f"{LETTERS[at]} is {order[at]}."),
   ]
+  return texts + [_lettered_fact(rng, *fact) for fact in _facts(scene, rng)]
+
+
+def _facts(scene: world.Scene, rng: np.random.Generator) -> list[tuple[str, object, list]]:
+  """Questions with one short answer each: (question, answer, wrong answers)."""
   card = _pick(rng, scene.cards)
-  asks = [(card.colour, f"What colour is the card with {card.digit}?", world.COLOUR_NAMES)]
+  facts = [(f"What colour is the card with {card.digit}?", card.colour, list(world.COLOUR_NAMES))]
   if card.moves:
-    directions = tuple(world.DIRECTIONS)
-    asks.append((card.direction, f"Where does the card with {card.digit} go?", directions))
+    facts.append((f"Where does the card with {card.digit} go?", card.direction, list(DIRECTIONS)))
   if len(scene.cards) > 1 and not scene.still:
-    asks.append((scene.cards[0].digit, "Which digit appears first?", tuple(range(10))))
-  for truth, ask, pool in asks:
-    others = [text for text in pool if text != truth]
-    wrong = [others[i] for i in rng.choice(len(others), len(LETTERS) - 1, replace=False)]
-    order, lines = _lettered(rng, [truth, *wrong])
-    letter = LETTERS[order.index(truth)]
-    reply = _say(rng, f"{truth}, which is {letter}.", f"{truth} is {letter}.")
-    texts.append((_say(rng, f"{ask} Name the letter.\n{lines}", f"{lines}\n{ask}"), reply))
-  return texts
+    shown = [card.digit for card in scene.cards]
+    absent = [digit for digit in range(10) if digit not in shown]
+    filled = shown + rng.permutation(absent)[: len(LETTERS) - len(shown)].tolist()
+    facts.append(("Which digit appears first?", shown[0], filled))
+  return [(ask, truth, [text for text in pool if text != truth]) for ask, truth, pool in facts]
+
+
+def _lettered_fact(rng: np.random.Generator, ask: str, truth: object, others: list) -> Text:
+  wrong = [others[i] for i in rng.choice(len(others), len(LETTERS) - 1, replace=False)]
+  order, lines = _lettered(rng, [truth, *wrong])
+  letter = LETTERS[order.index(truth)]
+  reply = _say(rng, f"{truth}, which is {letter}.", f"{truth} is {letter}.")
+  return _say(rng, f"{ask} Name the letter.\n{lines}", f"{ask}\n{lines}", f"{lines}\n{ask}"), reply
 
 
 def boxes(scene: world.Scene, rng: np.random.Generator) -> list[Text]:

@@ -37,7 +37,10 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "temporal_grounding",
     ("When is the card with {digit} visible?", "From when to when is the card with {digit} there?"),
   ),
-  "where": ("spatial_grounding", ("Where is the card with {digit}?", "Find the card with {digit}.")),
+  "where": (
+    "spatial_grounding",
+    ("Where is the card with {digit}?", "Find the card with {digit}."),
+  ),
   "describe": ("open_ended", ("Describe the clip.", "What happens in the clip?")),
 }
 
@@ -74,8 +77,8 @@ def letter_of(value: object, options: tuple[str, ...]) -> str:
 
 def described(cards: tuple[tuple[str, int], ...]) -> str:
   """The answer to an open-ended question, e.g. "a red 3, then a blue 5"."""
-  return ", then ".join(f"{'an' if colour[0] == 'o' else 'a'} {colour} {digit}"
-                        for colour, digit in cards)
+  named = [f"{'an' if colour == 'orange' else 'a'} {colour} {digit}" for colour, digit in cards]
+  return ", then ".join(named)
 
 
 def answer_of(kind: str, value: typing.Any, options: tuple[str, ...] = ()) -> typing.Any:
@@ -148,9 +151,7 @@ def questions(scene: world.Scene, rng: np.random.Generator) -> list[Question]:
   "first" and OCR need two cards, and "direction" a card that moves.
   """
   if scene.still:
-    return [
-      _ask(rng, "where", world.cell_box(card.cell), digit=card.digit) for card in scene.cards
-    ]
+    return [_ask(rng, "where", world.cell_box(card.cell), digit=card.digit) for card in scene.cards]
   digits = tuple(card.digit for card in scene.cards)
   second = int(rng.integers(scene.seconds))
   seen = tuple(card.digit for card in scene.visible(second))

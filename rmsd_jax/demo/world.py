@@ -1,4 +1,4 @@
-"""The demo's world: short clips and still pictures of coloured cards that carry real handwritten digits.
+"""The demo's world: clips and still pictures of coloured cards with real handwritten digits.
 
 A scene is a 3 x 3 board of cells of 16 pixels; a card at rest fills one cell exactly, so that with
 patches of 8 pixels and 2 x 2 merging one visual token is one cell. Axes: N frames, H, W pixels,
@@ -11,7 +11,7 @@ import functools
 import multiprocessing
 import os
 import pathlib
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import av
 import numpy as np
@@ -118,7 +118,7 @@ def glyphs() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
   return opacity, digits.target, rows
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _glyph_rows(split: str, digit: int) -> np.ndarray:
   """Rows of `load_digits` that show `digit` and belong to `split`."""
   _, target, rows = glyphs()
@@ -151,7 +151,7 @@ def _draw_look(rng: np.random.Generator, split: str, count: int) -> list[dict]:
 
 
 def _draw_place(rng: np.random.Generator, taken: set[int], moving: bool) -> tuple[int, int]:
-  """A free cell and where the card ends: a free neighbour if it moves and has one, else the same."""
+  """A free cell, and where the card ends: a free neighbour if it is to move, else the same cell."""
   cell = int(rng.choice([c for c in range(GRID * GRID) if c not in taken]))
   free = [c for c in _neighbours(cell) if c not in taken]
   to_cell = int(rng.choice(free)) if moving and free else cell

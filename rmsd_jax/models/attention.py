@@ -7,11 +7,13 @@ up to itself and, from a response, the whole prompt; responses never see each ot
             softmax: no score between siblings is ever computed. The path on CPU.
     dense   one masked softmax over the packed row: the oracle of the tests.
 
-Axes: B prompts, S = P + R*T packed tokens, N query heads, K key/value heads, G = N / K, H head.
+Axes: B prompts, S = P + R*T packed tokens, N query heads, K key/value heads, G = N / K query heads
+of one key/value head, H head width, q queries, s keys.
 Softmax in fp32. Padding needs no mask among responses and inside the prompt, since it stands to
 the right of every token that counts.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -30,71 +32,90 @@ class Layout(NamedTuple):
 
 def group_attention(q_BSNH, k_BSKH, v_BSKH, layout: Layout, prompt_length_B, impl: str = "split"):
   """Attention under the group rule; o_BSNH in q's dtype. `impl` is "split" or "dense"."""
-  q_BSKGH = _grouped(q_BSNH, k_BSKH.shape[2])
-  o_BSKGH = {"split": _split, "dense": _dense}[impl](q_BSKGH, k_BSKH, v_BSKH, layout, prompt_length_B)
-  return o_BSKGH.reshape(q_BSNH.shape).astype(q_BSNH.dtype)
+  attend = {"split": _split, "dense": _dense}[impl]
+  q_BSNH = q_BSNH * q_BSNH.shape[-1] ** -0.5
+  o_BSNH = attend(q_BSNH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), layout, prompt_length_B)
+  return o_BSNH.astype(q_BSNH.dtype)
 
 
-def _grouped(q_BSNH, kv_heads: int):
-  """Query heads as [K, G], scaled by 1 / sqrt(H)."""
-  b, s, n, h = q_BSNH.shape
-  return (q_BSNH * h**-0.5).reshape(b, s, kv_heads, n // kv_heads, h)
-
-
-def _scores(equation: str, q, k, mask):
-  scores = jnp.einsum(equation, q, k, preferred_element_type=jnp.float32)
-  return jnp.where(mask, scores, NEVER)
-
-
-def _split(q_BSKGH, k_BSKH, v_BSKH, layout: Layout, prompt_length_B):
+def _split(q_BSNH, k_BKSH, v_BKSH, layout: Layout, prompt_length_B):
   P, R, T = layout
-  B = q_BSKGH.shape[0]
-  q_p, k_p, v_p = q_BSKGH[:, :P], k_BSKH[:, :P], v_BSKH[:, :P]
-  causal_PP = jnp.tril(jnp.ones((P, P), bool))
-  own = jax.nn.softmax(_scores("BpKGH,BsKH->BKGps", q_p, k_p, causal_PP), -1)
-  o_p = jnp.einsum("BKGps,BsKH->BpKGH", own.astype(v_p.dtype), v_p)
+  B, _, N, H = q_BSNH.shape
+  K = k_BKSH.shape[1]
+  G = N // K
+  k_p, v_p = k_BKSH[:, :, :P], v_BKSH[:, :, :P]
+  # Query heads that share keys stand in one row, so that every product is a plain batched one.
+  q_p = q_BSNH[:, :P].reshape(B, P, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * P, H)
+  scores = _scores("BKqH,BKsH->BKqs", q_p, k_p, jnp.tile(_causal(P), (G, 1)))
+  (weights,), total = _softmax(scores)
+  o_p = jnp.einsum("BKqs,BKsH->BKqH", weights.astype(v_p.dtype), v_p) / total
+  o_p = o_p.reshape(B, K, G, P, H).transpose(0, 3, 1, 2, 4).reshape(B, P, N, H)
   if R == 0:
     return o_p
-  q_r, k_r, v_r = (x[:, P:].reshape(B, R, T, *x.shape[2:]) for x in (q_BSKGH, k_BSKH, v_BSKH))
+  k_r, v_r = (x[:, :, P:].reshape(B, K, R, T, H) for x in (k_BKSH, v_BKSH))
+  q_r = q_BSNH[:, P:].reshape(B, R, T, K, G, H).transpose(0, 3, 1, 4, 2, 5)
+  q_r = q_r.reshape(B, K, R, G * T, H)
   seen_BP = jnp.arange(P) < prompt_length_B[:, None]
-  to_prompt = _scores("BRtKGH,BpKH->BKGRtp", q_r, k_p, seen_BP[:, None, None, None, None])
-  to_own = _scores("BRtKGH,BRsKH->BKGRts", q_r, k_r, jnp.tril(jnp.ones((T, T), bool)))
-  to_prompt, to_own = _joint_softmax(to_prompt, to_own)
-  o_r = jnp.einsum("BKGRtp,BpKH->BRtKGH", to_prompt.astype(v_p.dtype), v_p)
-  o_r += jnp.einsum("BKGRts,BRsKH->BRtKGH", to_own.astype(v_r.dtype), v_r)
-  return jnp.concatenate([o_p, o_r.reshape(B, R * T, *o_r.shape[3:])], 1)
+  to_prompt = _scores("BKRqH,BKsH->BKRqs", q_r, k_p, seen_BP[:, None, None, None])
+  to_own = _scores("BKRqH,BKRsH->BKRqs", q_r, k_r, jnp.tile(_causal(T), (G, 1)))
+  (to_prompt, to_own), total = _softmax(to_prompt, to_own)
+  o_r = jnp.einsum("BKRqs,BKsH->BKRqH", to_prompt.astype(v_p.dtype), v_p)
+  o_r = (o_r + jnp.einsum("BKRqs,BKRsH->BKRqH", to_own.astype(v_r.dtype), v_r)) / total
+  o_r = o_r.reshape(B, K, R, G, T, H).transpose(0, 2, 4, 1, 3, 5).reshape(B, R * T, N, H)
+  return jnp.concatenate([o_p, o_r], 1)
 
 
-def _joint_softmax(a, b):
-  """Softmax over the last axes of two score arrays as if they were one, without joining them."""
-  top = jax.lax.stop_gradient(jnp.maximum(a.max(-1, keepdims=True), b.max(-1, keepdims=True)))
-  a, b = jnp.exp(a - top), jnp.exp(b - top)
-  total = a.sum(-1, keepdims=True) + b.sum(-1, keepdims=True)
-  return a / total, b / total
-
-
-def _dense(q_BSKGH, k_BSKH, v_BSKH, layout: Layout, prompt_length_B):
+def _dense(q_BSNH, k_BKSH, v_BKSH, layout: Layout, prompt_length_B):
   P, R, T = layout
-  index_S = jnp.arange(P + R * T)
+  B, S, N, H = q_BSNH.shape
+  index_S = jnp.arange(S)
   segment_S = jnp.where(index_S < P, -1, (index_S - P) // max(T, 1))
   own_SS = segment_S[:, None] == segment_S[None]
-  prompt_BS = index_S < jnp.where(prompt_length_B > 0, prompt_length_B, 1)[:, None]
+  prompt_BS = index_S < prompt_length_B[:, None]
   see_BSS = own_SS | ((segment_S >= 0)[:, None] & prompt_BS[:, None])
   see_BSS &= index_S[:, None] >= index_S[None]
-  weights = jax.nn.softmax(_scores("BsKGH,BuKH->BKGsu", q_BSKGH, k_BSKH, see_BSS[:, None, None]), -1)
-  return jnp.einsum("BKGsu,BuKH->BsKGH", weights.astype(v_BSKH.dtype), v_BSKH)
+  q_BSKGH = q_BSNH.reshape(B, S, k_BKSH.shape[1], -1, H)
+  scores = _scores("BsKGH,BKuH->BKGsu", q_BSKGH, k_BKSH, see_BSS[:, None, None])
+  weights = jax.nn.softmax(scores, -1).astype(v_BKSH.dtype)
+  return jnp.einsum("BKGsu,BKuH->BsKGH", weights, v_BKSH).reshape(B, S, N, H)
 
 
-def decode_attention(q_BRNH, prompt_k_BKPH, prompt_v_BKPH, own_k_BKRTH, own_v_BKRTH, prompt_length_B, t):
+def decode_attention(q_BRNH, prompt_kv, own_kv, prompt_length_B, t):
   """The same rule for one new token per response, which stands at place t of its own cache.
 
   The prompt's keys and values are stored once per group and shared by its R responses.
+
+  Args:
+    prompt_kv: keys and values [B, K, P, H].
+    own_kv: keys and values [B, K, R, T, H], place t written already.
   """
-  q = _grouped(q_BRNH, prompt_k_BKPH.shape[1])
-  seen_BP = jnp.arange(prompt_k_BKPH.shape[2]) < prompt_length_B[:, None]
-  to_prompt = _scores("BRKGH,BKPH->BKRGP", q, prompt_k_BKPH, seen_BP[:, None, None, None])
-  to_own = _scores("BRKGH,BKRTH->BKRGT", q, own_k_BKRTH, jnp.arange(own_k_BKRTH.shape[3]) <= t)
-  to_prompt, to_own = _joint_softmax(to_prompt, to_own)
-  o = jnp.einsum("BKRGP,BKPH->BRKGH", to_prompt.astype(prompt_v_BKPH.dtype), prompt_v_BKPH)
-  o += jnp.einsum("BKRGT,BKRTH->BRKGH", to_own.astype(own_v_BKRTH.dtype), own_v_BKRTH)
-  return o.reshape(q_BRNH.shape).astype(q_BRNH.dtype)
+  (k_p, v_p), (k_r, v_r) = prompt_kv, own_kv
+  B, R, N, H = q_BRNH.shape
+  K = k_p.shape[1]
+  q_BKRGH = (q_BRNH * H**-0.5).reshape(B, R, K, N // K, H).transpose(0, 2, 1, 3, 4)
+  seen_BP = jnp.arange(k_p.shape[2]) < prompt_length_B[:, None]
+  to_prompt = _scores("BKRGH,BKPH->BKRGP", q_BKRGH, k_p, seen_BP[:, None, None, None])
+  to_own = _scores("BKRGH,BKRTH->BKRGT", q_BKRGH, k_r, jnp.arange(k_r.shape[3]) <= t)
+  (to_prompt, to_own), total = _softmax(to_prompt, to_own)
+  o = jnp.einsum("BKRGP,BKPH->BKRGH", to_prompt.astype(v_p.dtype), v_p)
+  o = (o + jnp.einsum("BKRGT,BKRTH->BKRGH", to_own.astype(v_r.dtype), v_r)) / total
+  return o.transpose(0, 2, 1, 3, 4).reshape(q_BRNH.shape).astype(q_BRNH.dtype)
+
+
+def _causal(tokens: int):
+  return jnp.tril(jnp.ones((tokens, tokens), bool))
+
+
+def _scores(equation: str, q, k, mask):
+  return jnp.where(mask, jnp.einsum(equation, q, k, preferred_element_type=jnp.float32), NEVER)
+
+
+def _softmax(*scores):
+  """One softmax over the last axes of several score arrays, as if they were joined.
+
+  Returns the unnormalised weights and their sum [.., 1]: dividing the short outputs by it is
+  cheaper than dividing the weights.
+  """
+  top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
+  weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
+  return weights, sum(w.sum(-1, keepdims=True) for w in weights)

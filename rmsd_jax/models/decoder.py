@@ -36,16 +36,16 @@ class DecoderLayer(nnx.Module):
 
   def __call__(self, x_BSD, angles_BSE, attend):
     """attend(q_BSNH, k_BSKH, v_BSKH) -> (o_BSNH, kept). Returns (x_BSD, kept)."""
-    w = lambda param: param[...].astype(x_BSD.dtype)
     y = layers.rms_norm(x_BSD, self.attention_norm[...], self.eps)
-    q = layers.rms_norm(jnp.einsum("BSD,DNH->BSNH", y, w(self.q)), self.q_norm[...], self.eps)
-    k = layers.rms_norm(jnp.einsum("BSD,DKH->BSKH", y, w(self.k)), self.k_norm[...], self.eps)
-    v = jnp.einsum("BSD,DKH->BSKH", y, w(self.v))
-    q, k = (positions.rotate(x, angles_BSE[:, :, None]) for x in (q, k))
-    o_BSNH, kept = attend(q, k, v)
-    x_BSD += jnp.einsum("BSNH,NHD->BSD", o_BSNH, w(self.o))
+    q_BSNH = layers.rms_norm(layers.project(y, self.q[...]), self.q_norm[...], self.eps)
+    k_BSKH = layers.rms_norm(layers.project(y, self.k[...]), self.k_norm[...], self.eps)
+    v_BSKH = layers.project(y, self.v[...])
+    q_BSNH, k_BSKH = (positions.rotate(x, angles_BSE[:, :, None]) for x in (q_BSNH, k_BSKH))
+    o_BSNH, kept = attend(q_BSNH, k_BSKH, v_BSKH)
+    x_BSD += layers.project(o_BSNH, self.o[...], inputs=2)
     y = layers.rms_norm(x_BSD, self.mlp_norm[...], self.eps)
-    x_BSD += (jax.nn.silu(y @ w(self.gate)) * (y @ w(self.up))) @ w(self.down)
+    y_BSM = jax.nn.silu(layers.project(y, self.gate[...])) * layers.project(y, self.up[...])
+    x_BSD += layers.project(y_BSM, self.down[...])
     return x_BSD, kept
 
 
@@ -56,6 +56,7 @@ class Decoder:
   config: TextConfig
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  unroll: bool = False
 
   @functools.cached_property
   def _stack(self):
@@ -96,7 +97,8 @@ class Decoder:
       return x.at[:, :P].add(extra), kept
 
     body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
-    x_BSD, kept = jax.lax.scan(body, x_BSD, (jnp.arange(self.config.layers), params["layers"]))
+    layer = (jnp.arange(self.config.layers), params["layers"])
+    x_BSD, kept = jax.lax.scan(body, x_BSD, layer, unroll=self.unroll)
     return x_BSD, kept
 
   def step(self, params: dict, x_BRD, angles_BRE, attend, caches):
@@ -115,5 +117,5 @@ class Decoder:
       return (x, caches), None
 
     layer = (jnp.arange(self.config.layers), params["layers"])
-    (x_BRD, caches), _ = jax.lax.scan(body, (x_BRD, caches), layer)
+    (x_BRD, caches), _ = jax.lax.scan(body, (x_BRD, caches), layer, unroll=self.unroll)
     return x_BRD, caches

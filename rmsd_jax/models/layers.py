@@ -3,6 +3,7 @@
 A weight is one line, `self.q = normal(rngs, std, D=d, N=n, H=h)`: name, axes, sizes, init.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -38,9 +39,19 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-
   return (x32 * scale + bias).astype(x.dtype)
 
 
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-  """x [.., I] @ kernel [I, O] + bias [O], in x's dtype."""
-  return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+def project(x: jax.Array, kernel: jax.Array, inputs: int = 1) -> jax.Array:
+  """x [.., I..] times kernel [I.., O..] -> [.., O..], in x's dtype; `inputs` axes are summed.
+
+  One plain matrix product: on CPU the gradient of the batched form takes twice as long.
+  """
+  size = math.prod(kernel.shape[:inputs])
+  y = x.reshape(-1, size) @ kernel.astype(x.dtype).reshape(size, -1)
+  return y.reshape(*x.shape[: x.ndim - inputs], *kernel.shape[inputs:])
+
+
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, inputs: int = 1) -> jax.Array:
+  """`project` and a bias [O..]."""
+  return project(x, kernel, inputs) + bias.astype(x.dtype)
 
 
 class Stack:

@@ -44,7 +44,7 @@ class Visual:
   shares the tower's weights."""
 
   tokens_BVD: jax.Array
-  deep_nBVD: jax.Array
+  deep_BnVD: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -71,17 +71,20 @@ class Qwen3VL:
     dtype: of activations; weights are cast to it inside each layer. Norms, softmax and rotary
       angles stay fp32.
     remat: recompute each layer in the backward pass (memory of one layer instead of L).
+    unroll: write out the layers instead of looping over them: for few layers on CPU, where XLA
+      runs loop bodies some 20 % slower; compilation takes L times as long.
     attention: "split" or "dense" (rmsd_jax.models.attention).
   """
 
   config: ModelConfig
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  unroll: bool = False
   attention: str = "split"
 
   @functools.cached_property
   def text(self) -> Decoder:
-    return Decoder(self.config.text, self.dtype, self.remat)
+    return Decoder(self.config.text, self.dtype, self.remat, self.unroll)
 
   @functools.cached_property
   def vision(self) -> VisionTower:
@@ -157,7 +160,7 @@ class Qwen3VL:
       )
       this = lambda c: jax.lax.dynamic_index_in_dim(c, layer, keepdims=False)
       prompt = this(cache.prompt_k_LBKPH), this(cache.prompt_v_LBKPH)
-      o = attention.decode_attention(q, *prompt, *map(this, own), groups.prompt_length_B, t)
+      o = attention.decode_attention(q, prompt, [*map(this, own)], groups.prompt_length_B, t)
       return o, own
 
     x_BRD = self.text.embed(params["text"], tokens_BR)
@@ -174,7 +177,7 @@ class Qwen3VL:
     at_places = lambda x_BVD: jnp.take_along_axis(x_BVD.astype(self.dtype), place_BP1, 1)
     text_BPD = self.text.embed(params["text"], groups.tokens_BP)
     x_BPD = jnp.where(seen_BP1, at_places(visual.tokens_BVD), text_BPD)
-    deep_nBPD = jnp.where(seen_BP1, jax.vmap(at_places)(visual.deep_nBVD), 0)
+    deep_nBPD = jnp.where(seen_BP1, jax.vmap(at_places, 1)(visual.deep_BnVD), 0)
     return x_BPD, deep_nBPD, self.text.angles(groups.positions_B3P)
 
   def _response_angles(self, positions_BT):

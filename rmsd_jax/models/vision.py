@@ -48,13 +48,15 @@ class Block(nnx.Module):
 
   def __call__(self, x_FSW, angles_FSE, real_FS):
     y = layers.layer_norm(x_FSW, self.norm1_scale[...], self.norm1_bias[...])
-    qkv = jnp.einsum("FSW,WiNH->iFSNH", y, self.qkv[...].astype(y.dtype))
-    q, k, v = qkv + self.qkv_bias[...].astype(y.dtype)[:, None, None]
-    q, k = (positions.rotate(x.astype(jnp.float32), angles_FSE[:, :, None]).astype(y.dtype) for x in (q, k))
-    scores = jnp.einsum("FSNH,FZNH->FNSZ", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(real_FS[:, None, None], scores, NEVER), -1)
-    o = jnp.einsum("FNSZ,FZNH->FSNH", weights.astype(v.dtype), v)
-    x_FSW += jnp.einsum("FSNH,NHW->FSW", o, self.proj[...].astype(o.dtype)) + self.proj_bias[...].astype(o.dtype)
+    qkv_FSiNH = layers.linear(y, self.qkv[...], self.qkv_bias[...])
+    q, k, v = (qkv_FSiNH[:, :, i].swapaxes(1, 2) for i in range(3))  # F N S H
+    turn = lambda x: positions.rotate(x.astype(jnp.float32), angles_FSE[:, None]).astype(x.dtype)
+    q, k = turn(q), turn(k)
+    scores = jnp.einsum("FNSH,FNZH->FNSZ", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(real_FS[:, None, None], scores * q.shape[-1] ** -0.5, NEVER)
+    o = jnp.einsum("FNSZ,FNZH->FNSH", jax.nn.softmax(scores, -1).astype(v.dtype), v)
+    o_FSNH = o.swapaxes(1, 2)
+    x_FSW += layers.linear(o_FSNH, self.proj[...], self.proj_bias[...], inputs=2)
     y = layers.layer_norm(x_FSW, self.norm2_scale[...], self.norm2_bias[...])
     y = jax.nn.gelu(layers.linear(y, self.fc1[...], self.fc1_bias[...]), approximate=True)
     return x_FSW + layers.linear(y, self.fc2[...], self.fc2_bias[...])
@@ -110,7 +112,7 @@ class VisionTower:
     }
 
   def __call__(self, params: dict, patches_BFSC: jax.Array, grid_BF2: jax.Array):
-    """Returns visual tokens [B, V, D] and DeepStack tokens [n, B, V, D]."""
+    """Returns visual tokens [B, V, D] and DeepStack tokens [B, n, V, D]."""
     c, parts = self.config, self._parts
     B, F, S, C = patches_BFSC.shape
     grid = grid_BF2.reshape(B * F, 2)
@@ -132,4 +134,4 @@ class VisionTower:
         deep.append(parts["deepstack"].layer(merger)(x).reshape(B, -1, c.out))
       start = stop
     tokens = parts["merger"].layer(params["merger"])(x).reshape(B, -1, c.out)
-    return tokens, jnp.stack(deep)
+    return tokens, jnp.stack(deep, 1)

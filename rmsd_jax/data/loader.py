@@ -1,0 +1,303 @@
+"""Batches addressed by step: batch(step) depends on the pool, the seed and the step alone.
+
+So a restart at step s goes on as if nothing had happened, and every process of a larger run can cut
+its own share out of the same plan. Runs in Grain threads or worker processes: numpy only.
+
+Axes: N rows of a split, B prompts of a batch.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from rmsd_jax.data import batch
+from rmsd_jax.data.pool import Pool
+from rmsd_jax.errors import UserError
+from rmsd_jax.groups import Bucket, PromptGroups
+
+_READ_THREADS = 4  # per process; reading and PNG decoding release the interpreter's lock
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """Which part of every batch a process loads: the `index`-th of `count` equal parts."""
+
+  index: int = 0
+  count: int = 1
+
+  def size(self, batch_size: int) -> int:
+    if batch_size < 1 or batch_size % self.count:
+      raise UserError(
+        f"a batch of {batch_size} prompts cannot be split over {self.count} processes; make it a "
+        f"multiple of {self.count}"
+      )
+    return batch_size // self.count
+
+  def of(self, rows_B: np.ndarray) -> np.ndarray:
+    size = self.size(len(rows_B))
+    return rows_B[self.index * size : (self.index + 1) * size]
+
+
+def plan(bucket_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+  """The batches of one epoch, int64 [steps, B]: row indices, each batch from one bucket.
+
+  Rows are shuffled inside their buckets and batches among each other. What is left of a bucket
+  when it is cut into batches is dropped in this epoch; other rows are left in the next.
+
+  Args:
+    bucket_N: bucket of each row; negative: never used.
+    batch_size: rows of a batch, B.
+    seed, epoch: decide the order, and nothing else does.
+  """
+  rng = np.random.default_rng((seed, epoch))
+  batches = [np.zeros((0, batch_size), np.int64)]
+  for bucket in np.unique(bucket_N[bucket_N >= 0]):
+    rows = rng.permutation(np.flatnonzero(bucket_N == bucket))
+    batches.append(rows[: len(rows) // batch_size * batch_size].reshape(-1, batch_size))
+  return rng.permutation(np.concatenate(batches))
+
+
+def fill(bucket_N: np.ndarray, buckets: Sequence[Bucket], batch_size: int) -> np.ndarray:
+  """Moves rows of buckets that cannot fill one batch to the next bucket that holds them.
+
+  Buckets differ in padding only, and without this such rows would never be seen.
+
+  Args:
+    bucket_N: bucket of each row; negative: never used.
+    buckets: their sizes, smallest first.
+    batch_size: rows of a batch.
+
+  Raises:
+    UserError: no larger bucket can take them.
+  """
+  filled_N = bucket_N.copy()
+  for i, bucket in enumerate(buckets):
+    few = filled_N == i
+    if not 0 < few.sum() < batch_size:
+      continue
+    larger = (j for j in range(i + 1, len(buckets)) if np.all(np.less_equal(bucket, buckets[j])))
+    j = next(larger, None)
+    if j is None:
+      raise UserError(
+        f"bucket {tuple(bucket)} has {few.sum()} rows, fewer than a batch of {batch_size}, and no "
+        "larger bucket takes them; lower the batch size, add records or build with other buckets"
+      )
+    filled_N[few] = j
+  return filled_N
+
+
+class Steps:
+  """The training batches of a pool, by step.
+
+  Args:
+    pool: one split.
+    batch_size: prompts of a batch, over all processes.
+    seed: of the order.
+    k: teacher slots; rows with more responses give their first k.
+    tasks: names of the tasks to use; empty: all.
+    share: the part of each batch that this process loads.
+
+  Raises:
+    UserError: the pool has fewer responses than k, no such task, or too few rows for a batch.
+  """
+
+  def __init__(
+    self,
+    pool: Pool,
+    batch_size: int,
+    seed: int,
+    k: int,
+    tasks: Sequence[str] = (),
+    share: Share = Share(),
+  ):
+    share.size(batch_size)
+    _check_k(pool, k)
+    used_N = np.where(_chosen(pool, tasks), pool.bucket_N, -1)
+    self._bucket_N = fill(used_N, pool.buckets, batch_size)
+    self._pool, self._batch_size, self._seed, self._k = pool, batch_size, seed, k
+    self._share = share
+    self._epoch = (0, plan(self._bucket_N, batch_size, seed, 0))
+
+  @property
+  def per_epoch(self) -> int:
+    """Steps of an epoch; the same in every epoch."""
+    return len(self._epoch[1])
+
+  def rows(self, step: int) -> np.ndarray:
+    """int64 [B] rows of a step, over all processes."""
+    epoch, place = divmod(step, self.per_epoch)
+    known, planned = self._epoch
+    if epoch != known:
+      planned = plan(self._bucket_N, self._batch_size, self._seed, epoch)
+      self._epoch = (epoch, planned)  # one assignment: other threads see both or neither
+    return planned[place]
+
+  def bucket(self, step: int) -> Bucket:
+    """The padded sizes of a step, alike on every process."""
+    return self._pool.buckets[self._bucket_N[self.rows(step)[0]]]
+
+  def __getitem__(self, step: int) -> batch.Batch:
+    rows_B = self._share.of(self.rows(step))
+    return _collate(self._pool, rows_B, self.bucket(step), self._k)
+
+
+def make(
+  pool: Pool,
+  *,
+  batch_size: int,
+  seed: int,
+  k: int,
+  start_step: int,
+  end_step: int,
+  tasks: Sequence[str] = (),
+  process_index: int = 0,
+  process_count: int = 1,
+  num_workers: int = 0,
+  prefetch: int = 2,
+) -> Iterator[tuple[int, batch.Batch]]:
+  """Yields (step, this process's share of its batch) for steps start_step .. end_step - 1.
+
+  Args:
+    pool: one split.
+    batch_size, seed, k, tasks: see `Steps`.
+    start_step: the first step; a resumed run starts where it stopped.
+    end_step: steps of the whole run.
+    process_index, process_count: this process takes the index-th of count equal parts.
+    num_workers: worker processes that load; 0 loads in threads of this process.
+    prefetch: batches kept ready (by each worker).
+
+  Raises:
+    UserError: see `Steps`.
+  """
+  share = Share(process_index, process_count)
+  steps = Steps(pool, batch_size, seed, k, tasks, share)
+  return _stream(_Window(steps, start_step, end_step), num_workers, prefetch)
+
+
+def sequential(
+  pool: Pool,
+  *,
+  batch_size: int,
+  k: int = 0,
+  limit: int = 0,
+  tasks: Sequence[str] = (),
+  process_index: int = 0,
+  process_count: int = 1,
+  num_workers: int = 0,
+  prefetch: int = 2,
+) -> Iterator[batch.Batch]:
+  """Every row once, for evaluation: bucket by bucket, in stored order.
+
+  The last batch of a bucket is filled with repeats of its first row, which `real_B` marks False, so
+  that every process sees as many batches.
+
+  Args:
+    limit: only the first `limit` rows of the chosen tasks; 0: all.
+    Others: as in `make`.
+  """
+  share = Share(process_index, process_count)
+  share.size(batch_size)
+  _check_k(pool, k)
+  rows_N = np.flatnonzero(_chosen(pool, tasks))
+  rows_N = rows_N[: limit or len(rows_N)]
+  turns = []
+  for bucket in np.unique(pool.bucket_N[rows_N]):
+    inside = rows_N[pool.bucket_N[rows_N] == bucket]
+    for start in range(0, len(inside), batch_size):
+      turns.append(inside[start : start + batch_size])
+  window = _Turns(pool, turns, batch_size, k, share)
+  return (loaded for _, loaded in _stream(window, num_workers, prefetch))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+  """Steps start .. end - 1 as a source for Grain."""
+
+  steps: Steps
+  start: int
+  end: int
+
+  def __len__(self) -> int:
+    return max(self.end - self.start, 0)
+
+  def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
+    step = self.start + index
+    return step, _to_tree(self.steps[step])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turns:
+  """Batches of an evaluation as a source for Grain."""
+
+  pool: Pool
+  turns: Sequence[np.ndarray]  # up to batch_size rows each, of one bucket
+  batch_size: int
+  k: int
+  share: Share
+
+  def __len__(self) -> int:
+    return len(self.turns)
+
+  def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
+    rows = self.turns[index]
+    bucket = self.pool.buckets[self.pool.bucket_N[rows[0]]]
+    filled_B = np.concatenate([rows, np.repeat(rows[:1], self.batch_size - len(rows))])
+    real_B = np.arange(self.batch_size) < len(rows)
+    loaded = _collate(self.pool, self.share.of(filled_B), bucket, self.k)
+    return index, _to_tree(dataclasses.replace(loaded, real_B=self.share.of(real_B)))
+
+
+def _stream(source: _Window | _Turns, num_workers: int, prefetch: int) -> Iterator:
+  if num_workers < 0 or prefetch < 1:
+    raise UserError(f"{num_workers} workers and {prefetch} batches ahead; needed: >= 0 and >= 1")
+  return _iterate(source, num_workers, prefetch)
+
+
+def _iterate(source: _Window | _Turns, num_workers: int, prefetch: int) -> Iterator:
+  if not len(source):
+    return
+  reading = grain.ReadOptions(min(_READ_THREADS, prefetch), prefetch)
+  dataset = grain.MapDataset.source(source).to_iter_dataset(reading)
+  if num_workers:
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, prefetch))
+  with contextlib.closing(iter(dataset)) as loaded:
+    for step, tree in loaded:
+      # Arrays from workers are views of shared memory that must not outlive this loop.
+      yield step, _from_tree(tree, np.array if num_workers else np.asarray)
+
+
+def _to_tree(loaded: batch.Batch) -> dict[str, Any]:
+  """A batch as nested dicts, whose arrays Grain hands between processes in shared memory."""
+  fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
+  groups = fields["groups"]
+  arrays = {field.name: getattr(groups, field.name) for field in dataclasses.fields(groups)}
+  return fields | {"groups": arrays}
+
+
+def _from_tree(tree: dict[str, Any], own: Callable[[np.ndarray], np.ndarray]) -> batch.Batch:
+  """The inverse of `_to_tree`; `own` is applied to every array."""
+  groups = PromptGroups(**{name: own(array) for name, array in tree["groups"].items()})
+  arrays = {name: own(tree[name]) for name in tree if name not in ("groups", "info")}
+  return batch.Batch(groups=groups, info=tree["info"], **arrays)
+
+
+def _collate(pool: Pool, rows_B: np.ndarray, bucket: Bucket, k: int) -> batch.Batch:
+  return batch.collate([pool[row] for row in rows_B], rows_B, bucket, k, pool.layout)
+
+
+def _chosen(pool: Pool, tasks: Sequence[str]) -> np.ndarray:
+  """bool [N]: rows of the named tasks, or all."""
+  known = sorted(set(pool.task_N.tolist()))
+  if unknown := sorted(set(tasks) - set(known)):
+    raise UserError(f"the pool has no task {unknown[0]!r}; it has {', '.join(known)}")
+  return np.isin(pool.task_N, tasks) if tasks else np.ones(len(pool), bool)
+
+
+def _check_k(pool: Pool, k: int) -> None:
+  most = pool.metadata["k"]
+  if not 0 <= k <= most:
+    raise UserError(f"k is {k}, but the pool has {most} responses per prompt; choose 0 to {most}")

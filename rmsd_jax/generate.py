@@ -1,0 +1,118 @@
+"""Sampling: the prompt is prefilled once, its R responses share that cache and grow in lockstep.
+
+    out = generate(model, params, groups, key, samples=8, tokens=64, end_id=end)
+    out.responses_BRT, out.length_BR, out.logp_BRT, out.finished_BR
+
+Axes: B prompts, R responses, T response tokens, V vocabulary.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rmsd_jax import losses
+from rmsd_jax.groups import PromptGroups
+from rmsd_jax.models.student import Qwen3VL, Visual
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """R sampled responses per prompt, the end-of-turn token included where one was reached."""
+
+  responses_BRT: jax.Array  # int32, `pad_id` behind the end
+  length_BR: jax.Array  # int32 tokens
+  logp_BRT: jax.Array  # fp32 nats under the sampling distribution, 0 behind the end
+  finished_BR: jax.Array  # bool, False for a response that was cut off at T
+
+
+def generate(
+  model: Qwen3VL,
+  params: dict,
+  groups: PromptGroups,
+  key: jax.Array,
+  *,
+  samples: int,
+  tokens: int,
+  end_id: int,
+  pad_id: int = 0,
+  temperature: float = 1.0,
+  top_p: float = 1.0,
+  top_k: int = 0,
+  visual: Visual | None = None,
+) -> Samples:
+  """Samples responses; jit it with everything but arrays closed over.
+
+  Args:
+    samples: R, responses per prompt.
+    tokens: T, most tokens of a response, its end-of-turn token included.
+    temperature: 0 is greedy; log-probs are then those of temperature 1.
+    top_p: smallest set of tokens whose probability reaches top_p; 1 keeps all.
+    top_k: most likely tokens kept; 0 keeps all.
+    visual: the prompts' encoded media, if another model of the step has it already.
+
+  The loop ends with the longest response. Log-probs are of the distribution that was sampled.
+  """
+  B = groups.tokens_BP.shape[0]
+  unembedding_VD = model.unembedding(params)
+
+  def draw(hidden_BRD, t, done_BR):
+    logits_BRV = losses.logits(hidden_BRD, unembedding_VD)
+    logits_BRV = _restrict(logits_BRV / (temperature or 1.0), top_p, top_k)
+    if temperature:
+      token_BR = jax.random.categorical(jax.random.fold_in(key, t), logits_BRV)
+    else:
+      token_BR = jnp.argmax(logits_BRV, -1)
+    chosen_BR = jnp.take_along_axis(logits_BRV, token_BR[..., None], -1)[..., 0]
+    logp_BR = chosen_BR - jax.nn.logsumexp(logits_BRV, -1)
+    return jnp.where(done_BR, pad_id, token_BR), jnp.where(done_BR, 0.0, logp_BR)
+
+  def body(carry):
+    t, token_BR, done_BR, out, cache = carry
+    done_BR |= token_BR == end_id
+    hidden_BRD, cache = model.step(params, token_BR, t, groups, cache)
+    token_BR, logp_BR = draw(hidden_BRD, t + 1, done_BR)
+    return t + 1, token_BR, done_BR, _put(out, t + 1, token_BR, logp_BR, done_BR), cache
+
+  def unfinished(carry):
+    t, token_BR, done_BR, *_ = carry
+    return (t + 1 < tokens) & ~jnp.all(done_BR | (token_BR == end_id))
+
+  last_BD, cache = model.prefill(params, groups, samples, tokens, visual)
+  nobody = jnp.zeros((B, samples), bool)
+  first_BRD = jnp.broadcast_to(last_BD[:, None], (B, samples, last_BD.shape[-1]))
+  token_BR, logp_BR = draw(first_BRD, 0, nobody)
+  out = Samples(
+    responses_BRT=jnp.full((B, samples, tokens), pad_id, jnp.int32),
+    length_BR=jnp.zeros((B, samples), jnp.int32),
+    logp_BRT=jnp.zeros((B, samples, tokens), jnp.float32),
+    finished_BR=nobody,
+  )
+  out = _put(out, 0, token_BR, logp_BR, nobody)
+  _, token_BR, done_BR, out, _ = jax.lax.while_loop(unfinished, body, (0, token_BR, nobody, out, cache))
+  return dataclasses.replace(out, finished_BR=done_BR | (token_BR == end_id))
+
+
+def _put(out: Samples, t, token_BR, logp_BR, done_BR) -> Samples:
+  """Writes token t of every response that is not done."""
+  write = lambda x, new: jax.lax.dynamic_update_slice(x, new[..., None].astype(x.dtype), (0, 0, t))
+  return dataclasses.replace(
+    out,
+    responses_BRT=write(out.responses_BRT, token_BR),
+    logp_BRT=write(out.logp_BRT, logp_BR),
+    length_BR=out.length_BR + ~done_BR,
+  )
+
+
+def _restrict(logits_BRV, top_p: float, top_k: int):
+  """Drops all but the top_k tokens, then all outside the top_p nucleus."""
+  if top_k:
+    lowest = jax.lax.top_k(logits_BRV, top_k)[0][..., -1:]
+    logits_BRV = jnp.where(logits_BRV < lowest, -jnp.inf, logits_BRV)
+  if top_p < 1:
+    ordered = jnp.sort(logits_BRV, -1, descending=True)
+    before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
+    lowest = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
+    logits_BRV = jnp.where(logits_BRV < lowest, -jnp.inf, logits_BRV)
+  return logits_BRV

@@ -1,0 +1,110 @@
+"""AdamW as both stages use it, gradients over micro-batches, and steps that must not count.
+
+`losses` return sums and counts: `gradients` adds both over micro-batches and divides once, so a
+batch cut in pieces gives the gradient of the whole.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmsd_jax import named
+from rmsd_jax.errors import UserError
+
+SCHEDULES = ("cosine", "constant")
+
+
+def schedule(learning_rate: float, warmup_steps: int, steps: int, shape: str) -> optax.Schedule:
+  """Learning rate by step: linear warm-up, then "cosine" to 0 at `steps`, or "constant"."""
+  if shape not in SCHEDULES:
+    raise UserError(f"optim.schedule is {shape!r}; choose one of {', '.join(SCHEDULES)}")
+  if shape == "cosine":
+    steps = max(steps, warmup_steps + 1)
+    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, steps)
+  warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+  return optax.join_schedules([warmup, optax.constant_schedule(learning_rate)], [warmup_steps])
+
+
+def make(optim, steps: int) -> optax.GradientTransformation:
+  """AdamW with clipping by global norm, from a config section.
+
+  Args:
+    optim: learning_rate, warmup_share (of `steps`), schedule, b1, b2, weight_decay, clip_norm,
+      moment_dtype of the first moment.
+    steps: updates in all.
+  """
+  warmup = max(1, round(optim.warmup_share * steps))
+  decayed = lambda params: named.unflatten(
+    {name: not _never_decayed(name) for name in named.flatten(params)}
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(optim.clip_norm),
+    optax.adamw(
+      schedule(optim.learning_rate, warmup, steps, optim.schedule),
+      b1=optim.b1,
+      b2=optim.b2,
+      weight_decay=optim.weight_decay,
+      mu_dtype=optim.moment_dtype,
+      mask=decayed,
+    ),
+  )
+
+
+def _never_decayed(name: str) -> bool:
+  return name.endswith(("norm", "bias", "scale"))
+
+
+def gradients(loss_fn: Callable, params: dict, batch, microbatches: int):
+  """Gradient of sum(loss) / sum(count) over the whole batch.
+
+  Args:
+    loss_fn: (params, batch) -> ((sum, count), (metrics, outputs)); metrics are sums of the same
+      unit as count, outputs have the leading axis B.
+    batch: pytree with leading axis B everywhere, a multiple of `microbatches`.
+
+  Returns:
+    gradients, {"loss" and every metric, divided by count}, outputs of the whole batch.
+  """
+
+  def piece(params, batch):
+    (total, count), (metrics, outputs) = loss_fn(params, batch)
+    return total, ({"loss": total, "count": count, **metrics}, outputs)
+
+  one = jax.grad(piece, has_aux=True)
+  if microbatches == 1:
+    grads, (sums, outputs) = one(params, batch)
+  else:
+    # Row b goes to micro-batch b % microbatches: every device keeps its own rows.
+    cut = lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+    join = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    def body(grads, piece_of_batch):
+      more, (sums, outputs) = one(params, piece_of_batch)
+      return jax.tree.map(jnp.add, grads, more), (sums, outputs)
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    grads, (sums, outputs) = jax.lax.scan(body, zero, jax.tree.map(cut, batch))
+    sums = jax.tree.map(lambda x: x.sum(0), sums)
+    outputs = jax.tree.map(join, outputs)
+  count = jnp.maximum(sums.pop("count"), 1)
+  return jax.tree.map(lambda g: g / count, grads), {k: v / count for k, v in sums.items()}, outputs
+
+
+def apply(tx: optax.GradientTransformation, grads: dict, opt_state, params: dict):
+  """One update. A step whose gradient norm is not finite changes nothing and is reported.
+
+  Returns:
+    params, opt_state, {"grad_norm" before clipping, "skipped" 0 or 1}.
+  """
+  norm = optax.global_norm(grads)
+  finite = jnp.isfinite(norm)
+  updates, new_state = tx.update(grads, opt_state, params)
+  new_params = optax.apply_updates(params, updates)
+  keep = lambda new, old: jnp.where(finite, new, old)
+  return (
+    jax.tree.map(keep, new_params, params),
+    jax.tree.map(keep, new_state, opt_state),
+    {"grad_norm": norm, "skipped": 1.0 - finite},
+  )

@@ -1,0 +1,77 @@
+"""Cached sampling against the training forward, and the laws of restricted sampling."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import CONFIG, END, random_groups
+
+from rmsd_jax import losses
+from rmsd_jax.generate import _restrict, generate
+from rmsd_jax.models.student import Qwen3VL
+
+MODEL = Qwen3VL(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params():
+  return jax.tree.map(lambda x: x * 1.5, MODEL.init(jax.random.key(3)))
+
+
+def sample(params, groups, seed=0, **options):
+  run = functools.partial(generate, MODEL, samples=5, tokens=12, end_id=END, **options)
+  return jax.jit(lambda p, g: run(p, g, key=jax.random.key(seed)))(params, groups)
+
+
+def test_sampler_and_trainer_agree(params):
+  """Step 0: the importance ratio is 1, at any temperature."""
+  groups = random_groups(B=3)
+  for temperature in (1.0, 0.7):
+    out = sample(params, groups, temperature=temperature)
+    scored = groups.with_responses(out.responses_BRT, out.length_BR)
+    prompt_BPD, response_BRTD = MODEL(params, scored)
+    hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+    logp = losses.token_logps(hidden, MODEL.unembedding(params), out.responses_BRT, temperature)
+    ratio = jnp.exp(jnp.where(scored.response_mask_BRT, logp - out.logp_BRT, 0))
+    np.testing.assert_allclose(ratio, 1, atol=1e-5)
+
+
+def test_greedy_is_the_argmax_of_the_full_forward(params):
+  groups = random_groups(B=3)
+  out = sample(params, groups, temperature=0.0)
+  prompt_BPD, response_BRTD = MODEL(params, groups.with_responses(out.responses_BRT, out.length_BR))
+  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+  best = np.argmax(hidden @ MODEL.unembedding(params).T, -1)
+  mask = np.arange(12) < np.asarray(out.length_BR)[..., None]
+  np.testing.assert_array_equal(np.where(mask, best, 0), np.where(mask, out.responses_BRT, 0))
+
+
+def test_responses_end_once_and_padding_follows(params):
+  # A head that likes the end token, so that responses of many lengths appear.
+  liked = {**params, "text": {**params["text"], "embed": params["text"]["embed"].at[END].multiply(4)}}
+  out = sample(liked, random_groups(B=4), pad_id=159)
+  tokens, length, finished = map(np.asarray, (out.responses_BRT, out.length_BR, out.finished_BR))
+  assert finished.any()
+  for row, n, done in zip(tokens.reshape(-1, 12), length.ravel(), finished.ravel()):
+    assert (row[: n - 1] != END).all() and (row[n:] == 159).all()
+    assert (row[n - 1] == END) == done and (done or n == 12)
+  assert (np.asarray(out.logp_BRT)[np.arange(12) >= length[..., None]] == 0).all()
+
+
+def test_other_keys_give_other_samples_and_the_same_key_the_same(params):
+  groups = random_groups()
+  a, b, c = (np.asarray(sample(params, groups, seed).responses_BRT) for seed in (1, 1, 2))
+  np.testing.assert_array_equal(a, b)
+  assert (a != c).any()
+
+
+def test_restricted_sampling_keeps_the_nucleus():
+  logits = jnp.log(jnp.array([[[0.5, 0.3, 0.15, 0.05]]]))
+  kept = lambda **k: np.isfinite(np.asarray(_restrict(logits, **{"top_p": 1.0, "top_k": 0, **k}))[0, 0])
+  assert kept().all()
+  np.testing.assert_array_equal(kept(top_k=2), [True, True, False, False])
+  np.testing.assert_array_equal(kept(top_p=0.5), [True, False, False, False])
+  np.testing.assert_array_equal(kept(top_p=0.51), [True, True, False, False])
+  np.testing.assert_array_equal(kept(top_p=0.96, top_k=3), [True, True, True, False])

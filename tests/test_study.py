@@ -1,0 +1,93 @@
+"""Studies: figures of known pools, held against the standard library."""
+
+import dataclasses
+import statistics
+
+import numpy as np
+import pytest
+import small_pool
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmsd_jax.data import study
+
+
+def make(quality_K, texts=None, **changes):
+  count = len(quality_K)
+  row = small_pool.make_row(np.random.default_rng(0), 0, responses=count)
+  values = {"quality_K": np.array(quality_K, np.float32), "texts": texts or row.texts}
+  return dataclasses.replace(row, **values, **changes)
+
+
+def figures(*rows):
+  return study.variance(rows, answer_of=lambda text: text)
+
+
+qualities = st.lists(st.floats(0, 1, width=32), min_size=2, max_size=6)
+
+
+@settings(deadline=None)
+@given(st.lists(qualities, min_size=2, max_size=6))
+def test_figures_are_those_of_the_statistics_module(pool):
+  one = figures(*map(make, pool))["all"]
+  means = [statistics.fmean(group) for group in pool]
+  every = [quality for group in pool for quality in group]
+  assert one["mean"] == pytest.approx(statistics.fmean(means), abs=1e-6)
+  assert one["sd_across"] == pytest.approx(statistics.stdev(means), abs=1e-6)
+  within = statistics.fmean(statistics.stdev(group) for group in pool)
+  assert one["sd_within"] == pytest.approx(within, abs=1e-6)
+  assert (one["min"], one["max"]) == (min(every), max(every))
+  assert (one["questions"], one["responses"]) == (len(pool), len(every))
+  kept = [one["kept"][tau] for tau in study.TAUS]
+  assert kept[0] == 1 and kept == sorted(kept, reverse=True)
+
+
+def test_two_kinds_of_variance_are_told_apart():
+  steady = figures(make([0.25, 0.25]), make([0.75, 0.75]))["all"]
+  assert steady["sd_within"] == 0 and steady["sd_across"] == pytest.approx(0.5 / 2**0.5)
+  noisy = figures(make([0.0, 1.0]), make([1.0, 0.0]))["all"]
+  assert noisy["sd_across"] == 0 and noisy["sd_within"] == pytest.approx(0.5**0.5)
+
+
+def test_a_threshold_keeps_what_reaches_it():
+  one = study.variance([make([0.0, 0.25, 0.5, 0.75])], lambda text: text, taus=(0.25, 0.5, 0.8))
+  assert one["all"]["kept"] == {0.25: 0.75, 0.5: 0.5, 0.8: 0.0}
+
+
+def test_agreement_counts_pairs_with_the_same_answer():
+  rows = make([1, 1, 1], texts=("A  b", "a B ", "c")), make([1, 1], texts=("d", "D"))
+  assert figures(*rows)["all"]["agreement"] == pytest.approx((1 / 3 + 1) / 2)
+  assert np.isnan(figures(make([1.0]))["all"]["agreement"])
+
+
+def test_violations_and_cut_off_responses_are_counted_by_task():
+  closed = make(
+    [1, 0, 0, 0],
+    outer_K=np.array([1, 0, 1, 1], np.float32),
+    inner_K=np.array([1, 0, 0.5, 1], np.float32),
+    finish_reasons=("stop", "stop", "stop", "length"),
+  )
+  opened = make([1, 1], task="open_ended", closed=False)
+  both = figures(closed, opened)
+  assert both["ocr"]["violations"] == 0.5 and both["open_ended"]["violations"] == 0
+  assert both["all"]["violations"] == pytest.approx(2 / 6)
+  assert both["ocr"]["cut_off"] == 0.25
+
+
+def test_open_ended_quality_stays_out_of_the_figures_of_quality():
+  both = figures(make([0.25, 0.5]), make([1, 1], task="open_ended", closed=False))
+  assert both["all"]["mean"] == both["ocr"]["mean"] == pytest.approx(0.375)
+  assert np.isnan(both["open_ended"]["mean"]) and np.isnan(both["open_ended"]["kept"][0.0])
+
+
+def test_rows_without_responses_are_left_out():
+  assert figures(make([])) == {}
+  assert study.table({}) == "no responses"
+
+
+def test_the_table_has_a_line_per_task_and_the_total_last():
+  lines = study.table(figures(make([0.25, 0.5]), make([1.0, 1.0], task="numerical"))).splitlines()
+  assert [line.split("|")[1].strip() for line in lines[2:]] == ["numerical", "ocr", "all"]
+  assert len({len(line) for line in lines}) == 1
+  assert "kept 0.3" in lines[0] and "| 0.375 |" in lines[3]
+  assert lines[2].split("|")[8].strip() == "-"  # one question has no s.d. across questions
