@@ -221,6 +221,18 @@ def guard_config(
     replace_text(path, text)
 
 
+def read_config(workdir: str) -> dict[str, Any]:
+  """The config that a work folder belongs to.
+
+  Raises:
+    UserError: the folder holds no run.
+  """
+  path = epath.Path(workdir) / CONFIG_FILE
+  if not path.exists():
+    raise UserError(f"{path} does not exist; give the work folder of a run")
+  return json.loads(path.read_text())
+
+
 def _folder(workdir: str) -> epath.Path:
   return epath.Path(workdir).absolute() / FOLDER
 

@@ -16,33 +16,36 @@ from rmsd_jax.errors import UserError
 SCHEDULES = ("cosine", "constant")
 
 
-def schedule(learning_rate: float, warmup_steps: int, steps: int, shape: str) -> optax.Schedule:
-  """Learning rate by step: linear warm-up, then "cosine" to 0 at `steps`, or "constant"."""
-  if shape not in SCHEDULES:
-    raise UserError(f"optim.schedule is {shape!r}; choose one of {', '.join(SCHEDULES)}")
-  if shape == "cosine":
-    steps = max(steps, warmup_steps + 1)
-    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, steps)
-  warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-  return optax.join_schedules([warmup, optax.constant_schedule(learning_rate)], [warmup_steps])
+def schedule(optim, steps: int) -> optax.Schedule:
+  """Learning rate by step: linear warm-up, then "cosine" to 0 at `steps`, or "constant".
+
+  Args:
+    optim: a config section with learning_rate, warmup_share (of `steps`) and schedule.
+  """
+  if optim.schedule not in SCHEDULES:
+    raise UserError(f"optim.schedule is {optim.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+  rate, warmup = optim.learning_rate, max(1, round(optim.warmup_share * steps))
+  if optim.schedule == "cosine":
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1))
+  ramp = optax.linear_schedule(0.0, rate, warmup)
+  return optax.join_schedules([ramp, optax.constant_schedule(rate)], [warmup])
 
 
 def make(optim, steps: int) -> optax.GradientTransformation:
   """AdamW with clipping by global norm, from a config section.
 
   Args:
-    optim: learning_rate, warmup_share (of `steps`), schedule, b1, b2, weight_decay, clip_norm,
-      moment_dtype of the first moment.
+    optim: the section; besides those of `schedule` it has b1, b2, weight_decay, clip_norm and
+      moment_dtype (of the first moment).
     steps: updates in all.
   """
-  warmup = max(1, round(optim.warmup_share * steps))
   decayed = lambda params: named.unflatten(
     {name: not _never_decayed(name) for name in named.flatten(params)}
   )
   return optax.chain(
     optax.clip_by_global_norm(optim.clip_norm),
     optax.adamw(
-      schedule(optim.learning_rate, warmup, steps, optim.schedule),
+      schedule(optim, steps),
       b1=optim.b1,
       b2=optim.b2,
       weight_decay=optim.weight_decay,

@@ -99,6 +99,7 @@ class Steps:
     seed: of the order.
     k: teacher slots; rows with more responses give their first k.
     tasks: names of the tasks to use; empty: all.
+    limit: only the first `limit` rows of the chosen tasks; 0: all.
     share: the part of each batch that this process loads.
 
   Raises:
@@ -112,11 +113,14 @@ class Steps:
     seed: int,
     k: int,
     tasks: Sequence[str] = (),
+    limit: int = 0,
     share: Share = Share(),
   ):
     share.size(batch_size)
     _check_k(pool, k)
-    used_N = np.where(_chosen(pool, tasks), pool.bucket_N, -1)
+    used_N = np.full(len(pool), -1)
+    rows_N = np.flatnonzero(_chosen(pool, tasks))[: limit or None]
+    used_N[rows_N] = pool.bucket_N[rows_N]
     self._bucket_N = fill(used_N, pool.buckets, batch_size)
     self._pool, self._batch_size, self._seed, self._k = pool, batch_size, seed, k
     self._share = share
@@ -154,6 +158,7 @@ def make(
   start_step: int,
   end_step: int,
   tasks: Sequence[str] = (),
+  limit: int = 0,
   process_index: int = 0,
   process_count: int = 1,
   num_workers: int = 0,
@@ -163,7 +168,7 @@ def make(
 
   Args:
     pool: one split.
-    batch_size, seed, k, tasks: see `Steps`.
+    batch_size, seed, k, tasks, limit: see `Steps`.
     start_step: the first step; a resumed run starts where it stopped.
     end_step: steps of the whole run.
     process_index, process_count: this process takes the index-th of count equal parts.
@@ -174,7 +179,7 @@ def make(
     UserError: see `Steps`.
   """
   share = Share(process_index, process_count)
-  steps = Steps(pool, batch_size, seed, k, tasks, share)
+  steps = Steps(pool, batch_size, seed, k, tasks, limit, share)
   return _stream(_Window(steps, start_step, end_step), num_workers, prefetch)
 
 

@@ -255,8 +255,7 @@ def train(folder: pathlib.Path, steps: int, scenes: int, seed: int, log) -> tupl
       if i % 50 == 0 or i == steps - 1:
         values = {k: round(float(v), 4) for k, v in metrics.items()}
         log({"step": i, **values})
-        progress.update(0, f"reply {values['reply']} cells {values['cells_right']}")
-      progress.update()
+      progress.update(note=f"reply {values['reply']:.3f}, cells {values['cells_right']:.3f}")
   return model, params["student"]
 
 

@@ -8,9 +8,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as Spec
 
 from rmsd_jax.groups import PromptGroups
 from rmsd_jax.models.student import Qwen3VL, Visual
+
+# The body's weights follow the student's rules.
+PARTITION = (("value_head/kernel", Spec()),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +26,13 @@ class Discriminator:
 
   body: Qwen3VL
 
-  def from_student(self, params: dict, key: jax.Array) -> dict:
-    """The student's weights and a new head."""
-    return {**params, "value_head": self.init_head(key)}
-
   def init_head(self, key: jax.Array) -> dict:
+    """A new value head; the body's weights are the student's."""
     c = self.body.config.text
-    return {"kernel": c.init_std * jax.random.normal(key, (c.width,), jnp.float32)}
+    return {"value_head": {"kernel": c.init_std * jax.random.normal(key, (c.width,), jnp.float32)}}
 
-  def abstract(self) -> dict:
-    return {**self.body.abstract(), "value_head": jax.eval_shape(self.init_head, jax.random.key(0))}
+  def abstract_head(self) -> dict:
+    return jax.eval_shape(self.init_head, jax.random.key(0))
 
   def __call__(self, params: dict, groups: PromptGroups, visual: Visual | None = None) -> jax.Array:
     """Scores fp32 [B, R], read at the last token of each response; 0 for an empty slot."""

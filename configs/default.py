@@ -1,0 +1,109 @@
+"""Every key of every command, with its unit and meaning. The other configs change values only.
+
+    python -m rmsd_jax.train_sft --config=configs/default.py --workdir=DIR --config.data.pool=POOL ...
+
+Marks: [paper] R-MSD, arXiv 2603.11423; [GAD] arXiv 2511.10643, the method it builds on; [ours] our
+decision, nothing is published.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.seed = 0  # of data order, matching, sampling and new weights
+  c.init_from = ""  # work folder of an earlier run whose student to start from; "": model.folder
+  c.trained = ("text/.*",)  # names of the weights that learn; the rest is frozen and shared
+
+  c.model = ConfigDict()
+  c.model.folder = ""  # Hugging Face Qwen3-VL folder: config, tokenizer, weights
+  c.model.dtype = "bfloat16"  # of activations; weights stay fp32
+  c.model.remat = True  # recompute layers in the backward pass: less memory, a third more work
+  c.model.unroll = False  # write layers out instead of looping; only for tiny models on CPU
+  c.model.attention = "split"  # "split", or "dense" for checks
+
+  c.mesh = ConfigDict()  # devices per axis; they multiply to the device count, one may be -1
+  c.mesh.data = 1
+  c.mesh.fsdp = -1
+  c.mesh.tensor = 1
+
+  c.data = ConfigDict()
+  c.data.pool = ""  # folder written by `rmsd_jax.pool build`
+  c.data.split = "train"
+  c.data.responses = 4  # K, teacher responses used per prompt [paper]
+  c.data.tasks = ()  # only these tasks; empty: all
+  c.data.limit = 0  # only the first prompts of the split; 0: all
+  c.data.workers = 4  # processes that prepare batches; 0: in threads of this process
+  c.data.prefetch = 2  # batches prepared ahead by each worker
+
+  c.batch = 128  # prompts per step
+  c.microbatches = 1  # pieces the gradient of a step is summed over
+  c.steps = 390  # updates in all; the start says how many passes over the pool they are
+  c.logit_chunk = 256  # tokens of each response whose logits exist at a time
+
+  c.optim = _optim(learning_rate=2e-6, schedule="cosine", clip_norm=1.0)  # of the student
+
+  c.supervision = ConfigDict()  # which teacher responses teach
+  c.supervision.tau = 0.3  # closed-ended responses of lower quality are dropped; 0 keeps all [paper]
+  c.supervision.target = "best"  # stage 1: "best", "random_survivor", "random", "first"
+  c.supervision.match_by_quality = True  # stage 2: pair rollouts with teachers with p ~ quality
+  c.supervision.loss_by_quality = True  # stage 2: weigh the pair loss by the teacher's quality
+
+  c.rollouts = ConfigDict()
+  c.rollouts.samples = 8  # N, responses sampled per prompt
+  c.rollouts.temperature = 0.8  # [GAD]
+  c.rollouts.top_p = 1.0
+  c.rollouts.top_k = 0  # 0: all tokens
+
+  c.reward = ConfigDict()  # weights of the composite reward
+  c.reward.discriminator = 0.4  # alpha; 0 leaves the discriminator out of the run
+  c.reward.outer = 0.1  # beta, think and answer tags
+  c.reward.task = 0.1  # eta, the task's own format
+  c.reward.content = 0.4  # delta, the metric against the ground truth (closed-ended tasks)
+  c.reward.score = "raw"  # the discriminator's term: "raw" logit, "sigmoid", "standardised" [ours]
+  c.reward.gate = False  # closed-ended: no format reward where content scores 0 [ours]
+  c.reward.dead_below = 1e-4  # a group whose rewards span less has no advantages [ours]
+
+  c.policy = ConfigDict()
+  c.policy.divide_by_std = True  # GRPO; False: Dr. GRPO
+  c.policy.clip = 0.2  # of the importance ratio [GAD]
+  c.policy.kl = 0.001  # gamma, weight of KL(student || stage 1 student) per token [GAD]
+  c.policy.kl_estimator = "k3"  # "k1", "k2", "k3" [GAD]
+  c.policy.kl_of_dead = True  # dead groups keep their KL term [ours]
+
+  c.discriminator = ConfigDict()
+  c.discriminator.optim = _optim(learning_rate=1e-6, schedule="constant", clip_norm=0.2)
+  c.discriminator.warmup_steps = 10  # first steps that train it alone [GAD]
+  c.discriminator.frozen_after = 0  # it stops learning after this step; 0: never (ablation)
+
+  c.evaluate = ConfigDict()
+  c.evaluate.name = "test"  # results go to WORKDIR/evaluate/NAME.json
+  c.evaluate.samples = 8  # responses sampled per prompt at rollouts.temperature, for pass@k
+  c.evaluate.pass_above = 0.5  # a response with this content score or more passes, for pass@k
+  c.evaluate.examples = 12  # prompts whose responses are kept whole
+
+  c.log_every = 10  # steps
+  c.save_every = 200  # steps
+  c.keep = 2  # checkpoints kept
+
+  # Keys that change how a run is done, not what it computes: they may differ on resuming.
+  c.operational = (
+    "mesh", "microbatches", "model.attention", "model.remat", "model.unroll", "data.pool",
+    "data.workers", "data.prefetch", "evaluate", "log_every", "save_every", "keep", "operational",
+  )
+  return c
+
+
+def _optim(learning_rate: float, schedule: str, clip_norm: float) -> ConfigDict:
+  """AdamW; betas and decay of [GAD]."""
+  o = ConfigDict()
+  o.learning_rate = learning_rate
+  o.warmup_share = 0.02  # of the steps, linear from 0
+  o.schedule = schedule  # after the warm-up: "cosine" to 0, or "constant"
+  o.b1 = 0.9
+  o.b2 = 0.999
+  o.weight_decay = 0.01  # not on norms and biases
+  o.clip_norm = clip_norm  # of the gradient's global norm
+  o.moment_dtype = "float32"  # of the first moment; "bfloat16" saves memory
+  return o
+

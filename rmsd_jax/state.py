@@ -1,0 +1,81 @@
+"""The state of a run: a dict of pytrees, each saved as an item of its own.
+
+    stage 1   student, frozen, student_optim
+    stage 2   and reference, discriminator, discriminator_optim
+
+"student" holds the weights that learn, "frozen" the others (once, whoever uses them), "reference"
+and "discriminator" their own values of the learning weights. Random keys are not state: they
+follow from (seed, step).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from rmsd_jax import checkpoint, named, sharding
+from rmsd_jax.models import hf
+from rmsd_jax.models.discriminator import PARTITION as HEAD_PARTITION
+from rmsd_jax.models.discriminator import Discriminator
+from rmsd_jax.models.student import PARTITION, Qwen3VL
+
+RULES = (*PARTITION, *HEAD_PARTITION)
+State = dict[str, dict]
+
+
+def weights(state: State, role: str = "student") -> dict:
+  """All parameters of a role: its own and the frozen ones."""
+  return named.join(state["frozen"], state[role])
+
+
+def load_student(
+  mesh: Mesh, model: Qwen3VL, folder: str, init_from: str, trained: Sequence[str], step="latest"
+) -> State:
+  """{"student", "frozen"} from an earlier run's checkpoint, or from a Hugging Face folder.
+
+  Args:
+    init_from: work folder of the earlier run; "" reads `folder`.
+    trained: patterns of the weights that learn; may differ from the earlier run's.
+  """
+  if not init_from:
+    student, frozen = named.split(hf.load(folder, mesh), trained)
+    return {"student": student, "frozen": frozen}
+  entries = saved_entries(mesh, model, init_from)
+  read = lambda name: checkpoint.restore_item(init_from, name, entries[name], step)
+  student, frozen = named.split(named.join(read("frozen"), read("student")), trained)
+  return {"student": student, "frozen": frozen}
+
+
+def saved_entries(mesh: Mesh, model: Qwen3VL, workdir: str) -> State:
+  """Abstract "student" and "frozen" of the checkpoints in a work folder."""
+  student, frozen = named.split(model.abstract(), checkpoint.read_config(workdir)["trained"])
+  return sharding.abstract(mesh, {"student": student, "frozen": frozen}, RULES)
+
+
+def abstract(mesh: Mesh, model: Qwen3VL, trained: Sequence[str], optims: dict) -> State:
+  """The abstract state of a run: what its checkpoints are restored into.
+
+  Args:
+    optims: role -> its optax transformation, or None for a role that does not learn; the roles
+      are "student", "reference", "discriminator".
+  """
+  student, frozen = named.split(model.abstract(), trained)
+  state = {"frozen": frozen} | {role: student for role in optims}
+  if "discriminator" in optims:
+    state["discriminator"] = student | Discriminator(model).abstract_head()
+  for role, tx in optims.items():
+    if tx is not None:
+      state[f"{role}_optim"] = jax.eval_shape(tx.init, state[role])
+  return sharding.abstract(mesh, state, RULES)
+
+
+def init_optim(mesh: Mesh, tx: optax.GradientTransformation, params: dict):
+  """Optimizer state, made where it will live."""
+  layout = sharding.shardings(mesh, jax.eval_shape(tx.init, params), RULES)
+  return jax.jit(tx.init, out_shardings=layout)(params)
+
+
+def copy(tree):
+  """Arrays of their own, so that either copy may be donated."""
+  return jax.tree.map(lambda x: x.copy(), tree)

@@ -1,0 +1,133 @@
+"""Stage 1: supervised fine-tuning of the student on one teacher response per prompt.
+
+    python -m rmsd_jax.train_sft --config=configs/demo.py:sft --workdir=runs/demo/sft
+
+    L_SFT = -log pi_S(T_target | V, Q)  over response tokens      (R-MSD, arXiv 2603.11423)
+
+The same command on the same folder resumes at the last checkpoint.
+Axes: B prompts, K teacher responses, R = 1 target, P prompt tokens, T response tokens, D width.
+"""
+
+import time
+
+import jax
+import numpy as np
+
+from rmsd_jax import cli, losses, named, optim, sharding
+from rmsd_jax import state as state_lib
+from rmsd_jax.checkpoint import Checkpoints, guard_config
+from rmsd_jax.data import loader
+from rmsd_jax.data.batch import Batch
+from rmsd_jax.data.pool import open_pool
+from rmsd_jax.groups import PromptGroups
+from rmsd_jax.metrics import Progress, Writer
+from rmsd_jax.models import hf
+from rmsd_jax.tasks import matching
+
+
+def make_steps(config, mesh):
+  """The jitted program of stage 1: {"train": (state, groups) -> (state, metrics)}."""
+  model = hf.load_model(**config.model)
+  tx = optim.make(config.optim, config.steps)
+
+  def train(state, groups: PromptGroups):
+    def loss_fn(student, groups):
+      params = named.join(state["frozen"], student)
+      prompt_BPD, response_BRTD = model(params, groups)
+      # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
+      hidden_BRTD = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+      logp_BRT = losses.token_logps(
+        hidden_BRTD, model.unembedding(params), groups.responses_BRT, 1.0, config.logit_chunk
+      )
+      loss, metrics = losses.sft(logp_BRT, groups.response_mask_BRT)
+      return loss, (metrics, None)
+
+    grads, metrics, _ = optim.gradients(loss_fn, state["student"], groups, config.microbatches)
+    student, opt_state, health = optim.apply(tx, grads, state["student_optim"], state["student"])
+    return {**state, "student": student, "student_optim": opt_state}, metrics | health
+
+  return {"train": jax.jit(train, donate_argnums=0)}
+
+
+def targets(batch: Batch, step: int, seed: int, tau: float, rule: str) -> PromptGroups:
+  """The groups with R = 1: each prompt's target response, or an empty slot where it has none.
+
+  Drawn by (seed, step, row), so alike on any number of processes.
+  """
+  chosen_B = np.zeros(len(batch.row_B), np.int64)
+  for b, row in enumerate(batch.row_B):
+    quality_K, present_K, closed = batch.quality_BK[b], batch.present_BK[b], bool(batch.closed_B[b])
+    keep_K = matching.survivors(quality_K, batch.valid_BK[b], present_K, closed, tau)
+    keep_K = matching.eligible(keep_K, present_K, rule)
+    rng = matching.rng_for(seed, step, int(row))
+    chosen_B[b] = matching.target(quality_K, keep_K, closed, rule, rng)
+  slot_B1 = np.maximum(chosen_B, 0)[:, None]
+  responses_B1T = np.take_along_axis(batch.groups.responses_BRT, slot_B1[..., None], 1)
+  length_B1 = np.take_along_axis(batch.groups.response_length_BR, slot_B1, 1)
+  return batch.groups.with_responses(responses_B1T, length_B1 * (chosen_B[:, None] >= 0))
+
+
+def init_state(config, mesh, model, tx) -> state_lib.State:
+  """The state of step 0."""
+  state = state_lib.load_student(
+    mesh, model, config.model.folder, config.init_from, config.trained
+  )
+  return state | {"student_optim": state_lib.init_optim(mesh, tx, state["student"])}
+
+
+def main(config, workdir: str) -> None:
+  """Runs or resumes stage 1."""
+  mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_batch(mesh, config.batch, config.microbatches, "config.batch")
+  pool = open_pool(config.data.pool, config.data.split)
+  first = jax.process_index() == 0
+  guard_config(workdir, config, config.operational, write=first)
+  model = hf.load_model(**config.model)
+  tx, rate = optim.make(config.optim, config.steps), optim.schedule(config.optim, config.steps)
+  steps = make_steps(config, mesh)
+  with (
+    jax.set_mesh(mesh),
+    Checkpoints(workdir, config.keep) as checkpoints,
+    Writer(workdir, checkpoints.latest() or 0, first) as writer,
+    Progress(config.steps, "stage 1", checkpoints.latest() or 0, first) as progress,
+  ):
+    done = checkpoints.latest() or 0
+    if done:
+      state = checkpoints.restore(state_lib.abstract(mesh, model, config.trained, {"student": tx}))
+    else:
+      state = init_state(config, mesh, model, tx)
+    if first:
+      print(named.table(state_lib.weights(state), frozen=named.flatten(state["frozen"])))
+    clock = time.monotonic()
+    for step, batch in loader.make(
+      pool,
+      batch_size=config.batch,
+      seed=config.seed,
+      k=config.data.responses,
+      start_step=done,
+      end_step=config.steps,
+      tasks=config.data.tasks,
+      limit=config.data.limit,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_workers=config.data.workers,
+      prefetch=config.data.prefetch,
+    ):
+      groups = targets(batch, step, config.seed, config.supervision.tau, config.supervision.target)
+      state, metrics = steps["train"](state, sharding.put_batch(mesh, groups))
+      done = step + 1
+      if done % config.log_every == 0 or done == config.steps:
+        metrics = jax.device_get(metrics)
+        seconds, clock = (time.monotonic() - clock) / config.log_every, time.monotonic()
+        extra = {"learning_rate": rate(step), "seconds_per_step": seconds}
+        extra["prompts_per_second"] = config.batch / seconds
+        extra["target_tokens"] = groups.response_length_BR.mean()
+        extra["without_target"] = (groups.response_length_BR == 0).mean()
+        writer.write(done, metrics | extra)
+      if done % config.save_every == 0 or done == config.steps:
+        checkpoints.save(done, state)
+      progress.update(note=f"loss {float(metrics['loss']):.3f}" if done % config.log_every == 0 else "")
+
+
+if __name__ == "__main__":
+  cli.config_app(main)
