@@ -1,6 +1,6 @@
 """Every key of every command, with its unit and meaning. The other configs change values only.
 
-    python -m rmsd_jax.train_sft --config=configs/default.py --workdir=DIR --config.data.pool=POOL ...
+    python -m rmsd_jax.train_sft --config=configs/X.py --workdir=DIR --config.data.pool=POOL ...
 
 Marks: [paper] R-MSD, arXiv 2603.11423; [GAD] arXiv 2511.10643, the method it builds on; [ours] our
 decision, nothing is published.
@@ -44,7 +44,9 @@ def get_config() -> ConfigDict:
   c.optim = _optim(learning_rate=2e-6, schedule="cosine", clip_norm=1.0)  # of the student
 
   c.supervision = ConfigDict()  # which teacher responses teach
-  c.supervision.tau = 0.3  # closed-ended responses of lower quality are dropped; 0 keeps all [paper]
+  c.supervision.tau = (
+    0.3  # closed-ended responses of lower quality are dropped; 0 keeps all [paper]
+  )
   c.supervision.target = "best"  # stage 1: "best", "random_survivor", "random", "first"
   c.supervision.match_by_quality = True  # stage 2: pair rollouts with teachers with p ~ quality
   c.supervision.loss_by_quality = True  # stage 2: weigh the pair loss by the teacher's quality
@@ -88,8 +90,19 @@ def get_config() -> ConfigDict:
 
   # Keys that change how a run is done, not what it computes: they may differ on resuming.
   c.operational = (
-    "mesh", "microbatches", "model.attention", "model.remat", "model.unroll", "data.pool",
-    "data.workers", "data.prefetch", "evaluate", "log_every", "save_every", "keep", "operational",
+    "mesh",
+    "microbatches",
+    "model.attention",
+    "model.remat",
+    "model.unroll",
+    "data.pool",
+    "data.workers",
+    "data.prefetch",
+    "evaluate",
+    "log_every",
+    "save_every",
+    "keep",
+    "operational",
   )
   return c
 
@@ -106,4 +119,3 @@ def _optim(learning_rate: float, schedule: str, clip_norm: float) -> ConfigDict:
   o.clip_norm = clip_norm  # of the gradient's global norm
   o.moment_dtype = "float32"  # of the first moment; "bfloat16" saves memory
   return o
-

@@ -57,9 +57,8 @@ def group_advantages(reward_BR, mask_BR, divide_by_std: bool, dead_below: float,
   Returns:
     advantages fp32 [B, R], and alive bool [B].
   """
-  span_B = (
-    jnp.max(jnp.where(mask_BR, reward_BR, -jnp.inf), -1)
-    - jnp.min(jnp.where(mask_BR, reward_BR, jnp.inf), -1)
+  span_B = jnp.max(jnp.where(mask_BR, reward_BR, -jnp.inf), -1) - jnp.min(
+    jnp.where(mask_BR, reward_BR, jnp.inf), -1
   )
   alive_B = span_B >= dead_below
   advantage_BR = reward_BR - masked.mean(reward_BR, mask_BR, -1, keepdims=True)

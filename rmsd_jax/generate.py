@@ -90,7 +90,9 @@ def generate(
     finished_BR=nobody,
   )
   out = _put(out, 0, token_BR, logp_BR, nobody)
-  _, token_BR, done_BR, out, _ = jax.lax.while_loop(unfinished, body, (0, token_BR, nobody, out, cache))
+  _, token_BR, done_BR, out, _ = jax.lax.while_loop(
+    unfinished, body, (0, token_BR, nobody, out, cache)
+  )
   return dataclasses.replace(out, finished_BR=done_BR | (token_BR == end_id))
 
 

@@ -18,8 +18,8 @@ from rmsd_jax import masked
 def predictors(prompt_BPD, prompt_length_B, response_BRTD):
   """The hidden state that predicts each response token: the one-token shift.
 
-      response token        0               1            2
-      predicted from        last of prompt  response 0   response 1
+  response token        0               1            2
+  predicted from        last of prompt  response 0   response 1
   """
   B, R, _, D = response_BRTD.shape
   last_BD = prompt_BPD[jnp.arange(B), prompt_length_B - 1]
@@ -28,7 +28,9 @@ def predictors(prompt_BPD, prompt_length_B, response_BRTD):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def token_logps(hidden_BRTD, unembedding_VD, targets_BRT, temperature: float = 1.0, chunk: int = 512):
+def token_logps(
+  hidden_BRTD, unembedding_VD, targets_BRT, temperature: float = 1.0, chunk: int = 512
+):
   """log softmax(hidden @ unembedding^T / temperature) at the targets, fp32 [B, R, T].
 
   Logits exist for `chunk` tokens of each response at a time, forward and backward, so memory does
@@ -74,7 +76,9 @@ def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk)
     chosen = jnp.sum(jnp.where(_chosen(targets, scaled.shape[-1]), scaled, 0), -1)
     return None, (chosen - lse, lse)
 
-  _, (logps, lse) = jax.lax.scan(body, None, (_chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk)))
+  _, (logps, lse) = jax.lax.scan(
+    body, None, (_chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk))
+  )
   return _unchunk(logps, T), (hidden_BRTD, unembedding_VD, targets_BRT, _unchunk(lse, T))
 
 
@@ -90,7 +94,9 @@ def _logps_backward(temperature, chunk, saved, grad_BRT):
     d_logits = _chosen(targets, scaled.shape[-1]) - jnp.exp(scaled - lse[..., None])
     d_logits = (d_logits * (grad / temperature)[..., None]).astype(hidden.dtype)
     d_logits_MV, hidden_MD = (x.reshape(-1, x.shape[-1]) for x in (d_logits, hidden))
-    d_kernel_VD += jnp.einsum("MV,MD->VD", d_logits_MV, hidden_MD, preferred_element_type=jnp.float32)
+    d_kernel_VD += jnp.einsum(
+      "MV,MD->VD", d_logits_MV, hidden_MD, preferred_element_type=jnp.float32
+    )
     return d_kernel_VD, (d_logits_MV @ kernel).reshape(hidden.shape)
 
   xs = tuple(_chunks(x, chunk) for x in (hidden_BRTD, targets_BRT, lse_BRT, grad_BRT))
@@ -117,8 +123,17 @@ KL_ESTIMATORS = {  # of KL(pi_S || pi_ref) from samples of pi_S, with d = log pi
 }
 
 
-def policy_gradient(logp_BRT, old_logp_BRT, ref_logp_BRT, advantage_BR, mask_BRT, keep_kl_BR,
-                    clip: float, kl_weight: float, kl_estimator: str):
+def policy_gradient(
+  logp_BRT,
+  old_logp_BRT,
+  ref_logp_BRT,
+  advantage_BR,
+  mask_BRT,
+  keep_kl_BR,
+  clip: float,
+  kl_weight: float,
+  kl_estimator: str,
+):
   """Clipped policy gradient with a KL term, summed over tokens.
 
       ratio = exp(logp - old_logp)

@@ -45,7 +45,9 @@ def split(tree: dict, patterns: Iterable[str]) -> tuple[dict, dict]:
   flat, patterns = flatten(tree), tuple(patterns)
   for pattern in patterns:
     if not any(re.fullmatch(pattern, name) for name in flat):
-      raise UserError(f"pattern {pattern!r} matches no parameter; names look like {next(iter(flat))!r}")
+      raise UserError(
+        f"pattern {pattern!r} matches no parameter; names look like {next(iter(flat))!r}"
+      )
   chosen = {k: v for k, v in flat.items() if matches(k, patterns)}
   return unflatten(chosen), unflatten({k: v for k, v in flat.items() if k not in chosen})
 
@@ -63,6 +65,8 @@ def table(tree: dict, frozen: Iterable[str] = ()) -> str:
     groups[group] = groups.get(group, 0) + math.prod(leaf.shape)
   total = sum(groups.values())
   free = sum(count for (_, is_frozen), count in groups.items() if not is_frozen)
-  rows = [f"  {name:<24} {count:>15,}{'  frozen' if is_frozen else ''}"
-          for (name, is_frozen), count in groups.items()]
+  rows = [
+    f"  {name:<24} {count:>15,}{'  frozen' if is_frozen else ''}"
+    for (name, is_frozen), count in groups.items()
+  ]
   return "\n".join([*rows, f"  {'all':<24} {total:>15,}  ({free:,} trained)"])

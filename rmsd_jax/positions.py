@@ -106,7 +106,10 @@ def position_taps(rows_columns_FS2: jax.Array, grid_F2: jax.Array, side: int):
   place = rows_columns_FS2.astype(jnp.float32) * (side - 1) / last  # row, column in the table
   low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, side - 1)
   high, part = jnp.minimum(low + 1, side - 1), place - low
-  row, column = jnp.stack([low[..., 0], high[..., 0]], -1), jnp.stack([low[..., 1], high[..., 1]], -1)
+  row, column = (
+    jnp.stack([low[..., 0], high[..., 0]], -1),
+    jnp.stack([low[..., 1], high[..., 1]], -1),
+  )
   weight_row = jnp.stack([1 - part[..., 0], part[..., 0]], -1)
   weight_column = jnp.stack([1 - part[..., 1], part[..., 1]], -1)
   index = row[..., :, None] * side + column[..., None, :]

@@ -38,7 +38,8 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     )
   if sizes[2] > jax.local_device_count():
     raise UserError(
-      f"mesh.tensor={sizes[2]} reaches over processes of {jax.local_device_count()} devices; lower it"
+      f"mesh.tensor={sizes[2]} reaches over processes of {jax.local_device_count()} devices;"
+      " lower it"
     )
   return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 3, devices=devices)
 
@@ -84,7 +85,7 @@ def shardings(mesh: Mesh, tree, rules: Rules):
     spec = next((s for r, s in rules for t in tails if re.fullmatch(r, t)), P())
     if len(leaf.shape) < len(spec):
       spec = P()
-    for size, axes in zip(leaf.shape, spec):
+    for size, axes in zip(leaf.shape, spec, strict=False):
       ways = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
       if size % ways:
         faults.append(f"{tails[0] if tails else path} {leaf.shape} over {spec} ({size} % {ways})")
@@ -99,14 +100,18 @@ def shardings(mesh: Mesh, tree, rules: Rules):
 def abstract(mesh: Mesh, tree, rules: Rules):
   """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
   return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(mesh, tree, rules)
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    shardings(mesh, tree, rules),
   )
 
 
 def put_batch(mesh: Mesh, batch):
   """This process's rows of a batch (leading axis B) -> global arrays split over data and fsdp."""
   sharding = NamedSharding(mesh, BATCH)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+  )
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

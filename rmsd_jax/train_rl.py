@@ -48,8 +48,15 @@ def make_steps(config, mesh):
     params = state_lib.weights(state)
     visual = model.encode(params, groups)
     samples = generate.generate(
-      model, params, groups, key, tokens=groups.responses_BRT.shape[2], end_id=tokenizer.im_end,
-      pad_id=tokenizer.pad, visual=visual, **config.rollouts,
+      model,
+      params,
+      groups,
+      key,
+      tokens=groups.responses_BRT.shape[2],
+      end_id=tokenizer.im_end,
+      pad_id=tokenizer.pad,
+      visual=visual,
+      **config.rollouts,
     )
     return samples, visual if "vision" not in state["student"] else None
 
@@ -109,7 +116,10 @@ def make_steps(config, mesh):
       prompt_BPD, response_BRTD = model(params, groups, visual)
       hidden_BRTD = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
       return losses.token_logps(
-        hidden_BRTD, model.unembedding(params), groups.responses_BRT, config.rollouts.temperature,
+        hidden_BRTD,
+        model.unembedding(params),
+        groups.responses_BRT,
+        config.rollouts.temperature,
         config.logit_chunk,
       )
 
@@ -118,8 +128,15 @@ def make_steps(config, mesh):
       logp_BNT = logps(named.join(state["frozen"], student), groups, visual)
       ref_BNT = logps(state_lib.weights(state, "reference"), groups, visual)
       loss, metrics = losses.policy_gradient(
-        logp_BNT, jax.lax.stop_gradient(logp_BNT), ref_BNT, advantage_BN, groups.response_mask_BRT,
-        keep_kl_BN, config.policy.clip, config.policy.kl, config.policy.kl_estimator,
+        logp_BNT,
+        jax.lax.stop_gradient(logp_BNT),
+        ref_BNT,
+        advantage_BN,
+        groups.response_mask_BRT,
+        keep_kl_BN,
+        config.policy.clip,
+        config.policy.kl,
+        config.policy.kl_estimator,
       )
       drift = jnp.where(groups.response_mask_BRT, jnp.abs(logp_BNT - sampled_BNT), 0.0)
       return loss, (metrics, drift.max((1, 2)))
@@ -162,9 +179,7 @@ def match(batch: Batch, step: int, config) -> tuple[np.ndarray, np.ndarray]:
   match_BN = np.full((len(batch.row_B), N), -1, np.int32)
   for b, row in enumerate(batch.row_B):
     quality_K, closed = batch.quality_BK[b], bool(batch.closed_B[b])
-    keep_K = matching.survivors(
-      quality_K, batch.valid_BK[b], batch.present_BK[b], closed, s.tau
-    )
+    keep_K = matching.survivors(quality_K, batch.valid_BK[b], batch.present_BK[b], closed, s.tau)
     rng = matching.rng_for(config.seed, step, int(row))
     match_BN[b] = matching.draw(quality_K, keep_K, closed, s.match_by_quality, N, rng)
   quality_BN = np.take_along_axis(batch.quality_BK, np.maximum(match_BN, 0), 1)

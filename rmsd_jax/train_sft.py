@@ -69,9 +69,7 @@ def targets(batch: Batch, step: int, seed: int, tau: float, rule: str) -> Prompt
 
 def init_state(config, mesh, model, tx) -> state_lib.State:
   """The state of step 0."""
-  state = state_lib.load_student(
-    mesh, model, config.model.folder, config.init_from, config.trained
-  )
+  state = state_lib.load_student(mesh, model, config.model.folder, config.init_from, config.trained)
   return state | {"student_optim": state_lib.init_optim(mesh, tx, state["student"])}
 
 
@@ -126,7 +124,9 @@ def main(config, workdir: str) -> None:
         writer.write(done, metrics | extra)
       if done % config.save_every == 0 or done == config.steps:
         checkpoints.save(done, state)
-      progress.update(note=f"loss {float(metrics['loss']):.3f}" if done % config.log_every == 0 else "")
+      progress.update(
+        note=f"loss {float(metrics['loss']):.3f}" if done % config.log_every == 0 else ""
+      )
 
 
 if __name__ == "__main__":

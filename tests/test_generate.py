@@ -50,11 +50,14 @@ def test_greedy_is_the_argmax_of_the_full_forward(params):
 
 def test_responses_end_once_and_padding_follows(params):
   # A head that likes the end token, so that responses of many lengths appear.
-  liked = {**params, "text": {**params["text"], "embed": params["text"]["embed"].at[END].multiply(4)}}
+  liked = {
+    **params,
+    "text": {**params["text"], "embed": params["text"]["embed"].at[END].multiply(4)},
+  }
   out = sample(liked, random_groups(B=4), pad_id=159)
   tokens, length, finished = map(np.asarray, (out.responses_BRT, out.length_BR, out.finished_BR))
   assert finished.any()
-  for row, n, done in zip(tokens.reshape(-1, 12), length.ravel(), finished.ravel()):
+  for row, n, done in zip(tokens.reshape(-1, 12), length.ravel(), finished.ravel(), strict=True):
     assert (row[: n - 1] != END).all() and (row[n:] == 159).all()
     assert (row[n - 1] == END) == done and (done or n == 12)
   assert (np.asarray(out.logp_BRT)[np.arange(12) >= length[..., None]] == 0).all()
@@ -69,7 +72,9 @@ def test_other_keys_give_other_samples_and_the_same_key_the_same(params):
 
 def test_restricted_sampling_keeps_the_nucleus():
   logits = jnp.log(jnp.array([[[0.5, 0.3, 0.15, 0.05]]]))
-  kept = lambda **k: np.isfinite(np.asarray(_restrict(logits, **{"top_p": 1.0, "top_k": 0, **k}))[0, 0])
+  kept = lambda **k: np.isfinite(
+    np.asarray(_restrict(logits, **{"top_p": 1.0, "top_k": 0, **k}))[0, 0]
+  )
   assert kept().all()
   np.testing.assert_array_equal(kept(top_k=2), [True, True, False, False])
   np.testing.assert_array_equal(kept(top_p=0.5), [True, False, False, False])

@@ -15,8 +15,14 @@ from rmsd_jax.errors import UserError
 from rmsd_jax.models import config as config_lib
 from rmsd_jax.models import hf
 
-IDS = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START,
-           vision_end_token_id=VISION_END, eos_token_id=154, pad_token_id=155)
+IDS = dict(
+  image_token_id=IMAGE,
+  video_token_id=VIDEO,
+  vision_start_token_id=VISION_START,
+  vision_end_token_id=VISION_END,
+  eos_token_id=154,
+  pad_token_id=155,
+)
 TOLERANCE = 1e-4
 
 
@@ -26,9 +32,10 @@ def one_device():
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def pair(request, tmp_path_factory):
-  """transformers' model with every weight random (norms and biases too), and ours from its files."""
-  raw = config_lib.to_hf(dataclasses.replace(
-    CONFIG, text=dataclasses.replace(CONFIG.text, tied=request.param)), IDS)
+  """transformers' model, every weight random (norms and biases too), and ours from its files."""
+  raw = config_lib.to_hf(
+    dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, tied=request.param)), IDS
+  )
   torch.manual_seed(0)
   theirs = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**raw)).eval()
   with torch.no_grad():
@@ -44,9 +51,13 @@ def their_logits(theirs, ids, is_visual, patches, grids, kind):
   """Logits of one row in transformers, given the processor's own tensors."""
   pixels = torch.tensor(np.concatenate(patches)).float() / 127.5 - 1 if patches else None
   types = np.where(is_visual, 2 if kind == "video" else 1, 0)
-  inputs = dict(input_ids=torch.tensor(ids)[None].long(), mm_token_type_ids=torch.tensor(types)[None])
+  inputs = dict(
+    input_ids=torch.tensor(ids)[None].long(), mm_token_type_ids=torch.tensor(types)[None]
+  )
   if patches and kind == "video":  # a clip: frame pairs of one size are one grid
-    inputs |= dict(pixel_values_videos=pixels, video_grid_thw=torch.tensor([[len(grids), *grids[0]]]))
+    inputs |= dict(
+      pixel_values_videos=pixels, video_grid_thw=torch.tensor([[len(grids), *grids[0]]])
+    )
   elif patches:
     inputs |= dict(pixel_values=pixels, image_grid_thw=torch.tensor([[1, *g] for g in grids]))
   with torch.no_grad():
@@ -96,12 +107,12 @@ def test_a_batch_of_mixed_rows_equals_its_rows(pair):
   for b, (row, grids, kind, response) in enumerate(rows):
     ids = np.concatenate([row[0], response])
     visual = np.concatenate([row[1], np.zeros(len(response), bool)])
-    want = their_logits(theirs, ids, visual, row[2], grids, kind)[len(row[0]):]
+    want = their_logits(theirs, ids, visual, row[2], grids, kind)[len(row[0]) :]
     np.testing.assert_allclose(response_BRTV[b, 0, : len(response)], want, atol=TOLERANCE, rtol=0)
 
 
 def test_every_weight_group_moves_the_logits(pair):
-  """A weight that is read but not used (a DeepStack that is dropped, say) would pass by accident."""
+  """A weight that is read but not used (a dropped DeepStack, say) would pass by accident."""
   _, model, params, _ = pair
   row, grids, _, response = build(2, "clip")
   batch = groups([row], [grids], [[response]])
@@ -181,8 +192,12 @@ def test_rope_positions_equal_transformers(pair):
     video = torch.tensor([[len(grids), *grids[0]]]) if grids and kind == "video" else None
     image = torch.tensor([[1, *g] for g in grids]) if grids and kind == "image" else None
     want, delta = theirs.model.get_rope_index(
-      torch.tensor(ids)[None].long(), types, image_grid_thw=image, video_grid_thw=video,
-      attention_mask=torch.ones(1, len(ids), dtype=torch.long))
+      torch.tensor(ids)[None].long(),
+      types,
+      image_grid_thw=image,
+      video_grid_thw=video,
+      attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+    )
     got, following = positions.prompt_positions(is_visual, np.array(grids).reshape(-1, 2))
     np.testing.assert_array_equal(got, want[:, 0].numpy())
     assert following == len(ids) + int(delta[0])

@@ -26,6 +26,7 @@ CONFIG = ModelConfig(
   VisionConfig(depth=2, width=16, heads=2, mlp=24, out=16, patch=4, table=6, deepstack=(0,)),
 )
 MODEL = Qwen3VL(CONFIG)
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def random_params(tree, seed=0) -> dict:
@@ -38,9 +39,9 @@ def random_params(tree, seed=0) -> dict:
 
 
 def jit(f):
-  """`jax.jit` with hardly any optimisation by the compiler: these programs run a few times only."""
-  quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-  return jax.jit(f, compiler_options=quick)
+  """`jax.jit`, results in numpy, with hardly any optimisation: these programs run once or twice."""
+  compiled = jax.jit(f, compiler_options=QUICK)
+  return lambda *arguments: jax.device_get(compiled(*arguments))
 
 
 def sft_loss(model: Qwen3VL):

@@ -41,17 +41,28 @@ from rmsd_jax.demo import tokenizer as tokenizer_lib
 from rmsd_jax.demo import world
 from rmsd_jax.demo.plain_texts import plain_texts
 from rmsd_jax.generate import generate
-from rmsd_jax.groups import Bucket, PromptGroups
+from rmsd_jax.groups import Bucket
 from rmsd_jax.metrics import Progress
 from rmsd_jax.models import config as config_lib
 from rmsd_jax.models import hf
 from rmsd_jax.models.student import Qwen3VL
 
-TEXT = dict(layers=4, width=128, heads=4, kv_heads=2, mlp=256, head=32, theta=10_000.0,
-            sections=(6, 5, 5))
-VISION = dict(depth=2, width=64, heads=2, mlp=256, out=128, patch=world.CELL // 2,
-              table=world.SIZE * 2 // world.CELL, deepstack=(0, 1))
-BUCKET = Bucket(prompt=112, response=40, frames=world.SECONDS, patches=(world.SIZE * 2 // world.CELL) ** 2)
+TEXT = dict(
+  layers=4, width=128, heads=4, kv_heads=2, mlp=256, head=32, theta=10_000.0, sections=(6, 5, 5)
+)
+VISION = dict(
+  depth=2,
+  width=64,
+  heads=2,
+  mlp=256,
+  out=128,
+  patch=world.CELL // 2,
+  table=world.SIZE * 2 // world.CELL,
+  deepstack=(0, 1),
+)
+BUCKET = Bucket(
+  prompt=112, response=40, frames=world.SECONDS, patches=(world.SIZE * 2 // world.CELL) ** 2
+)
 CLIPS = 24  # per step
 # Every fourth step has room for the longest texts; the others are short, so that little is padding.
 SHAPES = ((40, 10), (40, 10), (40, 10), (60, 6))  # T, R
@@ -99,8 +110,10 @@ class Reader:
       for _ in range(count)
     ]
     with tempfile.TemporaryDirectory() as temporary:
-      paths = [pathlib.Path(temporary) / world.media_name(s, str(i)) for i, s in enumerate(self.scenes)]
-      world.write_all(list(zip(paths, self.scenes)))
+      paths = [
+        pathlib.Path(temporary) / world.media_name(s, str(i)) for i, s in enumerate(self.scenes)
+      ]
+      world.write_all(list(zip(paths, self.scenes, strict=True)))
       with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         self.prompts = list(pool.map(functools.partial(_read, self.processor), paths, chunksize=64))
 
@@ -158,13 +171,20 @@ def make_step(model: Qwen3VL, tx, steps: int):
       visual = model.encode(params["student"], groups)
       prompt_BPD, response_BRTD = model(params["student"], groups, visual)
       hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-      logp_BRT = losses.token_logps(hidden, model.unembedding(params["student"]), groups.responses_BRT)
+      logp_BRT = losses.token_logps(
+        hidden, model.unembedding(params["student"]), groups.responses_BRT
+      )
       (nll, tokens), _ = losses.sft(logp_BRT, learned_BRT)
       cells, right = _cells(params["cells"], visual, labels.swapaxes(0, 1))
       nll = nll / tokens  # one batch, no micro-batches: means may be added
-      return (nll + cells_weight * cells, 1.0), ({"reply": nll, "cells": cells, "cells_right": right}, None)
+      return (nll + cells_weight * cells, 1.0), (
+        {"reply": nll, "cells": cells, "cells_right": right},
+        None,
+      )
 
-    grads, metrics, _ = optim.gradients(loss_fn, params, (groups, learned_BRT, labels.swapaxes(0, 1)), 1)
+    grads, metrics, _ = optim.gradients(
+      loss_fn, params, (groups, learned_BRT, labels.swapaxes(0, 1)), 1
+    )
     params, opt_state, health = optim.apply(tx, grads, opt_state, params)
     return params, opt_state, metrics | health
 
@@ -183,7 +203,9 @@ def _cells(heads: dict, visual, labels):
   for part, target in ((logits[..., :digits], labels[0]), (logits[..., digits:], labels[1])):
     target_BV = target.reshape(target.shape[0], -1)
     real = target_BV >= 0
-    picked = jnp.take_along_axis(jax.nn.log_softmax(part), jnp.maximum(target_BV, 0)[None, ..., None], -1)
+    picked = jnp.take_along_axis(
+      jax.nn.log_softmax(part), jnp.maximum(target_BV, 0)[None, ..., None], -1
+    )
     loss -= masked.mean(picked[..., 0], jnp.broadcast_to(real, picked.shape[:-1]))
     right &= part[0].argmax(-1) == target_BV
   shown = real & (labels[0].reshape(real.shape) != world.NO_DIGIT)
@@ -204,7 +226,9 @@ def batches(reader: Reader, seed: int, steps: int) -> Iterator:
       yield ready
 
 
-def reading_score(model: Qwen3VL, params: dict, reader: Reader, clips: int = 200) -> dict[str, float]:
+def reading_score(
+  model: Qwen3VL, params: dict, reader: Reader, clips: int = 200
+) -> dict[str, float]:
   """Share of greedy replies that equal the right reply, for questions with one right wording."""
   asks = {
     "colour": lambda c: (f"What colour is the card with {c.digit}?", c.colour),
@@ -214,16 +238,20 @@ def reading_score(model: Qwen3VL, params: dict, reader: Reader, clips: int = 200
     "place": lambda c: (f"Where is the card with {c.digit} first?", world.CELL_NAMES[c.cell]),
   }
   chat, T = reader.processor.tokenizer, 24
-  run_ = jax.jit(lambda p, g: generate(
-    model, p, g, jax.random.key(0), samples=1, tokens=T, end_id=chat.im_end, temperature=0.0))
+  run_ = jax.jit(
+    lambda p, g: generate(
+      model, p, g, jax.random.key(0), samples=1, tokens=T, end_id=chat.im_end, temperature=0.0
+    )
+  )
   right = {name: [] for name in asks}
   numbers = [i for i, scene in enumerate(reader.scenes) if not scene.still][:clips]
   for name, ask in asks.items():
-    questions, answers = zip(*(ask(reader.scenes[i].cards[0]) for i in numbers))
-    prompts = [_asked(reader, i, q) for i, q in zip(numbers, questions)]
+    questions, answers = zip(*(ask(reader.scenes[i].cards[0]) for i in numbers), strict=True)
+    prompts = [_asked(reader, i, q) for i, q in zip(numbers, questions, strict=True)]
     bucket = BUCKET._replace(prompt=BUCKET.prompt + 32)
     out = run_(params, batch_lib.collate_prompts(prompts, bucket, reader.layout))
-    for ids, length, answer in zip(out.responses_BRT[:, 0], out.length_BR[:, 0], answers):
+    replies = zip(out.responses_BRT[:, 0], out.length_BR[:, 0], answers, strict=True)
+    for ids, length, answer in replies:
       right[name].append(answer in chat.decode(np.asarray(ids)[: int(length)]))
   return {name: round(float(np.mean(hits)), 3) for name, hits in right.items()}
 
@@ -245,8 +273,18 @@ def train(folder: pathlib.Path, steps: int, scenes: int, seed: int, log) -> tupl
     "student": model.init(key),
     "cells": {"kernel": 0.02 * jax.random.normal(head_key, (levels, TEXT["width"], classes))},
   }
-  settings = ConfigDict(dict(learning_rate=LEARNING_RATE, warmup_share=0.03, schedule="cosine", b1=0.9,
-                             b2=0.99, weight_decay=0.01, clip_norm=1.0, moment_dtype="float32"))
+  settings = ConfigDict(
+    dict(
+      learning_rate=LEARNING_RATE,
+      warmup_share=0.03,
+      schedule="cosine",
+      b1=0.9,
+      b2=0.99,
+      weight_decay=0.01,
+      clip_norm=1.0,
+      moment_dtype="float32",
+    )
+  )
   tx = optim.make(settings, steps)
   step, opt_state = make_step(model, tx, steps), jax.jit(tx.init)(params)
   with Progress(steps, "tiny base") as progress:

@@ -87,7 +87,9 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
   for part, fixed in _FIXED.items():
     for key, value in fixed.items():
       if raw[part].get(key, value) != value:
-        raise UserError(f"{path}: {part}.{key} = {raw[part][key]!r} is not supported, only {value!r}")
+        raise UserError(
+          f"{path}: {part}.{key} = {raw[part][key]!r} is not supported, only {value!r}"
+        )
   text, vision = raw["text_config"], raw["vision_config"]
   rope = text.get("rope_parameters") or {}  # 5.x; older files keep theta beside rope_scaling
   scaling = rope if "mrope_section" in rope else text["rope_scaling"]

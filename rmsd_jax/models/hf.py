@@ -3,7 +3,7 @@
     params = load(folder, mesh)     sharded safetensors -> fp32 masters, checked by name and shape
     save(folder, params, base)      -> a folder that transformers loads; other files copied
 
-A stacked leaf of ours ("text/layers/q", [L, D, N, H]) is L tensors there (".layers.{i}.", [out, in]).
+A stacked leaf of ours ("text/layers/q", [L, D, N, H]) is L tensors there, [out, in] each.
 """
 
 import json
@@ -23,7 +23,11 @@ from rmsd_jax.models import config as config_lib
 from rmsd_jax.models.student import PARTITION, Qwen3VL
 
 _TEXT, _VISION = "model.language_model.", "model.visual."
-_LAYER, _BLOCK, _DEEP = _TEXT + "layers.{}.", _VISION + "blocks.{}.", _VISION + "deepstack_merger_list.{}."
+_LAYER, _BLOCK, _DEEP = (
+  _TEXT + "layers.{}.",
+  _VISION + "blocks.{}.",
+  _VISION + "deepstack_merger_list.{}.",
+)
 
 # Our name -> their name, and how many leading axes of ours are the inputs of their [out, in] matrix
 # (0: the tensor is theirs, flattened where ours has more axes).
@@ -85,7 +89,9 @@ def _their_shape(ours: str, shape: tuple[int, ...], c: config_lib.VisionConfig) 
     return (shape[1], 3, c.temporal, c.patch, c.patch)
   if inputs:
     return (int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs])))
-  return shape if ours in ("text/embed", "text/head", "vision/embed/table") else (int(np.prod(shape)),)
+  return (
+    shape if ours in ("text/embed", "text/head", "vision/embed/table") else (int(np.prod(shape)),)
+  )
 
 
 def _to_ours(ours: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -145,7 +151,8 @@ class _Reader:
     index = folder / "model.safetensors.index.json"
     files = (
       sorted(set(json.loads(index.read_text())["weight_map"].values()))
-      if index.is_file() else ["model.safetensors"]
+      if index.is_file()
+      else ["model.safetensors"]
     )
     self._where = {}
     for file in files:
@@ -154,7 +161,9 @@ class _Reader:
       try:
         handle = safe_open(folder / file, framework="np")
       except SafetensorError as error:
-        raise UserError(f"{folder / file} is not a whole safetensors file ({error}); copy it again") from error
+        raise UserError(
+          f"{folder / file} is not a whole safetensors file ({error}); copy it again"
+        ) from error
       self._where.update({name: handle for name in handle.keys()})
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -177,14 +186,20 @@ def _check(reader: _Reader, leaves: dict, config: config_lib.ModelConfig) -> Non
   faults += [f"unknown {n}" for n in there if n not in wanted]
   faults += [
     f"{n} is {there[n]}, config.json says {shape}"
-    for n, shape in wanted.items() if n in there and there[n] != shape
+    for n, shape in wanted.items()
+    if n in there and there[n] != shape
   ]
   if faults:
     raise UserError(f"the checkpoint does not fit its config.json: {'; '.join(faults)}")
 
 
-def save(folder: str | pathlib.Path, params: dict, base: str | pathlib.Path,
-         dtype=ml_dtypes.bfloat16, shard_bytes: int = 4 << 30) -> None:
+def save(
+  folder: str | pathlib.Path,
+  params: dict,
+  base: str | pathlib.Path,
+  dtype=ml_dtypes.bfloat16,
+  shard_bytes: int = 4 << 30,
+) -> None:
   """Writes weights as a Hugging Face folder; every other file is copied from `base`.
 
   Args:
@@ -202,8 +217,8 @@ def save(folder: str | pathlib.Path, params: dict, base: str | pathlib.Path,
   shards, size = [{}], 0
   for ours, leaf in named.flatten(params).items():
     shape, names = _their_shape(ours, leaf.shape, config.vision), _names(ours, leaf.shape[0])
-    host = np.asarray(jax.device_get(leaf)).astype(dtype)
-    for name, tensor in zip(names, host if "{}" in _TENSORS[ours][0] else [host]):
+    host, stacked = np.asarray(jax.device_get(leaf)).astype(dtype), "{}" in _TENSORS[ours][0]
+    for name, tensor in zip(names, host if stacked else [host], strict=True):
       tensor = _to_theirs(ours, tensor, shape)
       if size and size + tensor.nbytes > shard_bytes:
         shards, size = [*shards, {}], 0
@@ -218,12 +233,14 @@ def _write(folder: pathlib.Path, shards: list[dict]) -> None:
     "model.safetensors" if single else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
     for i in range(len(shards))
   ]
-  for file, tensors in zip(files, shards):
+  for file, tensors in zip(files, shards, strict=True):
     save_file(tensors, folder / (file + ".part"), metadata={"format": "pt"})
     (folder / (file + ".part")).rename(folder / file)
   if not single:
     index = {
       "metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())},
-      "weight_map": {name: file for file, s in zip(files, shards) for name in s},
+      "weight_map": {name: file for file, s in zip(files, shards, strict=True) for name in s},
     }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+    (folder / "model.safetensors.index.json").write_text(
+      json.dumps(index, indent=2, sort_keys=True)
+    )

@@ -119,7 +119,9 @@ class Qwen3VL:
     angles_BSE = jnp.concatenate([angles_BPE, jnp.tile(own_BTE, (1, R, 1))], 1)
 
     def attend(q, k, v):
-      return attention.group_attention(q, k, v, layout, groups.prompt_length_B, self.attention), None
+      return attention.group_attention(
+        q, k, v, layout, groups.prompt_length_B, self.attention
+      ), None
 
     x_BSD, _ = self.text(params["text"], x_BSD, angles_BSE, deep_nBPD, attend)
     x_BSD = self.text.norm(params["text"], x_BSD)
@@ -155,8 +157,10 @@ class Qwen3VL:
 
     def attend(q, k, v, layer, own):
       own = tuple(
-        jax.lax.dynamic_update_slice(c, x.swapaxes(1, 2)[None, :, :, :, None], (layer, 0, 0, 0, t, 0))
-        for c, x in zip(own, (k, v))
+        jax.lax.dynamic_update_slice(
+          c, x.swapaxes(1, 2)[None, :, :, :, None], (layer, 0, 0, 0, t, 0)
+        )
+        for c, x in zip(own, (k, v), strict=True)
       )
       this = lambda c: jax.lax.dynamic_index_in_dim(c, layer, keepdims=False)
       prompt = this(cache.prompt_k_LBKPH), this(cache.prompt_v_LBKPH)
@@ -181,4 +185,6 @@ class Qwen3VL:
     return x_BPD, deep_nBPD, self.text.angles(groups.positions_B3P)
 
   def _response_angles(self, positions_BT):
-    return self.text.angles(jnp.broadcast_to(positions_BT[:, None], (len(positions_BT), 3, positions_BT.shape[1])))
+    return self.text.angles(
+      jnp.broadcast_to(positions_BT[:, None], (len(positions_BT), 3, positions_BT.shape[1]))
+    )

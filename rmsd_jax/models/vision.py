@@ -79,7 +79,9 @@ class Merger(nnx.Module):
     frames, joined = x_FSW.shape[0], self.fc1.shape[0]
     if self.norm_joined:
       x_FSW = x_FSW.reshape(frames, -1, joined)
-    y = layers.layer_norm(x_FSW, self.norm_scale[...], self.norm_bias[...]).reshape(frames, -1, joined)
+    y = layers.layer_norm(x_FSW, self.norm_scale[...], self.norm_bias[...]).reshape(
+      frames, -1, joined
+    )
     y = jax.nn.gelu(layers.linear(y, self.fc1[...], self.fc1_bias[...]), approximate=False)
     return layers.linear(y, self.fc2[...], self.fc2_bias[...])
 
@@ -120,18 +122,21 @@ class VisionTower:
     real = jnp.arange(S) < jnp.prod(grid, -1)[:, None]
     angles = positions.patch_angles(places, c.width // c.heads)
     pixels = (patches_BFSC.reshape(B * F, S, C).astype(jnp.float32) / 127.5 - 1).astype(self.dtype)
-    x = parts["embed"].layer(params["embed"])(pixels, *positions.position_taps(places, grid, c.table))
+    x = parts["embed"].layer(params["embed"])(
+      pixels, *positions.position_taps(places, grid, c.table)
+    )
 
     def body(x, block):
       return parts["blocks"].layer(block)(x, angles, real), None
 
     body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
+    pick = lambda tree, index: jax.tree.map(lambda w: w[index], tree)
     deep, start = [], 0
-    for level, stop in enumerate([i + 1 for i in c.deepstack] + [c.depth]):
-      x, _ = jax.lax.scan(body, x, jax.tree.map(lambda w: w[start:stop], params["blocks"]))
-      if level < len(c.deepstack):
-        merger = jax.tree.map(lambda w: w[level], params["deepstack"])
-        deep.append(parts["deepstack"].layer(merger)(x).reshape(B, -1, c.out))
-      start = stop
+    for level, last in enumerate(c.deepstack):
+      x, _ = jax.lax.scan(body, x, pick(params["blocks"], slice(start, last + 1)))
+      merger = parts["deepstack"].layer(pick(params["deepstack"], level))
+      deep.append(merger(x).reshape(B, -1, c.out))
+      start = last + 1
+    x, _ = jax.lax.scan(body, x, pick(params["blocks"], slice(start, c.depth)))
     tokens = parts["merger"].layer(params["merger"])(x).reshape(B, -1, c.out)
     return tokens, jnp.stack(deep, 1)

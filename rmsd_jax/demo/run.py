@@ -1,0 +1,222 @@
+"""The demo from nothing: pool, both stages, evaluation and report, one command after the other.
+
+    ./launch/demo.sh [WORKDIR]
+    python -m rmsd_jax.demo.run WORKDIR [--config=configs/demo.py]
+
+Every step is a command that a user would type; it is printed before it runs. A demo that was
+interrupted goes on where it stopped. WORKDIR/results.json is written last.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from rmsd_jax import cli
+from rmsd_jax.demo import teacher
+from rmsd_jax.errors import UserError
+from rmsd_jax.metrics import Progress, replace_text
+
+RUNS = ("base", "blind", "sft", "sft_continued", "rl")
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "tensorflow-datasets",
+  "ml_collections",
+  "transformers",
+  "numpy",
+  "av",
+)
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Commands:
+  """Runs commands of this package, counts their seconds by phase and watches their memory.
+
+  What was counted survives an interruption, in WORKDIR/phases.json.
+  """
+
+  def __init__(self, workdir: pathlib.Path):
+    self._file = workdir / "phases.json"
+    counted = json.loads(self._file.read_text()) if self._file.exists() else {}
+    self.seconds, self.peak_gb = counted.get("seconds", {}), counted.get("peak_gb", 0.0)
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled")}
+    self._environment = {"JAX_PLATFORMS": "cpu"} | os.environ | cache
+
+  def __call__(self, phase: str, module: str, *arguments: str) -> None:
+    """Runs `python -m rmsd_jax.MODULE ARGUMENTS`; raises UserError if it fails."""
+    command = [sys.executable, "-m", f"rmsd_jax.{module}", *map(str, arguments)]
+    print(f"\n== python {' '.join(command[1:])}", flush=True)
+    began = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, env=self._environment)
+    watch = threading.Thread(target=self._watch, args=(process.pid,), daemon=True)
+    watch.start()
+    try:
+      status = process.wait()
+    except KeyboardInterrupt:
+      process.wait()
+      raise
+    finally:
+      watch.join()
+      self.count(phase, time.monotonic() - began)
+    if status == 130:
+      raise KeyboardInterrupt
+    if status:
+      raise UserError(f"rmsd_jax.{module} ended with status {status}, see above; the demo stops")
+
+  def count(self, phase: str, seconds: float) -> None:
+    self.seconds[phase] = round(self.seconds.get(phase, 0.0) + seconds, 1)
+    replace_text(self._file, json.dumps({"seconds": self.seconds, "peak_gb": self.peak_gb}) + "\n")
+
+  def _watch(self, pid: int) -> None:
+    """Resident memory of the process and its children together, looked at twice a second."""
+    try:
+      process = psutil.Process(pid)
+      while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        family = [process, *process.children(recursive=True)]
+        self.peak_gb = max(self.peak_gb, sum(_resident(p) for p in family) / 2**30)
+        time.sleep(0.5)
+    except psutil.NoSuchProcess:
+      return
+
+
+def _resident(process: psutil.Process) -> int:
+  try:
+    return process.memory_info().rss
+  except psutil.NoSuchProcess:
+    return 0
+
+
+def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
+  """Clips, questions and the simulated teacher's answers, then the data set built from them."""
+  raw, began = workdir / "raw", time.monotonic()
+  if not raw.exists():
+    print(f"\n== drawing the demo world into {raw}", flush=True)
+    bar, drawn = None, 0
+
+    def show(done: int, total: int) -> None:
+      nonlocal bar, drawn
+      bar = bar or Progress(total, "clips")
+      bar.update(done - drawn)
+      drawn = done
+
+    teacher.make_pool(
+      raw,
+      train_prompts=config.world.train_prompts,
+      test_prompts=config.world.test_prompts,
+      seed=config.seed,
+      progress=show,
+    )
+    bar.close()
+    run.count("pool", time.monotonic() - began)
+  if not (workdir / "pool").exists():
+    run(
+      "pool",
+      "pool",
+      "build",
+      "--jsonl",
+      raw / "pool.jsonl",
+      raw / "test.jsonl",
+      "--out",
+      workdir / "pool",
+      "--tokenizer",
+      config.model.folder,
+      "--buckets",
+      ",".join(map(str, config.world.bucket)),
+      # The clips are small already: no pixel budget changes their size.
+      "--video-pixels",
+      "1,1000000000",
+      "--image-pixels",
+      "1,1000000000",
+    )
+
+
+def results(run: Commands, workdir: pathlib.Path) -> dict:
+  """The contents of results.json: seconds, memory, scores per run, commit and versions."""
+  scores = {}
+  for name in RUNS:
+    result = json.loads((workdir / name / "evaluate" / "test.json").read_text())
+    greedy, sampled = result["greedy"], result.get("sampled")
+    scores[name] = {
+      "closed": _interval(greedy["closed"]),
+      "quality": _interval((sampled or greedy)["closed"]),  # a constant answers alike each time
+      "format": greedy["format"],
+      "tasks": {task: _interval(score) for task, score in greedy["tasks"].items()},
+    }
+  phases = {phase: run.seconds.get(phase, 0.0) for phase in ("pool", "sft", "rl", "evaluate")}
+  return {
+    "seconds": phases | {"total": round(sum(run.seconds.values()), 1)},
+    "peak_memory_gb": round(run.peak_gb, 2),
+    "scores": scores,
+    "commit": _commit(),
+    "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+  }
+
+
+def _interval(score: dict) -> dict:
+  return {key: round(score[key], 4) for key in ("mean", "low", "high")}
+
+
+def _commit() -> str:
+  """The commit of the checkout, marked where files differ from it; "unknown" outside a checkout."""
+  git = lambda *args: subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
+  head = git("rev-parse", "HEAD")
+  if head.returncode:
+    return "unknown"
+  return head.stdout.strip() + ("+changes" if git("status", "--porcelain").stdout else "")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the demo, or goes on with it."""
+  parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("workdir", help="folder of the demo; made if missing")
+  parser.add_argument("--config", default=str(ROOT / "configs" / "demo.py"))
+  options = parser.parse_args(argv)
+  workdir, file = pathlib.Path(options.workdir).absolute(), options.config
+  workdir.mkdir(parents=True, exist_ok=True)
+  config = cli.load_config(f"{file}:sft")
+  run, stage = Commands(workdir), {}
+  make_pool(run, workdir, config)
+  for name, phase, module in (
+    ("sft", "sft", "train_sft"),
+    ("sft_continued", "sft_continued", "train_sft"),
+    ("rl", "rl", "train_rl"),
+  ):
+    stage[name] = (
+      f"--config={file}:{name}",
+      f"--workdir={workdir / name}",
+      f"--config.data.pool={workdir / 'pool'}",
+    )
+    start = () if name == "sft" else (f"--config.init_from={workdir / 'sft'}",)
+    run(phase, module, *stage[name], *start)
+  for name in RUNS:
+    checkpoint = name if name in ("base", "blind") else "latest"
+    if not (workdir / name / "evaluate" / "test.json").exists():
+      run(
+        "evaluate",
+        "evaluate",
+        f"--config={file}:evaluate",
+        f"--workdir={workdir / name}",
+        f"--config.data.pool={workdir / 'pool'}",
+        f"--checkpoint={checkpoint}",
+      )
+  run("report", "report", workdir)
+  text = json.dumps(results(run, workdir), indent=2)
+  replace_text(workdir / "results.json", text + "\n")
+  print(f"\n{text}\nreport: {workdir / 'report' / 'index.html'}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

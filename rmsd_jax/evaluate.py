@@ -1,0 +1,218 @@
+"""Samples and grades responses on held-out prompts, from a restored checkpoint.
+
+    python -m rmsd_jax.evaluate --config=configs/eval/demo.py --workdir=runs/demo/sft
+    ... --checkpoint=latest|best|STEP   of the run in --workdir (default latest)
+    ... --checkpoint=base               the weights of config.model.folder, untrained
+    ... --checkpoint=blind              no model: the best constant answer of each task, a bound
+                                        on what can be had without looking at the clip
+
+Writes WORKDIR/evaluate/NAME.json: greedy and sampled scores per task with 95 % bootstrap intervals
+over clips, format rate, pass@k, lengths, and every prompt's scores for paired comparisons.
+
+Axes: B prompts, N samples of a prompt.
+"""
+
+import functools
+import json
+import os
+
+import jax
+import numpy as np
+
+from rmsd_jax import cli, generate, intervals, scoring, sharding
+from rmsd_jax import state as state_lib
+from rmsd_jax.checkpoint import find_step
+from rmsd_jax.data import loader
+from rmsd_jax.data.chat import ChatTokenizer
+from rmsd_jax.data.pool import open_pool
+from rmsd_jax.metrics import Progress, replace_text
+from rmsd_jax.models import hf
+from rmsd_jax.tasks import registry
+
+OPTIONS = {"checkpoint": ("latest", "latest, best, a step, base or blind; see above")}
+
+
+def make_steps(config, mesh):
+  """The jitted programs: {"greedy", "sampled": (params, groups, key) -> Samples}."""
+  tokenizer, model = ChatTokenizer(config.model.folder), hf.load_model(**config.model)
+
+  def run(params, groups, key, **options):
+    return generate.generate(
+      model,
+      params,
+      groups,
+      key,
+      tokens=groups.responses_BRT.shape[2],
+      end_id=tokenizer.im_end,
+      pad_id=tokenizer.pad,
+      **options,
+    )
+
+  sampled = dict(config.rollouts) | {"samples": config.evaluate.samples}
+  return {
+    "greedy": jax.jit(functools.partial(run, samples=1, temperature=0.0)),
+    "sampled": jax.jit(functools.partial(run, **sampled)),
+  }
+
+
+def grade(steps, params, mesh, batches, tokenizer, seed: int) -> list[dict]:
+  """Per prompt: id, clip, task, closed, and under "greedy" and "sampled" lists over responses of
+  quality, outer, task (format), length, finished, text."""
+  prompts = []
+  for number, batch in enumerate(batches):
+    groups = sharding.put_batch(mesh, batch.groups)
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    rows = [
+      {name: info[name] for name in ("id", "clip", "task", "question", "options", "answer")}
+      | {"closed": bool(closed)}
+      for info, closed in zip(batch.info, batch.closed_B, strict=True)
+    ]
+    for how, run in steps.items():
+      samples = run(params, groups, key)
+      texts, finished_BN = (
+        scoring.texts_of(samples, tokenizer),
+        sharding.local_rows(samples.finished_BR),
+      )
+      terms = scoring.rule_terms(texts, batch.info, finished_BN)
+      columns = {
+        "quality": scoring.quality(terms),
+        "outer": terms["outer"],
+        "task": terms["task"],
+        "length": sharding.local_rows(samples.length_BR),
+        "finished": finished_BN,
+      }
+      for b, row in enumerate(rows):
+        row[how] = {name: column[b].tolist() for name, column in columns.items()} | {
+          "text": texts[b]
+        }
+    prompts += [row for row, real in zip(rows, batch.real_B, strict=True) if real]
+  return prompts
+
+
+def summary(prompts: list[dict], how: str, pass_above: float) -> dict:
+  """Scores of one way to respond: closed-ended quality overall and by task, format, lengths."""
+  per_prompt = lambda name, rows: [float(np.mean(row[how][name])) for row in rows]
+  interval = lambda name, rows: intervals.mean_interval(
+    per_prompt(name, rows), [row["clip"] for row in rows]
+  )
+  closed = [row for row in prompts if row["closed"]]
+  result = {
+    "closed": interval("quality", closed),
+    "format": float(
+      np.mean(
+        [(np.array(row[how]["outer"]) == 1) & (np.array(row[how]["task"]) == 1) for row in prompts]
+      )
+    ),
+    "finished": float(np.mean(per_prompt("finished", prompts))),
+    "length": float(np.mean(per_prompt("length", prompts))),
+    "tasks": {},
+  }
+  for task in sorted({row["task"] for row in prompts}):
+    rows = [row for row in prompts if row["task"] == task]
+    result["tasks"][task] = interval("quality" if rows[0]["closed"] else "task", rows)
+  count = len(prompts[0][how]["quality"])
+  if count > 1:
+    passed_BN = np.array([row[how]["quality"] for row in closed]) >= pass_above
+    ks = [k for k in (1, 2, 4, 8, 16) if k <= count]
+    result["pass_at"] = {str(k): float(intervals.pass_at_k(passed_BN, k).mean()) for k in ks}
+  return result
+
+
+def blind(prompts: list[dict], candidates: int = 400) -> list[dict]:
+  """The best constant answer of each closed-ended task, chosen on these very prompts: a bound.
+
+  Candidates are the tasks' right answers (the first `candidates` different ones).
+  """
+  graded = []
+  for name in sorted({row["task"] for row in prompts if row["closed"]}):
+    task, rows = registry.get(name), [row for row in prompts if row["task"] == name]
+    answers = list(dict.fromkeys(_spelled(row["answer"]) for row in rows))[:candidates]
+    scores = np.array(
+      [
+        [
+          task.check(a, row["options"], row["answer"])
+          * task.metric(a, row["options"], row["answer"])
+          for row in rows
+        ]
+        for a in answers
+      ]
+    )
+    best = int(scores.mean(1).argmax())
+    for row, score in zip(rows, scores[best], strict=True):
+      alone = dict(quality=[float(score)], outer=[1.0], task=[1.0], length=[0], finished=[True])
+      graded.append(row | {"greedy": alone | {"text": [answers[best]]}})
+  return graded
+
+
+def _spelled(answer) -> str:
+  """A ground truth as it would be written inside the answer tags."""
+  return answer if isinstance(answer, str) else json.dumps(answer)
+
+
+def main(config, workdir: str, checkpoint: str) -> None:
+  """Evaluates one checkpoint."""
+  mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_batch(mesh, config.batch, 1, "config.batch")
+  pool = open_pool(config.data.pool, config.data.split)
+  total = min(config.data.limit or len(pool), len(pool))
+  batches = loader.sequential(
+    pool,
+    batch_size=config.batch,
+    limit=config.data.limit,
+    tasks=config.data.tasks,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_workers=config.data.workers,
+    prefetch=config.data.prefetch,
+  )
+  ways, step = ("greedy", "sampled"), None
+  if checkpoint == "blind":
+    rows = [
+      info | {"closed": bool(closed)}
+      for batch in batches
+      for info, closed, real in zip(batch.info, batch.closed_B, batch.real_B, strict=True)
+      if real
+    ]
+    prompts, ways = blind(rows), ("greedy",)
+  else:
+    model = hf.load_model(**config.model)
+    init_from = "" if checkpoint == "base" else workdir
+    step = find_step(workdir, checkpoint) if init_from else None
+    with jax.set_mesh(mesh), Progress(total, f"evaluate {checkpoint}") as progress:
+      state = state_lib.load_student(
+        mesh, model, config.model.folder, init_from, config.trained, step
+      )
+      counted = (progress.update(int(b.real_B.sum())) or b for b in batches)
+      tokenizer = ChatTokenizer(config.model.folder)
+      prompts = grade(
+        make_steps(config, mesh), state_lib.weights(state), mesh, counted, tokenizer, config.seed
+      )
+  result = {
+    "checkpoint": checkpoint,
+    "step": step,
+    "pool": config.data.pool,
+    "split": config.data.split,
+    "samples": config.evaluate.samples,
+    "rollouts": dict(config.rollouts),
+    **{how: summary(prompts, how, config.evaluate.pass_above) for how in ways},
+    "prompts": prompts,
+  }
+  path = os.path.join(workdir, "evaluate", f"{config.evaluate.name}.json")
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  replace_text(path, json.dumps(result) + "\n")
+  for how in ways:
+    print(f"{how}: {_line(result[how])}")
+  print(f"wrote {path}")
+
+
+def _line(scores: dict) -> str:
+  closed = scores["closed"]
+  tasks = ", ".join(f"{name} {value['mean']:.3f}" for name, value in scores["tasks"].items())
+  return (
+    f"closed-ended quality {closed['mean']:.3f} [{closed['low']:.3f}, {closed['high']:.3f}], "
+    f"format {scores['format']:.3f}; {tasks}"
+  )
+
+
+if __name__ == "__main__":
+  cli.config_app(main, OPTIONS)
