@@ -242,8 +242,9 @@ def _add_media_flags(group: argparse._ArgumentGroup) -> None:
   add("--image-pixels", type=parse_pixels, metavar="LEAST,MOST", help="default: Qwen3-VL's")
 
 
-def main() -> None:
-  args = parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the sub-command that `argv` (default: the command line) names."""
+  args = parser().parse_args(argv)
   args.run(args)
 
 

@@ -210,15 +210,15 @@ def make_optims(config) -> dict:
   return optims
 
 
-def train_step(config, mesh, steps, tokenizer, state, step: int, batch: Batch):
-  """One step of stage 2 from a host batch: (state, metrics)."""
+def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: Batch):
+  """One step of stage 2 from a host batch: (state, metrics). `grade` as `scoring.rule_terms`."""
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), step)
   teachers = sharding.put_batch(mesh, batch.groups)
   samples, visual = steps["rollout"](state, teachers, key)
   match_BN, weight_BN = match(batch, step, config)
   texts = scoring.texts_of(samples, tokenizer)
   finished_BN = sharding.local_rows(samples.finished_BR)
-  terms = scoring.rule_terms(texts, batch.info, finished_BN)
+  terms = grade(texts, batch.info, finished_BN)
   put = lambda tree: sharding.put_batch(mesh, tree)
   metrics = {"rollout/length": samples.length_BR.mean(), "rollout/finished": finished_BN.mean()}
   metrics |= {f"rollout/{name}": term_BN.mean() for name, term_BN in terms.items()}
@@ -238,7 +238,7 @@ def train_step(config, mesh, steps, tokenizer, state, step: int, batch: Batch):
   return state, metrics
 
 
-def main(config, workdir: str) -> None:
+def main(config, workdir: str, grade=scoring.rule_terms) -> None:
   """Runs or resumes stage 2."""
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, config.microbatches, "config.batch")
@@ -273,7 +273,7 @@ def main(config, workdir: str) -> None:
       num_workers=config.data.workers,
       prefetch=config.data.prefetch,
     ):
-      state, metrics = train_step(config, mesh, steps, tokenizer, state, step, batch)
+      state, metrics = train_step(config, mesh, steps, tokenizer, grade, state, step, batch)
       done = step + 1
       if done % config.log_every == 0 or done == config.steps:
         seconds, clock = (time.monotonic() - clock) / config.log_every, time.monotonic()

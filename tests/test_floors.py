@@ -13,7 +13,9 @@ PACKAGE = ROOT / "rmsd_jax"
 FLOORS = {
   0: {"errors", "groups", "masked", "named", "sharding", "positions", "losses", "advantages"},
   1: {"models", "tasks", "data"},
-  2: {"state", "optim", "checkpoint", "metrics", "generate", "scoring"},
+  2: {
+    "state", "optim", "checkpoint", "metrics", "generate", "scoring", "plots", "curves", "findings"
+  },
   3: {
     "cli", "train_sft", "train_rl", "evaluate", "pool", "convert", "compile", "report", "demo"
   },

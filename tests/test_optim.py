@@ -30,27 +30,34 @@ def settings(**changes):
 # schedule
 
 
+def rates(steps, at, **changes):
+  rate = optim.schedule(settings(**changes), steps)
+  return [float(rate(step)) for step in at]
+
+
 def test_cosine_warms_up_from_zero_and_ends_at_zero():
-  rate = optim.schedule(2e-6, 10, 110, "cosine")
-  steps = {0: 0, 5: 0.5, 10: 1, 35: (1 + np.cos(np.pi / 4)) / 2, 60: 0.5, 110: 0, 500: 0}
-  for step, share in steps.items():
-    np.testing.assert_allclose(rate(step), 2e-6 * share, rtol=1e-5, atol=1e-12)
+  cosine = {"schedule": "cosine", "learning_rate": 2.0, "warmup_share": 0.1}
+  want = {0: 0, 5: 0.5, 10: 1, 40: 0.75, 55: 0.5, 70: 0.25, 100: 0, 500: 0}
+  np.testing.assert_allclose(rates(100, want, **cosine), 2 * np.array([*want.values()]), atol=1e-6)
 
 
 def test_constant_warms_up_and_stays():
-  rate = optim.schedule(1e-6, 5, 100, "constant")
-  for step, share in {0: 0, 1: 0.2, 4: 0.8, 5: 1, 99: 1, 10_000: 1}.items():
-    np.testing.assert_allclose(rate(step), 1e-6 * share, rtol=1e-5, atol=1e-12)
+  constant = {"schedule": "constant", "learning_rate": 2.0, "warmup_share": 0.05}
+  want = {0: 0, 1: 0.4, 4: 1.6, 5: 2, 99: 2, 10_000: 2}
+  np.testing.assert_allclose(rates(100, want, **constant), [*want.values()], rtol=1e-6)
 
 
-def test_a_schedule_shorter_than_its_warmup_is_still_one():
-  rate = optim.schedule(1.0, 5, 3, "cosine")
-  np.testing.assert_allclose([rate(s) for s in (0, 3, 5, 6)], [0, 0.6, 1, 0], atol=1e-6)
+@pytest.mark.parametrize("schedule", optim.SCHEDULES)
+def test_the_warm_up_is_one_step_at_least_and_the_run_may_be_one_step(schedule):
+  """A learning rate that never leaves 0, or is not a number, would train nothing, silently."""
+  got = rates(1, (0, 1), schedule=schedule, warmup_share=0.0)
+  np.testing.assert_allclose(got, [0, 0.1], rtol=1e-6)
+  assert np.isfinite(rates(3, range(6), schedule=schedule, warmup_share=1.0)).all()
 
 
 def test_an_unknown_schedule_is_refused_with_the_choices():
   with pytest.raises(UserError, match="optim.schedule is 'linear'; choose one of cosine, constant"):
-    optim.schedule(1.0, 1, 10, "linear")
+    optim.make(settings(schedule="linear"), 10)
 
 
 # apply: one update
@@ -60,11 +67,11 @@ PARAMS = {"text": {"q": np.ones((2, 3), np.float32), "norm": np.ones(3, np.float
 
 def run(tx, gradients, params=PARAMS):
   """Applies a list of gradients; returns params, state and health after each."""
-  state, history = tx.init(params), []
-  one = jax.jit(lambda g, s, p: optim.apply(tx, g, s, p))
+  state, history = jit(tx.init)(params), []
+  one = jit(lambda g, s, p: optim.apply(tx, g, s, p))
   for grads in gradients:
     params, state, health = one(grads, state, params)
-    history.append(jax.device_get((params, state, health)))
+    history.append((params, state, health))
   return history
 
 

@@ -63,7 +63,7 @@ VISION = dict(
 BUCKET = Bucket(
   prompt=112, response=40, frames=world.SECONDS, patches=(world.SIZE * 2 // world.CELL) ** 2
 )
-CLIPS = 24  # per step
+CLIPS = 16  # per step
 # Every fourth step has room for the longest texts; the others are short, so that little is padding.
 SHAPES = ((40, 10), (40, 10), (40, 10), (60, 6))  # T, R
 LEARNING_RATE = 2e-3
@@ -154,6 +154,7 @@ def _read(processor: Processor, path: pathlib.Path) -> Prompt:
   )
 
 
+@functools.lru_cache(maxsize=1)
 def _turn(chat: ChatTokenizer) -> list[int]:
   """What stands between a question and its reply: the end of one turn, the start of the next."""
   ids = chat.encode_messages([{"role": "user", "content": ""}])
@@ -290,6 +291,7 @@ def train(folder: pathlib.Path, steps: int, scenes: int, seed: int, log) -> tupl
   with Progress(steps, "tiny base") as progress:
     for i, ready in enumerate(batches(reader, seed + 1, steps)):
       params, opt_state, metrics = step(params, opt_state, i, *ready)
+      jax.block_until_ready(metrics)  # or the bar would show how fast steps are queued
       if i % 50 == 0 or i == steps - 1:
         values = {k: round(float(v), 4) for k, v in metrics.items()}
         log({"step": i, **values})
@@ -300,7 +302,7 @@ def train(folder: pathlib.Path, steps: int, scenes: int, seed: int, log) -> tupl
 def main(argv: Sequence[str] | None = None) -> None:
   parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", required=True, help="the Hugging Face folder to write")
-  parser.add_argument("--steps", type=int, default=2_200, help="of 24 clips (default 2200)")
+  parser.add_argument("--steps", type=int, default=1_000, help="of 16 clips (default 1000)")
   parser.add_argument("--scenes", type=int, default=8_000, help="training clips and pictures")
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args(argv)
