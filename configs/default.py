@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
   c.data.split = "train"
   c.data.responses = 4  # K, teacher responses used per prompt [paper]
   c.data.tasks = ()  # only these tasks; empty: all
+  c.data.blind = False  # every frame mid-grey: the control of a model that cannot see
   c.data.limit = 0  # only the first prompts of the split; 0: all
   c.data.workers = 4  # processes that prepare batches; 0: in threads of this process
   c.data.prefetch = 2  # batches prepared ahead by each worker

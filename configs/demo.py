@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from rmsd_jax.errors import UserError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-STAGES = ("sft", "sft_continued", "rl", "evaluate")
+STAGES = ("sft", "sft_blind", "sft_continued", "rl", "evaluate")
 
 
 def get_config(stage: str) -> ConfigDict:
@@ -27,7 +27,8 @@ def get_config(stage: str) -> ConfigDict:
   c.world = ConfigDict()  # read by rmsd_jax.demo.run
   c.world.train_prompts = 3_000
   c.world.test_prompts = 400
-  c.world.bucket = (176, 48, 6, 36)  # P, T, F, S
+  c.world.bucket = (160, 48, 6, 36)  # P, T, F, S
+  c.world.stages = ("sft", "sft_continued", "rl")
 
   c.model.folder = os.path.join(os.path.dirname(HERE), "rmsd_jax", "demo", "tiny_base")
   c.model.dtype = "float32"
@@ -46,7 +47,8 @@ def get_config(stage: str) -> ConfigDict:
 
   c.steps = 280  # 3 passes
   c.optim.learning_rate = 1e-3  # decays to 0: a stage 1 cut off at a high rate would go on gaining
-  if stage == "sft":
+  if stage in ("sft", "sft_blind"):
+    c.data.blind = stage == "sft_blind"
     return c
 
   c.init_from = "runs/demo/sft"

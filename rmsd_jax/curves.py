@@ -91,7 +91,7 @@ def curves(panels: Sequence[Panel]) -> Figure | None:
 
 def _panel(ax: Axes, panel: Panel, drawn: Sequence[Curve]) -> None:
   several = len(drawn) > 1 or panel.band is not None
-  ax.set_title(f"{panel.title} [{panel.unit}]", pad=20 if several else 8)
+  ax.set_title(f"{panel.title} [{panel.unit}]", pad=20)
   ax.set_xlabel("training step")
   if panel.level is not None:
     ax.axhline(panel.level, color=plots.MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -114,7 +114,7 @@ def _panel(ax: Axes, panel: Panel, drawn: Sequence[Curve]) -> None:
   if panel.log and min(series(curve.lines, curve.key)[1].min() for curve in drawn) > 0:
     ax.set_yscale("log")
   if several:
-    ax.legend(**plots.LEGEND, ncols=4, handlelength=1.4, columnspacing=1.2)
+    ax.legend(**plots.LEGEND, ncols=5, handlelength=1.1, columnspacing=0.9)
 
 
 def stage_1(runs: Sequence[Run]) -> Shown:
@@ -170,9 +170,9 @@ def _reward(run: Run, of: Callable[..., Curve]) -> Shown:
   ]
   return Shown(f"{run.name}_reward", curves(panels),
     "Only differences inside a group of rollouts teach anything, so the spread and its share, not "
-    "the mean, tell which term drives the policy. A term whose spread is near 0 is inert; where the "
-    "rules tie, division by the group's s.d. blows its noise up to full size. Dead groups, whose "
-    "rewards are all alike, teach nothing.")  # fmt: skip
+    "the mean, tell which term drives the policy. A term whose spread is near 0 is inert; where "
+    "the rules tie, division by the group's s.d. blows its noise up to full size. Dead groups, "
+    "whose rewards are all alike, teach nothing.")  # fmt: skip
 
 
 def _discriminator(run: Run, of: Callable[..., Curve]) -> Shown:
@@ -207,13 +207,13 @@ def _running(run: Run, of: Callable[..., Curve]) -> Shown:
   panels = [
     Panel("Length of rollouts", "tokens", [of("rollout/length")]),
     Panel("Finished rollouts", "share", [of("rollout/finished")], share=True),
-    Panel("Throughput", "rollouts per second", [of("rollouts_per_second")]),
+    Panel("Throughput", "prompts per second", [of("prompts_per_second")]),
     Panel("Gradient norm before clipping", "2-norm", norms, log=True),
   ]
   largest = lambda key: max(series(run.lines, key)[1], default=0.0)
   skipped = sum(series(run.lines, f"{net}/skipped")[1].sum() for net in ("policy", "discriminator"))
   return Shown(f"{run.name}_running", curves(panels),
     "Rollouts that grow without end, or stop finishing, are the usual sign of a reward being "
-    f"exploited. In the logged steps {skipped:.0f} updates were skipped for a gradient norm that was "
-    "not finite, and the log-probabilities of sampler and trainer differed by at most "
+    f"exploited. In the logged steps {skipped:.0f} updates were skipped for a gradient norm that "
+    "was not finite, and the log-probabilities of sampler and trainer differed by at most "
     f"{largest('policy/sampler_trainer_gap'):.1e} nats (rounding, if all is well).")  # fmt: skip

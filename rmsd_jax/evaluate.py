@@ -19,7 +19,7 @@ import os
 import jax
 import numpy as np
 
-from rmsd_jax import cli, generate, intervals, scoring, sharding
+from rmsd_jax import cli, generate, intervals, loop, scoring, sharding
 from rmsd_jax import state as state_lib
 from rmsd_jax.checkpoint import find_step
 from rmsd_jax.data import loader
@@ -165,6 +165,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
     num_workers=config.data.workers,
     prefetch=config.data.prefetch,
   )
+  batches = (loop.blinded(batch) if config.data.blind else batch for batch in batches)
   ways, step = ("greedy", "sampled"), None
   if checkpoint == "blind":
     rows = [

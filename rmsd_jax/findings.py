@@ -153,8 +153,10 @@ def lead(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
   """What came out, in words, from the numbers alone."""
   graded = [run for run in runs if scores(run, "greedy")]
   if not graded:
-    return "No evaluation with closed-ended prompts was found here, so nothing can be said about " \
-      "how good the student is on held-out clips. What the training logs show is below."  # fmt: skip
+    return (
+      "No evaluation with closed-ended prompts was found here, so nothing can be said about how "
+      "good the student is on held-out clips. What else is here is shown below."
+    )
   counts = {run.name: len(scores(run, "greedy")) for run in graded}
   clips = {clip for run in graded for _, clip in scores(run, "greedy").values()}
   means = [f"{_mean(run):.3f} for {_the(run)}" for run in graded]
@@ -169,13 +171,14 @@ def lead(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
     parts = [f"{_interval(one[way])} {way}: {verdict(one[way])}" for way in WAYS if one[way]]
     said = [verdict(one[way]) for way in WAYS if one[way]]
     if len(said) == 2 and said[0] == said[1]:
-      parts = [f"{_interval(one['greedy'])} greedy, {_interval(one['sampled'])} sampled: {said[0]}"]
+      parts = [f"{_interval(one['greedy'])}: {said[0]} (sampled {signed(one['sampled']['mean'])})"]
     text.append(f"{one['said']}: {'; '.join(parts)}.")
-  if len(clips) < 30:
+  if differences and len(clips) < 30:
     text.append(f"With only {len(clips)} clips the intervals themselves are rough.")
-  text.append(
-    "Brackets are 95 % intervals over clips for one training seed; other seeds vary more."
-  )
+  if differences:
+    text.append(
+      "Brackets are 95 % intervals over clips; they do not hold the luck of the training seed."
+    )
   return " ".join(text)
 
 

@@ -59,13 +59,8 @@ def generate(
 
   def draw(hidden_BRD, t, done_BR):
     logits_BRV = losses.logits(hidden_BRD, unembedding_VD)
-    logits_BRV = _restrict(logits_BRV / (temperature or 1.0), top_p, top_k)
-    if temperature:
-      token_BR = jax.random.categorical(jax.random.fold_in(key, t), logits_BRV)
-    else:
-      token_BR = jnp.argmax(logits_BRV, -1)
-    chosen_BR = jnp.take_along_axis(logits_BRV, token_BR[..., None], -1)[..., 0]
-    logp_BR = chosen_BR - jax.nn.logsumexp(logits_BRV, -1)
+    key_t = jax.random.fold_in(key, t)
+    token_BR, logp_BR = sample_token(logits_BRV, key_t, temperature, top_p, top_k)
     return jnp.where(done_BR, pad_id, token_BR), jnp.where(done_BR, 0.0, logp_BR)
 
   def body(carry):
@@ -94,6 +89,17 @@ def generate(
     unfinished, body, (0, token_BR, nobody, out, cache)
   )
   return dataclasses.replace(out, finished_BR=done_BR | (token_BR == end_id))
+
+
+def sample_token(logits_BRV, key: jax.Array, temperature: float, top_p: float, top_k: int):
+  """One token per response, int32 [B, R], and its log-prob, fp32 [B, R]; see `generate`."""
+  logits_BRV = _restrict(logits_BRV / (temperature or 1.0), top_p, top_k)
+  if temperature:
+    token_BR = jax.random.categorical(key, logits_BRV)
+  else:
+    token_BR = jnp.argmax(logits_BRV, -1)
+  chosen_BR = jnp.take_along_axis(logits_BRV, token_BR[..., None], -1)[..., 0]
+  return token_BR, chosen_BR - jax.nn.logsumexp(logits_BRV, -1)
 
 
 def _put(out: Samples, t, token_BR, logp_BR, done_BR) -> Samples:

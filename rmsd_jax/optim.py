@@ -26,9 +26,11 @@ def schedule(optim, steps: int) -> optax.Schedule:
     raise UserError(f"optim.schedule is {optim.schedule!r}; choose one of {', '.join(SCHEDULES)}")
   rate, warmup = optim.learning_rate, max(1, round(optim.warmup_share * steps))
   if optim.schedule == "cosine":
-    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1))
-  ramp = optax.linear_schedule(0.0, rate, warmup)
-  return optax.join_schedules([ramp, optax.constant_schedule(rate)], [warmup])
+    shape = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1))
+  else:
+    ramp = optax.linear_schedule(0.0, rate, warmup)
+    shape = optax.join_schedules([ramp, optax.constant_schedule(rate)], [warmup])
+  return lambda step: shape(step + 1)  # the first update already moves
 
 
 def make(optim, steps: int) -> optax.GradientTransformation:
@@ -101,7 +103,7 @@ def apply(tx: optax.GradientTransformation, grads: dict, opt_state, params: dict
   Returns:
     params, opt_state, {"grad_norm" before clipping, "skipped" 0 or 1}.
   """
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm)
   updates, new_state = tx.update(grads, opt_state, params)
   new_params = optax.apply_updates(params, updates)

@@ -66,11 +66,20 @@ def colour_of(run: str, others: Sequence[str] = ()) -> str:
   return OTHER_COLOURS[list(others).index(run) % len(OTHER_COLOURS)]
 
 
+def pretty(task: str) -> str:
+  """A task's name for people."""
+  return "OCR" if task == "ocr" else task.replace("_", " ")
+
+
+def _two_lines(name: str) -> str:
+  return name.replace(" (", "\n(") if "(" in name else name.replace(" ", "\n", 1)
+
+
 def png(figure: Figure) -> bytes:
   """A figure as a PNG file."""
   file = io.BytesIO()
   with matplotlib.rc_context(STYLE):
-    figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.08)
+    figure.savefig(file, format="png")
   return file.getvalue()
 
 
@@ -112,7 +121,7 @@ def result_bars(
         if found:
           error = np.maximum(ends.T, 0)
           ax.errorbar(x, mean, error, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.8)
-      ax.set_xticks(range(len(columns)), [column.replace(" ", "\n", 1) for column in columns])
+      ax.set_xticks(range(len(columns)), [_two_lines(name) for name in columns])
       ax.axvline(0.5, color=MUTED, linewidth=0.8)
       ax.set_ylim(0, 1.03)
       ax.grid(axis="x", visible=False)
@@ -237,7 +246,7 @@ def _task_bars(
       at, values = zip(*known, strict=True)
       said = "paper" if place == 0 else None
       ax.plot(values, at, "D", color=PAPER, markersize=4.5, label=said, clip_on=False)
-  ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+  ax.set_yticks(range(len(names)), [pretty(name) for name in names])
   ax.tick_params(axis="y", labelcolor=INK, length=0)
   ax.invert_yaxis()
   ax.set_xlim(left=0)

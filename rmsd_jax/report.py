@@ -1,7 +1,7 @@
 """One page that shows what a folder of runs did: python -m rmsd_jax.report DIR
 
-DIR holds runs as the demo makes them (base, blind, sft, sft_continued, rl, or any other names), each
-with metrics.jsonl, evaluate/test.json or both, and a pool; or DIR is one such run. Written are
+DIR holds runs as the demo makes them (base, blind, sft, sft_continued, rl, or any other names), and
+a pool; a run has metrics.jsonl, evaluate/test.json or both; or DIR is one run. Written are
 DIR/report/index.html, complete in one file, and its pictures as PNG files beside it. What is not
 there is left out, and the page says so.
 """
@@ -22,13 +22,15 @@ import numpy as np
 from rmsd_jax import cli, curves, findings, metrics, plots
 from rmsd_jax.data import pool, rows, study
 from rmsd_jax.errors import UserError
-from rmsd_jax.findings import PAIRS, WAYS, Run, scores
+from rmsd_jax.findings import NAMES, WAYS, Run, scores
 from rmsd_jax.tasks import response
 
 TEMPLATE = "report.html.jinja"
-# What R-MSD measured of its teacher on 200 questions (arXiv 2603.11423), by our names of its tasks.
+# What R-MSD measured of its teacher on 200 questions (arXiv 2603.11423), by our task names.
 PAPER = {
-  "multiple_choice": {"name": "multiple choice", "mean": 0.96, "sd_across": 0.10, "sd_within": 0.07},
+  "multiple_choice": {
+    "name": "multiple choice", "mean": 0.96, "sd_across": 0.10, "sd_within": 0.07,
+  },
   "ocr": {"name": "OCR", "min": 0.50, "max": 0.85},
   "open_ended": {"name": "visual QA", "mean": 0.64, "sd_across": 0.24, "sd_within": 0.15},
   "temporal_grounding": {"name": "temporal QA (the worst)", "violations": 0.10},
@@ -66,12 +68,12 @@ class Page:
 
 
 def result_tables(runs: Sequence[Run]) -> tuple[list[str], dict[str, dict[str, dict]]]:
-  """Columns (tasks; the closed-ended mean first, what is not graded last), and way -> run -> row."""
+  """Columns (the closed-ended mean, graded tasks, others), and way -> run -> column -> interval."""
   evaluated = [run for run in runs if run.evaluation]
   prompts = [row for run in evaluated for row in run.evaluation["prompts"]]
   graded = {row["task"]: row["closed"] for row in prompts}
   tasks = sorted(graded, key=lambda task: (not graded[task], task))
-  names = {task: task.replace("_", " ") + ("" if graded[task] else " (format)") for task in tasks}
+  names = {task: plots.pretty(task) + ("" if graded[task] else " (format)") for task in tasks}
   tables: dict[str, dict[str, dict]] = {}
   for way in WAYS:
     for run in evaluated:
@@ -94,8 +96,8 @@ def results(page: Page, runs: Sequence[Run], differences: Sequence[Mapping]) -> 
     "Held-out prompts by task. Look for the blue bars standing clear of the grey and yellow ones: "
     "what stage 1 gained. Whether orange differs from green is a question for the paired "
     "differences below, since overlapping bars of the same prompts hide most of what can be told. "
-    "Whiskers: 95 % bootstrap over clips. Open-ended prompts are not graded; their bar is the share "
-    "in the right format.",
+    "Whiskers: 95 % bootstrap over clips. Open-ended prompts are not graded; their bar is the "
+    "share in the right format.",
     "No run has been evaluated: no evaluate/*.json of the asked name.")  # fmt: skip
   page.figure("results", "differences", plots.difference_forest(differences, colours, WAYS),
     "Each prompt is compared with itself, so the luck of the clips cancels. A bar that crosses the "
@@ -112,13 +114,10 @@ def results(page: Page, runs: Sequence[Run], differences: Sequence[Mapping]) -> 
     "pass_above) among k samples. A line that is higher on the left and meets the others on the "
     "right makes good answers likelier, but finds no new ones.",
     "No evaluation has more than one sample per prompt, so there is no pass@k.")  # fmt: skip
-  for first, second in PAIRS:
-    lacking = [
-      name for name in (first, second) if name not in {r.name for r in runs if r.evaluation}
-    ]
-    if lacking:
-      line = f"{first} minus {second}: {' and '.join(lacking)} not evaluated here."
-      page.lacks("results", line)
+  evaluated = {run.name for run in runs if run.evaluation}
+  lacking = [name for name in NAMES if name not in evaluated]
+  if lacking and evaluated:
+    page.lacks("results", f"Not evaluated here, nor compared with: {', '.join(lacking)}.")
   return {"columns": columns, "tables": tables}
 
 
@@ -171,10 +170,10 @@ def teacher_study(page: Page, runs: Sequence[Run]) -> dict[str, Any] | None:
     return None
   ordered = {name: figures[name] for name in [*sorted(set(figures) - {study.ALL}), study.ALL]}
   page.figure("pool", "pool", plots.teacher_study(ordered, PAPER, PAPER_KEPT),
-    "Bars: this pool. Diamonds: what the paper measured of its teacher, where it says. Two kinds of "
-    "spread matter: across questions (hard and easy ones), and within one question, which is the "
-    "luck of a single sample and the reason for drawing several. The filter's threshold keeps fewer "
-    "responses the higher it is.",
+    "Bars: this pool. Diamonds: what the paper measured of its teacher, where it says. Two kinds "
+    "of spread matter: across questions (hard and easy ones), and within one question, which is "
+    "the luck of a single sample and the reason for drawing several. The filter's threshold keeps "
+    "fewer responses the higher it is.",
     "The pool has no closed-ended task, so there is no quality to draw.")  # fmt: skip
   simulated = any(name.startswith("simulated") for name in teachers)
   return {"figures": ordered, "paper": PAPER, "paper_kept": PAPER_KEPT, "simulated": simulated,
@@ -187,7 +186,8 @@ def choose(runs: Sequence[Run], seed: int = 0) -> dict[str, str]:
   if not answered:
     return {}
   rng = np.random.default_rng(seed)
-  rows_ = sorted(answered[-1].evaluation["prompts"], key=lambda row: row["id"])
+  rows_ = [row for row in answered[-1].evaluation["prompts"] if "text" in row["greedy"]]
+  rows_.sort(key=lambda row: row["id"])
   chosen = {}
   for task in sorted({row["task"] for row in rows_}):
     ids = [row["id"] for row in rows_ if row["task"] == task]
@@ -195,7 +195,8 @@ def choose(runs: Sequence[Run], seed: int = 0) -> dict[str, str]:
   by_name = {run.name: run for run in runs}
   if "rl" in by_name and "sft" in by_name:
     after, before = scores(by_name["rl"], "greedy"), scores(by_name["sft"], "greedy")
-    gain = {key: after[key][0] - before[key][0] for key in sorted(after) if key in before}
+    both = [row["id"] for row in rows_ if row["id"] in after and row["id"] in before]
+    gain = {key: after[key][0] - before[key][0] for key in both}
     for sign, word in ((1, "better"), (-1, "worse")):
       ids = [key for key, value in gain.items() if sign * value > 0 and key not in chosen]
       if ids:
@@ -235,7 +236,7 @@ def _example(key: str, why: str, runs: Sequence[Run]) -> dict[str, Any]:
   prompt, answers = {}, []
   for run in runs:
     for row in run.evaluation["prompts"] if run.evaluation else ():
-      if row["id"] != key:
+      if row["id"] != key or "text" not in row["greedy"]:
         continue
       prompt, sampled = row, row.get("sampled")
       answers.append({
@@ -287,11 +288,16 @@ def overview(runs: Iterable[Run]) -> list[dict[str, Any]]:
       "name": run.name, "label": run.label, "colour": run.colour,
       "steps": int(run.lines[-1]["step"]) if run.lines else None,
       "seconds": run.lines[-1]["time"] - run.lines[0]["time"] if run.lines else None,
-      "evaluated": run.evaluation["step"] or run.evaluation["checkpoint"] if run.evaluation else None,
+      "evaluated": _which(run.evaluation) if run.evaluation else None,
       "closed": run.evaluation["greedy"]["closed"] if run.evaluation else None,
     }
     for run in runs
   ]  # fmt: skip
+
+
+def _which(evaluation: Mapping[str, Any]) -> str:
+  step = evaluation["step"]
+  return evaluation["checkpoint"] if step is None else f"step {step}"
 
 
 def render(**values: Any) -> str:
@@ -306,6 +312,7 @@ def render(**values: Any) -> str:
   )
   environment.filters |= {
     "number": lambda x: "\N{EN DASH}" if x is None or math.isnan(x) else f"{x:.3f}",
+    "pretty": plots.pretty,
     "signed": findings.signed,
     "verdict": findings.verdict,
     "duration": metrics.duration,
@@ -325,8 +332,8 @@ def write(directory: str, name: str) -> tuple[pathlib.Path, str]:
   runs = findings.find_runs(top, name)
   if not runs and not (top / "pool" / "metadata.json").is_file():
     raise UserError(
-      f"{directory} holds no run: no {metrics.FILE} and no evaluate/{name}.json in it or in a folder "
-      "of it, and no pool; give the folder that holds the runs, or train or evaluate first"
+      f"{directory} holds no run: no {metrics.FILE} and no evaluate/{name}.json in it or in a "
+      "folder of it, and no pool; give the folder that holds the runs, or train or evaluate first"
     )
   page = Page(top / "report")
   page.folder.mkdir(exist_ok=True)

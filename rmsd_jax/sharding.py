@@ -30,11 +30,11 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   sizes, count = [data, fsdp, tensor], len(devices)
   if sizes.count(-1) == 1:
-    sizes[sizes.index(-1)] = max(count // -math.prod(sizes), 1)
-  if math.prod(sizes) != count or min(sizes) < 1:
+    sizes[sizes.index(-1)] = count // max(-math.prod(sizes), 1)
+  if min(sizes) < 1 or math.prod(sizes) != count:
     raise UserError(
-      f"mesh data={data} fsdp={fsdp} tensor={tensor} needs {abs(math.prod(sizes))} devices, there"
-      f" are {count}; set config.mesh so that the sizes multiply to {count} (one may be -1)"
+      f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {count} devices; set config.mesh"
+      f" so that the sizes multiply to {count} (one may be -1)"
     )
   if sizes[2] > jax.local_device_count():
     raise UserError(

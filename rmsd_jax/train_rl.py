@@ -15,21 +15,18 @@ Axes: B prompts, N rollouts, K teacher responses, R responses of a group, P prom
 T response tokens, D width.
 """
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rmsd_jax import advantages, cli, generate, losses, masked, named, optim, scoring, sharding
 from rmsd_jax import state as state_lib
-from rmsd_jax.checkpoint import Checkpoints, guard_config
-from rmsd_jax.data import loader
+from rmsd_jax.checkpoint import guard_config
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.pool import open_pool
 from rmsd_jax.groups import PromptGroups, join_responses
-from rmsd_jax.metrics import Progress, Writer
+from rmsd_jax.loop import Loop, batches
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.tasks import matching
@@ -37,14 +34,22 @@ from rmsd_jax.tasks import matching
 
 def make_steps(config, mesh):
   """The jitted programs of stage 2: {"rollout", "discriminator", "policy"}."""
+  model, optims = hf.load_model(**config.model), make_optims(config)
+  return {
+    "rollout": jax.jit(rollout_step(config, model)),
+    "discriminator": jax.jit(discriminator_step(config, mesh, model, optims), donate_argnums=0),
+    "policy": jax.jit(policy_step(config, mesh, model, optims), donate_argnums=0),
+  }
+
+
+def rollout_step(config, model):
+  """(state, groups, key) -> (samples, visual): N responses per prompt, and the encoded media.
+
+  `visual` is None where the tower learns: each set of weights then encodes for itself.
+  """
   tokenizer = ChatTokenizer(config.model.folder)
-  model = hf.load_model(**config.model)
-  critic = Discriminator(model)
-  optims = make_optims(config)
-  weights = {name: config.reward[name] for name in advantages.TERMS}
 
   def rollout(state, groups: PromptGroups, key):
-    """(samples, visual): N responses per prompt, and the media as every frozen tower sees them."""
     params = state_lib.weights(state)
     visual = model.encode(params, groups)
     samples = generate.generate(
@@ -60,35 +65,42 @@ def make_steps(config, mesh):
     )
     return samples, visual if "vision" not in state["student"] else None
 
+  return rollout
+
+
+def discriminator_step(config, mesh, model, optims):
+  """(state, teachers, samples, visual, match_BN, weight_BN, learn) -> (state, scores_BN, metrics).
+
+  One pass gives the scores under the old weights and, if `learn`, the update on pairs.
+  """
+  critic = Discriminator(model)
+
   def discriminator(state, teachers: PromptGroups, samples, visual, match_BN, weight_BN, learn):
-    """(state, scores_BN, metrics). Scores are those before the update."""
     N = match_BN.shape[1]
-    groups = join_responses(
-      teachers.with_responses(samples.responses_BRT, samples.length_BR), teachers
-    )
+    students = teachers.with_responses(samples.responses_BRT, samples.length_BR)
+    groups = join_responses(students, teachers)
     paired_BN = (match_BN >= 0) & samples.finished_BR
     differs_BN = paired_BN & ~_identical(samples, teachers, match_BN)
 
-    def loss_fn(critic_params, batch):
+    def loss_fn(own, batch):
       groups, visual, match_BN, weight_BN, differs_BN = batch
-      score_BR = critic(named.join(state["frozen"], critic_params), groups, visual)
+      score_BR = critic(named.join(state["frozen"], own), groups, visual)
       student_BN, teacher_BK = score_BR[:, :N], score_BR[:, N:]
       teacher_BN = jnp.take_along_axis(teacher_BK, jnp.maximum(match_BN, 0), 1)
       loss, metrics = losses.pairs(student_BN, teacher_BN, weight_BN, differs_BN)
       return loss, (metrics, (student_BN, teacher_BN))
 
-    batch = (groups, visual, match_BN, weight_BN, differs_BN)
+    batch, old = (groups, visual, match_BN, weight_BN, differs_BN), state["discriminator"]
     grads, metrics, (score_BN, teacher_BN) = optim.gradients(
-      loss_fn, state["discriminator"], batch, config.microbatches
+      loss_fn, old, batch, config.microbatches
     )
-    params, opt_state, health = optim.apply(
-      optims["discriminator"], grads, state["discriminator_optim"], state["discriminator"]
+    new, opt_state, health = optim.apply(
+      optims["discriminator"], grads, state["discriminator_optim"], old
     )
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(learn, n, o), new, old)
-    new = {
-      "discriminator": keep(params, state["discriminator"]),
-      "discriminator_optim": keep(opt_state, state["discriminator_optim"]),
-    }
+    learned = {"discriminator": new, "discriminator_optim": opt_state}
+    state = state | jax.tree.map(
+      lambda n, o: jnp.where(learn, n, o), learned, {name: state[name] for name in learned}
+    )
     margin_BN = jnp.where(differs_BN, teacher_BN - score_BN, jnp.nan)
     metrics |= health | {
       "pairs": jnp.mean(paired_BN),
@@ -97,67 +109,58 @@ def make_steps(config, mesh):
       "score_teacher": masked.mean(teacher_BN, paired_BN),
       **{f"margin_q{q}": jnp.nanquantile(margin_BN, q / 100) for q in (10, 50, 90)},
     }
-    return state | new, score_BN, {f"discriminator/{k}": v for k, v in metrics.items()}
+    metrics = {f"discriminator/{k}": v for k, v in metrics.items()}
+    return state_lib.pinned(mesh, state), score_BN, metrics
+
+  return discriminator
+
+
+def policy_step(config, mesh, model, optims):
+  """(state, groups, samples, visual, scores_BN, rule terms, closed_B) -> (state, metrics)."""
+
+  def logps(params, groups, visual):
+    prompt_BPD, response_BRTD = model(params, groups, visual)
+    # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
+    hidden_BRTD = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+    table_VD, temperature = model.unembedding(params), config.rollouts.temperature
+    return losses.token_logps(
+      hidden_BRTD, table_VD, groups.responses_BRT, temperature, config.logit_chunk
+    )
 
   def policy(state, groups: PromptGroups, samples, visual, score_BN, terms, closed_B):
-    """(state, metrics)."""
     groups = groups.with_responses(samples.responses_BRT, samples.length_BR)
     everyone_BN = samples.length_BR > 0
     score_BN = advantages.score_term(score_BN, samples.finished_BR, config.reward.score)
     reward = advantages.composite(
-      terms | {"discriminator": score_BN}, weights, closed_B, config.reward.gate
+      terms | {"discriminator": score_BN}, dict(config.reward), closed_B, config.reward.gate
     )
     advantage_BN, alive_B = advantages.group_advantages(
       sum(reward.values()), everyone_BN, config.policy.divide_by_std, config.reward.dead_below
     )
     keep_kl_BN = jnp.broadcast_to((alive_B | config.policy.kl_of_dead)[:, None], advantage_BN.shape)
 
-    def logps(params, groups, visual):
-      prompt_BPD, response_BRTD = model(params, groups, visual)
-      hidden_BRTD = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-      return losses.token_logps(
-        hidden_BRTD,
-        model.unembedding(params),
-        groups.responses_BRT,
-        config.rollouts.temperature,
-        config.logit_chunk,
-      )
-
     def loss_fn(student, batch):
       groups, visual, advantage_BN, keep_kl_BN, sampled_BNT = batch
+      mask_BNT, c = groups.response_mask_BRT, config.policy
       logp_BNT = logps(named.join(state["frozen"], student), groups, visual)
       ref_BNT = logps(state_lib.weights(state, "reference"), groups, visual)
+      old_BNT = jax.lax.stop_gradient(logp_BNT)  # one update per rollout batch: the ratio is 1
       loss, metrics = losses.policy_gradient(
-        logp_BNT,
-        jax.lax.stop_gradient(logp_BNT),
-        ref_BNT,
-        advantage_BN,
-        groups.response_mask_BRT,
-        keep_kl_BN,
-        config.policy.clip,
-        config.policy.kl,
-        config.policy.kl_estimator,
+        logp_BNT, old_BNT, ref_BNT, advantage_BN, mask_BNT, keep_kl_BN, c.clip, c.kl, c.kl_estimator
       )
-      drift = jnp.where(groups.response_mask_BRT, jnp.abs(logp_BNT - sampled_BNT), 0.0)
-      return loss, (metrics, drift.max((1, 2)))
+      gap_BNT = jnp.where(mask_BNT, jnp.abs(logp_BNT - sampled_BNT), 0.0)
+      return loss, (metrics, gap_BNT.max((1, 2)))
 
-    batch = (groups, visual, advantage_BN, keep_kl_BN, samples.logp_BRT)
-    grads, metrics, drift_B = optim.gradients(loss_fn, state["student"], batch, config.microbatches)
-    student, opt_state, health = optim.apply(
-      optims["student"], grads, state["student_optim"], state["student"]
-    )
+    batch, old = (groups, visual, advantage_BN, keep_kl_BN, samples.logp_BRT), state["student"]
+    grads, metrics, gap_B = optim.gradients(loss_fn, old, batch, config.microbatches)
+    new, opt_state, health = optim.apply(optims["student"], grads, state["student_optim"], old)
     metrics = {f"policy/{k}": v for k, v in (metrics | health).items()}
-    metrics |= advantages.reward_metrics(reward, everyone_BN) | {
-      "reward/dead_groups": 1 - jnp.mean(alive_B),
-      "policy/sampler_trainer_gap": drift_B.max(),  # nats; the same weights, so rounding only
-    }
-    return {**state, "student": student, "student_optim": opt_state}, metrics
+    metrics |= advantages.reward_metrics(reward, everyone_BN)
+    metrics["reward/dead_groups"] = 1 - jnp.mean(alive_B)
+    metrics["policy/sampler_trainer_gap"] = gap_B.max()  # nats; same weights, so rounding only
+    return state_lib.pinned(mesh, state | {"student": new, "student_optim": opt_state}), metrics
 
-  return {
-    "rollout": jax.jit(rollout),
-    "discriminator": jax.jit(discriminator, donate_argnums=0),
-    "policy": jax.jit(policy, donate_argnums=0),
-  }
+  return policy
 
 
 def _identical(samples, teachers: PromptGroups, match_BN) -> jax.Array:
@@ -196,10 +199,7 @@ def init_state(config, mesh, model, optims: dict) -> state_lib.State:
     head = Discriminator(model).init_head(key)
     head = jax.device_put(head, sharding.shardings(mesh, head, state_lib.RULES))
     state["discriminator"] = state_lib.copy(state["student"]) | head
-  for role, tx in optims.items():
-    if tx is not None:
-      state[f"{role}_optim"] = state_lib.init_optim(mesh, tx, state[role])
-  return state
+  return state | state_lib.init_optims(mesh, optims, state)
 
 
 def make_optims(config) -> dict:
@@ -243,46 +243,27 @@ def main(config, workdir: str, grade=scoring.rule_terms) -> None:
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, config.microbatches, "config.batch")
   pool = open_pool(config.data.pool, config.data.split)
-  first = jax.process_index() == 0
-  guard_config(workdir, config, config.operational, write=first)
-  model, tokenizer = hf.load_model(**config.model), ChatTokenizer(config.model.folder)
-  optims, steps = make_optims(config), make_steps(config, mesh)
-  with (
-    jax.set_mesh(mesh),
-    Checkpoints(workdir, config.keep) as checkpoints,
-    Writer(workdir, checkpoints.latest() or 0, first) as writer,
-    Progress(config.steps, "stage 2", checkpoints.latest() or 0, first) as progress,
-  ):
-    done = checkpoints.latest() or 0
-    if done:
-      state = checkpoints.restore(state_lib.abstract(mesh, model, config.trained, optims))
-    else:
-      state = init_state(config, mesh, model, optims)
-    clock = time.monotonic()
-    for step, batch in loader.make(
+  guard_config(workdir, config, config.operational, write=jax.process_index() == 0)
+  model, optims = hf.load_model(**config.model), make_optims(config)
+  tokenizer = ChatTokenizer(config.model.folder)
+  loop = Loop(workdir, "stage 2", config.steps, config.log_every, config.save_every, config.keep)
+  with jax.set_mesh(mesh), loop:
+    state = loop.start(
+      state_lib.abstract(mesh, model, config.trained, optims),
+      lambda: init_state(config, mesh, model, optims),
+    )
+    print(state_lib.summary(state))
+    steps = make_steps(config, mesh)
+    for step, batch in batches(
       pool,
+      config.data,
       batch_size=config.batch,
       seed=config.seed,
-      k=config.data.responses,
-      start_step=done,
+      start_step=loop.begin,
       end_step=config.steps,
-      tasks=config.data.tasks,
-      limit=config.data.limit,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      num_workers=config.data.workers,
-      prefetch=config.data.prefetch,
     ):
       state, metrics = train_step(config, mesh, steps, tokenizer, grade, state, step, batch)
-      done = step + 1
-      if done % config.log_every == 0 or done == config.steps:
-        seconds, clock = (time.monotonic() - clock) / config.log_every, time.monotonic()
-        metrics |= {"seconds_per_step": seconds}
-        metrics["rollouts_per_second"] = config.batch * config.rollouts.samples / seconds
-        writer.write(done, metrics)
-      if done % config.save_every == 0 or done == config.steps:
-        checkpoints.save(done, state)
-      progress.update(note=f"quality {float(metrics['rollout/quality']):.3f}")
+      loop.after(step, state, metrics, config.batch, note="rollout/quality")
 
 
 if __name__ == "__main__":

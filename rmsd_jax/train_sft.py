@@ -8,19 +8,16 @@ The same command on the same folder resumes at the last checkpoint.
 Axes: B prompts, K teacher responses, R = 1 target, P prompt tokens, T response tokens, D width.
 """
 
-import time
-
 import jax
 import numpy as np
 
 from rmsd_jax import cli, losses, named, optim, sharding
 from rmsd_jax import state as state_lib
-from rmsd_jax.checkpoint import Checkpoints, guard_config
-from rmsd_jax.data import loader
+from rmsd_jax.checkpoint import guard_config
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.pool import open_pool
 from rmsd_jax.groups import PromptGroups
-from rmsd_jax.metrics import Progress, Writer
+from rmsd_jax.loop import Loop, batches
 from rmsd_jax.models import hf
 from rmsd_jax.tasks import matching
 
@@ -28,7 +25,7 @@ from rmsd_jax.tasks import matching
 def make_steps(config, mesh):
   """The jitted program of stage 1: {"train": (state, groups) -> (state, metrics)}."""
   model = hf.load_model(**config.model)
-  tx = optim.make(config.optim, config.steps)
+  optims = make_optims(config)
 
   def train(state, groups: PromptGroups):
     def loss_fn(student, groups):
@@ -43,8 +40,11 @@ def make_steps(config, mesh):
       return loss, (metrics, None)
 
     grads, metrics, _ = optim.gradients(loss_fn, state["student"], groups, config.microbatches)
-    student, opt_state, health = optim.apply(tx, grads, state["student_optim"], state["student"])
-    return {**state, "student": student, "student_optim": opt_state}, metrics | health
+    student, opt_state, health = optim.apply(
+      optims["student"], grads, state["student_optim"], state["student"]
+    )
+    state = {**state, "student": student, "student_optim": opt_state}
+    return state_lib.pinned(mesh, state), metrics | health
 
   return {"train": jax.jit(train, donate_argnums=0)}
 
@@ -67,10 +67,15 @@ def targets(batch: Batch, step: int, seed: int, tau: float, rule: str) -> Prompt
   return batch.groups.with_responses(responses_B1T, length_B1 * (chosen_B[:, None] >= 0))
 
 
-def init_state(config, mesh, model, tx) -> state_lib.State:
+def make_optims(config) -> dict:
+  """Role -> its optimizer."""
+  return {"student": optim.make(config.optim, config.steps)}
+
+
+def init_state(config, mesh, model, optims: dict) -> state_lib.State:
   """The state of step 0."""
   state = state_lib.load_student(mesh, model, config.model.folder, config.init_from, config.trained)
-  return state | {"student_optim": state_lib.init_optim(mesh, tx, state["student"])}
+  return state | state_lib.init_optims(mesh, optims, state)
 
 
 def main(config, workdir: str) -> None:
@@ -78,55 +83,31 @@ def main(config, workdir: str) -> None:
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, config.microbatches, "config.batch")
   pool = open_pool(config.data.pool, config.data.split)
-  first = jax.process_index() == 0
-  guard_config(workdir, config, config.operational, write=first)
-  model = hf.load_model(**config.model)
-  tx, rate = optim.make(config.optim, config.steps), optim.schedule(config.optim, config.steps)
-  steps = make_steps(config, mesh)
-  with (
-    jax.set_mesh(mesh),
-    Checkpoints(workdir, config.keep) as checkpoints,
-    Writer(workdir, checkpoints.latest() or 0, first) as writer,
-    Progress(config.steps, "stage 1", checkpoints.latest() or 0, first) as progress,
-  ):
-    done = checkpoints.latest() or 0
-    if done:
-      state = checkpoints.restore(state_lib.abstract(mesh, model, config.trained, {"student": tx}))
-    else:
-      state = init_state(config, mesh, model, tx)
-    if first:
-      print(named.table(state_lib.weights(state), frozen=named.flatten(state["frozen"])))
-    clock = time.monotonic()
-    for step, batch in loader.make(
+  guard_config(workdir, config, config.operational, write=jax.process_index() == 0)
+  model, optims = hf.load_model(**config.model), make_optims(config)
+  rate = optim.schedule(config.optim, config.steps)
+  loop = Loop(workdir, "stage 1", config.steps, config.log_every, config.save_every, config.keep)
+  with jax.set_mesh(mesh), loop:
+    state = loop.start(
+      state_lib.abstract(mesh, model, config.trained, optims),
+      lambda: init_state(config, mesh, model, optims),
+    )
+    print(state_lib.summary(state))
+    steps = make_steps(config, mesh)
+    for step, batch in batches(
       pool,
+      config.data,
       batch_size=config.batch,
       seed=config.seed,
-      k=config.data.responses,
-      start_step=done,
+      start_step=loop.begin,
       end_step=config.steps,
-      tasks=config.data.tasks,
-      limit=config.data.limit,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      num_workers=config.data.workers,
-      prefetch=config.data.prefetch,
     ):
       groups = targets(batch, step, config.seed, config.supervision.tau, config.supervision.target)
       state, metrics = steps["train"](state, sharding.put_batch(mesh, groups))
-      done = step + 1
-      if done % config.log_every == 0 or done == config.steps:
-        metrics = jax.device_get(metrics)
-        seconds, clock = (time.monotonic() - clock) / config.log_every, time.monotonic()
-        extra = {"learning_rate": rate(step), "seconds_per_step": seconds}
-        extra["prompts_per_second"] = config.batch / seconds
-        extra["target_tokens"] = groups.response_length_BR.mean()
-        extra["without_target"] = (groups.response_length_BR == 0).mean()
-        writer.write(done, metrics | extra)
-      if done % config.save_every == 0 or done == config.steps:
-        checkpoints.save(done, state)
-      progress.update(
-        note=f"loss {float(metrics['loss']):.3f}" if done % config.log_every == 0 else ""
-      )
+      metrics["learning_rate"] = rate(step)
+      metrics["target_tokens"] = groups.response_length_BR.mean()
+      metrics["without_target"] = (groups.response_length_BR == 0).mean()
+      loop.after(step, state, metrics, config.batch, note="loss")
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from tiny_model import random_params
 
-from rmsd_jax import cli, named, sharding
+from rmsd_jax import cli, loop, metrics, named, sharding
 from rmsd_jax import pool as pool_command
 from rmsd_jax import state as state_lib
 from rmsd_jax.checkpoint import Checkpoints
 from rmsd_jax.data import batch as batch_lib
 from rmsd_jax.data import loader, media, pool
 from rmsd_jax.data.processor import Processor
-from rmsd_jax.demo import teacher, tokenizer, world
+from rmsd_jax.demo import teacher, tokenizer
 from rmsd_jax.groups import Bucket
 from rmsd_jax.metrics import Progress
 from rmsd_jax.models import config as config_lib
@@ -87,20 +87,19 @@ def pool_folder() -> pathlib.Path:
 
 
 def config(stage: str, **changes) -> ConfigDict:
-  """configs/demo.py made small; changes are dotted keys with __ for the dot."""
+  """A stage of configs/demo.py made small. `changes` are dotted keys with __ for the dot."""
   c = cli.load_config(f"{ROOT / 'configs' / 'demo.py'}:{stage}")
   small = {
     "model.folder": str(model_folder()),
     "model.unroll": False,
-    "mesh.data": 2,
-    "mesh.fsdp": 2,
-    "mesh.tensor": 2,
     "data.pool": str(pool_folder()),
     "init_from": "",
     "batch": 8,
     "steps": 6,
     "log_every": 1,
     "save_every": 2,
+    "keep": 3,
+    "optim.learning_rate": 3e-3,
     "rollouts.samples": 4,
     "evaluate.samples": 2,
     "discriminator.warmup_steps": 2,
@@ -118,17 +117,61 @@ def mesh(devices: int = 1) -> jax.sharding.Mesh:
   return sharding.make_mesh(side, side, side, jax.devices()[:devices])
 
 
-NOT_COMPILED = ("seed", "init_from", "mesh", "data", "supervision", "evaluate", "operational")
+# Keys that make_steps does not read, as far as tests change them.
+NOT_COMPILED = ("seed", "init_from", "data", "supervision", "save_every", "keep", "evaluate.name")
 _STEPS = {}
 
 
 def steps(module, c: ConfigDict, on: jax.sharding.Mesh) -> dict:
-  """`module.make_steps(c, on)`, compiled once for all configs that make the same programs."""
-  used = {name: value for name, value in c.to_dict().items() if name not in NOT_COMPILED}
-  key = (module.__name__, json.dumps(used, sort_keys=True), on)
+  """`module.make_steps(c, on)`, made once for all configs that ask for the same programs."""
+  used = {name.replace("/", "."): value for name, value in named.flatten(c.to_dict()).items()}
+  covered = lambda name: any(f"{name}.".startswith(f"{key}.") for key in NOT_COMPILED)
+  used = sorted((name, str(value)) for name, value in used.items() if not covered(name))
+  key = (module.__name__, tuple(used), on)
   if key not in _STEPS:
-    _STEPS[key] = module.make_steps(c, on)
+    _STEPS[key] = {name: _set_mesh(on, f) for name, f in module.make_steps(c, on).items()}
+    if on.size > 1:  # few steps, and compiling for eight devices takes long
+      _STEPS[key] = {name: _hardly_optimised(f) for name, f in _STEPS[key].items()}
   return _STEPS[key]
+
+
+def _set_mesh(on, f):
+  def call(*arguments):
+    with jax.set_mesh(on):
+      return f(*arguments)
+
+  return call
+
+
+def _hardly_optimised(f):
+  def call(*arguments):
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+      return f(*arguments)
+    finally:
+      jax.config.update("jax_disable_most_optimizations", before)
+
+  return call
+
+
+def run(monkeypatch, module, c: ConfigDict, workdir, stop_after: int = 0, **options) -> None:
+  """`module.main` on one device; interrupted from the keyboard after a step if told so."""
+  after = loop.Loop.after
+
+  def interrupted(self, step, *arguments, **more):
+    after(self, step, *arguments, **more)
+    if step + 1 == stop_after:
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(sharding, "make_mesh", lambda **sizes: mesh())
+    patch.setattr(module, "make_steps", functools.partial(steps, module))
+    patch.setattr(loop.Loop, "after", interrupted)
+    try:
+      module.main(c, str(workdir), **options)
+    except KeyboardInterrupt:
+      assert stop_after
 
 
 def batch(c: ConfigDict, step: int = 0) -> batch_lib.Batch:
@@ -137,16 +180,40 @@ def batch(c: ConfigDict, step: int = 0) -> batch_lib.Batch:
   return loader.Steps(opened, c.batch, c.seed, c.data.responses, c.data.tasks, c.data.limit)[step]
 
 
-def restored(workdir, c: ConfigDict, optims: dict, step: int | None = None) -> dict:
-  """Every array of a checkpoint by name, in numpy."""
-  model = hf.load_model(**c.model)
-  abstract = state_lib.abstract(mesh(), model, c.trained, optims)
+def model_of(c: ConfigDict):
+  return hf.load_model(**c.model)
+
+
+def restored(workdir, module, c: ConfigDict, step: int | None = None) -> dict:
+  """The state of a checkpoint, in numpy; its entries must be those of the config."""
+  abstract = state_lib.abstract(mesh(), model_of(c), c.trained, module.make_optims(c))
   with Checkpoints(workdir) as checkpoints:
-    state = checkpoints.restore(abstract, step)
-  return arrays(state)
+    return jax.device_get(checkpoints.restore(abstract, step))
 
 
-def arrays(tree) -> dict[str, np.ndarray]:
+def flat(tree) -> dict[str, np.ndarray]:
   """The leaves of any pytree by their path, in numpy."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same(got, wanted) -> None:
+  """Two pytrees, bit for bit."""
+  got, wanted = flat(got), flat(wanted)
+  assert got.keys() == wanted.keys()
+  assert not [name for name in got if not np.array_equal(got[name], wanted[name])]
+
+
+def moves(got, wanted) -> set[str]:
+  """Names of the leaves that differ."""
+  got, wanted = flat(got), flat(wanted)
+  return {name for name in wanted if not np.array_equal(got[name], wanted[name])}
+
+
+def lines(workdir) -> list[dict]:
+  """The metrics of a run without what a clock gave."""
+  timed = ("time", "seconds_per_step", "prompts_per_second")
+  return [
+    {name: value for name, value in line.items() if name not in timed}
+    for line in metrics.read(str(workdir))
+  ]

@@ -25,7 +25,13 @@ from rmsd_jax.demo import teacher
 from rmsd_jax.errors import UserError
 from rmsd_jax.metrics import Progress, replace_text
 
-RUNS = ("base", "blind", "sft", "sft_continued", "rl")
+STAGES = {
+  "sft": "train_sft",
+  "sft_blind": "train_sft",
+  "sft_continued": "train_sft",
+  "rl": "train_rl",
+}
+FROM_SFT = ("sft_continued", "rl")
 PACKAGES = (
   "jax",
   "jaxlib",
@@ -143,10 +149,10 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
     )
 
 
-def results(run: Commands, workdir: pathlib.Path) -> dict:
+def results(run: Commands, workdir: pathlib.Path, stages: Sequence[str]) -> dict:
   """The contents of results.json: seconds, memory, scores per run, commit and versions."""
   scores = {}
-  for name in RUNS:
+  for name in ("base", "blind", *stages):
     result = json.loads((workdir / name / "evaluate" / "test.json").read_text())
     greedy, sampled = result["greedy"], result.get("sampled")
     scores[name] = {
@@ -187,33 +193,27 @@ def main(argv: Sequence[str] | None = None) -> None:
   workdir, file = pathlib.Path(options.workdir).absolute(), options.config
   workdir.mkdir(parents=True, exist_ok=True)
   config = cli.load_config(f"{file}:sft")
-  run, stage = Commands(workdir), {}
+  run, pool = Commands(workdir), f"--config.data.pool={workdir / 'pool'}"
   make_pool(run, workdir, config)
-  for name, phase, module in (
-    ("sft", "sft", "train_sft"),
-    ("sft_continued", "sft_continued", "train_sft"),
-    ("rl", "rl", "train_rl"),
-  ):
-    stage[name] = (
-      f"--config={file}:{name}",
-      f"--workdir={workdir / name}",
-      f"--config.data.pool={workdir / 'pool'}",
-    )
-    start = () if name == "sft" else (f"--config.init_from={workdir / 'sft'}",)
-    run(phase, module, *stage[name], *start)
-  for name in RUNS:
+  for name, module in STAGES.items():
+    if name in config.world.stages:
+      start = (f"--config.init_from={workdir / 'sft'}",) if name in FROM_SFT else ()
+      run(name, module, f"--config={file}:{name}", f"--workdir={workdir / name}", pool, *start)
+  for name in ("base", "blind", *config.world.stages):
     checkpoint = name if name in ("base", "blind") else "latest"
     if not (workdir / name / "evaluate" / "test.json").exists():
+      sees = f"--config.data.blind={name == 'sft_blind'}"
       run(
         "evaluate",
         "evaluate",
         f"--config={file}:evaluate",
         f"--workdir={workdir / name}",
-        f"--config.data.pool={workdir / 'pool'}",
+        pool,
         f"--checkpoint={checkpoint}",
+        sees,
       )
   run("report", "report", workdir)
-  text = json.dumps(results(run, workdir), indent=2)
+  text = json.dumps(results(run, workdir, config.world.stages), indent=2)
   replace_text(workdir / "results.json", text + "\n")
   print(f"\n{text}\nreport: {workdir / 'report' / 'index.html'}")
 

@@ -115,7 +115,7 @@ class Qwen3VL:
     x_BPD, deep_nBPD, angles_BPE = self._prompt(params, groups, visual)
     own_BRTD = self.text.embed(params["text"], groups.responses_BRT)
     own_BTE = self._response_angles(groups.response_positions_BT)
-    x_BSD = jnp.concatenate([x_BPD, own_BRTD.reshape(B, R * T, -1)], 1)
+    x_BSD = jnp.concatenate([x_BPD, own_BRTD.reshape(B, R * T, self.config.text.width)], 1)
     angles_BSE = jnp.concatenate([angles_BPE, jnp.tile(own_BTE, (1, R, 1))], 1)
 
     def attend(q, k, v):
@@ -125,7 +125,7 @@ class Qwen3VL:
 
     x_BSD, _ = self.text(params["text"], x_BSD, angles_BSE, deep_nBPD, attend)
     x_BSD = self.text.norm(params["text"], x_BSD)
-    return x_BSD[:, :P], x_BSD[:, P:].reshape(B, R, T, -1)
+    return x_BSD[:, :P], x_BSD[:, P:].reshape(B, R, T, self.config.text.width)
 
   def prefill(self, params: dict, groups: PromptGroups, samples: int, tokens: int, visual=None):
     """Runs the prompts once and makes room for `samples` responses of `tokens` tokens each.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rmsd_jax import positions
+from rmsd_jax import positions, sharding
 from rmsd_jax.models import layers
 from rmsd_jax.models.attention import NEVER
 from rmsd_jax.models.config import VisionConfig
@@ -79,11 +79,12 @@ class Merger(nnx.Module):
     frames, joined = x_FSW.shape[0], self.fc1.shape[0]
     if self.norm_joined:
       x_FSW = x_FSW.reshape(frames, -1, joined)
-    y = layers.layer_norm(x_FSW, self.norm_scale[...], self.norm_bias[...]).reshape(
-      frames, -1, joined
-    )
-    y = jax.nn.gelu(layers.linear(y, self.fc1[...], self.fc1_bias[...]), approximate=False)
-    return layers.linear(y, self.fc2[...], self.fc2_bias[...])
+    y = layers.layer_norm(x_FSW, self.norm_scale[...], self.norm_bias[...])
+    y = layers.linear(y.reshape(frames, -1, joined), self.fc1[...], self.fc1_bias[...])
+    # Without the two constraints XLA's partitioner gets the gradient wrong (not the value) when a
+    # micro-batch is cut on a mesh with all three axes; tests/test_sharding.py would show it.
+    y = sharding.by_prompt(jax.nn.gelu(y, approximate=False))
+    return sharding.by_prompt(layers.linear(y, self.fc2[...], self.fc2_bias[...]))
 
 
 @dataclasses.dataclass(frozen=True)

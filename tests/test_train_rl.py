@@ -1,0 +1,336 @@
+"""Stage 2: what each program of a step computes, on one device and on eight, and whole runs."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from tiny_model import assert_close
+
+from rmsd_jax import checkpoint, scoring, sharding, train_rl
+from rmsd_jax import state as state_lib
+from rmsd_jax.data.chat import ChatTokenizer
+from rmsd_jax.groups import join_responses
+from rmsd_jax.models.discriminator import Discriminator
+
+CONFIG = functools.partial(tiny_run.config, "rl", discriminator__optim__learning_rate=3e-3)
+
+
+def start(c, devices=1):
+  on = tiny_run.mesh(devices)
+  with jax.set_mesh(on):
+    return train_rl.init_state(c, on, tiny_run.model_of(c), train_rl.make_optims(c))
+
+
+def programs(devices=1):
+  return tiny_run.steps(train_rl, CONFIG(), tiny_run.mesh(devices))
+
+
+def put(tree, devices=1):
+  return sharding.put_batch(tiny_run.mesh(devices), tree)
+
+
+@functools.cache
+def case() -> dict:
+  """Everything a step has on the host: the batch, its rollouts, pairs and rule rewards.
+
+  Of 4 rollouts a prompt, the first is made equal to its teacher response; prompt 7 has no pairs.
+  """
+  c = CONFIG()
+  loaded, N = tiny_run.batch(c), c.rollouts.samples
+  samples, visual = jax.device_get(
+    programs()["rollout"](start(c), put(loaded.groups), jax.random.key(1))
+  )
+  assert 0 < samples.finished_BR.mean() < 1 and samples.length_BR.min() > 0
+  match_BN, weight_BN = train_rl.match(loaded, 0, c)
+  match_BN[7] = -1
+  teachers, ids, length_BN = loaded.groups, samples.responses_BRT.copy(), samples.length_BR.copy()
+  finished_BN = samples.finished_BR.copy()
+  finished_BN[:, 0], finished_BN[:, 1] = True, False
+  for b in np.flatnonzero(match_BN[:, 0] >= 0):
+    ids[b, 0] = teachers.responses_BRT[b, match_BN[b, 0]]
+    length_BN[b, 0] = teachers.response_length_BR[b, match_BN[b, 0]]
+  crafted = dataclasses.replace(
+    samples, responses_BRT=ids, length_BR=length_BN, finished_BR=finished_BN
+  )
+  rng = np.random.default_rng(0)
+  terms = {name: rng.random((c.batch, N), np.float32) for name in ("outer", "task", "content")}
+  return dict(
+    batch=loaded, sampled=samples, samples=crafted, visual=visual, match=match_BN,
+    weight=weight_BN, terms=terms,
+  )  # fmt: skip
+
+
+def discriminate(state, samples=None, learn=True, devices=1, **changes):
+  """One discriminator step of `case`, with changes."""
+  given = case() | ({} if samples is None else {"samples": samples}) | changes
+  arrays = (given["samples"], given["visual"], given["match"], given["weight"])
+  return programs(devices)["discriminator"](
+    state, put(given["batch"].groups, devices), *put(arrays, devices), learn
+  )
+
+
+def improve(state, score_BN, samples, devices=1):
+  """One policy step of `case`."""
+  given = case()
+  arrays = (samples, given["visual"], score_BN, given["terms"], given["batch"].closed_B)
+  return programs(devices)["policy"](
+    state, put(given["batch"].groups, devices), *put(arrays, devices)
+  )
+
+
+@functools.cache
+def warm(devices=1):
+  """The state after one discriminator step, whose rate was 0 and whose moments are not."""
+  return jax.device_get(discriminate(start(CONFIG(), devices), devices=devices)[0])
+
+
+def fresh(devices=1):
+  """`warm` on its devices, to be donated."""
+  on, c = tiny_run.mesh(devices), CONFIG()
+  abstract = state_lib.abstract(on, tiny_run.model_of(c), c.trained, train_rl.make_optims(c))
+  return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), warm(), abstract)
+
+
+@functools.cache
+def updated() -> tuple:
+  """(state, scores, metrics) of the second discriminator step, the first that moves weights."""
+  return jax.device_get(discriminate(fresh()))
+
+
+@functools.cache
+def scores() -> tuple[np.ndarray, np.ndarray]:
+  """Of the rollouts and of their teacher responses, by the weights before that step."""
+  given, critic = case(), Discriminator(tiny_run.model_of(CONFIG()))
+  groups, samples = given["batch"].groups, given["samples"]
+  groups = join_responses(
+    groups.with_responses(samples.responses_BRT, samples.length_BR), groups
+  )
+  weights = state_lib.weights(warm(), "discriminator")
+  score_BR = np.asarray(jax.jit(critic)(weights, groups))
+  N = samples.length_BR.shape[1]
+  return score_BR[:, :N], np.take_along_axis(score_BR[:, N:], np.maximum(given["match"], 0), 1)
+
+
+# the discriminator's step
+
+
+def test_scores_are_those_before_the_update():
+  state, score_BN, _ = updated()
+  assert_close(score_BN, scores()[0])
+  assert tiny_run.moves(state["discriminator"], warm()["discriminator"])
+  again = np.asarray(discriminate(jax.tree.map(jnp.asarray, state))[1])
+  assert abs(again - score_BN).max() > 1e-3
+
+
+def test_only_finished_rollouts_with_a_survivor_form_pairs_and_identical_ones_are_left_out():
+  given, (_, _, metrics) = case(), updated()
+  paired_BN = given["samples"].finished_BR & (given["match"] >= 0)
+  assert not paired_BN[:, 1].any() and not paired_BN[7].any() and paired_BN[:7, 0].any()
+  differs_BN = paired_BN.copy()
+  differs_BN[:, 0] = False
+  student_BN, teacher_BN = scores()
+  margin = (teacher_BN - student_BN)[differs_BN]
+  wanted = {
+    "pairs": paired_BN.mean(),
+    "identical": paired_BN[:, 0].sum() / paired_BN.sum(),
+    "loss": np.mean(given["weight"][differs_BN] * np.log1p(np.exp(-margin))),
+    "accuracy": np.mean(margin > 0),
+    "margin": margin.mean(),
+    "margin_q50": np.median(margin),
+    "weight": given["weight"][differs_BN].mean(),
+    "score_teacher": teacher_BN[paired_BN].mean(),
+    "score_student": student_BN[given["samples"].finished_BR].mean(),
+    "skipped": 0,
+  }
+  for name, value in wanted.items():
+    assert metrics[f"discriminator/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_a_rollout_without_a_pair_teaches_nothing():
+  samples = case()["samples"]
+  ids = samples.responses_BRT.copy()
+  ids[:, 1], ids[7] = 65, 66  # truncated ones, and those of the prompt without a survivor
+  state, _, metrics = discriminate(fresh(), dataclasses.replace(samples, responses_BRT=ids))
+  assert float(metrics["discriminator/loss"]) == pytest.approx(
+    float(updated()[2]["discriminator/loss"]), abs=1e-6
+  )
+  moments, wanted = (tiny_run.flat(s["discriminator_optim"]) for s in (state, updated()[0]))
+  for name in wanted:
+    assert_close(moments[name], wanted[name])
+
+
+def test_a_step_without_any_pair_changes_no_weights_but_by_momentum():
+  state, _, metrics = discriminate(start(CONFIG()), match=np.full_like(case()["match"], -1))
+  assert metrics["discriminator/pairs"] == metrics["discriminator/grad_norm"] == 0
+  assert not tiny_run.moves(state["discriminator"], start(CONFIG())["discriminator"])
+
+
+def test_a_frozen_discriminator_scores_and_does_not_learn():
+  state, score_BN, metrics = discriminate(fresh(), learn=False)
+  for name in ("discriminator", "discriminator_optim"):
+    tiny_run.assert_same(state[name], warm()[name])
+  assert_close(score_BN, updated()[1])
+  assert metrics["discriminator/accuracy"] == updated()[2]["discriminator/accuracy"]
+
+
+def test_pairs_are_drawn_among_survivors_and_weighed_where_the_task_has_a_metric():
+  c = CONFIG()
+  loaded = tiny_run.batch(c)
+  quality_BK = loaded.quality_BK.copy()
+  quality_BK[loaded.closed_B, 0] = 0.1  # below tau
+  loaded = dataclasses.replace(loaded, quality_BK=quality_BK)
+  match_BN, weight_BN = train_rl.match(loaded, 3, c)
+  for b in range(c.batch):
+    keep_K = loaded.valid_BK[b] & ((quality_BK[b] >= 0.3) | ~loaded.closed_B[b])
+    chosen_N = match_BN[b]
+    assert keep_K[chosen_N].all() if keep_K.any() else (chosen_N == -1).all()
+    if not loaded.closed_B[b]:
+      assert (weight_BN[b] == 1).all()
+    elif keep_K.any():
+      np.testing.assert_array_equal(weight_BN[b], quality_BK[b][chosen_N])
+  again, other = train_rl.match(loaded, 3, c), train_rl.match(loaded, 4, c)
+  np.testing.assert_array_equal(again[0], match_BN)
+  assert (other[0] != match_BN).any()
+
+
+# the policy's step, and both on a mesh
+
+
+def test_sampler_and_trainer_agree_and_dead_groups_are_counted():
+  sampled = case()["sampled"]
+  score_BN = updated()[1]
+  state, metrics = improve(fresh(), score_BN, sampled)
+  assert 0 < float(metrics["policy/sampler_trainer_gap"]) < 1e-5
+  assert float(metrics["policy/kl"]) == pytest.approx(0, abs=1e-6)  # still the reference
+  assert metrics["reward/dead_groups"] == metrics["policy/ratio_clipped"] == 0
+  shares = [metrics[f"reward/{name}/variance_share"] for name in ("outer", "task", "content")]
+  shares.append(metrics["reward/discriminator/variance_share"])
+  assert float(sum(shares)) == pytest.approx(1, abs=1e-5)
+  for name in ("reference", "discriminator", "discriminator_optim", "frozen"):
+    tiny_run.assert_same(state[name], warm()[name])
+  assert tiny_run.moves(state["student_optim"], warm()["student_optim"])
+
+
+def test_eight_devices_take_the_steps_of_one():
+  """Given the same rollouts; moments are sums of gradients, compared by their largest value."""
+  sampled, results = case()["sampled"], []
+  for devices in (1, 8):
+    state, score_BN, critic = discriminate(fresh(devices), devices=devices)
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    host = np.asarray(score_BN)
+    state, policy = improve(state, host, sampled, devices)
+    stays = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, layout)
+    assert all(jax.tree.leaves(stays))
+    results.append(jax.device_get((host, critic, policy, state)))
+  (score, critic, policy, state), (score_8, critic_8, policy_8, state_8) = results
+  assert_close(score_8, score)
+  assert_close((critic_8, policy_8), (critic, policy), 2e-5)
+  for name in ("student_optim", "discriminator_optim"):
+    got, want = tiny_run.flat(state_8[name]), tiny_run.flat(state[name])
+    for leaf, moment in want.items():
+      largest = abs(moment).max() or 1
+      assert_close(got[leaf] / largest, moment / largest, 2e-5)
+
+
+def test_weights_that_a_step_on_a_mesh_left_sample_as_the_trainer_scores_them():
+  """A weight that left its place made the sampler of the next step wrong, by 15 nats."""
+  state, given = fresh(8), case()
+  for _ in range(2):
+    state, _ = improve(state, updated()[1], given["sampled"], 8)
+  groups = put(given["batch"].groups, 8)
+  samples, _ = programs(8)["rollout"](state, groups, jax.random.key(2))
+  _, metrics = improve(state, updated()[1], jax.device_get(samples), 8)
+  assert float(metrics["policy/sampler_trainer_gap"]) < 2e-5
+
+
+# train_step: who is called when
+
+
+def called(c, step: int) -> dict:
+  """What `train_step` gives to each program at a step; the rollouts are those of `case`."""
+  given, seen = case(), {}
+
+  def discriminator(state, *arguments):
+    seen["learn"] = arguments[-1]
+    return state, jnp.ones((c.batch, c.rollouts.samples)), {"discriminator/loss": 0.0}
+
+  def policy(state, teachers, samples, visual, score_BN, terms, closed_B):
+    seen["score"], seen["terms"] = np.asarray(score_BN), sorted(terms)
+    return state, {"policy/loss": 0.0}
+
+  fakes = {
+    "rollout": lambda *_: put((given["sampled"], given["visual"])),
+    "discriminator": discriminator,
+    "policy": policy,
+  }
+  _, seen["metrics"] = train_rl.train_step(
+    c, tiny_run.mesh(), fakes, ChatTokenizer(c.model.folder), scoring.rule_terms, {}, step,
+    given["batch"],
+  )  # fmt: skip
+  return seen
+
+
+def test_warm_up_and_freezing_count_steps():
+  c = CONFIG(discriminator__warmup_steps=2, discriminator__frozen_after=4)
+  seen = [called(c, step) for step in range(6)]
+  assert ["score" in s for s in seen] == [False, False, True, True, True, True]
+  assert [bool(s["learn"]) for s in seen] == [True, True, True, True, False, False]
+  assert (seen[2]["score"] == 1).all() and seen[2]["terms"] == ["content", "outer", "task"]
+  assert all(bool(called(CONFIG(), step)["learn"]) for step in (0, 5, 1000))
+
+
+def test_without_its_reward_there_is_no_discriminator():
+  c = CONFIG(reward__discriminator=0.0)
+  seen = called(c, 0)
+  assert "learn" not in seen and (seen["score"] == 0).all()  # and no warm-up
+  assert not [name for name in seen["metrics"] if name.startswith("discriminator/")]
+  assert set(start(c)) == {"student", "frozen", "reference", "student_optim"}
+  on, model = tiny_run.mesh(), tiny_run.model_of(c)
+  saved = state_lib.abstract(on, model, c.trained, train_rl.make_optims(c))
+  assert set(saved) == set(start(c))
+
+
+# whole runs
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("rl") / "straight"
+  with pytest.MonkeyPatch.context() as patch:
+    tiny_run.run(patch, train_rl, CONFIG(), workdir)
+  return workdir
+
+
+def test_warm_up_moves_the_discriminator_alone_and_the_reference_never_moves(straight):
+  first = jax.device_get(start(CONFIG()))
+  warmed, last = (tiny_run.restored(straight, train_rl, CONFIG(), step) for step in (2, 6))
+  for name in ("student", "student_optim", "reference", "frozen"):
+    tiny_run.assert_same(warmed[name], first[name])
+  every = {*tiny_run.flat(first["discriminator"])}
+  assert tiny_run.moves(warmed["discriminator"], first["discriminator"]) == every
+  for name in ("reference", "frozen"):
+    tiny_run.assert_same(last[name], first[name])
+  assert tiny_run.moves(last["student"], first["student"]) == {*tiny_run.flat(first["student"])}
+
+
+def test_every_step_of_a_run_agrees_with_its_sampler(straight):
+  written = tiny_run.lines(straight)
+  assert [line["step"] for line in written] == [1, 2, 3, 4, 5, 6]
+  gaps = [line.get("policy/sampler_trainer_gap") for line in written]
+  assert gaps[:2] == [None, None] and max(gaps[2:]) < 1e-5
+  for line in written:
+    assert line["rollout/quality"] == 0 and 0 < line["rollout/finished"] < 1
+    assert 0 < line["discriminator/pairs"] <= line["rollout/finished"]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(straight, tmp_path, monkeypatch):
+  tiny_run.run(monkeypatch, train_rl, CONFIG(), tmp_path, stop_after=5)
+  assert checkpoint.find_step(str(tmp_path)) == 4
+  tiny_run.run(monkeypatch, train_rl, CONFIG(), tmp_path)
+  assert tiny_run.lines(tmp_path) == tiny_run.lines(straight)
+  resumed, whole = (tiny_run.restored(d, train_rl, CONFIG(), 6) for d in (tmp_path, straight))
+  tiny_run.assert_same(resumed, whole)
