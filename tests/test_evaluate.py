@@ -107,8 +107,7 @@ def test_checkpoints_are_restored_by_name(trained, base, monkeypatch):
   assert [row["id"] for row in latest["prompts"]] == [row["id"] for row in base["prompts"]]
   assert latest["greedy"]["length"] != base["greedy"]["length"]
   first = evaluated(monkeypatch, trained, "1", evaluate__name="first")
-  assert first["step"] == 1  # its update had rate 0: still the base, to the last text
-  assert first["prompts"] == base["prompts"]
+  assert first["step"] == 1 and first["prompts"] != latest["prompts"]
   assert sorted(path.name for path in (trained / "evaluate").iterdir()) == [
     "first.json", "test.json"
   ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Launch scripts and commands: they parse, every documented command has --help, bad pools exit 2."""
+"""Launch scripts and commands: they parse, documented commands have --help, bad pools exit 2."""
 
 import json
 import re

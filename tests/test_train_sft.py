@@ -12,7 +12,7 @@ from tiny_model import assert_close
 from rmsd_jax import checkpoint, sharding, train_sft
 from rmsd_jax.errors import UserError
 
-RATE = 3e-3  # the config's learning rate; the first step of a run has rate 0, the second has this
+RATE = 3e-3  # the highest learning rate of the config
 
 
 def start(c, devices=1):
@@ -47,7 +47,7 @@ def test_any_mesh_and_any_pieces_give_the_same_step(other):
   """Loss, gradient norm and moments (sums of gradients) to 1e-5 of their largest value.
 
   Adam divides gradients by their size, so rounding in one that is nearly 0 may turn its update
-  around: parameters agree to 1e-5 but for one in a thousand, and those to twice the rate.
+  around: parameters agree to 1e-5 but for one in a thousand, and those to two updates turned.
   """
   (state, metrics), (wanted, wanted_metrics) = two_steps(**other), two_steps()
   for got, want in zip(metrics, wanted_metrics, strict=True):
@@ -57,7 +57,7 @@ def test_any_mesh_and_any_pieces_give_the_same_step(other):
     assert_close(got[name] / (abs(moment).max() or 1), moment / (abs(moment).max() or 1))
   got, want = tiny_run.flat(state["student"]), tiny_run.flat(wanted["student"])
   far = np.concatenate([abs(got[name] - want[name]).ravel() for name in want])
-  assert (far > 1e-5).mean() < 1e-3 and far.max() <= 2.1 * RATE
+  assert (far > 1e-5).mean() < 1e-3 and far.max() <= 4.1 * RATE
 
 
 def test_a_step_leaves_every_array_where_it_lies():
@@ -131,8 +131,7 @@ def test_the_loss_goes_down_on_a_few_prompts(straight):
   written = tiny_run.lines(straight)
   assert [line["step"] for line in written] == [1, 2, 3, 4, 5, 6]
   losses = [line["loss"] for line in written]
-  assert losses[0] == pytest.approx(losses[1], abs=1e-5)  # the first update has rate 0
-  assert losses[-1] < losses[0] - 0.5
+  assert losses[1] < losses[0] and losses[-1] < losses[0] - 0.5
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(straight, tmp_path, monkeypatch):

@@ -33,9 +33,7 @@ BUCKET = Bucket(prompt=176, response=48, frames=6, patches=36)
 TEXT = dict(
   layers=2, width=32, heads=4, kv_heads=2, mlp=48, head=8, theta=1_000.0, sections=(2, 1, 1)
 )
-VISION = dict(
-  depth=1, width=16, heads=2, mlp=32, out=32, patch=8, table=6, deepstack=(0,)
-)
+VISION = dict(depth=1, width=16, heads=2, mlp=32, out=32, patch=8, table=6, deepstack=(0,))
 TOKENS = {
   "image_token_id": "<|image_pad|>",
   "video_token_id": "<|video_pad|>",
