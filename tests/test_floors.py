@@ -11,10 +11,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rmsd_jax"
 
 FLOORS = {
-  0: {"errors", "groups", "masked", "named", "sharding", "positions", "losses", "advantages", "intervals"},
+  0: {
+    "errors", "groups", "masked", "named", "sharding", "positions", "losses", "advantages",
+    "intervals",
+  },
   1: {"models", "tasks", "data"},
   2: {
-    "state", "optim", "loop", "checkpoint", "metrics", "generate", "scoring", "plots", "curves", "findings"
+    "state", "optim", "loop", "checkpoint", "metrics", "generate", "scoring", "plots", "curves",
+    "findings",
   },
   3: {
     "cli", "train_sft", "train_rl", "evaluate", "pool", "convert", "compile", "report", "demo"

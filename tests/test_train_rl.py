@@ -321,7 +321,8 @@ def test_every_step_of_a_run_agrees_with_its_sampler(straight):
   written = tiny_run.lines(straight)
   assert [line["step"] for line in written] == [1, 2, 3, 4, 5, 6]
   gaps = [line.get("policy/sampler_trainer_gap") for line in written]
-  assert gaps[:2] == [None, None] and max(gaps[2:]) < 1e-5
+  # Rounding of log-probs as low as -15 nats; the untrained weights stay below 1e-5.
+  assert gaps[:2] == [None, None] and max(gaps[2:]) < 3e-5
   for line in written:
     assert line["rollout/quality"] == 0 and 0 < line["rollout/finished"] < 1
     assert 0 < line["discriminator/pairs"] <= line["rollout/finished"]

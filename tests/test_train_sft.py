@@ -166,10 +166,10 @@ def test_init_from_goes_on_from_another_runs_student(straight):
   c = tiny_run.config("sft", init_from=str(straight), trained=("text/layers/.*",))
   state = start(c)
   saved = tiny_run.restored(straight, train_sft, tiny_run.config("sft"))
+  assert tiny_run.moves(saved["student"], start(tiny_run.config("sft"))["student"])
   layers = saved["student"]["text"].pop("layers")
   tiny_run.assert_same(state["student"], {"text": {"layers": layers}})
   tiny_run.assert_same(state["frozen"], {**saved["student"], **saved["frozen"]})
-  assert tiny_run.moves(saved["student"], start(tiny_run.config("sft"))["student"])
 
 
 def test_init_from_a_folder_without_a_run_is_refused(tmp_path):

@@ -120,14 +120,15 @@ NOT_COMPILED = ("seed", "init_from", "data", "supervision", "save_every", "keep"
 _STEPS = {}
 
 
-def steps(module, c: ConfigDict, on: jax.sharding.Mesh) -> dict:
+def steps(module, c: ConfigDict, on: jax.sharding.Mesh, make_steps=None) -> dict:
   """`module.make_steps(c, on)`, made once for all configs that ask for the same programs."""
   used = {name.replace("/", "."): value for name, value in named.flatten(c.to_dict()).items()}
   covered = lambda name: any(f"{name}.".startswith(f"{key}.") for key in NOT_COMPILED)
   used = sorted((name, str(value)) for name, value in used.items() if not covered(name))
   key = (module.__name__, tuple(used), on)
   if key not in _STEPS:
-    _STEPS[key] = {name: _set_mesh(on, f) for name, f in module.make_steps(c, on).items()}
+    made = (make_steps or module.make_steps)(c, on)
+    _STEPS[key] = {name: _set_mesh(on, f) for name, f in made.items()}
     if on.size > 1:  # few steps, and compiling for eight devices takes long
       _STEPS[key] = {name: _hardly_optimised(f) for name, f in _STEPS[key].items()}
   return _STEPS[key]
@@ -155,7 +156,7 @@ def _hardly_optimised(f):
 
 def run(monkeypatch, module, c: ConfigDict, workdir, stop_after: int = 0, **options) -> None:
   """`module.main` on one device; interrupted from the keyboard after a step if told so."""
-  after = loop.Loop.after
+  after, on, make_steps = loop.Loop.after, mesh(), module.make_steps
 
   def interrupted(self, step, *arguments, **more):
     after(self, step, *arguments, **more)
@@ -163,8 +164,8 @@ def run(monkeypatch, module, c: ConfigDict, workdir, stop_after: int = 0, **opti
       raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(sharding, "make_mesh", lambda **sizes: mesh())
-    patch.setattr(module, "make_steps", functools.partial(steps, module))
+    patch.setattr(sharding, "make_mesh", lambda **sizes: on)
+    patch.setattr(module, "make_steps", lambda c, on: steps(module, c, on, make_steps))
     patch.setattr(loop.Loop, "after", interrupted)
     try:
       module.main(c, str(workdir), **options)
