@@ -83,7 +83,6 @@ def get_config() -> ConfigDict:
   c.evaluate.name = "test"  # results go to WORKDIR/evaluate/NAME.json
   c.evaluate.samples = 8  # responses sampled per prompt at rollouts.temperature, for pass@k
   c.evaluate.pass_above = 0.5  # a response with this content score or more passes, for pass@k
-  c.evaluate.examples = 12  # prompts whose responses are kept whole
 
   c.log_every = 10  # steps
   c.save_every = 200  # steps

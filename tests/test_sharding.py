@@ -51,12 +51,12 @@ def test_a_mesh_takes_all_devices_and_minus_one_takes_what_is_left():
   assert sharding.make_mesh(2, 2, 2).axis_names == sharding.AXES
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 3), (-1, 3, 1), (16, -1, 1), (-1, -1, 8), (4, 1, 1)])
+@pytest.mark.parametrize("sizes", [(2, 2, 3), (-1, 3, 1), (16, -1, 1), (-1, -1, 8), (4, 1, 1), (0, -1, 1)])
 def test_a_mesh_that_does_not_fit_is_refused_with_sizes_devices_and_remedy(sizes):
   with pytest.raises(UserError) as error:
     sharding.make_mesh(*sizes)
   data, fsdp, tensor = sizes
-  for part in (f"data={data} fsdp={fsdp} tensor={tensor}", "there are 8", "set config.mesh"):
+  for part in (f"data={data} fsdp={fsdp} tensor={tensor}", "does not fit 8 devices", "set config.mesh"):
     assert part in str(error.value)
 
 
