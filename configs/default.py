@@ -15,6 +15,46 @@ def get_config() -> ConfigDict:
   c.init_from = ""  # work folder of an earlier run whose student to start from; "": model.folder
   c.trained = ("text/.*",)  # names of the weights that learn; the rest is frozen and shared
 
+  _model_and_data(c)
+
+  c.batch = 128  # prompts per step
+  c.microbatches = 1  # pieces the gradient of a step is summed over
+  c.steps = 390  # updates in all; 50,000 prompts / 128 [paper]
+  c.logit_chunk = 256  # tokens of each response whose logits exist at a time
+
+  c.optim = _optim(learning_rate=2e-6, schedule="cosine", clip_norm=1.0)  # of the student
+
+  _method(c)
+
+  c.evaluate = ConfigDict()
+  c.evaluate.name = "test"  # results go to WORKDIR/evaluate/NAME.json
+  c.evaluate.samples = 8  # responses sampled per prompt at rollouts.temperature, for pass@k
+  c.evaluate.pass_above = 0.5  # a response with this content score or more passes, for pass@k
+
+  c.log_every = 10  # steps
+  c.save_every = 200  # steps
+  c.keep = 2  # checkpoints kept
+
+  # Keys that change how a run is done, not what it computes: they may differ on resuming.
+  c.operational = (
+    "mesh",
+    "microbatches",
+    "model.attention",
+    "model.remat",
+    "model.unroll",
+    "data.pool",
+    "data.workers",
+    "data.prefetch",
+    "evaluate",
+    "log_every",
+    "save_every",
+    "keep",
+    "operational",
+  )
+  return c
+
+
+def _model_and_data(c: ConfigDict) -> None:
   c.model = ConfigDict()
   c.model.folder = ""  # Hugging Face Qwen3-VL folder: config, tokenizer, weights
   c.model.dtype = "bfloat16"  # of activations; weights stay fp32
@@ -37,13 +77,8 @@ def get_config() -> ConfigDict:
   c.data.workers = 4  # processes that prepare batches; 0: in threads of this process
   c.data.prefetch = 2  # batches prepared ahead by each worker
 
-  c.batch = 128  # prompts per step
-  c.microbatches = 1  # pieces the gradient of a step is summed over
-  c.steps = 390  # updates in all; the start says how many passes over the pool they are
-  c.logit_chunk = 256  # tokens of each response whose logits exist at a time
 
-  c.optim = _optim(learning_rate=2e-6, schedule="cosine", clip_norm=1.0)  # of the student
-
+def _method(c: ConfigDict) -> None:
   c.supervision = ConfigDict()  # which teacher responses teach
   c.supervision.tau = (
     0.3  # closed-ended responses of lower quality are dropped; 0 keeps all [paper]
@@ -78,33 +113,6 @@ def get_config() -> ConfigDict:
   c.discriminator.optim = _optim(learning_rate=1e-6, schedule="constant", clip_norm=0.2)
   c.discriminator.warmup_steps = 10  # first steps that train it alone [GAD]
   c.discriminator.frozen_after = 0  # it stops learning after this step; 0: never (ablation)
-
-  c.evaluate = ConfigDict()
-  c.evaluate.name = "test"  # results go to WORKDIR/evaluate/NAME.json
-  c.evaluate.samples = 8  # responses sampled per prompt at rollouts.temperature, for pass@k
-  c.evaluate.pass_above = 0.5  # a response with this content score or more passes, for pass@k
-
-  c.log_every = 10  # steps
-  c.save_every = 200  # steps
-  c.keep = 2  # checkpoints kept
-
-  # Keys that change how a run is done, not what it computes: they may differ on resuming.
-  c.operational = (
-    "mesh",
-    "microbatches",
-    "model.attention",
-    "model.remat",
-    "model.unroll",
-    "data.pool",
-    "data.workers",
-    "data.prefetch",
-    "evaluate",
-    "log_every",
-    "save_every",
-    "keep",
-    "operational",
-  )
-  return c
 
 
 def _optim(learning_rate: float, schedule: str, clip_norm: float) -> ConfigDict:

@@ -52,14 +52,12 @@ def generate(
     top_k: most likely tokens kept; 0 keeps all.
     visual: the prompts' encoded media, if another model of the step has it already.
 
-  The loop ends with the longest response. Log-probs are of the distribution that was sampled.
+  The loop ends with the longest response. Log-probs are of the sampled distribution.
   """
-  B = groups.tokens_BP.shape[0]
-  unembedding_VD = model.unembedding(params)
+  B, table_VD = groups.tokens_BP.shape[0], model.unembedding(params)
 
   def draw(hidden_BRD, t, done_BR):
-    logits_BRV = losses.logits(hidden_BRD, unembedding_VD)
-    key_t = jax.random.fold_in(key, t)
+    key_t, logits_BRV = jax.random.fold_in(key, t), losses.logits(hidden_BRD, table_VD)
     token_BR, logp_BR = sample_token(logits_BRV, key_t, temperature, top_p, top_k)
     return jnp.where(done_BR, pad_id, token_BR), jnp.where(done_BR, 0.0, logp_BR)
 

@@ -222,7 +222,8 @@ def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: B
   put = lambda tree: sharding.put_batch(mesh, tree)
   metrics = {"rollout/length": samples.length_BR.mean(), "rollout/finished": finished_BN.mean()}
   metrics |= {f"rollout/{name}": term_BN.mean() for name, term_BN in terms.items()}
-  metrics["rollout/quality"] = scoring.quality(terms)[batch.closed_B].mean()
+  closed_BN = np.broadcast_to(batch.closed_B[:, None], finished_BN.shape)
+  metrics["rollout/quality"] = masked.mean(scoring.quality(terms), closed_BN)
   score_BN = jnp.zeros(samples.length_BR.shape)
   if config.reward.discriminator:
     learn = not config.discriminator.frozen_after or step < config.discriminator.frozen_after

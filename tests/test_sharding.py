@@ -51,12 +51,18 @@ def test_a_mesh_takes_all_devices_and_minus_one_takes_what_is_left():
   assert sharding.make_mesh(2, 2, 2).axis_names == sharding.AXES
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 3), (-1, 3, 1), (16, -1, 1), (-1, -1, 8), (4, 1, 1), (0, -1, 1)])
+@pytest.mark.parametrize(
+  "sizes", [(2, 2, 3), (-1, 3, 1), (16, -1, 1), (-1, -1, 8), (4, 1, 1), (0, -1, 1)]
+)
 def test_a_mesh_that_does_not_fit_is_refused_with_sizes_devices_and_remedy(sizes):
   with pytest.raises(UserError) as error:
     sharding.make_mesh(*sizes)
   data, fsdp, tensor = sizes
-  for part in (f"data={data} fsdp={fsdp} tensor={tensor}", "does not fit 8 devices", "set config.mesh"):
+  for part in (
+    f"data={data} fsdp={fsdp} tensor={tensor}",
+    "does not fit 8 devices",
+    "set config.mesh",
+  ):
     assert part in str(error.value)
 
 
@@ -199,12 +205,6 @@ def train(mesh, microbatches):
   return jax.device_get((first, params, opt_state))
 
 
-MISPARTITIONED = (
-  "XLA partitions the merger's backward pass wrongly here; a constraint (sharding.by_prompt) on its"
-  " hidden rows before fc2 cures it"
-)
-
-
 @functools.cache
 def one_device():
   return train(sharding.make_mesh(1, 1, 1, jax.devices()[:1]), 1)
@@ -212,13 +212,7 @@ def one_device():
 
 @pytest.mark.parametrize(
   "microbatches",
-  [
-    1,
-    pytest.param(
-      2,
-      marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=MISPARTITIONED),
-    ),
-  ],
+  [1, 2],
 )
 def test_a_train_step_on_eight_devices_equals_one_device(mesh, microbatches):
   """Loss, gradients, log-probs, clipping, moments and updated weights."""

@@ -219,8 +219,9 @@ def test_eight_devices_take_the_steps_of_one():
   """Given the same rollouts; moments are sums of gradients, compared by their largest value."""
   sampled, results = case()["sampled"], []
   for devices in (1, 8):
-    state, score_BN, critic = discriminate(fresh(devices), devices=devices)
+    state = fresh(devices)
     layout = jax.tree.map(lambda x: x.sharding, state)
+    state, score_BN, critic = discriminate(state, devices=devices)
     host = np.asarray(score_BN)
     state, policy = improve(state, host, sampled, devices)
     stays = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, layout)
