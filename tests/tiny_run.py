@@ -23,6 +23,7 @@ from rmsd_jax.data import batch as batch_lib
 from rmsd_jax.data import loader, media, pool
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.demo import teacher, tokenizer
+from rmsd_jax.demo.base import TOKENS
 from rmsd_jax.groups import Bucket
 from rmsd_jax.metrics import Progress
 from rmsd_jax.models import config as config_lib
@@ -34,14 +35,6 @@ TEXT = dict(
   layers=2, width=32, heads=4, kv_heads=2, mlp=48, head=8, theta=1_000.0, sections=(2, 1, 1)
 )
 VISION = dict(depth=1, width=16, heads=2, mlp=32, out=32, patch=8, table=6, deepstack=(0,))
-TOKENS = {
-  "image_token_id": "<|image_pad|>",
-  "video_token_id": "<|video_pad|>",
-  "vision_start_token_id": "<|vision_start|>",
-  "vision_end_token_id": "<|vision_end|>",
-  "eos_token_id": "<|im_end|>",
-  "pad_token_id": "<|endoftext|>",
-}
 _HERE = tempfile.TemporaryDirectory(prefix="rmsd_jax-tiny-run-")
 HERE = pathlib.Path(_HERE.name)
 ENDING = 3.0  # length of the end-of-turn token's embedding, against 1 of the others

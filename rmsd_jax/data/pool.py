@@ -272,6 +272,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     return dict(self._rows)
 
   def _generate_examples(self):
+    # Abstract in TFDS's class, so it must be here; with generators given, TFDS never calls it.
     raise NotImplementedError("rows come from the generators of _split_generators")
 
 

@@ -60,6 +60,14 @@ VISION = dict(
   table=world.SIZE * 2 // world.CELL,
   deepstack=(0, 1),
 )
+TOKENS = {  # ids that config.json names
+  "image_token_id": "<|image_pad|>",
+  "video_token_id": "<|video_pad|>",
+  "vision_start_token_id": "<|vision_start|>",
+  "vision_end_token_id": "<|vision_end|>",
+  "eos_token_id": "<|im_end|>",
+  "pad_token_id": "<|endoftext|>",
+}
 BUCKET = Bucket(
   prompt=112, response=40, frames=world.SECONDS, patches=(world.SIZE * 2 // world.CELL) ** 2
 )
@@ -81,16 +89,8 @@ def write_folder(out: pathlib.Path) -> None:
   """The tokenizer, the config and the processor files of the new model; no weights yet."""
   tokens = tokenizer_lib.train(tokenizer_lib.corpus())
   tokenizer_lib.write(tokens, out)
-  ids = {
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-    "eos_token_id": "<|im_end|>",
-    "pad_token_id": "<|endoftext|>",
-  }
   config = config_lib.to_hf(
-    model_config(tokens.get_vocab_size()), {k: tokens.token_to_id(v) for k, v in ids.items()}
+    model_config(tokens.get_vocab_size()), {k: tokens.token_to_id(v) for k, v in TOKENS.items()}
   )
   (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
