@@ -31,6 +31,11 @@ def get_config() -> ConfigDict:
   c.evaluate.samples = 8  # responses sampled per prompt at rollouts.temperature, for pass@k
   c.evaluate.pass_above = 0.5  # a response with this content score or more passes, for pass@k
 
+  c.compile = ConfigDict()  # what rmsd_jax.compile plans for
+  c.compile.stage = "rl"  # "sft" or "rl"
+  c.compile.topology = "v5e:4x4"  # chips, e.g. v5p:2x2x4, v6e:4x4, tpu7x:2x2x1
+  c.compile.bucket = (2304, 1024, 8, 1008)  # P, T, F, S of the pool's largest bucket
+
   c.log_every = 10  # steps
   c.save_every = 200  # steps
   c.keep = 2  # checkpoints kept
@@ -46,6 +51,7 @@ def get_config() -> ConfigDict:
     "data.workers",
     "data.prefetch",
     "evaluate",
+    "compile",
     "log_every",
     "save_every",
     "keep",
@@ -56,11 +62,13 @@ def get_config() -> ConfigDict:
 
 def _model_and_data(c: ConfigDict) -> None:
   c.model = ConfigDict()
-  c.model.folder = ""  # Hugging Face Qwen3-VL folder: config, tokenizer, weights
+  c.model.folder = (
+    ""  # Hugging Face Qwen3-VL folder: config, tokenizer, weights; to compile, a size
+  )
   c.model.dtype = "bfloat16"  # of activations; weights stay fp32
   c.model.remat = True  # recompute layers in the backward pass: less memory, a third more work
   c.model.unroll = False  # write layers out instead of looping; only for tiny models on CPU
-  c.model.attention = "split"  # "split", or "dense" for checks
+  c.model.attention = "auto"  # splash on TPU, cudnn on GPU, split on CPU; or one of these, dense
 
   c.mesh = ConfigDict()  # devices per axis; they multiply to the device count, one may be -1
   c.mesh.data = 1

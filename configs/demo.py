@@ -34,6 +34,7 @@ def get_config(stage: str) -> ConfigDict:
   c.model.dtype = "float32"
   c.model.remat = False
   c.model.unroll = True
+  c.model.attention = "split"  # its buckets are too small for the kernels of TPU and GPU
   c.data.pool = "runs/demo/pool"
   c.data.workers = 0
   c.batch = 32

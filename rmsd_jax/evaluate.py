@@ -34,7 +34,7 @@ OPTIONS = {"checkpoint": ("latest", "latest, best, a step, base or blind; see ab
 
 def make_steps(config, mesh):
   """The jitted programs: {"greedy", "sampled": (params, groups, key) -> Samples}."""
-  tokenizer, model = ChatTokenizer(config.model.folder), hf.load_model(**config.model)
+  model = hf.load_model(**config.model)
 
   def run(params, groups, key, **options):
     return generate.generate(
@@ -42,9 +42,7 @@ def make_steps(config, mesh):
       params,
       groups,
       key,
-      tokens=groups.responses_BRT.shape[2],
-      end_id=tokenizer.im_end,
-      pad_id=tokenizer.pad,
+      max_tokens=groups.responses_BRT.shape[2],
       **options,
     )
 

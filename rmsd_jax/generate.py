@@ -1,12 +1,14 @@
 """Sampling: the prompt is prefilled once, its R responses share that cache and grow in lockstep.
 
-    out = generate(model, params, groups, key, samples=8, tokens=64, end_id=end)
+    out = generate(model, params, groups)                                      the likeliest reply
+    out = generate(model, params, groups, key, samples=8, max_tokens=64, temperature=0.8)
     out.responses_BRT, out.length_BR, out.logp_BRT, out.finished_BR
 
 Axes: B prompts, R responses, T response tokens, V vocabulary.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,26 +29,35 @@ class Samples:
   finished_BR: jax.Array  # bool, False for a response that was cut off at T
 
 
+@functools.partial(
+  jax.jit,
+  static_argnames=(
+    "model", "samples", "max_tokens", "stop_ids", "pad_id", "temperature", "top_p", "top_k",
+  ),
+)  # fmt: skip
 def generate(
   model: Qwen3VL,
   params: dict,
   groups: PromptGroups,
-  key: jax.Array,
+  key: jax.Array | None = None,
   *,
-  samples: int,
-  tokens: int,
-  end_id: int,
-  pad_id: int = 0,
-  temperature: float = 1.0,
+  samples: int = 1,
+  max_tokens: int = 256,
+  stop_ids: tuple[int, ...] | None = None,
+  pad_id: int | None = None,
+  temperature: float = 0.0,
   top_p: float = 1.0,
   top_k: int = 0,
   visual: Visual | None = None,
 ) -> Samples:
-  """Samples responses; jit it with everything but arrays closed over.
+  """Samples responses. Jitted: each new model, shape or option is compiled once.
 
   Args:
+    key: of the random draws; not needed when greedy.
     samples: R, responses per prompt.
-    tokens: T, most tokens of a response, its end-of-turn token included.
+    max_tokens: T, most tokens of a response, the one that ends it included.
+    stop_ids: tokens that end a response; None: those of the model's folder.
+    pad_id: fills up behind the end; None: that of the model's folder.
     temperature: 0 is greedy; log-probs are then those of temperature 1.
     top_p: smallest set of tokens whose probability reaches top_p; 1 keeps all.
     top_k: most likely tokens kept; 0 keeps all.
@@ -54,7 +65,15 @@ def generate(
 
   The loop ends with the longest response. Log-probs are of the sampled distribution.
   """
+  if temperature and key is None:
+    raise ValueError("sampling at a temperature above 0 needs a key, e.g. jax.random.key(0)")
+  key = jax.random.key(0) if key is None else key
+  stop_ids = model.config.stop_ids if stop_ids is None else stop_ids
+  pad_id = model.config.pad_id if pad_id is None else pad_id
   B, table_VD = groups.tokens_BP.shape[0], model.unembedding(params)
+
+  def ends(token_BR):
+    return jnp.isin(token_BR, jnp.array(stop_ids, jnp.int32))
 
   def draw(hidden_BRD, t, done_BR):
     key_t, logits_BRV = jax.random.fold_in(key, t), losses.logits(hidden_BRD, table_VD)
@@ -63,30 +82,30 @@ def generate(
 
   def body(carry):
     t, token_BR, done_BR, out, cache = carry
-    done_BR |= token_BR == end_id
+    done_BR |= ends(token_BR)
     hidden_BRD, cache = model.step(params, token_BR, t, groups, cache)
     token_BR, logp_BR = draw(hidden_BRD, t + 1, done_BR)
     return t + 1, token_BR, done_BR, _put(out, t + 1, token_BR, logp_BR, done_BR), cache
 
   def unfinished(carry):
     t, token_BR, done_BR, *_ = carry
-    return (t + 1 < tokens) & ~jnp.all(done_BR | (token_BR == end_id))
+    return (t + 1 < max_tokens) & ~jnp.all(done_BR | ends(token_BR))
 
-  last_BD, cache = model.prefill(params, groups, samples, tokens, visual)
+  last_BD, cache = model.prefill(params, groups, samples, max_tokens, visual)
   nobody = jnp.zeros((B, samples), bool)
   first_BRD = jnp.broadcast_to(last_BD[:, None], (B, samples, last_BD.shape[-1]))
   token_BR, logp_BR = draw(first_BRD, 0, nobody)
   out = Samples(
-    responses_BRT=jnp.full((B, samples, tokens), pad_id, jnp.int32),
+    responses_BRT=jnp.full((B, samples, max_tokens), pad_id, jnp.int32),
     length_BR=jnp.zeros((B, samples), jnp.int32),
-    logp_BRT=jnp.zeros((B, samples, tokens), jnp.float32),
+    logp_BRT=jnp.zeros((B, samples, max_tokens), jnp.float32),
     finished_BR=nobody,
   )
   out = _put(out, 0, token_BR, logp_BR, nobody)
   _, token_BR, done_BR, out, _ = jax.lax.while_loop(
     unfinished, body, (0, token_BR, nobody, out, cache)
   )
-  return dataclasses.replace(out, finished_BR=done_BR | (token_BR == end_id))
+  return dataclasses.replace(out, finished_BR=done_BR | ends(token_BR))
 
 
 def sample_token(logits_BRV, key: jax.Array, temperature: float, top_p: float, top_k: int):

@@ -1,10 +1,11 @@
-"""What both trainers do around a step: resume, log, save, show progress.
+"""What both trainers do around a step: check the run, resume, read, log, save, show progress.
 
-with Loop(workdir, "stage 1", ...) as loop:
-  state = loop.start(abstract, make_state)
-  for step, batch in batches(pool, config.data, start_step=loop.begin, ...):
+loop = Loop(config, workdir, "stage 1")
+with jax.set_mesh(loop.mesh), loop:
+  state = loop.start(model, optims, make_state)
+  for step, batch in loop.batches():
     state, metrics = ...
-    loop.after(step, state, metrics)
+    loop.after(step, state, metrics, note="loss")
 """
 
 import dataclasses
@@ -14,28 +15,14 @@ from typing import Self
 
 import jax
 
-from rmsd_jax.checkpoint import Checkpoints
+from rmsd_jax import sharding
+from rmsd_jax import state as state_lib
+from rmsd_jax.checkpoint import Checkpoints, guard_config
 from rmsd_jax.data import loader
 from rmsd_jax.data.batch import Batch
-from rmsd_jax.data.pool import Pool
-from rmsd_jax.metrics import Progress, Writer
-from rmsd_jax.state import State
-
-
-def batches(pool: Pool, data, **options) -> Iterator[tuple[int, Batch]]:
-  """`loader.make` of this process's share, from the `data` section of a config."""
-  loaded = loader.make(
-    pool,
-    k=data.responses,
-    tasks=data.tasks,
-    limit=data.limit,
-    num_workers=data.workers,
-    prefetch=data.prefetch,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    **options,
-  )
-  return ((step, blinded(batch) if data.blind else batch) for step, batch in loaded)
+from rmsd_jax.data.pool import open_pool
+from rmsd_jax.metrics import Progress, Writer, rss_gb
+from rmsd_jax.models.student import Qwen3VL
 
 
 def blinded(batch: Batch) -> Batch:
@@ -47,57 +34,86 @@ class Loop:
   """The running gear of one training run; a context manager.
 
   Args:
+    config: of the run; configs/default.py says what each key means.
     workdir: folder of the run; a folder with checkpoints is resumed.
     label: for the progress bar.
-    steps: updates in all.
-    log_every, save_every: steps; the last step is always logged and saved.
-    keep: checkpoints kept.
+
+  Raises:
+    UserError: the batch does not divide over the mesh, there is no such pool, or the folder holds
+      a run of another config.
 
   Attributes:
+    mesh: the devices.
     begin: the step to go on from; 0 for a new run.
   """
 
-  def __init__(
-    self, workdir: str, label: str, steps: int, log_every: int, save_every: int, keep: int
-  ):
-    self._steps, self._log_every, self._save_every = steps, log_every, save_every
-    first = jax.process_index() == 0
-    self._checkpoints = Checkpoints(workdir, keep)
+  def __init__(self, config, workdir: str, label: str):
+    self._config, first = config, jax.process_index() == 0
+    self.mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(self.mesh, config.batch, config.microbatches, "config.batch")
+    self._pool = open_pool(config.data.pool, config.data.split)
+    guard_config(workdir, config, config.operational, write=first)
+    self._checkpoints = Checkpoints(workdir, config.keep)
     self.begin = self._checkpoints.latest() or 0
     self._writer = Writer(workdir, self.begin, first)
-    self._progress = Progress(steps, label, self.begin, first)
+    self._progress = Progress(config.steps, label, self.begin, first)
     self._logged, self._clock = self.begin, time.monotonic()
 
-  def start(self, saved: State, make: Callable[[], State]) -> State:
-    """The state to begin with: the last checkpoint's, or a new one.
+  def start(
+    self, model: Qwen3VL, optims: dict, make: Callable[[], state_lib.State]
+  ) -> state_lib.State:
+    """The state to begin with: the last checkpoint's, or that of step 0, which `make` makes.
 
     Args:
-      saved: abstract state with shardings; the checkpoint is read straight into it.
-      make: makes the state of step 0.
+      optims: role -> its optimizer; the checkpoint is read straight into sharded arrays.
     """
-    state = self._checkpoints.restore(saved) if self.begin else make()
+    if self.begin:
+      config = self._config
+      saved = state_lib.abstract(self.mesh, model, config.trained, optims)
+      state = self._checkpoints.restore(saved)
+    else:
+      state = make()
+    print(state_lib.summary(state))
     self._clock = time.monotonic()
     return state
 
-  def after(self, step: int, state: State, metrics: Mapping, prompts: int, note: str) -> None:
+  def batches(self) -> Iterator[tuple[int, Batch]]:
+    """The steps still to do, each with this process's share of its batch."""
+    config = self._config
+    loaded = loader.make(
+      self._pool,
+      batch_size=config.batch,
+      seed=config.seed,
+      start_step=self.begin,
+      end_step=config.steps,
+      k=config.data.responses,
+      tasks=config.data.tasks,
+      limit=config.data.limit,
+      num_workers=config.data.workers,
+      prefetch=config.data.prefetch,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    return ((step, blinded(batch) if config.data.blind else batch) for step, batch in loaded)
+
+  def after(self, step: int, state: state_lib.State, metrics: Mapping, note: str) -> None:
     """Counts one step; logs and saves when it is time.
 
     Args:
       step: the step just done, from 0.
       metrics: scalars; device values are waited for only when they are logged.
-      prompts: of one step, for the rate.
       note: name of the metric that the progress bar shows.
     """
-    done = step + 1
-    if done % self._log_every == 0 or done == self._steps:
+    config, done = self._config, step + 1
+    if done % config.log_every == 0 or done == config.steps:
       metrics = jax.device_get(dict(metrics))
       now = time.monotonic()
       seconds, self._clock = (now - self._clock) / (done - self._logged), now
-      rates = {"seconds_per_step": seconds, "prompts_per_second": prompts / seconds}
-      self._writer.write(done, metrics | rates)
+      costs = {"seconds_per_step": seconds, "prompts_per_second": config.batch / seconds}
+      self._writer.write(done, metrics | costs | {"host_memory_gb": rss_gb()})
       self._progress.update(done - self._logged, note=f"{note} {float(metrics[note]):.3f}")
       self._logged = done
-    if done % self._save_every == 0 or done == self._steps:
+    if done % config.save_every == 0 or done == config.steps:
       self._checkpoints.save(done, state)
 
   def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """Builds teacher pools, checks them and reports how reliable their teachers are.
 
+python -m rmsd_jax.pool plan --jsonl pool.jsonl --tokenizer FOLDER
 python -m rmsd_jax.pool build --jsonl pool.jsonl --out DIR --tokenizer FOLDER --buckets P,T,F,S
 python -m rmsd_jax.pool report DIR
 python -m rmsd_jax.pool check DIR
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rmsd_jax import cli
-from rmsd_jax.data import batch, media, pool, rows, study
+from rmsd_jax.data import batch, media, planning, pool, rows, study
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
@@ -51,18 +52,30 @@ def rules() -> rows.Rules:
   return rows.Rules(quality.SCORER_VERSION, closed, prompt_text, validate, score)
 
 
-def build(args: argparse.Namespace) -> None:
-  """Builds a pool and prints what went in and what did not."""
-  from rmsd_jax.metrics import Progress  # not at the top: worker processes import this file
-
-  sampling = media.Sampling(args.fps, args.min_frames, args.max_frames, args.frames)
-  processor = Processor.from_folder(
+def processor_of(args: argparse.Namespace) -> Processor:
+  """The processor that the flags describe."""
+  return Processor(
     args.tokenizer,
-    sampling=sampling,
+    sampling=media.Sampling(args.fps, args.min_frames, args.max_frames, args.frames),
     video_style=args.video_style,
     video_pixels=args.video_pixels,
     image_pixels=args.image_pixels,
   )
+
+
+def plan(args: argparse.Namespace) -> None:
+  """Prints what the media and texts of records will take, without decoding the clips."""
+  from rmsd_jax.metrics import Progress  # not at the top: worker processes import this file
+
+  bar = functools.partial(Progress, label="records")
+  print(planning.table(planning.plan(args.jsonl, processor_of(args), rules(), bar)))
+
+
+def build(args: argparse.Namespace) -> None:
+  """Builds a pool and prints what went in and what did not."""
+  from rmsd_jax.metrics import Progress  # as in plan
+
+  processor = processor_of(args)
   metadata = pool.build(
     args.jsonl,
     args.out,
@@ -176,8 +189,12 @@ def parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
+  one = commands.add_parser("plan", help="what records will take: frames, sizes, tokens, buckets")
+  one.set_defaults(run=plan)
+  _add_source_flags(one)
   one = commands.add_parser("build", help="JSON Lines -> pool")
   one.set_defaults(run=build)
+  _add_source_flags(one)
   _add_build_flags(one)
   one = commands.add_parser("report", help="quality and variance of the teacher, by task")
   one.set_defaults(run=report)
@@ -190,17 +207,22 @@ def parser() -> argparse.ArgumentParser:
   return top
 
 
-def _add_build_flags(one: argparse.ArgumentParser) -> None:
-  limits = pool.Limits()
+def _add_source_flags(one: argparse.ArgumentParser) -> None:
   add = one.add_argument
   add("--jsonl", nargs="+", required=True, metavar="FILE", help="records, one a line")
-  add("--out", required=True, metavar="DIR", help="folder to make")
   add(
     "--tokenizer",
     required=True,
     metavar="FOLDER",
     help="Hugging Face folder with tokenizer, chat template and config.json",
   )
+  _add_media_flags(one.add_argument_group("frames and pixels"))
+
+
+def _add_build_flags(one: argparse.ArgumentParser) -> None:
+  limits = pool.Limits()
+  add = one.add_argument
+  add("--out", required=True, metavar="DIR", help="folder to make")
   add(
     "--buckets",
     nargs="+",
@@ -209,7 +231,6 @@ def _add_build_flags(one: argparse.ArgumentParser) -> None:
     metavar="P,T,F,S",
     help="padded sizes: prompt tokens, response tokens, frame pairs, patches of a pair",
   )
-  _add_media_flags(one.add_argument_group("frames and pixels"))
   add("--workers", type=int, default=2, help="processes that decode (default: %(default)s)")
   for name, value, metavar, text in (
     ("--time-limit", limits.seconds, "SECONDS", "for one record"),

@@ -21,6 +21,7 @@ import numpy as np
 
 from rmsd_jax import cli, curves, findings, metrics, plots
 from rmsd_jax.data import pool, rows, study
+from rmsd_jax.data.prompts import Layout
 from rmsd_jax.errors import UserError
 from rmsd_jax.findings import NAMES, WAYS, Run, scores
 from rmsd_jax.tasks import response
@@ -250,7 +251,7 @@ def _example(key: str, why: str, runs: Sequence[Run]) -> dict[str, Any]:
   return named | {"why": why, "answer": answer, "answers": answers, "teachers": [], "uri": ""}
 
 
-def _from_pool(page: Page, name: str, row: rows.Row, layout: rows.Layout) -> dict[str, Any]:
+def _from_pool(page: Page, name: str, row: rows.Row, layout: Layout) -> dict[str, Any]:
   """Frames with their times, and the teacher's responses."""
   teachers = [
     {"text": plain(text), "teacher": teacher, "valid": bool(valid), "quality": float(quality)}

@@ -15,11 +15,8 @@ from rmsd_jax.tasks import registry, reward
 
 def texts_of(samples: Samples, tokenizer: ChatTokenizer) -> list[list[str]]:
   """The B x R texts of this process's prompts, without control tokens."""
-  responses, lengths = local_rows(samples.responses_BRT), local_rows(samples.length_BR)
-  return [
-    [tokenizer.decode(ids[:length]) for ids, length in zip(row, row_lengths, strict=True)]
-    for row, row_lengths in zip(responses, lengths, strict=True)
-  ]
+  ids_BRT, length_BR = local_rows(samples.responses_BRT), local_rows(samples.length_BR)
+  return tokenizer.decode_groups(ids_BRT, length_BR)
 
 
 def rule_terms(texts: Sequence[Sequence[str]], info: Sequence[dict], finished_BR) -> dict:

@@ -39,7 +39,7 @@ def load_student(
     trained: patterns of the weights that learn; may differ from the earlier run's.
   """
   if not init_from:
-    student, frozen = named.split(hf.load(folder, mesh), trained)
+    student, frozen = named.split(hf.load_params(folder, mesh), trained)
     return {"student": student, "frozen": frozen}
   entries = saved_entries(mesh, model, init_from)
   read = lambda name: checkpoint.restore_item(init_from, name, entries[name], step)

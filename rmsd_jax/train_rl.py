@@ -21,12 +21,10 @@ import numpy as np
 
 from rmsd_jax import advantages, cli, generate, losses, masked, named, optim, scoring, sharding
 from rmsd_jax import state as state_lib
-from rmsd_jax.checkpoint import guard_config
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.data.pool import open_pool
 from rmsd_jax.groups import PromptGroups, join_responses
-from rmsd_jax.loop import Loop, batches
+from rmsd_jax.loop import Loop
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.tasks import matching
@@ -36,7 +34,8 @@ def make_steps(config, mesh):
   """The jitted programs of stage 2: {"rollout", "discriminator", "policy"}."""
   model, optims = hf.load_model(**config.model), make_optims(config)
   return {
-    "rollout": jax.jit(rollout_step(config, model)),
+    # Unused parts of the state stay arguments: they stay in memory too (rmsd_jax.compile).
+    "rollout": jax.jit(rollout_step(config, model), keep_unused=True),
     "discriminator": jax.jit(discriminator_step(config, mesh, model, optims), donate_argnums=0),
     "policy": jax.jit(policy_step(config, mesh, model, optims), donate_argnums=0),
   }
@@ -47,7 +46,6 @@ def rollout_step(config, model):
 
   `visual` is None where the tower learns: each set of weights then encodes for itself.
   """
-  tokenizer = ChatTokenizer(config.model.folder)
 
   def rollout(state, groups: PromptGroups, key):
     params = state_lib.weights(state)
@@ -57,9 +55,7 @@ def rollout_step(config, model):
       params,
       groups,
       key,
-      tokens=groups.responses_BRT.shape[2],
-      end_id=tokenizer.im_end,
-      pad_id=tokenizer.pad,
+      max_tokens=groups.responses_BRT.shape[2],
       visual=visual,
       **config.rollouts,
     )
@@ -241,30 +237,15 @@ def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: B
 
 def main(config, workdir: str, grade=scoring.rule_terms) -> None:
   """Runs or resumes stage 2."""
-  mesh = sharding.make_mesh(**config.mesh)
-  sharding.check_batch(mesh, config.batch, config.microbatches, "config.batch")
-  pool = open_pool(config.data.pool, config.data.split)
-  guard_config(workdir, config, config.operational, write=jax.process_index() == 0)
   model, optims = hf.load_model(**config.model), make_optims(config)
+  loop = Loop(config, workdir, "stage 2")
   tokenizer = ChatTokenizer(config.model.folder)
-  loop = Loop(workdir, "stage 2", config.steps, config.log_every, config.save_every, config.keep)
-  with jax.set_mesh(mesh), loop:
-    state = loop.start(
-      state_lib.abstract(mesh, model, config.trained, optims),
-      lambda: init_state(config, mesh, model, optims),
-    )
-    print(state_lib.summary(state))
-    steps = make_steps(config, mesh)
-    for step, batch in batches(
-      pool,
-      config.data,
-      batch_size=config.batch,
-      seed=config.seed,
-      start_step=loop.begin,
-      end_step=config.steps,
-    ):
-      state, metrics = train_step(config, mesh, steps, tokenizer, grade, state, step, batch)
-      loop.after(step, state, metrics, config.batch, note="rollout/quality")
+  with jax.set_mesh(loop.mesh), loop:
+    state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
+    steps = make_steps(config, loop.mesh)
+    for step, batch in loop.batches():
+      state, metrics = train_step(config, loop.mesh, steps, tokenizer, grade, state, step, batch)
+      loop.after(step, state, metrics, note="rollout/quality")
 
 
 if __name__ == "__main__":

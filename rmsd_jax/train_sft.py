@@ -13,11 +13,9 @@ import numpy as np
 
 from rmsd_jax import cli, losses, named, optim, sharding
 from rmsd_jax import state as state_lib
-from rmsd_jax.checkpoint import guard_config
 from rmsd_jax.data.batch import Batch
-from rmsd_jax.data.pool import open_pool
 from rmsd_jax.groups import PromptGroups
-from rmsd_jax.loop import Loop, batches
+from rmsd_jax.loop import Loop
 from rmsd_jax.models import hf
 from rmsd_jax.tasks import matching
 
@@ -80,34 +78,19 @@ def init_state(config, mesh, model, optims: dict) -> state_lib.State:
 
 def main(config, workdir: str) -> None:
   """Runs or resumes stage 1."""
-  mesh = sharding.make_mesh(**config.mesh)
-  sharding.check_batch(mesh, config.batch, config.microbatches, "config.batch")
-  pool = open_pool(config.data.pool, config.data.split)
-  guard_config(workdir, config, config.operational, write=jax.process_index() == 0)
   model, optims = hf.load_model(**config.model), make_optims(config)
+  loop = Loop(config, workdir, "stage 1")
   rate = optim.schedule(config.optim, config.steps)
-  loop = Loop(workdir, "stage 1", config.steps, config.log_every, config.save_every, config.keep)
-  with jax.set_mesh(mesh), loop:
-    state = loop.start(
-      state_lib.abstract(mesh, model, config.trained, optims),
-      lambda: init_state(config, mesh, model, optims),
-    )
-    print(state_lib.summary(state))
-    steps = make_steps(config, mesh)
-    for step, batch in batches(
-      pool,
-      config.data,
-      batch_size=config.batch,
-      seed=config.seed,
-      start_step=loop.begin,
-      end_step=config.steps,
-    ):
+  with jax.set_mesh(loop.mesh), loop:
+    state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
+    steps = make_steps(config, loop.mesh)
+    for step, batch in loop.batches():
       groups = targets(batch, step, config.seed, config.supervision.tau, config.supervision.target)
-      state, metrics = steps["train"](state, sharding.put_batch(mesh, groups))
+      state, metrics = steps["train"](state, sharding.put_batch(loop.mesh, groups))
       metrics["learning_rate"] = rate(step)
       metrics["target_tokens"] = groups.response_length_BR.mean()
       metrics["without_target"] = (groups.response_length_BR == 0).mean()
-      loop.after(step, state, metrics, config.batch, note="loss")
+      loop.after(step, state, metrics, note="loss")
 
 
 if __name__ == "__main__":

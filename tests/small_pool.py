@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from rmsd_jax.data import rows
+from rmsd_jax.data import prompts, rows
 from rmsd_jax.groups import Bucket
 
-LAYOUT = rows.Layout(patch=4, merge=2, temporal=2, pad_id=0)
+LAYOUT = prompts.Layout(patch=4, merge=2, temporal=2, pad_id=0)
 BUCKETS = (Bucket(24, 6, 2, 8), Bucket(40, 8, 3, 16))
 
 
@@ -56,7 +56,7 @@ class MemoryPool:
 
   stored: tuple
   buckets: tuple = BUCKETS
-  layout: rows.Layout = LAYOUT
+  layout: prompts.Layout = LAYOUT
 
   def __len__(self):
     return len(self.stored)

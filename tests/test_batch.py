@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmsd_jax import positions
-from rmsd_jax.data import batch, rows
+from rmsd_jax.data import batch, prompts, rows
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
 
@@ -123,7 +123,7 @@ def test_types_are_those_of_prompt_groups():
 
 def test_prompts_without_a_pool_are_the_same_groups():
   chosen = [make(i) for i in range(3)]
-  plain = batch.collate_prompts([batch.prompt_of(row, LAYOUT) for row in chosen], LARGE, LAYOUT)
+  plain = prompts.collate([batch.prompt_of(row, LAYOUT) for row in chosen], LAYOUT, LARGE)
   pooled = collate(chosen, k=0).groups
   for field in dataclasses.fields(plain):
     np.testing.assert_array_equal(getattr(plain, field.name), getattr(pooled, field.name))
@@ -137,7 +137,7 @@ FAULTS = [
   (
     lambda row: dataclasses.replace(row, is_visual_P=~row.is_visual_P),
     LARGE,
-    "visual placeholders, but its frames give 3 visual tokens",
+    "visual placeholders, but its media give 3 visual tokens",
   ),
 ]
 

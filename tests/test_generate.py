@@ -21,7 +21,9 @@ def params():
 
 
 def sample(params, groups, seed=0, **options):
-  run = functools.partial(generate, MODEL, samples=5, tokens=12, end_id=END, **options)
+  run = functools.partial(
+    generate, MODEL, samples=5, max_tokens=12, stop_ids=(END,), **{"temperature": 1.0} | options
+  )
   return jax.jit(lambda p, g: run(p, g, key=jax.random.key(seed)))(params, groups)
 
 

@@ -14,8 +14,9 @@ from small import random_groups
 from tiny_model import CONFIG, MODEL, assert_close, jit, random_params, sft_loss
 
 from rmsd_jax import optim
+from rmsd_jax.errors import UserError
 from rmsd_jax.groups import join_responses
-from rmsd_jax.models import attention
+from rmsd_jax.models import attention, splash
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.models.student import Visual
 
@@ -181,6 +182,50 @@ def test_split_attention_equals_the_dense_mask(layout):
   split, dense = both(q, k, v)
   assert_close(split, dense)
   assert float(np.abs(dense[1][0]).max()) > 1e-2
+
+
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_the_kernels_of_tpu_and_gpu_equal_the_dense_mask(kernel):
+  """Values and gradients: splash in interpret mode, cuDNN's call through its plain XLA twin.
+
+  Ragged prompts; grouped queries; a response length that is no power of two.
+  """
+  layout, rng = attention.Layout(256, 3, 384), np.random.default_rng(1)
+  length_B, S = np.array([256, 130]), 256 + 3 * 384
+  q, k, v, weight = (
+    rng.standard_normal((2, S, heads, 16)).astype(np.float32) for heads in (4, 2, 2, 4)
+  )
+  counts = np.ones((2, S), bool)
+  counts[:, : layout.P] = np.arange(layout.P) < length_B[:, None]
+  weight *= counts[..., None, None]
+
+  def run(q, k, v):
+    k_BKSH, v_BKSH = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    if kernel == "cudnn":
+      return attention._cudnn(q / 4, k_BKSH, v_BKSH, layout, length_B, implementation="xla")
+    q_BNSH = q.swapaxes(1, 2) / 4
+    return splash.attention(q_BNSH, k_BKSH, v_BKSH, layout, length_B, interpret=True).swapaxes(1, 2)
+
+  dense = lambda q, k, v: attention.group_attention(q, k, v, layout, length_B, "dense")
+
+  def graded(f):
+    value = lambda q, k, v: (jnp.sum(f(q, k, v) * weight), f(q, k, v) * counts[..., None, None])
+    return jax.jit(jax.value_and_grad(value, (0, 1, 2), has_aux=True))(q, k, v)
+
+  assert_close(graded(run), graded(dense), 3e-5)
+
+
+def test_splash_refuses_buckets_it_cannot_run():
+  splash.check(256, 0, 7)
+  for layout in ((200, 2, 128), (256, 2, 100), (1 << 17, 2, 1 << 16)):
+    with pytest.raises(UserError, match="set model.attention to 'split'"):
+      splash.check(*layout)
+
+
+def test_an_unknown_attention_is_refused_with_the_choices():
+  with pytest.raises(UserError, match="'flash' is unknown; choose one of auto, split"):
+    attention.resolve("flash")
+  assert attention.resolve("auto") == "split"
 
 
 def test_a_decoded_token_attends_like_the_same_place_of_a_row():

@@ -85,7 +85,7 @@ def world(tmp_path_factory):
 def processor(world):
   sampling = media.Sampling(fps=2.0)
   sizes = {"video_pixels": (256, 6 * 48 * 48), "image_pixels": (256, 48 * 48)}
-  return Processor.from_folder(world / "model", sampling=sampling, **sizes)
+  return Processor(world / "model", sampling=sampling, **sizes)
 
 
 def write(path, values):
@@ -141,7 +141,8 @@ def test_rows_hold_what_the_processor_and_the_scorer_gave(built, world, processo
   row = train["2"]
   question = command.prompt_text("multiple_choice", row.question, row.options)
   item = {"type": "video", "video": str(world / "a.mp4")}
-  prompt = processor([{"role": "user", "content": [item, {"type": "text", "text": question}]}])
+  content = [item, {"type": "text", "text": question}]
+  prompt = processor.prompt([{"role": "user", "content": content}])
   np.testing.assert_array_equal(row.ids_P, prompt.ids_P)
   np.testing.assert_array_equal(row.is_visual_P, prompt.is_visual_P)
   np.testing.assert_array_equal(row.grid_F2, prompt.grid_F2)
@@ -243,14 +244,14 @@ class Slow:
 
   def __init__(self, processor):
     self._processor = processor
-    self.tokenizer, self.video = processor.tokenizer, processor.video
+    self.tokenizer, self.layout = processor.tokenizer, processor.layout
 
-  def __call__(self, messages):
+  def prompt(self, messages):
     text = messages[0]["content"][-1]["text"]
     while "hang" in text:
       pass
     assert not xla_bridge.backends_are_initialized(), "a child process woke the accelerator"
-    return self._processor(messages)
+    return self._processor.prompt(messages)
 
   def frame_pictures(self, prompt):
     return self._processor.frame_pictures(prompt)

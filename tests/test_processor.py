@@ -1,5 +1,6 @@
 """processor.py against transformers' Qwen3-VL processor and positions, end to end."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -17,7 +18,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from rmsd_jax.data import images, media, processor
+from rmsd_jax.data import images, media, processor, prompts
 from rmsd_jax.errors import UserError
 from rmsd_jax.positions import prompt_positions
 
@@ -58,7 +59,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(folder):
-  return processor.Processor.from_folder(
+  return processor.Processor(
     folder, video_pixels=VIDEO_PIXELS, image_pixels=IMAGE_PIXELS, outer_vision_wrapper=True
   )
 
@@ -149,7 +150,7 @@ def run_theirs(theirs, messages):
 )
 def test_a_prompt_is_transformers(ours, theirs, rope_index, files, names):
   messages = conversation(files, names)
-  prompt, expected = ours(messages), run_theirs(theirs, messages)
+  prompt, expected = ours.prompt(messages), run_theirs(theirs, messages)
   np.testing.assert_array_equal(prompt.ids_P, expected["input_ids"][0].numpy())
   types_P = expected["mm_token_type_ids"][0].numpy()
   np.testing.assert_array_equal(prompt.is_visual_P, types_P > 0)
@@ -178,10 +179,12 @@ def test_a_prompt_is_transformers(ours, theirs, rope_index, files, names):
   assert next_position == len(prompt.ids_P) + int(delta)
 
 
-def test_the_released_layout_has_no_outer_pair(ours, files):
+def test_the_released_layout_has_no_outer_pair(ours, folder, files):
   messages = conversation(files, ["clip.mp4", "What?"])
-  released = processor.Processor(ours.tokenizer, ours.video, ours.image, ours.sampling)
-  with_pair, without = ours(messages).ids_P.tolist(), released(messages).ids_P.tolist()
+  released = processor.Processor(
+    folder, video_pixels=VIDEO_PIXELS, image_pixels=IMAGE_PIXELS, outer_vision_wrapper=False
+  )
+  with_pair, without = (p.prompt(messages).ids_P.tolist() for p in (ours, released))
   start, end = ours.tokenizer.vision_start, ours.tokenizer.vision_end
   with_pair.pop(with_pair.index(start))
   with_pair.pop(len(with_pair) - 1 - with_pair[::-1].index(end))
@@ -189,7 +192,7 @@ def test_the_released_layout_has_no_outer_pair(ours, files):
 
 
 def test_times_are_those_of_the_frames(ours, files):
-  prompt = ours(conversation(files, ["wide.png", "clip.mp4"]))
+  prompt = ours.prompt(conversation(files, ["wide.png", "clip.mp4"]))
   indices = np.linspace(0, 26, 5).round()  # 2.7 s at 2 a second
   expected = np.array([indices[[0, 1]], indices[[2, 3]], indices[[4, 4]]]) / 10
   assert prompt.times_F2.shape == (4, 2)
@@ -201,7 +204,7 @@ def test_times_are_those_of_the_frames(ours, files):
 def test_a_window_keeps_the_clock_of_the_file(ours, files):
   messages = conversation(files, ["clip.mp4"])
   messages[1]["content"][0].update(start=1.0, end=1.3)
-  prompt = ours(messages)
+  prompt = ours.prompt(messages)
   np.testing.assert_allclose(prompt.times_F2, [[1.0, 1.1], [1.2, 1.3]], rtol=1e-6)
   text = ours.tokenizer._tokenizer.decode(prompt.ids_P)
   assert "<1.1 seconds>" in text
@@ -209,7 +212,7 @@ def test_a_window_keeps_the_clock_of_the_file(ours, files):
 
 
 def test_pictures_give_back_the_patches(ours, files):
-  prompt = ours(conversation(files, ["tall.png", "clip.mp4", "wide.png"]))
+  prompt = ours.prompt(conversation(files, ["tall.png", "clip.mp4", "wide.png"]))
   pictures = ours.frame_pictures(prompt)
   single = [0, 3, 4]  # the stills, and the clip's last pair, which repeats its frame
   for number, (picture, grid_2) in enumerate(zip(pictures, prompt.grid_F2, strict=True)):
@@ -224,7 +227,7 @@ def test_pictures_give_back_the_patches(ours, files):
 
 def test_a_picture_shows_the_clip_as_it_was(ours, files):
   clip = media.decode(files / "clip.mp4")
-  prompt = ours(conversation(files, ["clip.mp4"]))
+  prompt = ours.prompt(conversation(files, ["clip.mp4"]))
   rows, columns = (prompt.grid_F2[0] * PATCH).tolist()
   resized = images.resize_bicubic(clip.frames_NHWC, rows, columns)
   picture = ours.frame_pictures(prompt)[1]
@@ -233,27 +236,26 @@ def test_a_picture_shows_the_clip_as_it_was(ours, files):
 
 def test_another_clip_is_another_prompt(ours, files, tmp_path):
   write_clip(tmp_path / "clip.mp4", frames=13)
-  one = ours(conversation(files, ["clip.mp4", "What?"]))
-  two = ours(conversation(tmp_path, ["clip.mp4", "What?"]))
+  one = ours.prompt(conversation(files, ["clip.mp4", "What?"]))
+  two = ours.prompt(conversation(tmp_path, ["clip.mp4", "What?"]))
   assert one.ids_P.tolist() != two.ids_P.tolist()
   assert any((a != b).any() for a, b in zip(one.patches, two.patches, strict=False))
 
 
 def test_a_wrong_size_is_named(ours, files):
-  prompt = ours(conversation(files, ["tall.png"]))
+  prompt = ours.prompt(conversation(files, ["tall.png"]))
   picture = ours.frame_pictures(prompt)[0]
   with pytest.raises(UserError, match=r"shape \(\d+, \d+, 3\), but its grid of"):
     processor.patches_from_picture(picture[:-1], prompt.grid_F2[0], PATCH, MERGE)
 
 
 def test_placeholders_are_held_against_features(ours, files):
-  prompt = ours(conversation(files, ["tall.png"]))
-  broken = processor.Prompt(
-    prompt.ids_P, prompt.is_visual_P, prompt.grid_F2, prompt.patches * 2, prompt.times_F2
-  )
+  prompt = ours.prompt(conversation(files, ["tall.png"]))
+  twice = {"grid_F2": prompt.grid_F2.repeat(2, 0), "patches": prompt.patches * 2}
+  broken = dataclasses.replace(prompt, **twice)
   places = int(prompt.is_visual_P.sum())
   with pytest.raises(UserError, match=f"{places} visual placeholders.* {2 * places} visual tokens"):
-    processor.check_prompt(broken, MERGE)
+    prompts.check(broken, MERGE)
 
 
 @pytest.mark.parametrize(
@@ -277,20 +279,18 @@ def test_placeholders_are_held_against_features(ours, files):
 )
 def test_malformed_messages_are_named(ours, messages, words):
   with pytest.raises(UserError, match=words):
-    ours(messages)
+    ours.prompt(messages)
 
 
 def test_it_travels_to_other_processes(ours, files):
   messages = conversation(files, ["clip.mp4", "What?"])
   copy = pickle.loads(pickle.dumps(ours))
-  np.testing.assert_array_equal(copy(messages).ids_P, ours(messages).ids_P)
+  np.testing.assert_array_equal(copy.prompt(messages).ids_P, ours.prompt(messages).ids_P)
   assert copy.settings() == ours.settings() == json.loads(json.dumps(ours.settings()))
 
 
 def test_settings_tell_processors_apart(ours, folder):
-  other = processor.Processor.from_folder(
-    folder, sampling=media.Sampling(frames=16), video_style="utils_video"
-  )
+  other = processor.Processor(folder, sampling=media.Sampling(frames=16), video_style="utils_video")
   changed = {key for key, value in other.settings().items() if value != ours.settings()[key]}
   assert changed == {"video", "image", "sampling", "outer_vision_wrapper"}
   assert other.video.flavour == "utils"
@@ -311,8 +311,3 @@ def test_geometry_comes_from_the_folder(folder, tmp_path):
   )
   with pytest.raises(UserError, match="positive integers"):
     processor.read_geometry(tmp_path)
-
-
-def test_both_budgets_need_one_geometry(ours):
-  with pytest.raises(UserError, match="differ in"):
-    processor.Processor(ours.tokenizer, ours.video, images.budget("hf_image"), ours.sampling)

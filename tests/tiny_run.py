@@ -66,7 +66,7 @@ def pool_folder() -> pathlib.Path:
   pool.build(
     [HERE / "raw" / "pool.jsonl", HERE / "raw" / "test.jsonl"],
     HERE / "pool",
-    Processor.from_folder(
+    Processor(
       model_folder(), sampling=media.Sampling(), video_pixels=anything, image_pixels=anything
     ),
     pool_command.rules(),
@@ -204,7 +204,7 @@ def moves(got, wanted) -> set[str]:
 
 def lines(workdir) -> list[dict]:
   """The metrics of a run without what a clock gave."""
-  timed = ("time", "seconds_per_step", "prompts_per_second")
+  timed = ("time", "seconds_per_step", "prompts_per_second", "host_memory_gb")
   return [
     {name: value for name, value in line.items() if name not in timed}
     for line in metrics.read(str(workdir))

@@ -120,7 +120,7 @@ class ChatTokenizer:
     """Ids of a conversation up to and including the header of the assistant's next turn.
 
     Args:
-      messages: as in `processor.Processor.__call__`.
+      messages: as in `processor.Processor.prompt`.
       media: the images and clips in the order in which the messages name them.
       outer_vision_wrapper: False writes a clip as `<1.5 seconds><|vision_start|>...<|vision_end|>`
         per frame pair and nothing around it: the released model, transformers 4.57. True keeps the
@@ -155,6 +155,14 @@ class ChatTokenizer:
       skip_special_tokens=False,
       clean_up_tokenization_spaces=False,
     )
+
+  def decode_groups(self, ids_BRT, length_BR) -> list[list[str]]:
+    """Texts of R replies to each of B prompts, each up to its length in tokens."""
+    ids_BRT, length_BR = np.asarray(ids_BRT), np.asarray(length_BR)
+    return [
+      [self.decode(ids_T[:length]) for ids_T, length in zip(*group, strict=True)]
+      for group in zip(ids_BRT, length_BR, strict=True)
+    ]
 
   @functools.cached_property
   def _control_ids(self) -> frozenset[int]:

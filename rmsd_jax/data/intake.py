@@ -17,7 +17,7 @@ class Quarantine:
   def __init__(self, path: pathlib.Path, kept: pathlib.Path, bad_share: float):
     self._file = open(path, "w", encoding="utf-8")
     self._kept, self._bad_share = kept, bad_share
-    self._first = ""
+    self.first = ""  # what is wrong with the first line here
     self.total = 0  # lines of the input, once known
     self.kinds: collections.Counter[str] = collections.Counter()
 
@@ -32,7 +32,7 @@ class Quarantine:
     entry = {"file": file, "line": line, "id": id_, "kind": kind, "reason": reason}
     self._file.write(json.dumps(entry) + "\n")
     self.kinds[kind] += 1
-    self._first = self._first or f"{file} line {line}: {reason}"
+    self.first = self.first or f"{file} line {line}: {reason}"
     if self.total:
       self.check()
 
@@ -42,7 +42,7 @@ class Quarantine:
     if bad > self._bad_share * self.total:
       raise UserError(
         f"{bad} of {self.total} lines are unusable, more than the allowed share of "
-        f"{self._bad_share:g}; the first is {self._first}; reasons are in {self._kept}"
+        f"{self._bad_share:g}; the first is {self.first}; reasons are in {self._kept}"
       )
 
 
@@ -57,6 +57,17 @@ class Line:
   id: str
   clip: str
   split: str
+
+  @property
+  def folder(self) -> str:
+    """What the record's media paths are relative to."""
+    return os.path.dirname(os.path.abspath(self.path))
+
+  def read(self, known_tasks: Collection[str]) -> records.Record:
+    """The record again, from its file."""
+    with open(self.path, "rb") as file:
+      file.seek(self.offset)
+      return records.parse(file.read(self.size).decode("utf-8"), self.number, known_tasks)
 
 
 def scan(

@@ -100,6 +100,11 @@ class _Index:
   base: float
   fps: float
 
+  @property
+  def times(self) -> np.ndarray:
+    """Seconds after the first frame."""
+    return (self.stamps - self.stamps[0]) * self.base
+
 
 def decode(
   path: str | pathlib.Path,
@@ -121,14 +126,42 @@ def decode(
     MediaError: the file is missing, has no video stream, is cut off or cannot be decoded, or the
       window holds no frame. (A cut-off file is noticed if its header states a duration.)
   """
+  index, indices_N = _choose(path, start, end, sampling)
+  frames = _read_or_refuse(path, index, indices_N, transform)
+  return Clip(np.stack(frames), index.times[indices_N], indices_N, index.fps)
+
+
+def look(
+  path: str | pathlib.Path,
+  start: float | None = None,
+  end: float | None = None,
+  sampling: Sampling = QWEN_SAMPLING,
+) -> Clip:
+  """As `decode`, but frames_NHWC holds the first frame only: cheap, for planning.
+
+  Raises:
+    MediaError: as `decode`, for what the headers and the first frame tell.
+  """
+  index, indices_N = _choose(path, start, end, sampling)
+  frames = _read_or_refuse(path, index, indices_N[:1], None)
+  return Clip(np.stack(frames), index.times[indices_N], indices_N, index.fps)
+
+
+def _choose(path, start, end, sampling: Sampling) -> tuple["_Index", np.ndarray]:
+  """The index of a file, and the numbers of the frames to take from the window."""
   if not pathlib.Path(path).is_file():
     raise MediaError(path, "no such file")
   try:
     index = _scan(path)
-    times = (index.stamps - index.stamps[0]) * index.base
-    first, last = _window(path, times, start, end)
-    indices_N = sampling.indices(first, last, index.fps)
-    stamps_N = index.stamps[indices_N]
+  except av.FFmpegError as error:
+    raise MediaError(path, f"cannot be decoded ({error.strerror or error})") from error
+  first, last = _window(path, index.times, start, end)
+  return index, sampling.indices(first, last, index.fps)
+
+
+def _read_or_refuse(path, index: "_Index", indices_N: np.ndarray, transform) -> list[np.ndarray]:
+  stamps_N = index.stamps[indices_N]
+  try:
     frames = _read(path, stamps_N, index.keys, transform)
     if frames is None:
       frames = _read(path, stamps_N, index.keys[:0], transform)
@@ -136,7 +169,7 @@ def decode(
     raise MediaError(path, f"cannot be decoded ({error.strerror or error})") from error
   if frames is None:
     raise MediaError(path, "its frames cannot all be decoded; the file is damaged, encode it again")
-  return Clip(np.stack(frames), times[indices_N], indices_N, index.fps)
+  return frames
 
 
 def load_image(path: str | pathlib.Path) -> np.ndarray:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rmsd_jax.data import children, records, rows
+from rmsd_jax.data import children, prompts, records, rows
 from rmsd_jax.data.intake import Line, Quarantine, scan
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
@@ -78,8 +78,8 @@ class Pool:
     return tuple(Bucket(*sizes) for sizes in self.metadata["buckets"])
 
   @property
-  def layout(self) -> rows.Layout:
-    return rows.Layout(**self.metadata["layout"])
+  def layout(self) -> prompts.Layout:
+    return prompts.Layout(**self.metadata["layout"])
 
 
 def open_pool(directory: str | os.PathLike, split: str) -> Pool:
@@ -171,7 +171,7 @@ def build(
   """
   out = pathlib.Path(os.path.abspath(out_dir))
   _check_target(out, overwrite)
-  buckets = _check_buckets(buckets, processor.video.merge)
+  buckets = _check_buckets(buckets, processor.layout.merge)
   if workers < 1:
     raise UserError(f"{workers} workers; decoding needs at least 1")
   stage = out.with_name(f".{out.name}.partial")
@@ -225,12 +225,10 @@ def _settings(jsonl, processor: Processor, rules: rows.Rules, buckets) -> dict[s
   for path in jsonl:
     with open(path, "rb") as file:
       digest.update(hashlib.file_digest(file, "sha256").digest())
-  video = processor.video
-  layout = rows.Layout(video.patch, video.merge, video.temporal, processor.tokenizer.pad)
   return {
     "scorer": rules.version,
     "buckets": [list(bucket) for bucket in buckets],
-    "layout": dataclasses.asdict(layout),
+    "layout": dataclasses.asdict(processor.layout),
     "processor": processor.settings(),
     "source_sha256": digest.hexdigest(),
   }
@@ -245,12 +243,8 @@ class _Work:
   buckets: tuple[Bucket, ...]
 
   def __call__(self, line: Line) -> dict[str, Any]:
-    with open(line.path, "rb") as file:
-      file.seek(line.offset)
-      text = file.read(line.size).decode("utf-8")
-    record = records.parse(text, line.number, self.rules.closed)
-    folder = os.path.dirname(os.path.abspath(line.path))
-    row = rows.make(record, line.number, folder, self.processor, self.rules, self.buckets)
+    record = line.read(self.rules.closed)
+    row = rows.make(record, line.number, line.folder, self.processor, self.rules, self.buckets)
     return rows.encode(row)
 
 

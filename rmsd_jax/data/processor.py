@@ -1,4 +1,4 @@
-"""Messages and media -> prompt: the one path from a conversation to what the model reads.
+"""Messages and media -> prompts: the one path from a conversation to what the model reads.
 
 Training, rollouts, scoring and evaluation all build their prompts here, so they cannot disagree
 about frames, timestamps or token counts. Numpy only: this runs in pool builders and data workers.
@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rmsd_jax.data import chat, images, media
+from rmsd_jax.data import chat, images, media, prompts
+from rmsd_jax.data.prompts import Prompt
 from rmsd_jax.errors import UserError
+from rmsd_jax.groups import Bucket, PromptGroups
 
 _ROLES = ("system", "user", "assistant")
 _ITEM_KEYS = {  # type of a content item: (allowed keys, required keys)
@@ -24,27 +26,6 @@ _ITEM_KEYS = {  # type of a content item: (allowed keys, required keys)
   "image": ({"type", "image"}, {"type", "image"}),
   "video": ({"type", "video", "start", "end"}, {"type", "video"}),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-  """One conversation, unpadded.
-
-  Attributes:
-    ids_P: int32 token ids, placeholders expanded, ending where the assistant starts to write.
-    is_visual_P: bool, True where a visual token goes. Visual tokens stand in the order of the frame
-      pairs, and frame pair f owns rows * columns / merge**2 of them.
-    grid_F2: int32 rows and columns of patches of each frame pair.
-    patches: F arrays of uint8 [S_f, C], S_f = rows * columns, in the order of `images.patchify`.
-    times_F2: float32 presentation times in seconds of the first and last frame of each frame pair,
-      on the clock of the file (a window does not shift it); NaN for still images.
-  """
-
-  ids_P: np.ndarray
-  is_visual_P: np.ndarray
-  grid_F2: np.ndarray
-  patches: tuple[np.ndarray, ...]
-  times_F2: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +38,27 @@ class _Medium:
   tokens: chat.MediaTokens
 
 
+@dataclasses.dataclass(frozen=True)
+class MediaPlan:
+  """What one image or clip will be: frames read, their size in pixels after the resize, tokens."""
+
+  frames: int
+  height: int
+  width: int
+  layout: chat.MediaTokens
+
+  @property
+  def tokens(self) -> int:
+    """Visual tokens, timestamps and markers not counted."""
+    return sum(self.layout.counts_F)
+
+
 class Processor:
-  """Turns one conversation into a `Prompt`.
+  """Turns conversations into prompts, and samples back into text.
+
+      processor = Processor(folder)
+      groups = processor([messages, messages])        # a batch; one conversation is a batch of one
+      texts = processor.decode(generate(model, params, groups))
 
   Picklable, so that a pool builder can send it to its worker processes.
 
@@ -67,31 +67,11 @@ class Processor:
     video, image: the `images.Budget` of clips and of stills; they share patch, merge, temporal.
     sampling: the `media.Sampling` of frames.
     outer_vision_wrapper: see `chat.ChatTokenizer.encode_messages`.
+    layout: the `prompts.Layout` of the model.
   """
 
   def __init__(
     self,
-    tokenizer: chat.ChatTokenizer,
-    video: images.Budget,
-    image: images.Budget,
-    sampling: media.Sampling,
-    outer_vision_wrapper: bool = False,
-  ):
-    geometry = [(b.patch, b.merge, b.temporal) for b in (video, image)]
-    if geometry[0] != geometry[1]:
-      raise UserError(
-        f"the budgets of clips and images differ in (patch, merge, temporal): {geometry[0]} and "
-        f"{geometry[1]}; give both the values of the model"
-      )
-    self.tokenizer = tokenizer
-    self.video = video
-    self.image = image
-    self.sampling = sampling
-    self.outer_vision_wrapper = outer_vision_wrapper
-
-  @classmethod
-  def from_folder(
-    cls,
     folder: str | pathlib.Path,
     *,
     sampling: media.Sampling = media.QWEN_SAMPLING,
@@ -99,7 +79,7 @@ class Processor:
     video_pixels: tuple[int, int] | None = None,
     image_pixels: tuple[int, int] | None = None,
     outer_vision_wrapper: bool = False,
-  ) -> "Processor":
+  ):
     """A processor for a Hugging Face model folder.
 
     The patch, merge and temporal sizes come from `vision_config` of its config.json.
@@ -116,15 +96,26 @@ class Processor:
     """
     patch, merge, temporal = read_geometry(folder)
     budget = functools.partial(images.budget, patch=patch, merge=merge, temporal=temporal)
-    return cls(
-      tokenizer=chat.ChatTokenizer(folder),
-      video=budget(video_style, video_pixels),
-      image=budget("hf_image", image_pixels),
-      sampling=sampling,
-      outer_vision_wrapper=outer_vision_wrapper,
-    )
+    self.tokenizer = chat.ChatTokenizer(folder)
+    self.video, self.image = budget(video_style, video_pixels), budget("hf_image", image_pixels)
+    self.sampling, self.outer_vision_wrapper = sampling, outer_vision_wrapper
+    self.layout = prompts.Layout(patch, merge, temporal, self.tokenizer.pad)
 
-  def __call__(self, messages: Sequence[Mapping]) -> Prompt:
+  def __call__(self, conversations: Sequence, bucket: Bucket | None = None) -> PromptGroups:
+    """Conversations -> groups with no response slots, see `prompts.collate`.
+
+    Args:
+      conversations: a list of message lists as `prompt` takes them, or one such list.
+      bucket: the padded sizes; None: the smallest that hold the batch.
+
+    Raises:
+      media.MediaError, UserError: as `prompt`; a prompt does not fit the bucket.
+    """
+    single = bool(conversations) and isinstance(conversations[0], Mapping)
+    several = [conversations] if single else conversations
+    return prompts.collate([self.prompt(messages) for messages in several], self.layout, bucket)
+
+  def prompt(self, messages: Sequence[Mapping]) -> Prompt:
     """Reads the media of one conversation and lays out its tokens.
 
     Args:
@@ -158,8 +149,31 @@ class Processor:
       patches=tuple(patches_SC for medium in found for patches_SC in medium.patches_FSC),
       times_F2=np.concatenate([np.zeros((0, 2), np.float32)] + [m.times_F2 for m in found]),
     )
-    check_prompt(prompt, self.video.merge)
+    prompts.check(prompt, self.video.merge)
     return prompt
+
+  def plan(self, messages: Sequence[Mapping]) -> tuple[Bucket, list[MediaPlan]]:
+    """What `prompt` will make of a conversation, from headers and first frames alone.
+
+    Returns:
+      The smallest bucket that holds the prompt (P exact, T = 0), and each medium's frames, size
+      and tokens.
+
+    Raises:
+      media.MediaError, UserError: as `prompt`.
+    """
+    check_messages(messages)
+    items = [item for message in messages for item in _items(message) if item["type"] != "text"]
+    plans = [self._plan(item) for item in items]
+    tokens = [plan.layout for plan in plans]
+    ids = self.tokenizer.encode_messages(messages, tokens, self.outer_vision_wrapper)
+    counts_F = [count for plan in plans for count in plan.layout.counts_F]
+    patches = self.layout.merge**2 * max(counts_F, default=1)
+    return Bucket(len(ids), 0, max(1, len(counts_F)), patches), plans
+
+  def decode(self, samples) -> list[list[str]]:
+    """The texts of a `generate.Samples`: B lists of R, control tokens left out."""
+    return self.tokenizer.decode_groups(samples.responses_BRT, samples.length_BR)
 
   def settings(self) -> dict:
     """Everything that decides what a prompt looks like, as JSON values (for metadata files)."""
@@ -188,6 +202,19 @@ class Processor:
         frames_NHWC = frames_NHWC[:1]
       pictures.append(frames_NHWC.reshape(-1, *frames_NHWC.shape[2:]))
     return pictures
+
+  def _plan(self, item: Mapping) -> MediaPlan:
+    """The frames, size and tokens of one image or clip."""
+    if item["type"] == "image":
+      source, budget, count, seconds_F = media.load_image(item["image"]).shape, self.image, 1, ()
+    else:
+      clip = media.look(item["video"], item.get("start"), item.get("end"), self.sampling)
+      source, budget, count = clip.frames_NHWC.shape[1:], self.video, len(clip.indices_N)
+      seconds_F = chat.pair_seconds(clip.indices_N, clip.fps, self.video.temporal)
+    height, width = budget.size(count, *source[:2])
+    per_pair = (height // budget.factor) * (width // budget.factor)
+    layout = chat.MediaTokens(item["type"], (per_pair,) * max(1, len(seconds_F)), seconds_F)
+    return MediaPlan(count, height, width, layout)
 
   def _read(self, item: Mapping) -> _Medium:
     """Decodes, resizes and cuts one image or clip."""
@@ -270,23 +297,8 @@ def read_geometry(folder: str | pathlib.Path) -> tuple[int, int, int]:
   return sizes
 
 
-def check_prompt(prompt: Prompt, merge: int) -> None:
-  """Holds placeholders against features.
-
-  Raises:
-    UserError: the text has room for another number of visual tokens than the media give.
-  """
-  places = int(prompt.is_visual_P.sum())
-  features = sum(patches_SC.shape[0] for patches_SC in prompt.patches) // merge**2
-  if places != features:
-    raise UserError(
-      f"the prompt has {places} visual placeholders, but its media give {features} visual tokens; "
-      "the chat template and the messages must name the same media"
-    )
-
-
 def check_messages(messages: Sequence[Mapping]) -> None:
-  """Holds a conversation against the form that `Processor.__call__` describes.
+  """Holds a conversation against the form that `Processor.prompt` describes.
 
   Raises:
     UserError: names the message, the key or the value at fault.

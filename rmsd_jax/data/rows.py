@@ -15,7 +15,8 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from rmsd_jax.data.processor import Processor, Prompt
+from rmsd_jax.data.processor import Processor
+from rmsd_jax.data.prompts import Prompt
 from rmsd_jax.data.records import Media, Record, RecordFault, Response
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
@@ -50,16 +51,6 @@ class Rules:
   prompt_text: Callable[[str, str, Sequence[str]], str]
   validate: Callable[[str, Any, Sequence[str]], str | None]
   score: Callable[[str, str, Any, Sequence[str], str, int, int], Score]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """Sizes that every row of a pool shares: how pictures become patches, what fills empty places."""
-
-  patch: int  # pixels, side of a patch
-  merge: int  # patches, side of a visual token
-  temporal: int  # frames of a pair
-  pad_id: int  # token id of padding, never the end of a turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +166,7 @@ def make(
   """
   if fault := rules.validate(record.task, record.answer, record.options):
     raise RecordFault(line_number, fault)
-  text = rules.prompt_text(record.task, record.question, record.options)
-  content = [_item(media, folder) for media in record.media] + [{"type": "text", "text": text}]
-  prompt = processor([{"role": "user", "content": content}])
+  prompt = processor.prompt(messages(record, folder, rules))
   ids = [processor.tokenizer.encode_response(response.text) for response in record.responses]
   ended = [i for i, r in zip(ids, record.responses, strict=True) if r.finish_reason == "stop"]
   bucket = choose(buckets, prompt, max(map(len, ended), default=0))
@@ -236,6 +225,13 @@ def png(picture: np.ndarray) -> bytes:
 def picture(png_file: bytes) -> np.ndarray:
   """A PNG file -> uint8 [H, W, 3]."""
   return np.asarray(PIL.Image.open(io.BytesIO(png_file)))
+
+
+def messages(record: Record, folder: str, rules: Rules) -> list[dict[str, Any]]:
+  """The conversation that a record's prompt is: one user turn, media first."""
+  text = rules.prompt_text(record.task, record.question, record.options)
+  content = [_item(media, folder) for media in record.media] + [{"type": "text", "text": text}]
+  return [{"role": "user", "content": content}]
 
 
 def _item(media: Media, folder: str) -> dict[str, Any]:

@@ -3,9 +3,14 @@
 A packed row holds P prompt tokens and R responses of T tokens. A token may see its own segment
 up to itself and, from a response, the whole prompt; responses never see each other.
 
-    split   three einsums (prompt-prompt, response-prompt, response-response) that share one
-            softmax: no score between siblings is ever computed. The path on CPU.
-    dense   one masked softmax over the packed row: the oracle of the tests.
+    split    three einsums (prompt-prompt, response-prompt, response-response) that share one
+             softmax: no score between siblings is ever computed. The path on CPU.
+    splash   Pallas on TPU (rmsd_jax.models.splash): no scores in HBM, empty blocks skipped.
+    cudnn    cuDNN flash attention on GPU: the prompt by itself, then each response behind a copy of
+             the prompt's keys. The public API only: merging partial results by their log-sum-exp
+             would be cheaper, but jax drops the gradient through it (jax 0.10.2).
+    dense    one masked softmax over the packed row: the oracle of the tests.
+    auto     splash on TPU, cudnn on GPU, split elsewhere.
 
 Axes: B prompts, S = P + R*T packed tokens, N query heads, K key/value heads, G = N / K query heads
 of one key/value head, H head width, q queries, s keys.
@@ -19,6 +24,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rmsd_jax.errors import UserError
+
+IMPLEMENTATIONS = ("auto", "split", "splash", "cudnn", "dense")
+BY_BACKEND = {"tpu": "splash", "gpu": "cudnn"}
 NEVER = -1e30  # a finite "minus infinity": a row that sees nothing yields a mean, not NaN
 
 
@@ -31,11 +40,42 @@ class Layout(NamedTuple):
 
 
 def group_attention(q_BSNH, k_BSKH, v_BSKH, layout: Layout, prompt_length_B, impl: str = "split"):
-  """Attention under the group rule; o_BSNH in q's dtype. `impl` is "split" or "dense"."""
-  attend = {"split": _split, "dense": _dense}[impl]
+  """Attention under the group rule; o_BSNH in q's dtype. `impl` is one of IMPLEMENTATIONS."""
+  attend = {"split": _split, "splash": _splash, "cudnn": _cudnn, "dense": _dense}[resolve(impl)]
   q_BSNH = q_BSNH * q_BSNH.shape[-1] ** -0.5
   o_BSNH = attend(q_BSNH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), layout, prompt_length_B)
   return o_BSNH.astype(q_BSNH.dtype)
+
+
+def resolve(impl: str) -> str:
+  """ "auto" -> what suits the default backend; checks the name."""
+  if impl not in IMPLEMENTATIONS:
+    raise UserError(f"attention {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
+  return BY_BACKEND.get(jax.default_backend(), "split") if impl == "auto" else impl
+
+
+def _splash(q_BSNH, k_BKSH, v_BKSH, layout: Layout, prompt_length_B):
+  from rmsd_jax.models import splash  # Pallas for TPU: imported where it is used
+
+  q_BNSH = q_BSNH.swapaxes(1, 2)
+  return splash.attention(q_BNSH, k_BKSH, v_BKSH, layout, prompt_length_B).swapaxes(1, 2)
+
+
+def _cudnn(q_BSNH, k_BKSH, v_BKSH, layout: Layout, prompt_length_B, implementation="cudnn"):
+  P, R, T = layout
+  B, _, N, H = q_BSNH.shape
+  k_BSKH, v_BSKH = k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2)
+  attend = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation=implementation)
+  o_p = attend(q_BSNH[:, :P], k_BSKH[:, :P], v_BSKH[:, :P], is_causal=True)
+  if R == 0:
+    return o_p
+  own = lambda x: x[:, P:].reshape(B * R, T, -1, H)
+  behind_prompt = lambda x: jnp.concatenate([jnp.repeat(x[:, :P], R, 0), own(x)], 1)
+  seen_BP = jnp.arange(P) < prompt_length_B[:, None]
+  to_prompt = jnp.broadcast_to(jnp.repeat(seen_BP, R, 0)[:, None], (B * R, T, P))
+  mask = jnp.concatenate([to_prompt, jnp.broadcast_to(_causal(T), (B * R, T, T))], 2)
+  o_r = attend(own(q_BSNH), behind_prompt(k_BSKH), behind_prompt(v_BSKH), mask=mask[:, None])
+  return jnp.concatenate([o_p, o_r.reshape(B, R * T, N, H)], 1)
 
 
 def _split(q_BSNH, k_BKSH, v_BKSH, layout: Layout, prompt_length_B):

@@ -50,11 +50,14 @@ class VisionConfig:
 class ModelConfig:
   text: TextConfig
   vision: VisionConfig
+  stop_ids: tuple[int, ...] = ()  # tokens that end a response
+  pad_id: int = 0  # fills unused places
 
 
 def _small(layers, width, heads, mlp, tied, vision):
   text = TextConfig(layers, width, heads, 8, mlp, tied=tied)
-  return ModelConfig(text, dataclasses.replace(vision, out=width))
+  stop_ids, pad_id = (151_645, 151_643), 151_643  # <|im_end|> and <|endoftext|>
+  return ModelConfig(text, dataclasses.replace(vision, out=width), stop_ids, pad_id)
 
 
 _LARGE_TOWER = VisionConfig(depth=27, width=1_152, mlp=4_304, deepstack=(8, 16, 24))
@@ -65,63 +68,136 @@ PRESETS = {  # the released dense sizes (public configs of Qwen/Qwen3-VL-*)
   "32b": _small(64, 5_120, 64, 25_600, False, _LARGE_TOWER),
 }
 
-# Fields that change the computation and that we support with one value only.
+# Fields that change the computation and are supported with one value only (if absent, that one).
 _FIXED = {
-  "text_config": {"hidden_act": "silu", "attention_bias": False},
+  "text_config": {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "num_experts": 0,
+  },
   "vision_config": {"hidden_act": "gelu_pytorch_tanh", "in_channels": 3},
+}
+_TEXT_FIELDS = {  # ours -> theirs
+  "layers": "num_hidden_layers",
+  "width": "hidden_size",
+  "heads": "num_attention_heads",
+  "kv_heads": "num_key_value_heads",
+  "mlp": "intermediate_size",
+  "head": "head_dim",
+  "vocab": "vocab_size",
+  "eps": "rms_norm_eps",
+}
+_VISION_FIELDS = {
+  "depth": "depth",
+  "width": "hidden_size",
+  "heads": "num_heads",
+  "mlp": "intermediate_size",
+  "out": "out_hidden_size",
+  "patch": "patch_size",
+  "temporal": "temporal_patch_size",
+  "merge": "spatial_merge_size",
 }
 
 
 def from_hf(folder: str | pathlib.Path) -> ModelConfig:
   """Reads `config.json` of a Qwen3-VL folder (the layout of transformers 4.57 or of 5.x).
 
+  The tokens that end a response come from generation_config.json where there is one.
+
   Raises:
-    UserError: no such file, another model family, or a field that this port does not support.
+    UserError: no such file, another model family, or fields that are missing, that contradict each
+      other or that this port does not support: all of them in one message.
   """
   path = pathlib.Path(folder) / "config.json"
-  if not path.is_file():
-    raise UserError(f"{path} does not exist; give the folder of a Hugging Face Qwen3-VL checkpoint")
-  raw = json.loads(path.read_text())
-  if raw["model_type"] != "qwen3_vl":
-    raise UserError(f"{path}: model_type is {raw['model_type']!r}; only 'qwen3_vl' (dense) is read")
-  for part, fixed in _FIXED.items():
-    for key, value in fixed.items():
-      if raw[part].get(key, value) != value:
-        raise UserError(
-          f"{path}: {part}.{key} = {raw[part][key]!r} is not supported, only {value!r}"
-        )
-  text, vision = raw["text_config"], raw["vision_config"]
+  raw = _read_json(path)
+  if raw.get("model_type") != "qwen3_vl":
+    raise UserError(
+      f"{path}: model_type is {raw.get('model_type')!r}; only 'qwen3_vl' (dense) is read"
+    )
+  text, vision = (raw.get(part) or {} for part in _FIXED)
   rope = text.get("rope_parameters") or {}  # 5.x; older files keep theta beside rope_scaling
-  scaling = rope if "mrope_section" in rope else text["rope_scaling"]
-  if not scaling.get("mrope_interleaved", False):
-    raise UserError(f"{path}: mrope_interleaved is not true; Qwen3-VL's positions are interleaved")
-  return ModelConfig(
+  rope = (text.get("rope_scaling") or {}) | rope
+  theta = rope.get("rope_theta", text.get("rope_theta"))
+  faults = [
+    f"{part}.{key} = {raw[part][key]!r} is not supported, only {value!r}"
+    for part, fixed in _FIXED.items()
+    for key, value in fixed.items()
+    if (raw.get(part) or {}).get(key, value) not in (value, None)
+  ]
+  needed = [("text_config", text, key) for key in _TEXT_FIELDS.values()]
+  needed += [("vision_config", vision, key) for key in _VISION_FIELDS.values()]
+  needed += [("vision_config", vision, "num_position_embeddings")]
+  needed += [("vision_config", vision, "deepstack_visual_indexes")]
+  faults += [f"{part}.{key} is missing" for part, fields, key in needed if key not in fields]
+  if theta is None or len(rope.get("mrope_section", ())) != 3:
+    faults.append("text_config has no rope_theta, or no mrope_section of three numbers")
+  if not rope.get("mrope_interleaved", False):
+    faults.append("mrope_interleaved is not true; Qwen3-VL's positions are interleaved")
+  if (kind := rope.get("rope_type", "default")) != "default":
+    faults.append(f"rope_type {kind!r} is not supported, only 'default'")
+  if faults:
+    raise UserError(f"{path}: {'; '.join(faults)}")
+  config = ModelConfig(
     TextConfig(
-      layers=text["num_hidden_layers"],
-      width=text["hidden_size"],
-      heads=text["num_attention_heads"],
-      kv_heads=text["num_key_value_heads"],
-      mlp=text["intermediate_size"],
-      head=text["head_dim"],
-      vocab=text["vocab_size"],
-      theta=float(rope["rope_theta"] if "rope_theta" in rope else text["rope_theta"]),
-      sections=tuple(scaling["mrope_section"]),
-      eps=text["rms_norm_eps"],
-      tied=raw["tie_word_embeddings"],
+      **{ours: text[theirs] for ours, theirs in _TEXT_FIELDS.items()},
+      theta=float(theta),
+      sections=tuple(rope["mrope_section"]),
+      tied=bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
     ),
     VisionConfig(
-      depth=vision["depth"],
-      width=vision["hidden_size"],
-      heads=vision["num_heads"],
-      mlp=vision["intermediate_size"],
-      out=vision["out_hidden_size"],
-      patch=vision["patch_size"],
-      temporal=vision["temporal_patch_size"],
-      merge=vision["spatial_merge_size"],
+      **{ours: vision[theirs] for ours, theirs in _VISION_FIELDS.items()},
       table=round(vision["num_position_embeddings"] ** 0.5),
       deepstack=tuple(vision["deepstack_visual_indexes"]),
     ),
+    **_special_ids(path.parent, raw),
   )
+  if faults := _contradictions(config, vision["num_position_embeddings"]):
+    raise UserError(f"{path}: {'; '.join(faults)}")
+  return config
+
+
+def _read_json(path: pathlib.Path) -> dict:
+  if not path.is_file():
+    raise UserError(f"{path} does not exist; give the folder of a Hugging Face Qwen3-VL checkpoint")
+  try:
+    raw = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error}); copy it again") from error
+  if not isinstance(raw, dict):
+    raise UserError(f"{path} holds no JSON object; copy it again")
+  return raw
+
+
+def _contradictions(config: ModelConfig, positions: int) -> list[str]:
+  t, v = config.text, config.vision
+  rules = {
+    f"mrope_section {t.sections} does not add up to half of head_dim {t.head}": (
+      2 * sum(t.sections) == t.head
+    ),
+    f"num_attention_heads {t.heads} is no multiple of num_key_value_heads {t.kv_heads}": (
+      t.heads % t.kv_heads == 0
+    ),
+    f"vision out_hidden_size {v.out} is not the decoder's hidden_size {t.width}": v.out == t.width,
+    f"num_position_embeddings {positions} is not a square": v.table**2 == positions,
+    f"deepstack_visual_indexes {v.deepstack} are not ascending blocks of {v.depth}": (
+      list(v.deepstack) == sorted(set(v.deepstack))
+      and all(0 <= block < v.depth for block in v.deepstack)
+    ),
+    f"{len(v.deepstack)} DeepStack levels, but {t.layers} layers": len(v.deepstack) <= t.layers,
+  }
+  return [fault for fault, holds in rules.items() if not holds]
+
+
+def _special_ids(folder: pathlib.Path, raw: dict) -> dict:
+  """stop_ids and pad_id, from generation_config.json, else config.json."""
+  extra = folder / "generation_config.json"
+  sources = [_read_json(extra)] if extra.is_file() else []
+  sources += [raw, raw["text_config"]]
+  first = lambda key: next((s[key] for s in sources if s.get(key) is not None), None)
+  stop, padding = first("eos_token_id"), first("pad_token_id")
+  stop = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+  return {"stop_ids": stop, "pad_id": padding if padding is not None else (*stop, 0)[0]}
 
 
 def to_hf(config: ModelConfig, token_ids: dict[str, int]) -> dict:

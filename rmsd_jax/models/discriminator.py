@@ -32,7 +32,7 @@ class Discriminator:
     return {"value_head": {"kernel": c.init_std * jax.random.normal(key, (c.width,), jnp.float32)}}
 
   def abstract_head(self) -> dict:
-    return jax.eval_shape(self.init_head, jax.random.key(0))
+    return jax.eval_shape(lambda: self.init_head(jax.random.key(0)))
 
   def __call__(self, params: dict, groups: PromptGroups, visual: Visual | None = None) -> jax.Array:
     """Scores fp32 [B, R], read at the last token of each response; 0 for an empty slot."""

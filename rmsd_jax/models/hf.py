@@ -1,7 +1,8 @@
 """Weights in and out: Hugging Face Qwen3-VL folders <-> our parameter dicts.
 
-    params = load(folder, mesh)     sharded safetensors -> fp32 masters, checked by name and shape
-    save(folder, params, base)      -> a folder that transformers loads; other files copied
+    model, params = load(folder)          to use the model: both in one type, on one mesh
+    params = load_params(folder, mesh)    sharded safetensors, checked by name and shape
+    save(folder, params, base)            -> a folder that transformers loads; other files copied
 
 A stacked leaf of ours ("text/layers/q", [L, D, N, H]) is L tensors there, [out, in] each.
 """
@@ -109,12 +110,34 @@ def _to_theirs(ours: str, leaf: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
 
 
 def load_model(folder: str | pathlib.Path, **options) -> Qwen3VL:
-  """The model that a folder's config.json describes; options as in Qwen3VL."""
-  return Qwen3VL(config_lib.from_hf(folder), **options)
+  """The model that a folder's config.json describes; options as in Qwen3VL.
+
+  Args:
+    folder: or the name of a released size, one of `config.PRESETS`: a model without weights.
+  """
+  config = config_lib.PRESETS.get(str(folder)) or config_lib.from_hf(folder)
+  return Qwen3VL(config, **options)
 
 
-def load(folder: str | pathlib.Path, mesh: Mesh) -> dict:
-  """Reads the weights as fp32, straight into arrays that are sharded over the mesh.
+def load(
+  folder: str | pathlib.Path, mesh: Mesh | None = None, dtype="float32", **options
+) -> tuple[Qwen3VL, dict]:
+  """The model of a folder and its parameters.
+
+  Args:
+    mesh: the devices to lie on, see `sharding.make_mesh`; None: the first one.
+    dtype: of weights and activations; norms, softmax and rotary angles stay fp32 inside.
+    options: further ones of Qwen3VL.
+
+  Raises:
+    UserError: as `load_params`.
+  """
+  mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1]) if mesh is None else mesh
+  return load_model(folder, dtype=dtype, **options), load_params(folder, mesh, dtype)
+
+
+def load_params(folder: str | pathlib.Path, mesh: Mesh, dtype="float32") -> dict:
+  """Reads the weights straight into arrays that are sharded over the mesh.
 
   Each device shard is read from the files by itself, so that host memory never holds the model.
 
@@ -122,11 +145,9 @@ def load(folder: str | pathlib.Path, mesh: Mesh) -> dict:
     UserError: a file is missing or broken, or tensors are missing, extra or misshapen: all of
       them in one message.
   """
-  folder = pathlib.Path(folder)
-  model = load_model(folder)
-  reader = _Reader(folder)
+  model, reader = load_model(folder), _Reader(pathlib.Path(folder))
+  _check(reader, model)
   leaves = named.flatten(sharding.abstract(mesh, model.abstract(), PARTITION))
-  _check(reader, leaves, model.config)
 
   def read(ours: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     stacked = "{}" in _TENSORS[ours][0]
@@ -134,7 +155,7 @@ def load(folder: str | pathlib.Path, mesh: Mesh) -> dict:
     shape = leaf.shape[1:] if stacked else leaf.shape
 
     def shard(index):
-      one = lambda name, rest: _to_ours(ours, reader.get(name), shape)[rest].astype(np.float32)
+      one = lambda name, rest: _to_ours(ours, reader.get(name), shape)[rest].astype(dtype)
       if not stacked:
         return one(names[0], index)
       return np.stack([one(name, index[1:]) for name in names[index[0]]])
@@ -144,18 +165,29 @@ def load(folder: str | pathlib.Path, mesh: Mesh) -> dict:
   return named.unflatten({ours: read(ours, leaf) for ours, leaf in leaves.items()})
 
 
+def check_folder(folder: str | pathlib.Path) -> int:
+  """Holds a folder's weights against its config.json, reading headers only; the number of files.
+
+  Raises:
+    UserError: as `load_params`.
+  """
+  model, reader = load_model(folder), _Reader(pathlib.Path(folder))
+  _check(reader, model)
+  return len(reader.files)
+
+
 class _Reader:
   """The tensors of a folder's safetensors files, found through the index or the single file."""
 
   def __init__(self, folder: pathlib.Path):
     index = folder / "model.safetensors.index.json"
-    files = (
-      sorted(set(json.loads(index.read_text())["weight_map"].values()))
-      if index.is_file()
-      else ["model.safetensors"]
-    )
-    self._where = {}
-    for file in files:
+    self.files, self._where = ["model.safetensors"], {}
+    if index.is_file():
+      try:
+        self.files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+      except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} has no weight_map in JSON ({error}); copy it again") from error
+    for file in self.files:
       if not (folder / file).is_file():
         raise UserError(f"{folder / file} does not exist; copy the whole checkpoint folder")
       try:
@@ -173,14 +205,18 @@ class _Reader:
     return self._where[name].get_tensor(name)
 
 
-def _check(reader: _Reader, leaves: dict, config: config_lib.ModelConfig) -> None:
-  there = reader.shapes()
-  wanted = {
-    name: _their_shape(ours, leaf.shape, config.vision)
-    for ours, leaf in leaves.items()
+def their_shapes(model: Qwen3VL) -> dict[str, tuple[int, ...]]:
+  """Name and shape of every tensor of a checkpoint of this model."""
+  return {
+    name: _their_shape(ours, leaf.shape, model.config.vision)
+    for ours, leaf in named.flatten(model.abstract()).items()
     for name in _names(ours, leaf.shape[0])
   }
-  if config.text.tied:
+
+
+def _check(reader: _Reader, model: Qwen3VL) -> None:
+  there, wanted = reader.shapes(), their_shapes(model)
+  if model.config.text.tied:
     there.pop("lm_head.weight", None)  # some writers store the tied head twice
   faults = [f"missing {n}" for n in wanted if n not in there]
   faults += [f"unknown {n}" for n in there if n not in wanted]
@@ -214,33 +250,41 @@ def save(
   for file in sorted(base.iterdir()):
     if file.is_file() and ".safetensors" not in file.name and folder.resolve() != base.resolve():
       shutil.copyfile(file, folder / file.name)
-  shards, size = [{}], 0
-  for ours, leaf in named.flatten(params).items():
-    shape, names = _their_shape(ours, leaf.shape, config.vision), _names(ours, leaf.shape[0])
-    host, stacked = np.asarray(jax.device_get(leaf)).astype(dtype), "{}" in _TENSORS[ours][0]
-    for name, tensor in zip(names, host if stacked else [host], strict=True):
-      tensor = _to_theirs(ours, tensor, shape)
-      if size and size + tensor.nbytes > shard_bytes:
-        shards, size = [*shards, {}], 0
-      shards[-1][name], size = tensor, size + tensor.nbytes
-  _write(folder, shards)
-
-
-def _write(folder: pathlib.Path, shards: list[dict]) -> None:
-  """Weight files and their index; the index comes last, each file under its name when whole."""
-  single = len(shards) == 1
+  leaves, plan = named.flatten(params), _plan(params, np.dtype(dtype).itemsize, shard_bytes)
   files = [
-    "model.safetensors" if single else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-    for i in range(len(shards))
+    f"model-{i + 1:05d}-of-{len(plan):05d}.safetensors" if len(plan) > 1 else "model.safetensors"
+    for i in range(len(plan))
   ]
-  for file, tensors in zip(files, shards, strict=True):
+  for file, entries in zip(files, plan, strict=True):  # one file in memory at a time
+    tensors = {}
+    for name, (ours, layer) in entries.items():
+      leaf = leaves[ours] if layer is None else leaves[ours][layer]
+      shape = _their_shape(ours, leaves[ours].shape, config.vision)
+      tensors[name] = _to_theirs(ours, np.asarray(jax.device_get(leaf)).astype(dtype), shape)
     save_file(tensors, folder / (file + ".part"), metadata={"format": "pt"})
-    (folder / (file + ".part")).rename(folder / file)
-  if not single:
-    index = {
-      "metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())},
-      "weight_map": {name: file for file, s in zip(files, shards, strict=True) for name in s},
-    }
-    (folder / "model.safetensors.index.json").write_text(
-      json.dumps(index, indent=2, sort_keys=True)
-    )
+    (folder / (file + ".part")).rename(folder / file)  # under its name when whole
+  if len(plan) > 1:
+    size = sum(leaf.size for leaf in leaves.values()) * np.dtype(dtype).itemsize
+    where = {name: file for file, entries in zip(files, plan, strict=True) for name in entries}
+    index = {"metadata": {"total_size": size}, "weight_map": where}
+    text = json.dumps(index, indent=2, sort_keys=True)
+    (folder / "model.safetensors.index.json").write_text(text)
+    files.append("model.safetensors.index.json")
+  for stale in folder.glob("model*.safetensors*"):  # of an earlier export with other shards
+    if stale.name not in files:
+      stale.unlink()
+
+
+def _plan(params: dict, itemsize: int, shard_bytes: int) -> list[dict[str, tuple]]:
+  """Which tensors go into which file: per file {their name: (our name, layer or None)}."""
+  files, room = [{}], shard_bytes
+  for ours, leaf in named.flatten(params).items():
+    stacked = "{}" in _TENSORS[ours][0]
+    names = _names(ours, leaf.shape[0])
+    size = leaf.size // len(names) * itemsize
+    for layer, name in enumerate(names):
+      if size > room and files[-1]:
+        files, room = [*files, {}], shard_bytes
+      files[-1][name] = (ours, layer if stacked else None)
+      room -= size
+  return files

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as Spec
 
+from rmsd_jax import losses
 from rmsd_jax.groups import PromptGroups
 from rmsd_jax.models import attention
 from rmsd_jax.models.config import ModelConfig
@@ -73,14 +74,14 @@ class Qwen3VL:
     remat: recompute each layer in the backward pass (memory of one layer instead of L).
     unroll: write out the layers instead of looping over them: for few layers on CPU, where XLA
       runs loop bodies some 20 % slower; compilation takes L times as long.
-    attention: "split" or "dense" (rmsd_jax.models.attention).
+    attention: one of `attention.IMPLEMENTATIONS`.
   """
 
   config: ModelConfig
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   unroll: bool = False
-  attention: str = "split"
+  attention: str = "auto"
 
   @functools.cached_property
   def text(self) -> Decoder:
@@ -97,7 +98,7 @@ class Qwen3VL:
 
   def abstract(self) -> dict:
     """Shapes and dtypes of `init`, without computing anything."""
-    return jax.eval_shape(self.init, jax.random.key(0))
+    return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
   def encode(self, params: dict, groups: PromptGroups) -> Visual:
     """Runs the vision tower. It always runs, padding frames included: shapes are static."""
@@ -126,6 +127,11 @@ class Qwen3VL:
     x_BSD, _ = self.text(params["text"], x_BSD, angles_BSE, deep_nBPD, attend)
     x_BSD = self.text.norm(params["text"], x_BSD)
     return x_BSD[:, :P], x_BSD[:, P:].reshape(B, R, T, self.config.text.width)
+
+  def logits(self, params: dict, groups: PromptGroups) -> jax.Array:
+    """Logits of the whole prompts, fp32 [B, P, V], for checks and other uses; training never makes
+    them (rmsd_jax.losses.token_logps)."""
+    return _logits(self, params, groups)
 
   def prefill(self, params: dict, groups: PromptGroups, samples: int, tokens: int, visual=None):
     """Runs the prompts once and makes room for `samples` responses of `tokens` tokens each.
@@ -188,3 +194,9 @@ class Qwen3VL:
     return self.text.angles(
       jnp.broadcast_to(positions_BT[:, None], (len(positions_BT), 3, positions_BT.shape[1]))
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model: Qwen3VL, params: dict, groups: PromptGroups) -> jax.Array:
+  prompt_BPD, _ = model(params, groups)
+  return losses.logits(prompt_BPD, model.unembedding(params))

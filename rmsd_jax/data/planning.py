@@ -1,0 +1,103 @@
+"""What the records of a pool will take, from headers alone: frames, sizes, tokens, buckets.
+
+A pool whose buckets are too small loses records, one whose buckets are too large pays for padding
+in every step; both are seen here before anything is decoded.
+"""
+
+import collections
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rmsd_jax.data import rows
+from rmsd_jax.data.intake import Quarantine, scan
+from rmsd_jax.data.pool import Progress
+from rmsd_jax.data.processor import Processor
+from rmsd_jax.errors import UserError
+from rmsd_jax.groups import Bucket
+
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+ROUND = {"prompt": 64, "response": 32}  # buckets are multiples of these many tokens
+
+
+@dataclasses.dataclass
+class Plan:
+  """What was found.
+
+  Attributes:
+    needs_N4: int, per usable record the smallest bucket (P, T, F, S) that holds it.
+    media: (kind, frames, height, width, tokens) -> number of images or clips.
+    unusable: reason of the first unusable record of each kind, and their number.
+  """
+
+  needs_N4: np.ndarray
+  media: collections.Counter
+  unusable: dict[str, tuple[int, str]]
+
+
+def plan(
+  jsonl: Sequence[str | os.PathLike],
+  processor: Processor,
+  rules: rows.Rules,
+  progress: Callable[[int], Progress],
+) -> Plan:
+  """Looks at every record of JSON Lines files.
+
+  Args:
+    progress: called with the number of records that will be looked at.
+
+  Raises:
+    UserError: a file is missing, or no record is usable.
+  """
+  found, media, unusable = [], collections.Counter(), {}
+  with Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
+    lines = scan(jsonl, rules.closed, quarantine)
+  for kind, count in quarantine.kinds.items():
+    unusable[kind] = (count, quarantine.first)
+  with progress(len(lines)) as bar:
+    for line in lines:
+      record = line.read(rules.closed)
+      try:
+        bucket, plans = processor.plan(rows.messages(record, line.folder, rules))
+      except UserError as fault:
+        count, first = unusable.get(type(fault).__name__, (0, f"record {record.id!r}: {fault}"))
+        unusable[type(fault).__name__] = (count + 1, first)
+      else:
+        ended = (r.text for r in record.responses if r.finish_reason == "stop")
+        longest = max((len(processor.tokenizer.encode_response(text)) for text in ended), default=1)
+        found.append(bucket._replace(response=longest))
+        media.update((p.layout.kind, p.frames, p.height, p.width, p.tokens) for p in plans)
+      bar.update(1)
+  if not found:
+    raise UserError(f"no record is usable: {'; '.join(first for _, first in unusable.values())}")
+  return Plan(np.array(found), media, unusable)
+
+
+def suggested(needs_N4: np.ndarray, share: float = 1.0) -> Bucket:
+  """The smallest bucket, in round numbers, that holds this share of the records on every axis."""
+  sizes = Bucket(*(int(x) for x in np.quantile(needs_N4, share, axis=0, method="higher")))
+  rounded = {name: math.ceil(getattr(sizes, name) / to) * to for name, to in ROUND.items()}
+  return sizes._replace(**rounded)
+
+
+def table(found: Plan) -> str:
+  """The plan in words, for people."""
+  lines = [f"{'':<7}{'frames':>7} {'height x width':>15} {'tokens':>7} {'number':>8}"]
+  for (kind, frames, height, width, tokens), count in found.media.most_common(20):
+    lines.append(f"{kind:<7}{frames:>7} {f'{height} x {width}':>15} {tokens:>7,} {count:>8,}")
+  if (rest := len(found.media) - 20) > 0:
+    lines.append(f"and {rest} rarer sizes")
+  names = ("P prompt tokens", "T response tokens", "F frame pairs", "S patches of a pair")
+  lines += ["", f"{'needed by':<22}" + "".join(f"{f'{q:.0%}':>9}" for q in QUANTILES)]
+  for axis, name in enumerate(names):
+    values = np.quantile(found.needs_N4[:, axis], QUANTILES, method="higher")
+    lines.append(f"{name:<22}" + "".join(f"{int(value):>9,}" for value in values))
+  half, whole = (",".join(map(str, suggested(found.needs_N4, q))) for q in (0.5, 1.0))
+  lines += ["", f"{len(found.needs_N4):,} records fit --buckets {whole}"]
+  if half != whole:
+    lines.append(f"less padding: --buckets {half} {whole}  (half of the records fit the first)")
+  lines += [f"{count} unusable: {first}" for count, first in found.unusable.values()]
+  return "\n".join(lines)
