@@ -11,7 +11,7 @@ up to the clip; a "response" is a question, the turn's end and the reply, and on
 learned, so every row reads as R one-turn conversations.
 
 Axes: B clips, R questions, P prompt tokens, T tokens of question and reply, F frame pairs, G cells,
-D decoder width, n DeepStack levels.
+D decoder width, n DeepStack levels, A attributes of a cell: digit, colour, row, column.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import itertools
 import json
 import multiprocessing
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 
@@ -31,12 +32,12 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
-from rmsd_jax import losses, masked, optim, sharding
+from rmsd_jax import losses, masked, optim
 from rmsd_jax.cli import Parser, run
-from rmsd_jax.data import batch as batch_lib
-from rmsd_jax.data import media, rows
+from rmsd_jax.data import media, prompts
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.data.processor import Processor, Prompt
+from rmsd_jax.data.processor import Processor
+from rmsd_jax.data.prompts import Prompt
 from rmsd_jax.demo import tokenizer as tokenizer_lib
 from rmsd_jax.demo import world
 from rmsd_jax.demo.plain_texts import plain_texts
@@ -44,7 +45,7 @@ from rmsd_jax.generate import generate
 from rmsd_jax.groups import Bucket
 from rmsd_jax.metrics import Progress
 from rmsd_jax.models import config as config_lib
-from rmsd_jax.models import hf
+from rmsd_jax.models import hf, layers
 from rmsd_jax.models.student import Qwen3VL
 
 TEXT = dict(
@@ -72,10 +73,18 @@ BUCKET = Bucket(
   prompt=112, response=40, frames=world.SECONDS, patches=(world.SIZE * 2 // world.CELL) ** 2
 )
 CLIPS = 16  # per step
-# Every fourth step has room for the longest texts; the others are short, so that little is padding.
-SHAPES = ((40, 10), (40, 10), (40, 10), (60, 6))  # T, R
-LEARNING_RATE = 2e-3
+# (shortest, longest text in tokens, R). Two thirds of the texts are short, and lookups are among
+# them; texts of like length share a step, so that little is padding.
+SHAPES = ((0, 26, 16), (27, 60, 7))
 STILLS = 0.2  # share of pictures among the scenes
+CARDS = (1, 2, 2, 3, 3, 3)  # drawn from; one card alone teaches nobody to find the one asked for
+# What a visual token is taught to say of its cell: one word of each list, each one token.
+WORDS = (
+  (*map(str, range(10)), " none"),  # in the order of world.cell_labels
+  (*(f" {name}" for name in world.COLOUR_NAMES), " none"),
+  tuple(f" {name}" for name in world.ROW_NAMES),
+  tuple(f" {name}" for name in world.COLUMN_NAMES),
+)
 SAMPLING = media.Sampling(fps=2.0)
 
 
@@ -99,14 +108,14 @@ class Reader:
   """Scenes as the model sees them: rendered, encoded as H.264 or PNG, decoded, cut into patches."""
 
   def __init__(self, folder: pathlib.Path, split: str, count: int, seed: int):
-    self.processor = Processor.from_folder(
+    self.processor = Processor(
       folder, sampling=SAMPLING, video_pixels=(1, 1 << 30), image_pixels=(1, 1 << 30)
     )
-    c = self.processor.video
-    self.layout = rows.Layout(c.patch, c.merge, c.temporal, self.processor.tokenizer.pad)
     rng = np.random.default_rng(seed)
     self.scenes = [
-      (world.make_still if rng.random() < STILLS else world.make_scene)(rng, split)
+      (world.make_still if rng.random() < STILLS else world.make_scene)(
+        rng, split, cards=int(rng.choice(CARDS))
+      )
       for _ in range(count)
     ]
     with tempfile.TemporaryDirectory() as temporary:
@@ -117,26 +126,29 @@ class Reader:
       with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         self.prompts = list(pool.map(functools.partial(_read, self.processor), paths, chunksize=64))
 
-  def batch(self, rng: np.random.Generator, clips: int, questions: int, T: int):
-    """Returns groups with R = questions, learned bool [B, R, T], and labels int32 [2, B, F, G]."""
+  def batch(self, rng: np.random.Generator, clips: int, shortest: int, T: int, questions: int):
+    """Texts of `shortest` to T tokens about random clips.
+
+    Returns groups with R = questions, learned bool [B, R, T], and labels int32 [A, B, F, G]."""
     chat = self.processor.tokenizer
     chosen = rng.integers(len(self.scenes), size=clips)
     ids_BRT = np.full((clips, questions, T), chat.pad, np.int32)
     length_BR = np.zeros((clips, questions), np.int32)
     learned_BRT = np.zeros((clips, questions, T), bool)
-    labels = np.full((2, clips, BUCKET.frames, world.GRID**2), -1, np.int32)
+    labels = np.full((len(WORDS), clips, BUCKET.frames, world.GRID**2), -1, np.int32)
     for b, index in enumerate(chosen):
       texts = plain_texts(self.scenes[index], rng)
       pairs = (self.encode(*texts[i]) for i in rng.permutation(len(texts)))
-      fitting = (pair for pair in pairs if len(pair[0]) + len(pair[1]) <= T)
+      fitting = (pair for pair in pairs if shortest <= len(pair[0]) + len(pair[1]) <= T)
       for r, (asked, replied) in enumerate(itertools.islice(fitting, questions)):
         length_BR[b, r] = len(asked) + len(replied)
         ids_BRT[b, r, : length_BR[b, r]] = asked + replied
         learned_BRT[b, r, len(asked) : length_BR[b, r]] = True
       cells = world.cell_labels(self.scenes[index])
-      labels[0, b, : len(cells.digit_FG)] = cells.digit_FG
-      labels[1, b, : len(cells.colour_FG)] = cells.colour_FG
-    groups = batch_lib.collate_prompts([self.prompts[i] for i in chosen], BUCKET, self.layout)
+      row_G, column_G = np.divmod(np.arange(world.GRID**2), world.GRID)
+      for attribute, label in enumerate((cells.digit_FG, cells.colour_FG, row_G, column_G)):
+        labels[attribute, b, : len(cells.digit_FG)] = label
+    groups = prompts.collate([self.prompts[i] for i in chosen], self.processor.layout, BUCKET)
     return groups.with_responses(ids_BRT, length_BR), learned_BRT, labels
 
   def encode(self, question: str, reply: str) -> tuple[list[int], list[int]]:
@@ -147,7 +159,7 @@ class Reader:
 def _read(processor: Processor, path: pathlib.Path) -> Prompt:
   """The user's turn up to and including the clip."""
   kind = "image" if path.suffix == ".png" else "video"
-  prompt = processor([{"role": "user", "content": [{"type": kind, kind: str(path)}]}])
+  prompt = processor.prompt([{"role": "user", "content": [{"type": kind, kind: str(path)}]}])
   head = len(prompt.ids_P) - len(_turn(processor.tokenizer))
   return dataclasses.replace(
     prompt, ids_P=prompt.ids_P[:head], is_visual_P=prompt.is_visual_P[:head]
@@ -161,23 +173,24 @@ def _turn(chat: ChatTokenizer) -> list[int]:
   return ids[ids.index(chat.im_end) :]
 
 
-def make_step(model: Qwen3VL, tx, steps: int):
-  """The jitted training step: replies, and (fading out) what every cell shows."""
+def make_step(model: Qwen3VL, tx, steps: int, words: list[np.ndarray]):
+  """The jitted training step: replies, and (fading out) what every cell shows and where it is.
+
+  words: the token ids of WORDS.
+  """
 
   def step(params, opt_state, count, groups, learned_BRT, labels):
     cells_weight = jnp.maximum(1.0 - 2.0 * count / steps, 0.02)
 
     def loss_fn(params, batch):
       groups, learned_BRT, labels = batch
-      visual = model.encode(params["student"], groups)
-      prompt_BPD, response_BRTD = model(params["student"], groups, visual)
+      visual, table_VD = model.encode(params, groups), model.unembedding(params)
+      prompt_BPD, response_BRTD = model(params, groups, visual)
       hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-      logp_BRT = losses.token_logps(
-        hidden, model.unembedding(params["student"]), groups.responses_BRT
-      )
-      (nll, tokens), _ = losses.sft(logp_BRT, learned_BRT)
-      cells, right = _cells(params["cells"], visual, labels.swapaxes(0, 1))
-      nll = nll / tokens  # one batch, no micro-batches: means may be added
+      logp_BRT = losses.token_logps(hidden, table_VD, groups.responses_BRT)
+      # Each reply counts alike: the long lists would drown the one word that a lookup must find.
+      nll = -masked.mean(masked.mean(logp_BRT, learned_BRT, -1), learned_BRT.any(-1))
+      cells, right = _cells([table_VD[ids] for ids in words], visual, labels.swapaxes(0, 1))
       return (nll + cells_weight * cells, 1.0), (
         {"reply": nll, "cells": cells, "cells_right": right},
         None,
@@ -192,33 +205,32 @@ def make_step(model: Qwen3VL, tx, steps: int):
   return jax.jit(step, donate_argnums=(0, 1))
 
 
-def _cells(heads: dict, visual, labels):
-  """Mean cross-entropy of digits and colours read off each visual token, and the share right.
+def _cells(words: list[jax.Array], visual, labels_ABFG):
+  """Mean cross-entropy of each cell's words read off its visual token, and the share all right.
 
-  The heads (one for the tokens, one for each DeepStack level) are thrown away after training.
+  The words' own embeddings read (one reading for the tokens, one for each DeepStack level), so the
+  visual tokens come to speak the text's language, and a question's words find them.
   """
   levels = jnp.concatenate([visual.tokens_BVD[None], visual.deep_BnVD.swapaxes(0, 1)])
-  logits = jnp.einsum("lBVD,lDC->lBVC", levels, heads["kernel"])
-  digits = world.NO_DIGIT + 1
+  levels = layers.rms_norm(levels, jnp.ones(levels.shape[-1]), 1e-6)
+  labels_ABV = labels_ABFG.reshape(*labels_ABFG.shape[:2], -1)
+  real = labels_ABV[0] >= 0
   loss, right = 0.0, True
-  for part, target in ((logits[..., :digits], labels[0]), (logits[..., digits:], labels[1])):
-    target_BV = target.reshape(target.shape[0], -1)
-    real = target_BV >= 0
+  for table_CD, target_BV in zip(words, labels_ABV, strict=True):
+    logits = jnp.einsum("lBVD,CD->lBVC", levels, table_CD)
     picked = jnp.take_along_axis(
-      jax.nn.log_softmax(part), jnp.maximum(target_BV, 0)[None, ..., None], -1
+      jax.nn.log_softmax(logits), jnp.maximum(target_BV, 0)[None, ..., None], -1
     )
     loss -= masked.mean(picked[..., 0], jnp.broadcast_to(real, picked.shape[:-1]))
-    right &= part[0].argmax(-1) == target_BV
-  shown = real & (labels[0].reshape(real.shape) != world.NO_DIGIT)
-  return loss, masked.mean(right, shown)
+    right &= logits[0].argmax(-1) == target_BV
+  return loss, masked.mean(right, real & (labels_ABV[0] != world.NO_DIGIT))
 
 
 def batches(reader: Reader, seed: int, steps: int) -> Iterator:
   """Batches made one ahead by a thread, while the devices compute."""
 
   def make(i: int):
-    T, R = SHAPES[i % len(SHAPES)]
-    return reader.batch(np.random.default_rng((seed, i)), CLIPS, R, T)
+    return reader.batch(np.random.default_rng((seed, i)), CLIPS, *SHAPES[i % len(SHAPES)])
 
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     waiting = pool.submit(make, 0)
@@ -227,34 +239,32 @@ def batches(reader: Reader, seed: int, steps: int) -> Iterator:
       yield ready
 
 
-def reading_score(
-  model: Qwen3VL, params: dict, reader: Reader, clips: int = 200
-) -> dict[str, float]:
-  """Share of greedy replies that equal the right reply, for questions with one right wording."""
+def reading_score(model: Qwen3VL, reader: Reader, clips: int = 200):
+  """Returns params -> share of greedy replies that hold the right answer, by kind of question."""
   asks = {
     "colour": lambda c: (f"What colour is the card with {c.digit}?", c.colour),
     "digit": lambda c: (f"Which digit is on the {c.colour} card?", str(c.digit)),
-    "appears": lambda c: (f"When does the card with {c.digit} appear?", str(c.start)),
-    "vanishes": lambda c: (f"When does the card with {c.digit} vanish?", str(c.end)),
+    "appears": lambda c: (f"When does the card with {c.digit} appear?", f"at {c.start}"),
+    "vanishes": lambda c: (f"When does the card with {c.digit} vanish?", f"at {c.end}"),
     "place": lambda c: (f"Where is the card with {c.digit} first?", world.CELL_NAMES[c.cell]),
   }
-  chat, T = reader.processor.tokenizer, 24
-  run_ = jax.jit(
-    lambda p, g: generate(
-      model, p, g, jax.random.key(0), samples=1, tokens=T, end_id=chat.im_end, temperature=0.0
-    )
-  )
-  right = {name: [] for name in asks}
+  bucket = BUCKET._replace(prompt=BUCKET.prompt + 32)
   numbers = [i for i, scene in enumerate(reader.scenes) if not scene.still][:clips]
-  for name, ask in asks.items():
-    questions, answers = zip(*(ask(reader.scenes[i].cards[0]) for i in numbers), strict=True)
-    prompts = [_asked(reader, i, q) for i, q in zip(numbers, questions, strict=True)]
-    bucket = BUCKET._replace(prompt=BUCKET.prompt + 32)
-    out = run_(params, batch_lib.collate_prompts(prompts, bucket, reader.layout))
-    replies = zip(out.responses_BRT[:, 0], out.length_BR[:, 0], answers, strict=True)
-    for ids, length, answer in replies:
-      right[name].append(answer in chat.decode(np.asarray(ids)[: int(length)]))
-  return {name: round(float(np.mean(hits)), 3) for name, hits in right.items()}
+  cards = [reader.scenes[i].cards[i % len(reader.scenes[i].cards)] for i in numbers]
+
+  def score(params: dict) -> dict[str, float]:
+    scores = {}
+    for name, ask in asks.items():
+      questions, answers = zip(*map(ask, cards), strict=True)
+      asked = [_asked(reader, i, q) for i, q in zip(numbers, questions, strict=True)]
+      groups = prompts.collate(asked, reader.processor.layout, bucket)
+      out = generate(model, params, groups, max_tokens=24)
+      texts = reader.processor.decode(out)
+      right = [answer in text for answer, (text,) in zip(answers, texts, strict=True)]
+      scores[name] = round(float(np.mean(right)), 3)
+    return scores
+
+  return score
 
 
 def _asked(reader: Reader, index: int, question: str) -> Prompt:
@@ -264,19 +274,22 @@ def _asked(reader: Reader, index: int, question: str) -> Prompt:
   return dataclasses.replace(prompt, ids_P=ids, is_visual_P=visual)
 
 
-def train(folder: pathlib.Path, steps: int, scenes: int, seed: int, log) -> tuple[Qwen3VL, dict]:
-  """Returns the model and its trained parameters; `log` is given a dict every 50 steps."""
-  reader = Reader(folder, "train", scenes, seed)
+def train(folder: pathlib.Path, options: argparse.Namespace, log) -> dict:
+  """Returns the trained parameters. `log` is given the losses every 50 steps, and ten times the
+  share of right replies on held-out clips."""
+  seed, steps = options.seed, options.steps
+  reader = Reader(folder, "train", options.scenes, seed)
+  held_out = Reader(folder, "test", 250, seed + 2)
+  if options.start:
+    params = hf.load(options.start)[1]
+  else:
+    params = hf.load_model(folder).init(jax.random.key(seed))
   model = hf.load_model(folder, unroll=True)
-  key, head_key = jax.random.split(jax.random.key(seed))
-  levels, classes = 1 + len(VISION["deepstack"]), world.NO_DIGIT + 1 + world.NO_COLOUR + 1
-  params = {
-    "student": model.init(key),
-    "cells": {"kernel": 0.02 * jax.random.normal(head_key, (levels, TEXT["width"], classes))},
-  }
+  encode = reader.processor.tokenizer.encode_response
+  words = [np.array([encode(word)[0] for word in group]) for group in WORDS]
   settings = ConfigDict(
     dict(
-      learning_rate=LEARNING_RATE,
+      learning_rate=options.learning_rate,
       warmup_share=0.03,
       schedule="cosine",
       b1=0.9,
@@ -287,7 +300,8 @@ def train(folder: pathlib.Path, steps: int, scenes: int, seed: int, log) -> tupl
     )
   )
   tx = optim.make(settings, steps)
-  step, opt_state = make_step(model, tx, steps), jax.jit(tx.init)(params)
+  step, opt_state = make_step(model, tx, steps, words), jax.jit(tx.init)(params)
+  score = reading_score(model, held_out)
   with Progress(steps, "tiny base") as progress:
     for i, ready in enumerate(batches(reader, seed + 1, steps)):
       params, opt_state, metrics = step(params, opt_state, i, *ready)
@@ -295,28 +309,33 @@ def train(folder: pathlib.Path, steps: int, scenes: int, seed: int, log) -> tupl
       if i % 50 == 0 or i == steps - 1:
         values = {k: round(float(v), 4) for k, v in metrics.items()}
         log({"step": i, **values})
+      if (i + 1) % max(1, steps // 10) == 0:
+        log({"step": i, "held_out_clips_read": score(params)})
       progress.update(note=f"reply {values['reply']:.3f}, cells {values['cells_right']:.3f}")
-  return model, params["student"]
+  return params
 
 
 def main(argv: Sequence[str] | None = None) -> None:
   parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", required=True, help="the Hugging Face folder to write")
-  parser.add_argument("--steps", type=int, default=1_000, help="of 16 clips (default 1000)")
-  parser.add_argument("--scenes", type=int, default=8_000, help="training clips and pictures")
+  parser.add_argument("--start", help="a folder this command wrote, to go on from")
+  parser.add_argument("--steps", type=int, default=2_400, help="of 16 clips (default 2400)")
+  parser.add_argument("--scenes", type=int, default=7_000, help="training clips and pictures")
+  parser.add_argument("--learning-rate", type=float, default=2e-3, help="highest (default 2e-3)")
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args(argv)
   out = pathlib.Path(options.out)
-  write_folder(out)
-  with open(out / "training.jsonl", "w", encoding="utf-8") as file:
+  if options.start:
+    shutil.copytree(options.start, out, dirs_exist_ok=True)  # its tokenizer, above all
+  else:
+    write_folder(out)
+  with open(out / "training.jsonl", "a" if options.start else "w", encoding="utf-8") as file:
     log = lambda line: print(json.dumps(line), file=file, flush=True)
-    model, params = train(out, options.steps, options.scenes, options.seed, log)
-    hf.save(out, params, out, dtype=ml_dtypes.bfloat16)
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    held_out = Reader(out, "test", 400, options.seed + 2)
-    scores = reading_score(model, hf.load(out, mesh), held_out)
-    log({"held_out_clips_read": scores})
-  print(f"wrote {out}; replies right on held-out clips: {scores}")
+    settings = {key: getattr(options, key) for key in ("steps", "scenes", "learning_rate", "seed")}
+    log(settings | {"goes_on": bool(options.start)})
+    params = train(out, options, log)
+  hf.save(out, params, out, dtype=ml_dtypes.bfloat16)
+  print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -64,15 +64,12 @@ def evaluated(workdir: pathlib.Path, name: str, **changes) -> list[dict]:
   return json.loads(file.read_text())["prompts"]
 
 
-def law_a(demo: pathlib.Path, out: pathlib.Path, steps: int) -> dict:
-  """Rule rewards alone, true and shuffled."""
-  changes = {
-    "data.pool": str(demo / "pool"),
-    "data.split": "train",
-    "data.limit": 1_000,
+def uncertain_pool(demo: pathlib.Path, out: pathlib.Path) -> int:
+  """A pool of the first PROMPTS prompts that stage 1 gets right LOW to HIGH of the time."""
+  rows = evaluated(demo / "sft", "train", **{
+    "data.pool": str(demo / "pool"), "data.split": "train", "data.limit": 1_000,
     "evaluate.samples": 8,
-  }
-  rows = evaluated(demo / "sft", "train", **changes)
+  })  # fmt: skip
   right = {
     row["id"]: np.mean(np.array(row["sampled"]["quality"]) >= 0.5) for row in rows if row["closed"]
   }
@@ -86,44 +83,44 @@ def law_a(demo: pathlib.Path, out: pathlib.Path, steps: int) -> dict:
       lines.append(json.dumps(record))
   (out / "chosen.jsonl").write_text("\n".join(lines) + "\n")
   build_pool([out / "chosen.jsonl"], out / "pool")
+  return len(chosen)
 
-  def shuffled(texts, info, finished_BN):
-    """Rewards, and so advantages, that belong to another rollout of the group."""
+
+def shuffled_grade(seed: int):
+  """`scoring.rule_terms` with each group's rewards, and so advantages, given to random rollouts."""
+  rng = np.random.default_rng(seed)
+
+  def grade(texts, info, finished_BN):
     terms = scoring.rule_terms(texts, info, finished_BN)
     order_BN = rng.permuted(np.tile(np.arange(finished_BN.shape[1]), (len(texts), 1)), axis=1)
     return {name: np.take_along_axis(term_BN, order_BN, 1) for name, term_BN in terms.items()}
 
-  rng, quality = np.random.default_rng(0), {}
-  for name, grade in (("true", scoring.rule_terms), ("shuffled", shuffled)):
-    config = config_of("rl", **{
-      "data.pool": str(out / "pool"), "init_from": str(demo / "sft"), "batch": 16, "steps": steps,
-      "reward.discriminator": 0.0, "optim.learning_rate": 3e-4, "save_every": steps,
+  return grade
+
+
+def law_a(demo: pathlib.Path, out: pathlib.Path, steps: int) -> dict:
+  """Rule rewards alone, true and shuffled."""
+  prompts, pool_key = uncertain_pool(demo, out), {"data.pool": str(out / "pool")}
+  grades = {"true": scoring.rule_terms, "shuffled": shuffled_grade(0)}
+  for name, grade in grades.items():
+    config = config_of("rl", **pool_key | {
+      "init_from": str(demo / "sft"), "batch": 16, "steps": steps, "save_every": steps,
+      "reward.discriminator": 0.0, "optim.learning_rate": 3e-4,
     })  # fmt: skip
     train_rl.main(config, str(out / name), grade=grade)
-    changes = {
-      "data.pool": str(out / "pool"),
-      "data.split": "train",
-      "evaluate.samples": 16,
-      "batch": 16,
-    }
-    for when, workdir in (("before", demo / "sft"), (name, out / name)):
-      rows = evaluated(workdir, "law_a", **changes)
-      quality[when] = float(np.mean([row["sampled"]["quality"] for row in rows]))
-  curves = {name: metrics.read(str(out / name)) for name in ("true", "shuffled")}
-  _plot(
-    out.parent / "a.png",
-    "Quality of rollouts on 64 fixed prompts",
-    {
-      name: [(line["step"], line["rollout/quality"]) for line in lines]
-      for name, lines in curves.items()
-    },
-  )
-  return {
-    "prompts": len(chosen),
-    "steps": steps,
-    "quality": quality,
-    "kl": curves["true"][-1]["policy/kl"],
+  measure = pool_key | {"data.split": "train", "evaluate.samples": 16, "batch": 16}
+  quality = {}
+  for name, workdir in ({"before": demo / "sft"} | {n: out / n for n in grades}).items():
+    rows = evaluated(workdir, "law_a", **measure)
+    quality[name] = float(np.mean([row["sampled"]["quality"] for row in rows]))
+  curves = {name: metrics.read(str(out / name)) for name in grades}
+  points = {
+    name: [(line["step"], line["rollout/quality"]) for line in lines]
+    for name, lines in curves.items()
   }
+  _plot(out.parent / "a.png", "Quality of rollouts on 64 fixed prompts", points)
+  kl = {name: lines[-1]["policy/kl"] for name, lines in curves.items()}
+  return {"prompts": prompts, "steps": steps, "quality": quality, "kl": kl}
 
 
 def style_student(out: pathlib.Path) -> pathlib.Path:

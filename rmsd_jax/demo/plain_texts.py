@@ -104,10 +104,14 @@ def timelines(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
 
 
 def looks(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
-  """Colour of a digit, digit of a colour, cell of a digit, digit of a cell."""
-  card = _pick(rng, scene.cards)
+  """Colour of a digit, digit of a colour, cell of either: of every card, so that the question alone
+  tells which one is meant."""
+  return [text for card in scene.cards for text in _looks(card, scene.still, rng)]
+
+
+def _looks(card: world.Card, still: bool, rng: np.random.Generator) -> list[Text]:
   cell = world.CELL_NAMES[card.cell]
-  begin = "" if scene.still else " first"
+  begin = "" if still else " first"
   return [
     (
       _say(
@@ -140,8 +144,11 @@ def looks(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
 
 
 def times(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
-  """When a card appears, when it vanishes, and both."""
-  card = _pick(rng, scene.cards)
+  """When a card appears, when it vanishes, and both: of every card."""
+  return [text for card in scene.cards for text in _times(card, rng)]
+
+
+def _times(card: world.Card, rng: np.random.Generator) -> list[Text]:
   name = _say(rng, f"the card with {card.digit}", f"the {card.digit}", f"the {card.colour} card")
   start, end = card.start, card.end
   return [
@@ -320,7 +327,7 @@ def pictures(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
 
 
 def plain_texts(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
-  """About 20 (prompt, reply) pairs for a clip and 15 for a picture, one of each skill."""
+  """About 30 (prompt, reply) pairs for a clip and 20 for a picture: every skill."""
   if scene.still:
     skills = (pictures, looks, numbers, letters, boxes)
   else:
