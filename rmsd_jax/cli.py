@@ -8,6 +8,7 @@ import argparse
 import difflib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -63,9 +64,36 @@ def config_app(
       return
     config, values = parse_config(sys.argv, options_, workdir)
     folders = [_absolute(values.pop("workdir"))] if workdir else []
+    join_processes()
     main(config, *folders, **values)
 
   run(start)
+
+
+def join_processes() -> None:
+  """Joins the processes of a run on several hosts, where RMSD_PROCESSES says that there are more.
+
+      RMSD_PROCESSES=auto                on each host of a TPU slice (launch/tpu_vm.sh sets it)
+      RMSD_PROCESSES=4 RMSD_PROCESS=0 JAX_COORDINATOR_ADDRESS=host:port    elsewhere
+
+  Raises:
+    UserError: the variables make no sense.
+  """
+  count = os.environ.get("RMSD_PROCESSES", "1")
+  if count == "1":
+    return
+  import jax  # not at the top: --help and errors of the command line should not wait for it
+
+  if count == "auto":
+    jax.distributed.initialize()
+    return
+  number = os.environ.get("RMSD_PROCESS", "")
+  if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+    raise UserError(
+      f"RMSD_PROCESSES={count!r} RMSD_PROCESS={number!r}: give 'auto', or a number of processes, "
+      "this process's number from 0, and JAX_COORDINATOR_ADDRESS=HOST:PORT"
+    )
+  jax.distributed.initialize(num_processes=int(count), process_id=int(number))
 
 
 def parse_config(

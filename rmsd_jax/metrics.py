@@ -28,21 +28,24 @@ class Writer:
   """Appends scalars to `workdir/metrics.jsonl` and to TensorBoard events under `workdir/tb`.
 
   Args:
-    workdir: local folder of the run; made if missing.
+    workdir: folder of the run; made if missing. In a bucket (gs://..), where nothing can be
+      appended, the file is written anew each time, and there are no TensorBoard events.
     resume_step: the step the run goes on from; lines of later steps are dropped before the first
       write, so a restarted run does not report a step twice.
     write: False on every process but the first, which makes this object do nothing.
   """
 
   def __init__(self, workdir: str, resume_step: int = 0, write: bool = True):
-    self._file: TextIO | None = None
+    self._file, self._board = None, None
     if not write:
       return
-    os.makedirs(workdir, exist_ok=True)
-    path = os.path.join(workdir, FILE)
-    if os.path.exists(path):
-      kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
-      replace_text(path, "".join(kept))
+    epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+    path = epath.Path(workdir) / FILE
+    kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
+    if "://" in str(workdir):
+      self._file = _Rewritten(path, kept)
+      return
+    replace_text(path, "".join(kept))
     self._file = open(path, "a", encoding="utf-8")
     self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=resume_step + 1)
 
@@ -62,14 +65,16 @@ class Writer:
     line |= {name: v if math.isfinite(v) else str(v) for name, v in numbers.items()}
     self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()
-    for name, number in numbers.items():
-      self._board.add_scalar(name, number, step)
+    if self._board is not None:
+      for name, number in numbers.items():
+        self._board.add_scalar(name, number, step)
 
   def close(self) -> None:
     if self._file is not None:
       self._file.close()
-      self._board.close()
       self._file = None
+    if self._board is not None:
+      self._board.close()
 
   def __enter__(self) -> Self:
     return self
@@ -78,12 +83,25 @@ class Writer:
     self.close()
 
 
+class _Rewritten:
+  """A text file that cannot be appended to: `flush` writes all of it."""
+
+  def __init__(self, path: epath.Path, lines: list[str]):
+    self._path, self._lines = path, lines
+
+  def write(self, line: str) -> None:
+    self._lines.append(line)
+
+  def flush(self) -> None:
+    replace_text(self._path, "".join(self._lines))
+
+  def close(self) -> None:
+    self.flush()
+
+
 def read(workdir: str) -> list[dict[str, float]]:
   """All lines of a run's metrics, in order; a last line torn by a kill is left out."""
-  path = os.path.join(workdir, FILE)
-  if not os.path.exists(path):
-    return []
-  lines = [json.loads(line) for line in _complete_lines(path)]
+  lines = [json.loads(line) for line in _complete_lines(epath.Path(workdir) / FILE)]
   return [
     {key: float(value) if isinstance(value, str) else value for key, value in line.items()}
     for line in lines
@@ -199,7 +217,8 @@ def replace_text(path: str | os.PathLike, text: str) -> None:
   draft.replace(target)
 
 
-def _complete_lines(path: str) -> list[str]:
+def _complete_lines(path: epath.Path) -> list[str]:
   """Lines that end in a newline; a process killed while writing leaves a torn one at the end."""
-  with open(path, encoding="utf-8") as file:
-    return [line for line in file if line.endswith("\n")]
+  if not path.exists():
+    return []
+  return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import pathlib
 import resource
 import subprocess
 import sys
@@ -166,3 +167,18 @@ def test_replace_text_leaves_nothing_behind(tmp_path):
   replace_text(target, "new")
   assert target.read_text() == "new"
   assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_bucket_gets_the_whole_file_each_time(tmp_path, monkeypatch):
+  """Buckets cannot append. A local folder stands in for one: its path is rewritten, not opened."""
+  monkeypatch.setattr(
+    metrics.epath, "Path", lambda path: pathlib.Path(str(path).removeprefix("gs://"))
+  )
+  bucket = f"gs://{tmp_path}/run"
+  for begin, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # the second process resumes at step 2
+    with Writer(bucket, begin) as writer:
+      for step in steps:
+        writer.write(step, {"loss": begin + step / 10})
+        assert read(bucket)[-1]["step"] == step
+  assert [line["loss"] for line in read(bucket)] == [0.1, 0.2, 2.3, 2.4]
+  assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]

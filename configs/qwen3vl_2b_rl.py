@@ -1,0 +1,20 @@
+"""Stage 2 of Qwen3-VL-2B: as configs/qwen3vl_4b_rl.py, on half the chips.
+
+    python -m rmsd_jax.train_rl --config=configs/qwen3vl_2b_rl.py --workdir=DIR \\
+        --config.model.folder=FOLDER --config.data.pool=POOL --config.init_from=SFT_DIR
+    python -m rmsd_jax.compile --config=configs/qwen3vl_2b_rl.py     does it fit, what bounds it
+"""
+
+import os
+import runpy
+
+from ml_collections import ConfigDict
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def get_config() -> ConfigDict:
+  c = runpy.run_path(os.path.join(HERE, "qwen3vl_4b_rl.py"))["get_config"]()
+  c.model.folder = "2b"  # the size, to compile with; give the folder of the weights to train
+  c.compile.topology = "v5p:2x2x2"
+  return c

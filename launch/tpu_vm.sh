@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# A run on a Cloud TPU slice of any size, from this machine, through gcloud.
+#   ./launch/tpu_vm.sh [--dry-run] create | setup | run | logs | status | stop | down
+#
+#   create   the slice: a TPU VM, or with QUEUED=1 a queued resource
+#   setup    copies this checkout (commit and diff) to every worker and makes the environment there
+#   run      starts the command on every worker, in the background; the same RUN resumes
+#   logs     follows the output of worker 0
+#   status   the slice, and whether the command still runs on each worker
+#   stop     ends the command on every worker (the run can be resumed)
+#   down     deletes the slice
+#
+# Variables: NAME, ZONE, PROJECT, TYPE (such as v5litepod-16), VERSION (runtime, such as
+# v2-alpha-tpuv5-lite), BUCKET (gs://..), RUN (id of the run, its folder is BUCKET/runs/RUN), STAGE
+# (train_sft, train_rl, evaluate), CONFIG (such as configs/qwen3vl_4b_rl.py), ARGS (further flags,
+# such as --config.init_from=gs://..); MODEL and POOL: gs:// folders of the weights and of the pool,
+# copied to every worker by `setup`; QUEUED=1, SPOT=1 if wanted. REPORT: a file that
+# rmsd_jax.compile wrote with --json; `create` refuses a report whose programs do not fit, or whose
+# mesh is of another size than TYPE. --dry-run prints every command, runs none, needs no gcloud.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() { sed -n '2,22s/^# \{0,1\}//p' launch/tpu_vm.sh; }
+
+dry=""
+if [ "${1:-}" = "--dry-run" ]; then
+  dry=1
+  shift
+fi
+command=${1:-}
+case $command in
+  --help | -h)
+    usage
+    exit 0
+    ;;
+  create | setup | run | logs | status | stop | down) ;;
+  *)
+    echo "error: command '$command' is none of create, setup, run, logs, status, stop, down; see --help" >&2
+    exit 2
+    ;;
+esac
+
+# Every fault is collected, so that they are seen at once.
+faults=()
+
+need() {
+  local name
+  for name in "$@"; do
+    [ -n "${!name:-}" ] || faults+=("$name is not set")
+  done
+}
+
+check_run() {
+  need BUCKET RUN STAGE CONFIG MODEL POOL
+  local name
+  for name in BUCKET MODEL POOL; do
+    case ${!name:-gs://} in gs://*) ;; *) faults+=("$name=${!name} does not begin with gs://") ;; esac
+  done
+  case ${RUN:-x} in *[!A-Za-z0-9._-]*) faults+=("RUN=$RUN: use letters, digits, . _ -") ;; esac
+  case ${STAGE:-train_sft} in
+    train_sft | train_rl | evaluate) ;;
+    *) faults+=("STAGE=$STAGE is none of train_sft, train_rl, evaluate") ;;
+  esac
+  local file=${CONFIG:-}
+  [ -z "$file" ] || [ -f "${file%%:*}" ] || faults+=("CONFIG=$CONFIG: no such file")
+}
+
+check_report() {
+  [ -n "${REPORT:-}" ] || return 0
+  if [ ! -f "$REPORT" ]; then
+    faults+=("REPORT=$REPORT: no such file; write it with python -m rmsd_jax.compile --json=FILE")
+    return 0
+  fi
+  local said
+  said=$(python3 - "$REPORT" "${TYPE:-}" <<'PY' 2>/dev/null
+import json, sys
+report = json.load(open(sys.argv[1]))
+limit = report["chip"]["memory"] * 2**30
+kind, _, size = sys.argv[2].rpartition("-")
+chips = int(size) // (2 if kind in ("v4", "v5p") else 1)  # those names count cores, two a chip
+if report["devices"] != chips:
+  print(f"is of {report['devices']} devices, TYPE={sys.argv[2]} has {chips}; ", end="")
+bad = [p["name"] for p in report["programs"] if not 0 < p["peak"] <= limit]
+if bad:
+  print(", ".join(bad), "does not fit", report["topology"])
+PY
+  ) || said="is not a report of rmsd_jax.compile"
+  [ -z "$said" ] || faults+=("REPORT=$REPORT: $said")
+}
+
+need NAME ZONE PROJECT
+case $command in
+  create)
+    need TYPE VERSION
+    check_report
+    ;;
+  setup | run) check_run ;;
+esac
+if [ -z "$dry" ]; then
+  command -v gcloud >/dev/null || faults+=("gcloud is not installed; --dry-run needs none")
+fi
+if [ ${#faults[@]} -eq 0 ] && [ -z "$dry" ] && [ "$command" = run ]; then
+  gcloud storage ls "$BUCKET" >/dev/null 2>&1 || faults+=("BUCKET=$BUCKET cannot be listed")
+  schema=$(sed -n 's/^SCHEMA = \([0-9]*\).*/\1/p' rmsd_jax/data/pool.py)
+  gcloud storage cat "$POOL/metadata.json" 2>/dev/null | grep -qE "\"schema\": $schema([^0-9]|$)" ||
+    faults+=("POOL=$POOL is no pool of schema $schema; build it with this checkout")
+fi
+if [ ${#faults[@]} -gt 0 ]; then
+  printf 'error: %s\n' "${faults[@]}" >&2
+  exit 2
+fi
+
+# do COMMAND...: prints it; runs it unless --dry-run was given.
+do_() {
+  printf '%s' "+"
+  printf ' %q' "$@"
+  printf '\n'
+  [ -n "$dry" ] || "$@"
+}
+
+where=(--zone="$ZONE" --project="$PROJECT")
+on() { # on WORKER COMMAND: runs a shell command on one worker, or on all
+  # shellcheck disable=SC2153  # NAME comes from the environment
+  do_ gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"
+}
+
+case $command in
+  create)
+    spot=()
+    [ -z "${SPOT:-}" ] || spot=(--spot)
+    if [ -n "${QUEUED:-}" ]; then
+      do_ gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" "${where[@]}" \
+        --accelerator-type="$TYPE" --runtime-version="$VERSION" ${spot[@]+"${spot[@]}"}
+    else
+      do_ gcloud compute tpus tpu-vm create "$NAME" "${where[@]}" \
+        --accelerator-type="$TYPE" --version="$VERSION" ${spot[@]+"${spot[@]}"}
+    fi
+    ;;
+  setup)
+    code=$(mktemp -d)
+    trap 'rm -rf "$code"' EXIT
+    # The commit and what differs from it: together the code that runs, kept beside the run.
+    git rev-parse HEAD >"$code/commit"
+    git diff HEAD --binary >"$code/diff"
+    git archive --format=tar.gz -o "$code/code.tar.gz" HEAD
+    for file in commit diff code.tar.gz; do
+      do_ gcloud storage cp "$code/$file" "$BUCKET/runs/$RUN/code/$file"
+    done
+    on all "set -e; mkdir -p rmsd; cd rmsd
+if [ -f pid ] && kill -0 \$(cat pid) 2>/dev/null; then echo 'a run goes on here; stop it first'; exit 1; fi
+find . -mindepth 1 -maxdepth 1 ! -name .venv ! -name log ! -name model ! -name pool -exec rm -rf {} +
+gcloud storage cp '$BUCKET/runs/$RUN/code/*' .
+tar xzf code.tar.gz; if [ -s diff ]; then git apply diff; fi
+mkdir -p model pool
+gcloud storage rsync --recursive '$MODEL' model; gcloud storage rsync --recursive '$POOL' pool
+source launch/_env.sh; env_install requirements.txt
+.venv/bin/python -m pip install --quiet gcsfs 'jax[tpu]'=='$(sed -n 's/^jax==//p' requirements.txt)'"
+    ;;
+  run)
+    line="python -m rmsd_jax.$STAGE --config=$CONFIG --workdir=$BUCKET/runs/$RUN"
+    line+=" --config.model.folder=model --config.data.pool=pool ${ARGS:-}"
+    on all "cd rmsd
+if [ -f pid ] && kill -0 \$(cat pid) 2>/dev/null; then echo 'it runs already'; exit 1; fi
+RMSD_PROCESSES=auto nohup .venv/bin/$line >>log 2>&1 & echo \$! >pid"
+    ;;
+  logs) on 0 "tail -n 200 -f rmsd/log" ;;
+  status)
+    if [ -n "${QUEUED:-}" ]; then
+      do_ gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format="value(state.state)"
+    else
+      do_ gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format="value(state,health)"
+    fi
+    on all "if kill -0 \$(cat rmsd/pid) 2>/dev/null; then echo running; else echo 'not running'; tail -n 3 rmsd/log; fi"
+    ;;
+  stop) on all "if [ -f rmsd/pid ]; then kill -INT \$(cat rmsd/pid); rm rmsd/pid; fi" ;;
+  down)
+    if [ -n "${QUEUED:-}" ]; then
+      do_ gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet
+    else
+      do_ gcloud compute tpus tpu-vm delete "$NAME" "${where[@]}" --quiet
+    fi
+    ;;
+esac

@@ -1,0 +1,285 @@
+"""Compiles a run's programs for accelerators that are not there: does it fit, and what bounds it?
+
+    python -m rmsd_jax.compile --config=configs/qwen3vl_4b_rl.py [--json=FILE]
+
+Needs no accelerator: libtpu from PyPI compiles on any x86 Linux machine (JAX_PLATFORMS=cpu). Per
+program it prints the memory of one device as XLA planned it, FLOPs and HBM bytes from formulas
+(rmsd_jax.cost; XLA's own counts miss loop turns and Pallas kernels), collectives read off the
+compiled program, and the time that the slowest of the three would take at the chip's peak.
+
+Rollouts are planned at full length: every response T tokens long.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import time
+from typing import NamedTuple
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks a cloud's metadata server
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+
+from rmsd_jax import cli, cost, hlo, named, sharding, train_rl, train_sft
+from rmsd_jax import state as state_lib
+from rmsd_jax.cost import Work
+from rmsd_jax.errors import UserError
+from rmsd_jax.groups import Bucket, PromptGroups
+from rmsd_jax.models import hf
+from rmsd_jax.models.config import ModelConfig
+
+GIB = 2**30
+OPTIONS = {"json": ("", "file to write the report to, as JSON")}
+
+
+class Chip(NamedTuple):
+  """Public figures of one JAX device: usable HBM, bfloat16 peak, bandwidths."""
+
+  memory: float  # GiB
+  flops: float  # per second
+  hbm: float  # bytes per second
+  link: float  # bytes per second to other chips, all links together, one direction
+
+
+CHIPS = {
+  "v5e": Chip(15.75, 197e12, 819e9, 200e9),
+  "v5p": Chip(95.0, 459e12, 2_765e9, 600e9),
+  "v6e": Chip(31.25, 918e12, 1_640e9, 448e9),
+  "tpu7x": Chip(94.0, 1_153e12, 3_690e9, 600e9),  # a chip has two devices
+}
+# v5p would turn each gather of a weight into a loop of partial products, 19 loops in a 4B step.
+XLA_OPTIONS = {"v5p": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
+
+
+@dataclasses.dataclass
+class Report:
+  """One program on one device. Bytes are per device, FLOPs of the whole batch."""
+
+  name: str
+  compile_seconds: float
+  arguments: int = 0
+  temporaries: int = 0
+  peak: int = 0
+  work: Work = Work()
+  hbm_bytes: float = 0.0
+  collectives: dict = dataclasses.field(default_factory=dict)
+  seconds: dict = dataclasses.field(default_factory=dict)  # compute, hbm, network
+  fault: str = ""  # why it does not compile
+
+
+def devices_of(topology: str):
+  """("v5e", devices) of a topology such as "v5e:4x4".
+
+  Raises:
+    UserError: an unknown chip, a topology that libtpu refuses, or no libtpu.
+  """
+  kind = topology.partition(":")[0]
+  if kind not in CHIPS:
+    raise UserError(f"compile.topology {topology!r}: the chip is none of {', '.join(CHIPS)}")
+  try:
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+  except Exception as error:  # libtpu raises several kinds
+    raise UserError(
+      f"compile.topology {topology!r} cannot be described ({error}); install libtpu "
+      "(pip install libtpu) and give a shape that exists, such as v5e:4x4"
+    ) from error
+  return kind, described.devices
+
+
+def abstract_groups(config, model: ModelConfig, mesh, bucket: Bucket, R: int) -> PromptGroups:
+  """The shapes of a batch with R responses, split over the mesh."""
+  B, (P, T, F, S) = config.batch, bucket
+  over = NamedSharding(mesh, sharding.BATCH)
+  array = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct(shape, dtype, sharding=over)
+  return PromptGroups(
+    tokens_BP=array(B, P),
+    positions_B3P=array(B, 3, P),
+    prompt_length_B=array(B),
+    next_position_B=array(B),
+    visual_BP=array(B, P),
+    patches_BFSC=array(B, F, S, model.vision.patch_values, dtype=jnp.uint8),
+    grid_BF2=array(B, F, 2),
+    responses_BRT=array(B, R, T),
+    response_length_BR=array(B, R),
+  )
+
+
+def programs(config, mesh) -> dict:
+  """name -> (jitted function, abstract arguments, Work, passes over the weights)."""
+  model, bucket = hf.load_model(**config.model), Bucket(*config.compile.bucket)
+  c, B, remat = model.config, config.batch, config.model.remat
+  passes = 3 + remat  # forward, two products backward, and the forward again
+  if config.compile.stage == "sft":
+    state = state_lib.abstract(mesh, model, config.trained, train_sft.make_optims(config))
+    groups = abstract_groups(config, c, mesh, bucket, 1)
+    train = train_sft.make_steps(config, mesh)["train"]
+    return {"sft step": (train, (state, groups), cost.sft(c, B, bucket, remat), passes)}
+  if config.compile.stage != "rl":
+    raise UserError(f"compile.stage is {config.compile.stage!r}; choose sft or rl")
+  N, K = config.rollouts.samples, config.data.responses
+  over = NamedSharding(mesh, sharding.BATCH)
+  like = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=over), tree
+  )
+  state = state_lib.abstract(mesh, model, config.trained, train_rl.make_optims(config))
+  steps, groups = train_rl.make_steps(config, mesh), abstract_groups(config, c, mesh, bucket, K)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  samples, visual = like(jax.eval_shape(steps["rollout"], state, groups, key))
+  number = jax.ShapeDtypeStruct((B, N), jnp.float32, sharding=over)
+  match = jax.ShapeDtypeStruct((B, N), jnp.int32, sharding=over)
+  terms = {name: number for name in ("outer", "task", "content")}
+  closed = jax.ShapeDtypeStruct((B,), jnp.bool_, sharding=over)
+  learn = jax.ShapeDtypeStruct((), jnp.bool_)
+  found = {
+    "rollout": (
+      steps["rollout"],
+      (state, groups, key),
+      cost.rollout(c, B, bucket, N),
+      1 + bucket.response,
+    ),
+    "policy": (
+      steps["policy"],
+      (state, groups, samples, visual, number, terms, closed),
+      cost.policy(c, B, bucket, N, remat),
+      passes + 1,
+    ),
+  }
+  if "discriminator" in state:
+    arguments = (state, groups, samples, visual, match, number, learn)
+    work = cost.discriminator(c, B, bucket, N + K, remat)
+    found["discriminator"] = (steps["discriminator"], arguments, work, passes)
+  return found
+
+
+def compiled(name: str, program, config, mesh, chip: Chip, options: dict) -> Report:
+  """Compiles one program and reads what it takes."""
+  function, arguments, work, passes = program
+  began = time.monotonic()
+  try:
+    result = function.lower(*arguments).compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return Report(name, time.monotonic() - began, work=work, fault=_memory_line(str(error)))
+  report = Report(name, time.monotonic() - began, work=work)
+  memory = result.memory_analysis()
+  report.arguments, report.temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  report.peak = report.arguments + report.temporaries + fresh
+  report.hbm_bytes = least_bytes(arguments[0], mesh, passes, config)
+  if name == "rollout":
+    model, bucket = hf.load_model(**config.model), Bucket(*config.compile.bucket)
+    caches = cost.decode_bytes(model.config, config.batch, bucket, config.rollouts.samples, 0)
+    report.hbm_bytes += caches / sharding.batch_shards(mesh)
+  try:
+    report.collectives = hlo.collectives(result.as_text())
+  except jax.errors.JaxRuntimeError as error:  # seen with a libtpu newer than jaxlib
+    report.fault = f"collectives unknown: {str(error).splitlines()[0]}"
+  moved = sum(size for _, size in report.collectives.values())
+  report.seconds = {
+    "compute": work.total / mesh.size / chip.flops,
+    "hbm": report.hbm_bytes / chip.hbm,
+    "network": moved / chip.link,
+  }
+  return report
+
+
+def least_bytes(state: dict, mesh, passes: int, config) -> float:
+  """HBM bytes of one device at the least: each pass reads the decoder's gathered weights in the
+  activations' type, and an update reads and writes this device's weights and moments."""
+  width = np.dtype(jnp.dtype(config.model.dtype)).itemsize
+  student = named.flatten(state_lib.weights(state))
+  text = sum(leaf.size for name, leaf in student.items() if name.startswith("text/layers"))
+  weights = passes * width * text / mesh.shape["tensor"]
+  if passes > 10:  # sampling reads the embedding for its logits too, and updates nothing
+    return weights + passes * width * student["text/embed"].size / mesh.shape["tensor"]
+  moments = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state["student_optim"]))
+  learned = sum(x.size * 4 for x in jax.tree.leaves(state["student"]))
+  return weights + (2 * moments + 4 * learned) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+
+
+def _memory_line(message: str) -> str:
+  """The line of XLA's message that names the sizes."""
+  lines = [line.strip() for line in message.splitlines()]
+  found = [line for line in lines if re.search(r"Ran out of memory|[Uu]sed .* of|exceed", line)]
+  return (found or lines)[0]
+
+
+def table(reports: list[Report], chip: Chip) -> str:
+  """The reports for people."""
+  head = ("program", "arguments", "temporaries", "peak", f"of {chip.memory:g} GiB", "compiled in")
+  rows = ["{:<14} {:>10} {:>12} {:>9} {:>13} {:>12}".format(*head)]
+  gib = lambda size: f"{size / GIB:.2f}"
+  for r in reports:
+    fits = r.peak and r.peak <= chip.memory * GIB
+    cells = (gib(r.arguments), gib(r.temporaries), gib(r.peak)) if r.peak else ("-",) * 3
+    verdict = f"fits {r.peak / GIB / chip.memory:.0%}" if fits else "DOES NOT FIT"
+    rows.append(
+      "{:<14} {:>10} {:>12} {:>9} {:>13} {:>11.0f}s".format(
+        r.name, *cells, verdict, r.compile_seconds
+      )
+    )
+  rows += [
+    "",
+    f"{'program':<14} {'PFLOP':>8} {'HBM GB':>8} {'moved GB':>9} {'seconds':>9}  bound by",
+  ]
+  for r in reports:
+    if not r.seconds:
+      rows.append(f"{r.name:<14} {r.fault}")
+      continue
+    bound = max(r.seconds, key=r.seconds.get)
+    moved = sum(size for _, size in r.collectives.values()) / 1e9
+    parts = ", ".join(f"{k} {v:.2f}" for k, v in r.seconds.items())
+    rows.append(
+      f"{r.name:<14} {r.work.total / 1e15:>8.2f} {r.hbm_bytes / 1e9:>8.1f} {moved:>9.1f} "
+      f"{r.seconds[bound]:>9.2f}  {bound} ({parts})"
+    )
+    for kind, (count, size) in r.collectives.items():
+      rows.append(f"{'':<14}   {kind} {count} times, {size / 1e9:.2f} GB")
+  return "\n".join(rows)
+
+
+def main(config, json: str) -> None:
+  """Compiles every program of the run that the config describes."""
+  kind, devices = devices_of(config.compile.topology)
+  with config.unlocked():
+    if config.model.attention == "auto":
+      config.model.attention = "splash"
+  mesh, chip = sharding.make_mesh(**config.mesh, devices=devices), CHIPS[kind]
+  sharding.check_batch(mesh, config.batch, config.microbatches, "config.batch")
+  shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+  print(f"{config.compile.topology}: {len(devices)} devices, mesh {shape}", flush=True)
+  reports = []
+  with jax.set_mesh(mesh):
+    for name, program in programs(config, mesh).items():
+      reports.append(compiled(name, program, config, mesh, chip, XLA_OPTIONS.get(kind, {})))
+      print(f"compiled {name} in {reports[-1].compile_seconds:.0f} s", flush=True)
+  print("\n" + table(reports, chip))
+  if json:
+    _write(json, config, len(devices), chip, reports)
+    print(f"wrote {json}")
+  if faults := [r.name for r in reports if not 0 < r.peak <= chip.memory * GIB]:
+    raise UserError(f"{', '.join(faults)} does not fit; more chips, or fewer prompts per device")
+
+
+def _write(path: str, config, devices: int, chip: Chip, reports: list[Report]) -> None:
+  found = {
+    "topology": config.compile.topology,
+    "devices": devices,
+    "bucket": list(config.compile.bucket),
+    "chip": chip._asdict(),
+    "programs": [dataclasses.asdict(r) | {"work": r.work._asdict()} for r in reports],
+    "seconds": math.fsum(max(r.seconds.values(), default=0.0) for r in reports),
+  }
+  with open(path, "w", encoding="utf-8") as file:
+    json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+  cli.config_app(main, OPTIONS, workdir=False)

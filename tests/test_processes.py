@@ -1,0 +1,105 @@
+"""Several processes on loopback do what one process does: both stages, to the last bit of text.
+
+Each process has its share of 8 devices, reads its own rows, grades its own rollouts and writes its
+own shards of the checkpoint. Gloo carries the collectives.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_run
+
+from rmsd_jax import metrics, train_rl, train_sft
+
+WRAPPER = """\
+import json
+from ml_collections import ConfigDict
+def get_config():
+  return ConfigDict(json.loads({text!r}), convert_dict=True)
+"""
+MODULES = {"sft": train_sft, "rl": train_rl}
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    return s.getsockname()[1]
+
+
+def run(stage: str, processes: int, folder, steps: int = 2):
+  """Starts a stage in `processes` processes with 8 devices together; returns its work folder."""
+  c = tiny_run.config(stage, steps=steps, mesh__data=2, mesh__fsdp=4, mesh__tensor=1)
+  values = c.to_dict()
+  config, workdir = folder / f"{stage}.py", folder / f"{stage}-{processes}"
+  lists = json.dumps(values)  # tuples become lists; the command line takes either
+  config.write_text(WRAPPER.format(text=lists))
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+    "RMSD_PROCESSES": str(processes),
+  }
+  command = [sys.executable, "-m", f"rmsd_jax.train_{stage}"]
+  command += [f"--config={config}", f"--workdir={workdir}"]
+  started = [
+    subprocess.Popen(
+      command,
+      cwd=tiny_run.ROOT,
+      env=environment | {"RMSD_PROCESS": str(i)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(processes)
+  ]
+  try:
+    outputs = [process.communicate(timeout=400)[0] for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  for process, output in zip(started, outputs, strict=True):
+    assert process.returncode == 0, output[-3000:]
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  """Work folders of one process with 8 devices, by stage."""
+  folder = tmp_path_factory.mktemp("alone")
+  return {stage: run(stage, 1, folder) for stage in MODULES}
+
+
+@pytest.mark.parametrize(("stage", "processes"), [("sft", 4), ("rl", 2)])
+def test_processes_together_equal_one(stage, processes, alone, tmp_path):
+  together = run(stage, processes, tmp_path)
+  one, many = metrics.read(str(alone[stage])), metrics.read(str(together))
+  assert [line["step"] for line in many] == [1, 2]
+  skipped = ("time", "seconds_per_step", "prompts_per_second", "host_memory_gb")
+  for a, b in zip(one, many, strict=True):
+    assert a.keys() == b.keys()
+    for name in a.keys() - set(skipped):
+      np.testing.assert_allclose(b[name], a[name], rtol=2e-4, atol=1e-5, err_msg=name)
+  c = tiny_run.config(stage)
+  wanted = tiny_run.flat(tiny_run.restored(alone[stage], MODULES[stage], c))
+  got = tiny_run.flat(tiny_run.restored(together, MODULES[stage], c))
+  assert wanted.keys() == got.keys()
+  for name, leaf in wanted.items():
+    np.testing.assert_allclose(got[name], leaf, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_process_without_a_number_is_refused():
+  done = subprocess.run(
+    [sys.executable, "-m", "rmsd_jax.train_sft", "--config=configs/demo.py:sft", "--workdir=x"],
+    cwd=tiny_run.ROOT,
+    env=os.environ | {"RMSD_PROCESSES": "2"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert "error: RMSD_PROCESSES='2' RMSD_PROCESS=''" in done.stderr
