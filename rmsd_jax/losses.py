@@ -27,16 +27,32 @@ def predictors(prompt_BPD, prompt_length_B, response_BRTD):
   return jnp.concatenate([first_BR1D, response_BRTD[:, :, :-1]], 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def token_logps(
-  hidden_BRTD, unembedding_VD, targets_BRT, temperature: float = 1.0, chunk: int = 512
+  hidden_BRTD,
+  unembedding_VD,
+  targets_BRT,
+  temperature: float = 1.0,
+  chunk: int = 512,
+  entropy: bool = False,
 ):
   """log softmax(hidden @ unembedding^T / temperature) at the targets, fp32 [B, R, T].
 
   Logits exist for `chunk` tokens of each response at a time, forward and backward, so memory does
   not grow with V x T. The backward pass recomputes them once.
+
+  Args:
+    entropy: return (log-probs, entropy of each token's distribution in nats); no gradient flows
+      through the entropy.
   """
-  return _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk)[0]
+  logp_BRT, entropy_BRT = _token_logps(
+    hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy
+  )
+  return (logp_BRT, jax.lax.stop_gradient(entropy_BRT)) if entropy else logp_BRT
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _token_logps(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy):
+  return _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy)[0]
 
 
 def _chunks(x, chunk: int):
@@ -65,7 +81,7 @@ def _chosen(targets_BRc, vocabulary: int):
   return jnp.arange(vocabulary) == targets_BRc[..., None]
 
 
-def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk):
+def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy):
   T = hidden_BRTD.shape[2]
   chunk = min(chunk, T)
 
@@ -74,15 +90,18 @@ def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk)
     scaled = logits(hidden, unembedding_VD) / temperature
     lse = jax.nn.logsumexp(scaled, -1)
     chosen = jnp.sum(jnp.where(_chosen(targets, scaled.shape[-1]), scaled, 0), -1)
-    return None, (chosen - lse, lse)
+    spread = lse - jnp.sum(jnp.exp(scaled - lse[..., None]) * scaled, -1) if entropy else lse
+    return None, (chosen - lse, spread, lse)
 
-  _, (logps, lse) = jax.lax.scan(
+  _, (logps, spread, lse) = jax.lax.scan(
     body, None, (_chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk))
   )
-  return _unchunk(logps, T), (hidden_BRTD, unembedding_VD, targets_BRT, _unchunk(lse, T))
+  found = _unchunk(logps, T), _unchunk(spread, T)
+  return found, (hidden_BRTD, unembedding_VD, targets_BRT, _unchunk(lse, T))
 
 
-def _logps_backward(temperature, chunk, saved, grad_BRT):
+def _logps_backward(temperature, chunk, entropy, saved, grads):
+  grad_BRT, _ = grads
   hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT = saved
   T = hidden_BRTD.shape[2]
   chunk = min(chunk, T)
@@ -104,7 +123,7 @@ def _logps_backward(temperature, chunk, saved, grad_BRT):
   return _unchunk(d_hidden, T), d_kernel_VD.astype(unembedding_VD.dtype), None
 
 
-token_logps.defvjp(_logps_forward, _logps_backward)
+_token_logps.defvjp(_logps_forward, _logps_backward)
 
 
 def sft(logp_BRT, mask_BRT):
@@ -156,7 +175,6 @@ def policy_gradient(
   loss = -masked.total(gain, mask_BRT) + kl_weight * masked.total(kl_BRT, kl_mask)
   metrics = {
     "kl": masked.total(kl_BRT, mask_BRT),
-    "surprise": -masked.total(logp_BRT, mask_BRT),
     "ratio_clipped": masked.total(jnp.abs(ratio - 1) > clip, mask_BRT),
   }
   return (loss, jnp.sum(mask_BRT).astype(jnp.float32)), metrics

@@ -114,13 +114,13 @@ def discriminator_step(config, mesh, model, optims):
 def policy_step(config, mesh, model, optims):
   """(state, groups, samples, visual, scores_BN, rule terms, closed_B) -> (state, metrics)."""
 
-  def logps(params, groups, visual):
+  def logps(params, groups, visual, **options):
     prompt_BPD, response_BRTD = model(params, groups, visual)
     # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
     hidden_BRTD = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
     table_VD, temperature = model.unembedding(params), config.rollouts.temperature
     return losses.token_logps(
-      hidden_BRTD, table_VD, groups.responses_BRT, temperature, config.logit_chunk
+      hidden_BRTD, table_VD, groups.responses_BRT, temperature, config.logit_chunk, **options
     )
 
   def policy(state, groups: PromptGroups, samples, visual, score_BN, terms, closed_B):
@@ -138,12 +138,15 @@ def policy_step(config, mesh, model, optims):
     def loss_fn(student, batch):
       groups, visual, advantage_BN, keep_kl_BN, sampled_BNT = batch
       mask_BNT, c = groups.response_mask_BRT, config.policy
-      logp_BNT = logps(named.join(state["frozen"], student), groups, visual)
+      logp_BNT, entropy_BNT = logps(
+        named.join(state["frozen"], student), groups, visual, entropy=True
+      )
       ref_BNT = logps(state_lib.weights(state, "reference"), groups, visual)
       old_BNT = jax.lax.stop_gradient(logp_BNT)  # one update per rollout batch: the ratio is 1
       loss, metrics = losses.policy_gradient(
         logp_BNT, old_BNT, ref_BNT, advantage_BN, mask_BNT, keep_kl_BN, c.clip, c.kl, c.kl_estimator
       )
+      metrics |= {"entropy": masked.total(entropy_BNT, mask_BNT)}
       gap_BNT = jnp.where(mask_BNT, jnp.abs(logp_BNT - sampled_BNT), 0.0)
       return loss, (metrics, gap_BNT.max((1, 2)))
 

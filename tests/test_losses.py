@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from tiny_model import assert_close, jit
 
 from rmsd_jax import losses
@@ -55,6 +56,22 @@ def test_token_logps_of_large_logits_are_finite():
     1e3 * HIDDEN
   )
   assert np.isfinite(logps).all() and np.isfinite(grads).all() and (logps <= 0).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropy_is_that_of_the_distribution_and_has_no_gradient(temperature):
+  logp_BRT, entropy_BRT = losses.token_logps(HIDDEN, TABLE, TARGETS, temperature, 3, entropy=True)
+  plain_BRT = losses.token_logps(HIDDEN, TABLE, TARGETS, temperature, 3)
+  np.testing.assert_array_equal(logp_BRT, plain_BRT)
+  p = jax.nn.softmax(HIDDEN @ TABLE.T / temperature)
+  np.testing.assert_allclose(entropy_BRT, scipy.stats.entropy(p, axis=-1), rtol=2e-5)
+
+  def both(hidden):
+    logp_BRT, entropy_BRT = losses.token_logps(hidden, TABLE, TARGETS, temperature, 3, True)
+    return logp_BRT.sum() + 5 * entropy_BRT.sum()
+
+  wanted = jax.grad(lambda h: losses.token_logps(h, TABLE, TARGETS, temperature, 3).sum())(HIDDEN)
+  np.testing.assert_array_equal(jax.grad(both)(HIDDEN), wanted)
 
 
 def test_token_logps_keep_the_dtypes_of_the_weights():
@@ -152,7 +169,6 @@ def test_the_kl_term_is_added_with_its_weight_and_dropped_where_told(kl):
   want = -(advantage[..., None] * MASK).sum() + 0.3 * terms[MASK & keep[..., None]].sum()
   np.testing.assert_allclose(loss, want, rtol=1e-5)
   np.testing.assert_allclose(metrics["kl"], terms[MASK].sum(), rtol=1e-5)
-  np.testing.assert_allclose(metrics["surprise"], -logp[MASK].sum(), rtol=1e-5)
   assert count == MASK.sum()
 
 

@@ -1,0 +1,240 @@
+"""The same small Qwen3-VL, batch and labels here and in transformers + torch, on the CPU in fp32.
+
+    python -m tests.bench.against_torch               SFT step and sampling, ratios of paired rounds
+    python -m tests.bench.against_torch --memory      peak memory of a step, each in its own process
+
+8 layers of width 512, vocabulary 151,936; rows of 288 prompt tokens (64 of them a clip's) and 64
+response tokens. Both learn the text weights only.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from rmsd_jax import convert, losses, named, optim
+from rmsd_jax.data import prompts
+from rmsd_jax.generate import generate
+from rmsd_jax.models import config as config_lib
+from rmsd_jax.models.student import Qwen3VL
+
+TOKENS = convert.Tokens(151_655, 151_656, 151_652, 151_653)
+CONFIG = config_lib.ModelConfig(
+  config_lib.TextConfig(8, 512, 8, 4, 1536, head=64, sections=(12, 10, 10)),
+  config_lib.VisionConfig(6, 256, 4, 1024, 512, table=16, deepstack=(1, 3, 5)),
+)
+ROWS, PROMPT, RESPONSE, PAIRS = 4, 288, 64, 4
+RATE = 1e-4
+
+
+def make_rows(rows: int) -> list[convert.Case]:
+  """Prompts of exactly PROMPT tokens with a clip of 4 frame pairs of 4 x 4 visual tokens."""
+  made = []
+  for seed in range(rows):
+    case = convert.make_case(CONFIG, TOKENS, [("video", (PAIRS, 4, 4))], seed)
+    more = np.random.default_rng(seed).integers(0, 100_000, PROMPT - len(case.prompt.ids_P))
+    ids_P = np.concatenate([case.prompt.ids_P, more]).astype(np.int32)
+    prompt = prompts.from_arrays(
+      ids_P, [(np.concatenate(case.prompt.patches), case.grids[0])], (TOKENS.video,)
+    )
+    made.append(case._replace(prompt=prompt))
+  return made
+
+
+def groups_of(cases):
+  v = CONFIG.vision
+  layout = prompts.Layout(v.patch, v.merge, v.temporal, 0)
+  bucket = prompts.smallest_bucket([case.prompt for case in cases], v.merge)
+  return prompts.collate([case.prompt for case in cases], layout, bucket._replace(prompt=PROMPT))
+
+
+def their_batch(cases, responses=None) -> dict:
+  """All rows in one batch of torch tensors, the responses behind the prompts."""
+  rows = [convert.their_inputs(case, TOKENS) for case in cases]
+  batch = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+  if responses is not None:
+    more = torch.tensor(responses).long()
+    batch["input_ids"] = torch.cat([batch["input_ids"], more], 1)
+    batch["mm_token_type_ids"] = torch.cat([batch["mm_token_type_ids"], torch.zeros_like(more)], 1)
+  return batch
+
+
+def our_step(cases, responses):
+  model = Qwen3VL(CONFIG, attention="split")
+  params = model.init(jax.random.key(0))
+  student, frozen = named.split(params, ["text/.*"])
+  settings = ConfigDict(
+    dict(learning_rate=RATE, warmup_share=0.0, schedule="constant", b1=0.9, b2=0.999,
+         weight_decay=0.01, clip_norm=1.0, moment_dtype="float32")
+  )  # fmt: skip
+  tx = optim.make(settings, 100)
+  state = [student, jax.jit(tx.init)(student)]
+  groups = groups_of(cases).with_responses(
+    responses[:, None], np.full((len(cases), 1), RESPONSE, np.int32)
+  )
+
+  def step(student, opt_state, groups):
+    def loss_fn(student, groups):
+      params = named.join(frozen, student)
+      prompt_BPD, response_BRTD = model(params, groups)
+      hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+      logp = losses.token_logps(hidden, model.unembedding(params), groups.responses_BRT, 1.0, 32)
+      loss, metrics = losses.sft(logp, groups.response_mask_BRT)
+      return loss, (metrics, None)
+
+    grads, metrics, _ = optim.gradients(loss_fn, student, groups, 1)
+    student, opt_state, _ = optim.apply(tx, grads, opt_state, student)
+    return student, opt_state, metrics["loss"]
+
+  step = jax.jit(step, donate_argnums=(0, 1))
+
+  def run() -> float:
+    state[0], state[1], loss = step(*state, groups)
+    return float(loss)
+
+  return run
+
+
+def their_step(cases, responses, response_logits_only: bool):
+  model = their_model()
+  for name, weight in model.named_parameters():
+    weight.requires_grad_("visual" not in name)
+  learned = [weight for weight in model.parameters() if weight.requires_grad]
+  adam = torch.optim.AdamW(learned, lr=RATE, weight_decay=0.01)
+  batch, targets = their_batch(cases, responses), torch.tensor(responses).long()
+  keep = RESPONSE + 1 if response_logits_only else 0
+
+  def run() -> float:
+    adam.zero_grad(set_to_none=True)
+    logits = model(**batch, logits_to_keep=keep, use_cache=False).logits[:, -RESPONSE - 1 : -1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(learned, 1.0)
+    adam.step()
+    return float(loss)
+
+  return run
+
+
+def their_model():
+  ids = dict(zip(("image_token_id", "video_token_id", "vision_start_token_id",
+                  "vision_end_token_id"), TOKENS, strict=True))  # fmt: skip
+  raw = config_lib.to_hf(CONFIG, ids | {"eos_token_id": 151_645, "pad_token_id": 151_643})
+  torch.manual_seed(0)
+  return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**raw))
+
+
+def our_sampler(cases, samples: int):
+  model = Qwen3VL(CONFIG, attention="split")
+  params, groups = model.init(jax.random.key(0)), groups_of(cases)
+
+  def run() -> int:
+    out = generate(
+      model, params, groups, jax.random.key(1), samples=samples, max_tokens=RESPONSE,
+      stop_ids=(), temperature=1.0,
+    )  # fmt: skip
+    return int(out.length_BR.sum())
+
+  return run
+
+
+def their_sampler(cases, samples: int):
+  model, batch = their_model().eval(), their_batch(cases)
+
+  def run() -> int:
+    with torch.no_grad():
+      out = model.generate(
+        **batch, do_sample=True, top_k=0, max_new_tokens=RESPONSE, min_new_tokens=RESPONSE,
+        num_return_sequences=samples,
+      )  # fmt: skip
+    return (out.shape[1] - PROMPT) * len(out)
+
+  return run
+
+
+def projection_floor(rows: int) -> float:
+  """Seconds of RESPONSE projections of `rows` hidden states on the vocabulary, and nothing else."""
+  table = jax.random.normal(jax.random.key(0), (CONFIG.text.vocab, CONFIG.text.width))
+  hidden = jax.random.normal(jax.random.key(1), (rows, CONFIG.text.width))
+  project = jax.jit(lambda h, t: losses.logits(h, t).max())
+  jax.block_until_ready(project(hidden, table))
+  began = time.perf_counter()
+  for _ in range(RESPONSE):
+    jax.block_until_ready(project(hidden, table))
+  return time.perf_counter() - began
+
+
+def paired(ours, theirs, rounds: int) -> tuple[float, float, float]:
+  """Medians of seconds of both and of their ratio (ours / theirs), rounds taken in turn."""
+  ours(), theirs()
+  seconds = []
+  for _ in range(rounds):
+    pair = []
+    for run in (ours, theirs):
+      began = time.perf_counter()
+      run()
+      pair.append(time.perf_counter() - began)
+    seconds.append((*pair, pair[0] / pair[1]))
+  return tuple(statistics.median(column) for column in zip(*seconds, strict=True))
+
+
+def peak_gb(which: str) -> float:
+  """Peak memory of two steps in a process of its own."""
+  command = [sys.executable, "-m", "tests.bench.against_torch", "--peak", which]
+  return float(
+    subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+  )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+  parser.add_argument("--peak", choices=("ours", "theirs", "theirs_short"), help=argparse.SUPPRESS)
+  options = parser.parse_args()
+  torch.set_num_threads(2)
+  cases = make_rows(ROWS)
+  responses = np.random.default_rng(9).integers(0, 100_000, (ROWS, RESPONSE)).astype(np.int32)
+  steps = {
+    "ours": lambda: our_step(cases, responses),
+    "theirs": lambda: their_step(cases, responses, False),
+    "theirs_short": lambda: their_step(cases, responses, True),
+  }
+  if options.peak:
+    step = steps[options.peak]()
+    step(), step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    return
+  if options.memory:
+    peaks = {name: peak_gb(name) for name in steps}
+    print(", ".join(f"{name} {peak:.2f} GB" for name, peak in peaks.items()))
+    print(f"ours / theirs: {peaks['ours'] / peaks['theirs']:.2f} (bar: at most 0.6)")
+    return
+  ours = steps["ours"]()
+  for name in ("theirs", "theirs_short"):
+    mine, other, ratio = paired(ours, steps[name](), options.rounds)
+    print(
+      f"SFT step: ours {mine:.2f} s, {name} {other:.2f} s: {ratio:.2f} (bar: theirs at most 0.7)"
+    )
+  two = make_rows(2)
+  mine, other, ratio = paired(
+    our_sampler(two, 8), their_sampler(two, 8), max(1, options.rounds // 2)
+  )
+  tokens = 2 * 8 * RESPONSE
+  print(
+    f"sampling 2 x 8 x {RESPONSE}: ours {tokens / mine:.1f}, theirs {tokens / other:.1f} tokens/s"
+  )
+  print(f"{1 / ratio:.2f} times as fast (bar: at least 2.2)")
+  print(f"floor: the vocabulary projection alone takes {projection_floor(16):.2f} of {mine:.2f} s")
+
+
+if __name__ == "__main__":
+  main()

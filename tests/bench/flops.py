@@ -1,0 +1,151 @@
+"""Stage 2's update against the least work it can be, and groups against repeated prompts.
+
+    python -m tests.bench.flops            compiles for the CPU and counts; then times small groups
+
+FLOPs are XLA's count of the CPU program of a 2-layer model with the widths of Qwen3-VL-4B, loops
+unrolled, remat off. Attention counts its causal blocks as squares, for that is what is computed.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmsd_jax import cost, losses
+from rmsd_jax.groups import Bucket, PromptGroups
+from rmsd_jax.models.config import PRESETS, TextConfig
+from rmsd_jax.models.discriminator import Discriminator
+from rmsd_jax.models.student import Qwen3VL, Visual
+
+
+def widths_of_4b(layers: int) -> Qwen3VL:
+  config = PRESETS["4b"]
+  text = dataclasses.replace(config.text, layers=layers)
+  vision = dataclasses.replace(config.vision, deepstack=config.vision.deepstack[:layers])
+  config = dataclasses.replace(config, text=text, vision=vision)
+  return Qwen3VL(config, dtype="bfloat16", unroll=True, attention="split")
+
+
+def shapes(model: Qwen3VL, B: int, P: int, R: int, T: int) -> tuple[PromptGroups, Visual]:
+  """Abstract groups without media, and the (empty) encoding that goes with them."""
+  array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  c = model.config
+  groups = PromptGroups(
+    tokens_BP=array(B, P),
+    positions_B3P=array(B, 3, P),
+    prompt_length_B=array(B),
+    next_position_B=array(B),
+    visual_BP=array(B, P),
+    patches_BFSC=jax.ShapeDtypeStruct((B, 1, 4, c.vision.patch_values), jnp.uint8),
+    grid_BF2=array(B, 1, 2),
+    responses_BRT=array(B, R, T),
+    response_length_BR=array(B, R),
+  )
+  encoded = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.dtype(model.dtype))
+  levels = len(c.vision.deepstack)
+  return groups, Visual(encoded(B, 1, c.text.width), encoded(B, levels, 1, c.text.width))
+
+
+def policy(model, params, groups, visual):
+  """-mean log-prob: the part of the policy update that costs."""
+  prompt_BPD, response_BRTD = model(params, groups, visual)
+  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+  T = groups.responses_BRT.shape[2]
+  logp = losses.token_logps(hidden, model.unembedding(params), groups.responses_BRT, 1.0, T)
+  return jnp.sum(logp)
+
+
+def counted(f, *arguments) -> float:
+  return jax.jit(f).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def squares(work: cost.Work, P: int, R: int, T: int) -> float:
+  """Total with attention's pairs counted as full blocks."""
+  full = P**2 + R * T * (P + T)
+  return work._replace(attention=work.attention * full / cost.pairs(P, R, T)).total
+
+
+def update(B: int, P: int, R: int, T: int, K: int) -> tuple[float, float]:
+  """(counted, least) FLOPs: policy forward and backward, reference forward, and one forward and
+  backward of the discriminator with R + K slots."""
+  model = widths_of_4b(2)
+  params, critic = model.abstract(), Discriminator(model)
+  groups, visual = shapes(model, B, P, R, T)
+  both, _ = shapes(model, B, P, R + K, T)
+  only_text = lambda p, t: {name: jax.lax.stop_gradient(x) for name, x in p.items()} | {"text": t}
+
+  def student(p, g, v):
+    return jax.grad(lambda t: policy(model, only_text(p, t), g, v))(p["text"])
+
+  def judge(p, g, v):
+    return jax.grad(lambda t: jnp.sum(critic(only_text(p, t), g, v)))(p["text"])
+
+  found = counted(student, params, groups, visual)
+  found += counted(lambda p, g, v: policy(model, p, g, v), params, groups, visual)
+  found += counted(judge, params | critic.abstract_head(), both, visual)
+  bucket, c = Bucket(P, T, 0, 0), model.config
+  least = 4 * squares(cost.forward(c, B, bucket, R, True), P, R, T)
+  least += 3 * squares(cost.forward(c, B, bucket, R + K, False), P, R + K, T)
+  return found, least
+
+
+def grouped_over_repeated(P: int, R: int, T: int) -> float:
+  """FLOPs of one group of R responses over those of R rows with the prompt repeated."""
+  model = widths_of_4b(2)
+  grad = jax.grad(lambda p, g, v: policy(model, p, g, v))
+  group, rows = shapes(model, 1, P, R, T), shapes(model, R, P, 1, T)
+  return counted(grad, model.abstract(), *group) / counted(grad, model.abstract(), *rows)
+
+
+def timed(P: int, R: int, T: int, rounds: int) -> float:
+  """Median over pairs of (repeated / grouped) seconds, forward and backward, on this machine."""
+  text = TextConfig(4, 256, 8, 4, 1024, head=32, vocab=1024, sections=(8, 4, 4))
+  config = dataclasses.replace(PRESETS["4b"], text=text)
+  config = dataclasses.replace(
+    config, vision=dataclasses.replace(config.vision, out=256, deepstack=(0,), depth=1)
+  )
+  model = Qwen3VL(config, attention="split", unroll=True)
+  params, rng, runs = model.init(jax.random.key(0)), np.random.default_rng(0), []
+  for B, responses in ((R, 1), (1, R)):
+    groups, visual = jax.tree.map(
+      lambda x: np.zeros(x.shape, x.dtype), shapes(model, B, P, responses, T)
+    )
+    groups = dataclasses.replace(
+      groups,
+      tokens_BP=rng.integers(0, 1024, (B, P)),
+      prompt_length_B=np.full(B, P, np.int32),
+      visual_BP=np.full((B, P), -1, np.int32),
+    ).with_responses(rng.integers(0, 1024, (B, responses, T)), np.full((B, responses), T, np.int32))
+    step = jax.jit(jax.grad(lambda p, g=groups, v=visual: policy(model, p, g, v)))
+    jax.block_until_ready(step(params))
+    runs.append(step)
+  ratios = []
+  for _ in range(rounds):
+    seconds = []
+    for step in runs:
+      began = time.perf_counter()
+      jax.block_until_ready(step(params))
+      seconds.append(time.perf_counter() - began)
+    ratios.append(seconds[0] / seconds[1])
+  return statistics.median(ratios)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--rounds", type=int, default=7)
+  options = parser.parse_args()
+  found, least = update(B=1, P=2304, R=8, T=1024, K=4)
+  print(f"stage 2 update: {found / 1e12:.1f} TFLOP, least {least / 1e12:.1f}: {found / least:.3f}")
+  print("bar: at most 1.15")
+  ratio = grouped_over_repeated(P=2048, R=8, T=256)
+  print(f"grouped over repeated FLOPs at P 2,048, R 8, T 256: {ratio:.3f} (bar: at most 0.35)")
+  faster = timed(P=512, R=8, T=64, rounds=options.rounds)
+  print(f"grouped is {faster:.2f} times faster at P 512, R 8, T 64 (bar: at least 3.5)")
+
+
+if __name__ == "__main__":
+  main()
