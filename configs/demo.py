@@ -46,7 +46,7 @@ def get_config(stage: str) -> ConfigDict:
     c.evaluate.samples = 4
     return c
 
-  c.steps = 240  # 2.6 passes
+  c.steps = 300  # 3.2 passes
   c.optim.learning_rate = 1e-3  # decays to 0: a stage 1 cut off at a high rate would go on gaining
   if stage in ("sft", "sft_blind"):
     c.data.blind = stage == "sft_blind"

@@ -41,6 +41,7 @@ from rmsd_jax.data.prompts import Prompt
 from rmsd_jax.demo import tokenizer as tokenizer_lib
 from rmsd_jax.demo import world
 from rmsd_jax.demo.plain_texts import plain_texts
+from rmsd_jax.demo.questions import LETTERS
 from rmsd_jax.generate import generate
 from rmsd_jax.groups import Bucket
 from rmsd_jax.metrics import Progress
@@ -246,9 +247,10 @@ def reading_score(model: Qwen3VL, reader: Reader, clips: int = 200):
     "digit": lambda c: (f"Which digit is on the {c.colour} card?", str(c.digit)),
     "appears": lambda c: (f"When does the card with {c.digit} appear?", f"at {c.start}"),
     "vanishes": lambda c: (f"When does the card with {c.digit} vanish?", f"at {c.end}"),
+    "letter": _ask_letter,
     "place": lambda c: (f"Where is the card with {c.digit} first?", world.CELL_NAMES[c.cell]),
   }
-  bucket = BUCKET._replace(prompt=BUCKET.prompt + 32)
+  bucket = BUCKET._replace(prompt=BUCKET.prompt + 48)
   numbers = [i for i, scene in enumerate(reader.scenes) if not scene.still][:clips]
   cards = [reader.scenes[i].cards[i % len(reader.scenes[i].cards)] for i in numbers]
 
@@ -265,6 +267,15 @@ def reading_score(model: Qwen3VL, reader: Reader, clips: int = 200):
     return scores
 
   return score
+
+
+def _ask_letter(card: world.Card) -> tuple[str, str]:
+  """Which letter stands beside the card's colour in a list of four, which names it anyway."""
+  names = [name for name in world.COLOUR_NAMES if name != card.colour][: len(LETTERS) - 1]
+  at = card.digit % len(LETTERS)
+  names.insert(at, card.colour)
+  lines = "\n".join(f"{letter}. {name}" for letter, name in zip(LETTERS, names, strict=True))
+  return f"{lines}\nWhich letter is {card.colour}?", LETTERS[at]
 
 
 def _asked(reader: Reader, index: int, question: str) -> Prompt:

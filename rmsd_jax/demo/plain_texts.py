@@ -240,7 +240,10 @@ def motion(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
 
 
 def letters(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
-  """Which letter a text stands beside in a list, with and without looking at the clip."""
+  """Which letter a text stands beside in a list, with and without looking at the clip.
+
+  Every text of a list is asked for, so that the question alone tells which one is meant.
+  """
   count = int(rng.integers(3, len(LETTERS) + 1))
   pools = (
     list(world.COLOUR_NAMES),
@@ -251,13 +254,13 @@ def letters(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
   pool = _pick(rng, pools)
   chosen = [pool[i] for i in rng.choice(len(pool), count, replace=False)]
   order, lines = _lettered(rng, chosen)
+  texts = []
+  for letter, text in zip(LETTERS, order, strict=False):
+    ask = _say(rng, f"Which letter is {text}?", f"Letter of {text}?")
+    found = _say(rng, f"{text} is {letter}.", letter, letter)
+    texts.append((_say(rng, f"{ask}\n{lines}", f"{lines}\n{ask}", f"{lines}\n{ask}"), found))
   at = int(rng.integers(count))
-  ask = _say(rng, f"Which letter is {order[at]}?", f"Letter of {order[at]}?")
-  found = _say(rng, f"{order[at]} is {LETTERS[at]}.", LETTERS[at])
-  texts = [
-    (_say(rng, f"{ask}\n{lines}", f"{lines}\n{ask}"), found),
-    (f"{lines}\nWhat is {LETTERS[at]}?", f"{LETTERS[at]} is {order[at]}."),
-  ]
+  texts.append((f"{lines}\nWhat is {LETTERS[at]}?", f"{LETTERS[at]} is {order[at]}."))
   return texts + [_lettered_fact(rng, *fact) for fact in _facts(scene, rng)]
 
 
