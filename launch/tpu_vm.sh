@@ -172,7 +172,12 @@ RMSD_PROCESSES=auto nohup .venv/bin/$line >>log 2>&1 & echo \$! >pid"
     fi
     on all "if kill -0 \$(cat rmsd/pid) 2>/dev/null; then echo running; else echo 'not running'; tail -n 3 rmsd/log; fi"
     ;;
-  stop) on all "if [ -f rmsd/pid ]; then kill -INT \$(cat rmsd/pid); rm rmsd/pid; fi" ;;
+  stop)
+    on all "cd rmsd; [ -f pid ] || exit 0
+kill -INT \$(cat pid) 2>/dev/null
+for i in \$(seq 60); do kill -0 \$(cat pid) 2>/dev/null || { rm pid; exit 0; }; sleep 1; done
+echo 'it still runs after a minute; kill it by hand'; exit 1"
+    ;;
   down)
     if [ -n "${QUEUED:-}" ]; then
       do_ gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet

@@ -10,7 +10,9 @@ import importlib.util
 import inspect
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +33,9 @@ _WORKDIR_HELP = "folder of the run; a folder that holds a run of the same config
 
 def run(main: Callable[[], object]) -> NoReturn:
   """Calls `main()` and ends the process with the exit status described at the top of this file."""
+  # A shell without job control starts background commands deaf to the interrupt that stops them.
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   flags.FLAGS.mark_as_parsed()  # libraries read flags of their own (Grain's workers do): defaults
   try:
     main()

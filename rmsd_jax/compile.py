@@ -84,7 +84,7 @@ def devices_of(topology: str):
     raise UserError(f"compile.topology {topology!r}: the chip is none of {', '.join(CHIPS)}")
   try:
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-  except Exception as error:  # libtpu raises several kinds
+  except (RuntimeError, ValueError, OSError) as error:
     raise UserError(
       f"compile.topology {topology!r} cannot be described ({error}); install libtpu "
       "(pip install libtpu) and give a shape that exists, such as v5e:4x4"
@@ -181,12 +181,13 @@ def compiled(name: str, program, config, mesh, chip: Chip, options: dict) -> Rep
     report.collectives = hlo.collectives(result.as_text())
   except jax.errors.JaxRuntimeError as error:  # seen with a libtpu newer than jaxlib
     report.fault = f"collectives unknown: {str(error).splitlines()[0]}"
-  moved = sum(size for _, size in report.collectives.values())
   report.seconds = {
     "compute": work.total / mesh.size / chip.flops,
     "hbm": report.hbm_bytes / chip.hbm,
-    "network": moved / chip.link,
   }
+  if not report.fault:
+    moved = sum(size for _, size in report.collectives.values())
+    report.seconds["network"] = moved / chip.link
   return report
 
 
@@ -240,6 +241,8 @@ def table(reports: list[Report], chip: Chip) -> str:
       f"{r.name:<14} {r.work.total / 1e15:>8.2f} {r.hbm_bytes / 1e9:>8.1f} {moved:>9.1f} "
       f"{r.seconds[bound]:>9.2f}  {bound} ({parts})"
     )
+    if r.fault:
+      rows.append(f"{'':<14}   {r.fault}")
     for kind, (count, size) in r.collectives.items():
       rows.append(f"{'':<14}   {kind} {count} times, {size / 1e9:.2f} GB")
   return "\n".join(rows)

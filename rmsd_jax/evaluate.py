@@ -25,6 +25,7 @@ from rmsd_jax.checkpoint import find_step
 from rmsd_jax.data import loader
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.pool import open_pool
+from rmsd_jax.errors import UserError
 from rmsd_jax.metrics import Progress, replace_text
 from rmsd_jax.models import hf
 from rmsd_jax.tasks import registry
@@ -37,14 +38,9 @@ def make_steps(config, mesh):
   model = hf.load_model(**config.model)
 
   def run(params, groups, key, **options):
-    return generate.generate(
-      model,
-      params,
-      groups,
-      key,
-      max_tokens=groups.responses_BRT.shape[2],
-      **options,
-    )
+    tokens = groups.responses_BRT.shape[2]
+    samples = generate.generate(model, params, groups, key, max_tokens=tokens, **options)
+    return jax.tree.map(sharding.by_prompt, samples)
 
   sampled = dict(config.rollouts) | {"samples": config.evaluate.samples}
   return {
@@ -149,6 +145,8 @@ def _spelled(answer) -> str:
 
 def main(config, workdir: str, checkpoint: str) -> None:
   """Evaluates one checkpoint."""
+  if jax.process_count() > 1:
+    raise UserError("evaluate runs in one process; start it on one host, with its devices alone")
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
   pool = open_pool(config.data.pool, config.data.split)

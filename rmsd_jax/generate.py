@@ -70,7 +70,7 @@ def generate(
   key = jax.random.key(0) if key is None else key
   stop_ids = model.config.stop_ids if stop_ids is None else stop_ids
   pad_id = model.config.pad_id if pad_id is None else pad_id
-  B, table_VD = groups.tokens_BP.shape[0], model.unembedding(params)
+  table_VD = model.unembedding(params)
 
   def ends(token_BR):
     return jnp.isin(token_BR, jnp.array(stop_ids, jnp.int32))
@@ -79,6 +79,22 @@ def generate(
     key_t, logits_BRV = jax.random.fold_in(key, t), losses.logits(hidden_BRD, table_VD)
     token_BR, logp_BR = sample_token(logits_BRV, key_t, temperature, top_p, top_k)
     return jnp.where(done_BR, pad_id, token_BR), jnp.where(done_BR, 0.0, logp_BR)
+
+  started = model.prefill(params, groups, samples, max_tokens, visual)
+  return _grow(model, params, groups, started, (samples, max_tokens, pad_id), draw, ends)
+
+
+def _grow(model: Qwen3VL, params, groups: PromptGroups, started, sizes, draw, ends) -> Samples:
+  """The loop of `generate` from the prefilled prompts.
+
+  Args:
+    started: the hidden state [B, D] that predicts the first tokens, and the cache.
+    sizes: R, T and the id of padding.
+    draw: (hidden_BRD, t, done_BR) -> tokens of place t and their log-probs.
+    ends: token_BR -> whether each ends its response.
+  """
+  (last_BD, cache), (samples, max_tokens, pad_id) = started, sizes
+  B = len(last_BD)
 
   def body(carry):
     t, token_BR, done_BR, out, cache = carry
@@ -91,7 +107,6 @@ def generate(
     t, token_BR, done_BR, *_ = carry
     return (t + 1 < max_tokens) & ~jnp.all(done_BR | ends(token_BR))
 
-  last_BD, cache = model.prefill(params, groups, samples, max_tokens, visual)
   nobody = jnp.zeros((B, samples), bool)
   first_BRD = jnp.broadcast_to(last_BD[:, None], (B, samples, last_BD.shape[-1]))
   token_BR, logp_BR = draw(first_BRD, 0, nobody)

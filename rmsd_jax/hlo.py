@@ -38,9 +38,11 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
   def visit(name: str, times: int) -> None:
     for shape, operation, line in computations.get(name, ()):
       kind = operation.removesuffix("-start")
+      if operation == "all-reduce-start":  # the one whose tuple holds results only
+        operation = kind
       if kind in COLLECTIVES:
         found[kind][0] += times
-        found[kind][1] += times * _result_bytes(shape, started=operation != kind)
+        found[kind][1] += times * _result_bytes(shape, operation.endswith("-start"))
         continue
       if operation == "async-done" or operation.endswith(("-done", "-update")):
         continue
@@ -75,7 +77,8 @@ def _computations(text: str) -> tuple[dict[str, list[tuple[str, str, str]]], str
 
 def _result_bytes(shape: str, started: bool) -> int:
   """Bytes of a result; an asynchronous start names (operands, results): the larger half."""
-  sizes = [_bytes(kind, dims) for kind, dims in _SHAPE.findall(shape)]
+  arrays = [(kind, dims) for kind, dims in _SHAPE.findall(shape) if (kind, dims) != ("u32", "")]
+  sizes = [_bytes(kind, dims) for kind, dims in arrays]  # without the scalars of the context
   if not started or len(sizes) == 1:
     return sum(sizes)
   half = len(sizes) // 2

@@ -36,12 +36,12 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
       f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {count} devices; set config.mesh"
       f" so that the sizes multiply to {count} (one may be -1)"
     )
-  if sizes[2] > jax.local_device_count():
-    raise UserError(
-      f"mesh.tensor={sizes[2]} reaches over processes of {jax.local_device_count()} devices;"
-      " lower it"
-    )
-  return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 3, devices=devices)
+  mesh = jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 3, devices=devices)
+  # A process feeds and grades whole rows, so a row's devices must be its own.
+  owners = [{d.process_index for d in group} for group in mesh.devices.reshape(-1, sizes[2])]
+  if max(map(len, owners)) > 1 and jax.process_count() > 1:
+    raise UserError(f"a group of mesh.tensor={sizes[2]} devices reaches over processes; lower it")
+  return mesh
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -59,6 +59,7 @@ def rollout_step(config, model):
       visual=visual,
       **config.rollouts,
     )
+    samples = jax.tree.map(sharding.by_prompt, samples)  # each process grades its own rows
     return samples, visual if "vision" not in state["student"] else None
 
   return rollout
@@ -217,12 +218,12 @@ def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: B
   match_BN, weight_BN = match(batch, step, config)
   texts = scoring.texts_of(samples, tokenizer)
   finished_BN = sharding.local_rows(samples.finished_BR)
-  terms = grade(texts, batch.info, finished_BN)
   put = lambda tree: sharding.put_batch(mesh, tree)
-  metrics = {"rollout/length": samples.length_BR.mean(), "rollout/finished": finished_BN.mean()}
+  terms, closed_B = put(grade(texts, batch.info, finished_BN)), put(batch.closed_B)
+  metrics = {"rollout/length": samples.length_BR.mean()}
+  metrics["rollout/finished"] = samples.finished_BR.mean()
   metrics |= {f"rollout/{name}": term_BN.mean() for name, term_BN in terms.items()}
-  closed_BN = np.broadcast_to(batch.closed_B[:, None], finished_BN.shape)
-  metrics["rollout/quality"] = masked.mean(scoring.quality(terms), closed_BN)
+  metrics["rollout/quality"] = masked.mean(scoring.quality(terms), closed_B[:, None])
   score_BN = jnp.zeros(samples.length_BR.shape)
   if config.reward.discriminator:
     learn = not config.discriminator.frozen_after or step < config.discriminator.frozen_after
@@ -231,9 +232,7 @@ def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: B
     )
     metrics |= more
   if not config.reward.discriminator or step >= config.discriminator.warmup_steps:
-    state, more = steps["policy"](
-      state, teachers, samples, visual, score_BN, put(terms), put(batch.closed_B)
-    )
+    state, more = steps["policy"](state, teachers, samples, visual, score_BN, terms, closed_B)
     metrics |= more
   return state, metrics
 

@@ -86,7 +86,8 @@ def main(config, workdir: str) -> None:
     steps = make_steps(config, loop.mesh)
     for step, batch in loop.batches():
       groups = targets(batch, step, config.seed, config.supervision.tau, config.supervision.target)
-      state, metrics = steps["train"](state, sharding.put_batch(loop.mesh, groups))
+      groups = sharding.put_batch(loop.mesh, groups)
+      state, metrics = steps["train"](state, groups)
       metrics["learning_rate"] = rate(step)
       metrics["target_tokens"] = groups.response_length_BR.mean()
       metrics["without_target"] = (groups.response_length_BR == 0).mean()

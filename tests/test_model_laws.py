@@ -224,8 +224,8 @@ def test_splash_refuses_buckets_it_cannot_run():
 
 def test_an_unknown_attention_is_refused_with_the_choices():
   with pytest.raises(UserError, match="'flash' is unknown; choose one of auto, split"):
-    attention.resolve("flash")
-  assert attention.resolve("auto") == "split"
+    attention.resolve("flash", "bfloat16")
+  assert attention.resolve("auto", "float32") == "split"
 
 
 def test_a_decoded_token_attends_like_the_same_place_of_a_row():

@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -177,7 +179,9 @@ def test_a_worker_runs_refuses_to_run_twice_and_stops(tmp_path, gcloud):
   home = tmp_path / "home"
   (home / "rmsd" / ".venv" / "bin").mkdir(parents=True)
   python = home / "rmsd" / ".venv" / "bin" / "python"
-  python.write_text('#!/usr/bin/env bash\necho "$@"\nexec sleep 60\n')
+  code = "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)"
+  code += "; print(sys.argv, flush=True); time.sleep(60)"  # as rmsd_jax.cli.run begins
+  python.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} -c "{code}" "$@"\n')
   python.chmod(0o755)
   worker = lambda script: subprocess.run(
     ["bash", "-c", script], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -186,6 +190,8 @@ def test_a_worker_runs_refuses_to_run_twice_and_stops(tmp_path, gcloud):
   again = worker(run)
   assert again.returncode == 1 and "it runs already" in again.stdout
   pid = int((home / "rmsd" / "pid").read_text())
+  while "rmsd_jax.train_rl" not in (home / "rmsd" / "log").read_text():
+    time.sleep(0.05)
   assert worker(stop).returncode == 0 and not (home / "rmsd" / "pid").exists()
-  subprocess.run(["bash", "-c", f"kill {pid} 2>/dev/null"])  # sleep may ignore the first signal
-  assert "rmsd_jax.train_rl" in (home / "rmsd" / "log").read_text()
+  with pytest.raises(ProcessLookupError):
+    os.kill(pid, 0)

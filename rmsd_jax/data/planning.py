@@ -20,7 +20,7 @@ from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
-ROUND = {"prompt": 64, "response": 32}  # buckets are multiples of these many tokens
+ROUND = {"prompt": 128, "response": 128}  # multiples that attention on TPU can take
 
 
 @dataclasses.dataclass
@@ -98,6 +98,9 @@ def table(found: Plan) -> str:
   half, whole = (",".join(map(str, suggested(found.needs_N4, q))) for q in (0.5, 1.0))
   lines += ["", f"{len(found.needs_N4):,} records fit --buckets {whole}"]
   if half != whole:
-    lines.append(f"less padding: --buckets {half} {whole}  (half of the records fit the first)")
+    share = (found.needs_N4 <= np.array(suggested(found.needs_N4, 0.5))).all(1).mean()
+    lines.append(
+      f"less padding: --buckets {half} {whole}  ({share:.0%} of the records fit the first)"
+    )
   lines += [f"{count} unusable: {first}" for count, first in found.unusable.values()]
   return "\n".join(lines)

@@ -56,7 +56,8 @@ def from_arrays(
 
   Args:
     ids_P: token ids, each placeholder repeated once per visual token.
-    media: per image or clip, in the order of the ids: uint8 patches [pairs * rows * columns, C] in
+    media: per image or clip, in the order of the ids: uint8 patches (transformers' with
+      do_rescale=False, do_normalize=False) [pairs * rows * columns, C] in
       the order of `images.patchify`, and its grid (pairs, rows, columns).
     visual_ids: the ids of the image's and the clip's placeholder.
 
@@ -65,10 +66,12 @@ def from_arrays(
     media    [(patches [8, C], (1, 2, 4))]     2 x 4 patches of which 2 x 2 make one visual token
 
   Raises:
-    UserError: patches and grid disagree.
+    UserError: patches are not uint8, or they and the grid disagree.
   """
   grids, patches = [], []
   for number, (patches_SC, (pairs, *grid)) in enumerate(media):
+    if np.asarray(patches_SC).dtype != np.uint8:
+      raise UserError(f"medium {number} is {np.asarray(patches_SC).dtype}; give uint8 grey levels")
     if len(patches_SC) != pairs * grid[0] * grid[1]:
       raise UserError(
         f"medium {number} has {len(patches_SC)} patches, but its grid is {(pairs, *grid)}"

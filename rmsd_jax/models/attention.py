@@ -41,17 +41,22 @@ class Layout(NamedTuple):
 
 def group_attention(q_BSNH, k_BSKH, v_BSKH, layout: Layout, prompt_length_B, impl: str = "split"):
   """Attention under the group rule; o_BSNH in q's dtype. `impl` is one of IMPLEMENTATIONS."""
-  attend = {"split": _split, "splash": _splash, "cudnn": _cudnn, "dense": _dense}[resolve(impl)]
+  attend = {"split": _split, "splash": _splash, "cudnn": _cudnn, "dense": _dense}[
+    resolve(impl, q_BSNH.dtype)
+  ]
   q_BSNH = q_BSNH * q_BSNH.shape[-1] ** -0.5
   o_BSNH = attend(q_BSNH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), layout, prompt_length_B)
   return o_BSNH.astype(q_BSNH.dtype)
 
 
-def resolve(impl: str) -> str:
-  """ "auto" -> what suits the default backend; checks the name."""
+def resolve(impl: str, dtype) -> str:
+  """ "auto" -> what suits the default backend and the type (cuDNN takes 16 bits only)."""
   if impl not in IMPLEMENTATIONS:
     raise UserError(f"attention {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
-  return BY_BACKEND.get(jax.default_backend(), "split") if impl == "auto" else impl
+  if impl != "auto":
+    return impl
+  found = BY_BACKEND.get(jax.default_backend(), "split")
+  return "split" if found == "cudnn" and jnp.dtype(dtype).itemsize > 2 else found
 
 
 def _splash(q_BSNH, k_BKSH, v_BKSH, layout: Layout, prompt_length_B):
