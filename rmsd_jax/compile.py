@@ -11,6 +11,7 @@ Rollouts are planned at full length: every response T tokens long.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -111,7 +112,7 @@ def abstract_groups(config, model: ModelConfig, mesh, bucket: Bucket, R: int) ->
 
 
 def programs(config, mesh) -> dict:
-  """name -> (jitted function, abstract arguments, Work, passes over the weights)."""
+  """name -> (jitted function, abstract arguments, Work, least HBM bytes of one device)."""
   model, bucket = hf.load_model(**config.model), Bucket(*config.compile.bucket)
   c, B, remat = model.config, config.batch, config.model.remat
   passes = 3 + remat  # forward, two products backward, and the forward again
@@ -119,7 +120,8 @@ def programs(config, mesh) -> dict:
     state = state_lib.abstract(mesh, model, config.trained, train_sft.make_optims(config))
     groups = abstract_groups(config, c, mesh, bucket, 1)
     train = train_sft.make_steps(config, mesh)["train"]
-    return {"sft step": (train, (state, groups), cost.sft(c, B, bucket, remat), passes)}
+    least = reading_bytes(config, mesh, state, passes) + update_bytes(mesh, state)
+    return {"sft step": (train, (state, groups), cost.sft(c, B, bucket, remat), least)}
   if config.compile.stage != "rl":
     raise UserError(f"compile.stage is {config.compile.stage!r}; choose sft or rl")
   N, K = config.rollouts.samples, config.data.responses
@@ -136,30 +138,33 @@ def programs(config, mesh) -> dict:
   terms = {name: number for name in ("outer", "task", "content")}
   closed = jax.ShapeDtypeStruct((B,), jnp.bool_, sharding=over)
   learn = jax.ShapeDtypeStruct((), jnp.bool_)
+  reading = functools.partial(reading_bytes, config, mesh, state)
+  caches = cost.decode_bytes(c, B, bucket, N, 0) / sharding.batch_shards(mesh)
   found = {
     "rollout": (
       steps["rollout"],
       (state, groups, key),
       cost.rollout(c, B, bucket, N),
-      1 + bucket.response,
+      reading(1 + bucket.response, logits=True) + caches,
     ),
     "policy": (
       steps["policy"],
       (state, groups, samples, visual, number, terms, closed),
       cost.policy(c, B, bucket, N, remat),
-      passes + 1,
+      reading(passes + 1) + update_bytes(mesh, state),
     ),
   }
   if "discriminator" in state:
     arguments = (state, groups, samples, visual, match, number, learn)
     work = cost.discriminator(c, B, bucket, N + K, remat)
-    found["discriminator"] = (steps["discriminator"], arguments, work, passes)
+    least = reading(passes) + update_bytes(mesh, state)
+    found["discriminator"] = (steps["discriminator"], arguments, work, least)
   return found
 
 
-def compiled(name: str, program, config, mesh, chip: Chip, options: dict) -> Report:
+def compiled(name: str, program, mesh, chip: Chip, options: dict) -> Report:
   """Compiles one program and reads what it takes."""
-  function, arguments, work, passes = program
+  function, arguments, work, least = program
   began = time.monotonic()
   try:
     result = function.lower(*arguments).compile(compiler_options=options)
@@ -167,16 +172,11 @@ def compiled(name: str, program, config, mesh, chip: Chip, options: dict) -> Rep
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     return Report(name, time.monotonic() - began, work=work, fault=_memory_line(str(error)))
-  report = Report(name, time.monotonic() - began, work=work)
+  report = Report(name, time.monotonic() - began, work=work, hbm_bytes=least)
   memory = result.memory_analysis()
   report.arguments, report.temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
   fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
   report.peak = report.arguments + report.temporaries + fresh
-  report.hbm_bytes = least_bytes(arguments[0], mesh, passes, config)
-  if name == "rollout":
-    model, bucket = hf.load_model(**config.model), Bucket(*config.compile.bucket)
-    caches = cost.decode_bytes(model.config, config.batch, bucket, config.rollouts.samples, 0)
-    report.hbm_bytes += caches / sharding.batch_shards(mesh)
   try:
     report.collectives = hlo.collectives(result.as_text())
   except jax.errors.JaxRuntimeError as error:  # seen with a libtpu newer than jaxlib
@@ -191,18 +191,22 @@ def compiled(name: str, program, config, mesh, chip: Chip, options: dict) -> Rep
   return report
 
 
-def least_bytes(state: dict, mesh, passes: int, config) -> float:
-  """HBM bytes of one device at the least: each pass reads the decoder's gathered weights in the
-  activations' type, and an update reads and writes this device's weights and moments."""
+def reading_bytes(config, mesh, state: dict, passes: int, logits: bool = False) -> float:
+  """HBM bytes of one device for `passes` readings of the decoder's gathered weights, in the type of
+  the activations; with `logits`, of the table that they come from too."""
   width = np.dtype(jnp.dtype(config.model.dtype)).itemsize
   student = named.flatten(state_lib.weights(state))
-  text = sum(leaf.size for name, leaf in student.items() if name.startswith("text/layers"))
-  weights = passes * width * text / mesh.shape["tensor"]
-  if passes > 10:  # sampling reads the embedding for its logits too, and updates nothing
-    return weights + passes * width * student["text/embed"].size / mesh.shape["tensor"]
+  read = sum(leaf.size for name, leaf in student.items() if name.startswith("text/layers"))
+  if logits:
+    read += student["text/head" if "text/head" in student else "text/embed"].size
+  return passes * width * read / mesh.shape["tensor"]
+
+
+def update_bytes(mesh, state: dict) -> float:
+  """HBM bytes of one device to read and write its share of the learning weights and moments."""
   moments = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state["student_optim"]))
   learned = sum(x.size * 4 for x in jax.tree.leaves(state["student"]))
-  return weights + (2 * moments + 4 * learned) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+  return (2 * moments + 4 * learned) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
 
 
 def _memory_line(message: str) -> str:
@@ -261,7 +265,7 @@ def main(config, json: str) -> None:
   reports = []
   with jax.set_mesh(mesh):
     for name, program in programs(config, mesh).items():
-      reports.append(compiled(name, program, config, mesh, chip, XLA_OPTIONS.get(kind, {})))
+      reports.append(compiled(name, program, mesh, chip, XLA_OPTIONS.get(kind, {})))
       print(f"compiled {name} in {reports[-1].compile_seconds:.0f} s", flush=True)
   print("\n" + table(reports, chip))
   if json:

@@ -53,7 +53,7 @@ def collate(
   Raises:
     UserError: a row does not fit the bucket, or its placeholders do not match its frames.
   """
-  padded = [prompts.pad(prompt_of(row, layout), bucket, layout) for row in chosen]
+  groups = prompts.collate([prompt_of(row, layout) for row in chosen], layout, bucket)
   responses_BKT = np.full((len(chosen), k, bucket.response), layout.pad_id, np.int32)
   length_BK = np.zeros((len(chosen), k), np.int32)
   quality_BK = np.zeros((len(chosen), k), np.float32)
@@ -69,9 +69,8 @@ def collate(
       length_BK[b, slot] = len(ids_T)
       valid_BK[b, slot] = row.valid_K[slot] and len(ids_T) > 0
       quality_BK[b, slot] = row.quality_K[slot] if valid_BK[b, slot] else 0
-  stacked = {name: np.stack([prompt[name] for prompt in padded]) for name in padded[0]}
   return Batch(
-    groups=PromptGroups(**stacked, responses_BRT=responses_BKT, response_length_BR=length_BK),
+    groups=groups.with_responses(responses_BKT, length_BK),
     quality_BK=quality_BK,
     valid_BK=valid_BK,
     present_BK=length_BK > 0,

@@ -126,9 +126,7 @@ def decode(
     MediaError: the file is missing, has no video stream, is cut off or cannot be decoded, or the
       window holds no frame. (A cut-off file is noticed if its header states a duration.)
   """
-  index, indices_N = _choose(path, start, end, sampling)
-  frames = _read_or_refuse(path, index, indices_N, transform)
-  return Clip(np.stack(frames), index.times[indices_N], indices_N, index.fps)
+  return _clip(path, start, end, sampling, None, transform)
 
 
 def look(
@@ -142,26 +140,18 @@ def look(
   Raises:
     MediaError: as `decode`, for what the headers and the first frame tell.
   """
-  index, indices_N = _choose(path, start, end, sampling)
-  frames = _read_or_refuse(path, index, indices_N[:1], None)
-  return Clip(np.stack(frames), index.times[indices_N], indices_N, index.fps)
+  return _clip(path, start, end, sampling, 1, None)
 
 
-def _choose(path, start, end, sampling: Sampling) -> tuple["_Index", np.ndarray]:
-  """The index of a file, and the numbers of the frames to take from the window."""
+def _clip(path, start, end, sampling: Sampling, most: int | None, transform) -> Clip:
+  """The frames that are taken from the window; pictures of the first `most` (None: all) alone."""
   if not pathlib.Path(path).is_file():
     raise MediaError(path, "no such file")
   try:
     index = _scan(path)
-  except av.FFmpegError as error:
-    raise MediaError(path, f"cannot be decoded ({error.strerror or error})") from error
-  first, last = _window(path, index.times, start, end)
-  return index, sampling.indices(first, last, index.fps)
-
-
-def _read_or_refuse(path, index: "_Index", indices_N: np.ndarray, transform) -> list[np.ndarray]:
-  stamps_N = index.stamps[indices_N]
-  try:
+    first, last = _window(path, index.times, start, end)
+    indices_N = sampling.indices(first, last, index.fps)
+    stamps_N = index.stamps[indices_N[:most]]
     frames = _read(path, stamps_N, index.keys, transform)
     if frames is None:
       frames = _read(path, stamps_N, index.keys[:0], transform)
@@ -169,7 +159,7 @@ def _read_or_refuse(path, index: "_Index", indices_N: np.ndarray, transform) -> 
     raise MediaError(path, f"cannot be decoded ({error.strerror or error})") from error
   if frames is None:
     raise MediaError(path, "its frames cannot all be decoded; the file is damaged, encode it again")
-  return frames
+  return Clip(np.stack(frames), index.times[indices_N], indices_N, index.fps)
 
 
 def load_image(path: str | pathlib.Path) -> np.ndarray:

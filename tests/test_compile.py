@@ -1,0 +1,50 @@
+"""The compile report, on this machine's own fake devices in place of a topology's."""
+
+import json
+
+import jax
+import pytest
+import tiny_run
+
+from rmsd_jax import compile as compile_command
+from rmsd_jax.errors import UserError
+
+
+@pytest.fixture
+def here(monkeypatch):
+  """8 fake CPU devices pass for a v5e:2x4."""
+  monkeypatch.setattr(compile_command, "devices_of", lambda topology: ("v5e", jax.devices()))
+  monkeypatch.setitem(compile_command.XLA_OPTIONS, "v5e", {"xla_backend_optimization_level": 0})
+
+
+def config(stage):
+  c = tiny_run.config(stage, mesh__data=2, mesh__fsdp=4, batch=8).unlock()
+  c.compile.stage, c.compile.bucket = stage, tuple(tiny_run.BUCKET)
+  return c.lock()
+
+
+@pytest.mark.parametrize(
+  ("stage", "names"), [("sft", ["sft step"]), ("rl", ["rollout", "policy", "discriminator"])]
+)
+def test_every_program_of_a_stage_is_reported(stage, names, here, tmp_path, capsys):
+  compile_command.main(config(stage), json=str(tmp_path / "report.json"))
+  report = json.loads((tmp_path / "report.json").read_text())
+  assert [program["name"] for program in report["programs"]] == names
+  assert report["devices"] == 8 and report["topology"] == "v5e:4x4"
+  for program in report["programs"]:
+    assert program["peak"] >= program["arguments"] > 0 and not program["fault"]
+    assert program["hbm_bytes"] > 0 and set(program["seconds"]) == {"compute", "hbm", "network"}
+    assert program["collectives"]
+  assert capsys.readouterr().out.count("fits") == len(names)
+
+
+def test_a_chip_or_a_stage_that_does_not_exist_is_refused(here):
+  c = config("sft").unlock()
+  c.compile.stage = "dpo"
+  with pytest.raises(UserError, match="choose sft or rl"):
+    compile_command.main(c, json="")
+
+
+def test_an_unknown_chip_is_refused():
+  with pytest.raises(UserError, match="none of v5e, v5p, v6e, tpu7x"):
+    compile_command.devices_of("v9z:2x2")
