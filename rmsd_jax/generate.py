@@ -17,6 +17,8 @@ from rmsd_jax import losses
 from rmsd_jax.groups import PromptGroups
 from rmsd_jax.models.student import Qwen3VL, Visual
 
+BLOCK = 128  # tokens of the vocabulary that `categorical` looks at together
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +128,33 @@ def _grow(model: Qwen3VL, params, groups: PromptGroups, started, sizes, draw, en
 def sample_token(logits_BRV, key: jax.Array, temperature: float, top_p: float, top_k: int):
   """One token per response, int32 [B, R], and its log-prob, fp32 [B, R]; see `generate`."""
   logits_BRV = _restrict(logits_BRV / (temperature or 1.0), top_p, top_k)
-  if temperature:
-    token_BR = jax.random.categorical(key, logits_BRV)
-  else:
-    token_BR = jnp.argmax(logits_BRV, -1)
+  top_BR = logits_BRV.max(-1)
+  weights_BRV = jnp.exp(logits_BRV - top_BR[..., None])
+  token_BR = categorical(key, weights_BRV) if temperature else jnp.argmax(logits_BRV, -1)
   chosen_BR = jnp.take_along_axis(logits_BRV, token_BR[..., None], -1)[..., 0]
-  return token_BR, chosen_BR - jax.nn.logsumexp(logits_BRV, -1)
+  return token_BR, chosen_BR - top_BR - jnp.log(weights_BRV.sum(-1))
+
+
+def categorical(key: jax.Array, weights: jax.Array) -> jax.Array:
+  """Draws an index of the last axis in proportion to weights >= 0 (fp32 [..., V], sum above 0).
+
+  By inversion: first a block of `BLOCK` neighbours, then a place in it. Two uniforms a row instead
+  of the V of `jax.random.categorical`, whose noise costs more than the logits on a CPU.
+  """
+  V = weights.shape[-1]
+  padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -V % BLOCK)])
+  blocks = padded.reshape(*weights.shape[:-1], -1, BLOCK)
+  u = jax.random.uniform(key, (2, *weights.shape[:-1]))
+  block = _invert(blocks.sum(-1), u[0])
+  place = _invert(jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :], u[1])
+  return block * BLOCK + place
+
+
+def _invert(weights: jax.Array, u: jax.Array) -> jax.Array:
+  """The first index at which the running sum exceeds u in [0, 1) of the total; its weight is > 0,
+  however the sum is rounded."""
+  running = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0)
+  return jnp.argmax(running > u[..., None] * running.max(-1, keepdims=True), -1)
 
 
 def _put(out: Samples, t, token_BR, logp_BR, done_BR) -> Samples:

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from small import CONFIG, END, random_groups
 
 from rmsd_jax import losses
-from rmsd_jax.generate import _restrict, generate
+from rmsd_jax.generate import BLOCK, _invert, _restrict, categorical, generate
 from rmsd_jax.models.student import Qwen3VL
 
 MODEL = Qwen3VL(CONFIG)
@@ -70,6 +71,28 @@ def test_other_keys_give_other_samples_and_the_same_key_the_same(params):
   a, b, c = (np.asarray(sample(params, groups, seed).responses_BRT) for seed in (1, 1, 2))
   np.testing.assert_array_equal(a, b)
   assert (a != c).any()
+
+
+@pytest.mark.parametrize("V", [5, BLOCK, 3 * BLOCK + 17])
+def test_draws_follow_the_weights(V):
+  """Chi-square against the exact shares; a weight of 0 is never drawn."""
+  rng, n = np.random.default_rng(V), 40_000
+  weights = np.exp(rng.normal(0, 1.5, V)) * (rng.random(V) < 0.6)
+  weights[-1] = 0.0
+  drawn = jax.jit(categorical)(
+    jax.random.key(V), jnp.broadcast_to(jnp.asarray(weights, jnp.float32), (4, n // 4, V))
+  )
+  counts = np.bincount(np.asarray(drawn).ravel(), minlength=V)
+  possible = weights > 0
+  assert counts[~possible].sum() == 0 and len(counts) == V
+  expected = n * weights[possible] / weights.sum()
+  assert stats.chisquare(counts[possible], expected).pvalue > 1e-3
+
+
+def test_a_uniform_close_to_one_still_finds_a_possible_index():
+  weights = jnp.array([0.0, 1e-30, 1.0, 1e-9, 0.0, 0.0])
+  for u in (0.0, 0.5, np.nextafter(np.float32(1), np.float32(0))):
+    assert weights[_invert(weights, jnp.float32(u))] > 0
 
 
 def test_restricted_sampling_keeps_the_nucleus():
