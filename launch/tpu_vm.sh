@@ -14,13 +14,15 @@
 # v2-alpha-tpuv5-lite), BUCKET (gs://..), RUN (id of the run, its folder is BUCKET/runs/RUN), STAGE
 # (train_sft, train_rl, evaluate), CONFIG (such as configs/qwen3vl_4b_rl.py), ARGS (further flags,
 # such as --config.init_from=gs://..); MODEL and POOL: gs:// folders of the weights and of the pool,
-# copied to every worker by `setup`; QUEUED=1, SPOT=1 if wanted. REPORT: a file that
-# rmsd_jax.compile wrote with --json; `create` refuses a report whose programs do not fit, or whose
-# mesh is of another size than TYPE. --dry-run prints every command, runs none, needs no gcloud.
+# copied to every worker by `setup`; QUEUED=1, SPOT=1 if wanted. PYTHON: the workers' interpreter,
+# 3.11 or later (default python3.11; `setup` installs its apt package where it is missing). REPORT:
+# a file that rmsd_jax.compile wrote with --json; `create` refuses a report whose programs do not
+# fit, or that is of other chips than TYPE. --dry-run prints every command, runs none, needs no
+# gcloud.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() { sed -n '2,22s/^# \{0,1\}//p' launch/tpu_vm.sh; }
+usage() { sed -n '2,24s/^# \{0,1\}//p' launch/tpu_vm.sh; }
 
 dry=""
 if [ "${1:-}" = "--dry-run" ]; then
@@ -77,12 +79,17 @@ import json, sys
 report = json.load(open(sys.argv[1]))
 limit = report["chip"]["memory"] * 2**30
 kind, _, size = sys.argv[2].rpartition("-")
-chips = int(size) // (2 if kind in ("v4", "v5p") else 1)  # those names count cores, two a chip
-if report["devices"] != chips:
-  print(f"is of {report['devices']} devices, TYPE={sys.argv[2]} has {chips}; ", end="")
+kind = {"v5litepod": "v5e"}.get(kind, kind)
+devices = int(size) // (2 if kind in ("v4", "v5p") else 1)  # those names count cores, two a chip
+said = []
+if report["topology"].partition(":")[0] != kind:
+  said.append(f"is of {report['topology']}, TYPE={sys.argv[2]} is {kind}")
+if report["devices"] != devices:
+  said.append(f"is of {report['devices']} devices, TYPE={sys.argv[2]} has {devices}")
 bad = [p["name"] for p in report["programs"] if not 0 < p["peak"] <= limit]
 if bad:
-  print(", ".join(bad), "does not fit", report["topology"])
+  said.append(f"{', '.join(bad)} does not fit {report['topology']}")
+print("; ".join(said))
 PY
   ) || said="is not a report of rmsd_jax.compile"
   [ -z "$said" ] || faults+=("REPORT=$REPORT: $said")
@@ -139,9 +146,15 @@ case $command in
   setup)
     code=$(mktemp -d)
     trap 'rm -rf "$code"' EXIT
-    # The commit and what differs from it: together the code that runs, kept beside the run.
+    # The commit and what differs from it, new files too (in an index of our own): together the code
+    # that runs, kept beside the run.
     git rev-parse HEAD >"$code/commit"
-    git diff HEAD --binary >"$code/diff"
+    export GIT_INDEX_FILE="$code/index"
+    git read-tree HEAD
+    git add --all
+    git diff --cached HEAD --binary >"$code/diff"
+    unset GIT_INDEX_FILE
+    python=${PYTHON:-python3.11}
     git archive --format=tar.gz -o "$code/code.tar.gz" HEAD
     for file in commit diff code.tar.gz; do
       do_ gcloud storage cp "$code/$file" "$BUCKET/runs/$RUN/code/$file"
@@ -153,6 +166,9 @@ gcloud storage cp '$BUCKET/runs/$RUN/code/*' .
 tar xzf code.tar.gz; if [ -s diff ]; then git apply diff; fi
 mkdir -p model pool
 gcloud storage rsync --recursive '$MODEL' model; gcloud storage rsync --recursive '$POOL' pool
+if ! command -v $python >/dev/null; then
+sudo apt-get -qq update; sudo apt-get -qq install -y $python $python-venv; fi
+export PYTHON=$python
 source launch/_env.sh; env_install requirements.txt
 .venv/bin/python -m pip install --quiet gcsfs 'jax[tpu]'=='$(sed -n 's/^jax==//p' requirements.txt)'"
     ;;

@@ -54,8 +54,6 @@ CHIPS = {
   "v6e": Chip(31.25, 918e12, 1_640e9, 448e9),
   "tpu7x": Chip(94.0, 1_153e12, 3_690e9, 600e9),  # a chip has two devices
 }
-# v5p would turn each gather of a weight into a loop of partial products, 19 loops in a 4B step.
-XLA_OPTIONS = {"v5p": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
 
 @dataclasses.dataclass
@@ -162,12 +160,12 @@ def programs(config, mesh) -> dict:
   return found
 
 
-def compiled(name: str, program, mesh, chip: Chip, options: dict) -> Report:
+def compiled(name: str, program, mesh, chip: Chip) -> Report:
   """Compiles one program and reads what it takes."""
   function, arguments, work, least = program
   began = time.monotonic()
   try:
-    result = function.lower(*arguments).compile(compiler_options=options)
+    result = function.lower(*arguments).compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -265,7 +263,7 @@ def main(config, json: str) -> None:
   reports = []
   with jax.set_mesh(mesh):
     for name, program in programs(config, mesh).items():
-      reports.append(compiled(name, program, mesh, chip, XLA_OPTIONS.get(kind, {})))
+      reports.append(compiled(name, program, mesh, chip))
       print(f"compiled {name} in {reports[-1].compile_seconds:.0f} s", flush=True)
   print("\n" + table(reports, chip))
   if json:

@@ -25,7 +25,6 @@ from rmsd_jax.checkpoint import find_step
 from rmsd_jax.data import loader
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.pool import open_pool
-from rmsd_jax.errors import UserError
 from rmsd_jax.metrics import Progress, replace_text
 from rmsd_jax.models import hf
 from rmsd_jax.tasks import registry
@@ -49,7 +48,7 @@ def make_steps(config, mesh):
   }
 
 
-def grade(steps, params, mesh, batches, tokenizer, seed: int) -> list[dict]:
+def grade(steps, params, mesh, batches, tokenizer, seed: int, progress: Progress) -> list[dict]:
   """Per prompt: id, clip, task, closed, and under "greedy" and "sampled" lists over responses of
   quality, outer, task (format), length, finished, text."""
   prompts = []
@@ -79,7 +78,9 @@ def grade(steps, params, mesh, batches, tokenizer, seed: int) -> list[dict]:
         row[how] = {name: column[b].tolist() for name, column in columns.items()} | {
           "text": texts[b]
         }
-    prompts += [row for row, real in zip(rows, batch.real_B, strict=True) if real]
+    graded = sharding.gathered([r for r, real in zip(rows, batch.real_B, strict=True) if real])
+    prompts += graded
+    progress.update(len(graded))
   return prompts
 
 
@@ -145,8 +146,7 @@ def _spelled(answer) -> str:
 
 def main(config, workdir: str, checkpoint: str) -> None:
   """Evaluates one checkpoint."""
-  if jax.process_count() > 1:
-    raise UserError("evaluate runs in one process; start it on one host, with its devices alone")
+  first = jax.process_index() == 0
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
   pool = open_pool(config.data.pool, config.data.split)
@@ -170,20 +170,28 @@ def main(config, workdir: str, checkpoint: str) -> None:
       for info, closed, real in zip(batch.info, batch.closed_B, batch.real_B, strict=True)
       if real
     ]
-    prompts, ways = blind(rows), ("greedy",)
+    prompts, ways = blind(sharding.gathered(rows)), ("greedy",)
   else:
     model = hf.load_model(**config.model)
     init_from = "" if checkpoint == "base" else workdir
     step = find_step(workdir, checkpoint) if init_from else None
-    with jax.set_mesh(mesh), Progress(total, f"evaluate {checkpoint}") as progress:
+    with jax.set_mesh(mesh), Progress(total, f"evaluate {checkpoint}", write=first) as progress:
       state = state_lib.load_student(
         mesh, model, config.model.folder, init_from, config.trained, step
       )
-      counted = (progress.update(int(b.real_B.sum())) or b for b in batches)
       tokenizer = ChatTokenizer(config.model.folder)
+      scoring.check_ends(tokenizer, model.config.stop_ids)
       prompts = grade(
-        make_steps(config, mesh), state_lib.weights(state), mesh, counted, tokenizer, config.seed
+        make_steps(config, mesh),
+        state_lib.weights(state),
+        mesh,
+        batches,
+        tokenizer,
+        config.seed,
+        progress,
       )
+  if not first:
+    return
   result = {
     "checkpoint": checkpoint,
     "step": step,
@@ -195,7 +203,6 @@ def main(config, workdir: str, checkpoint: str) -> None:
     "prompts": prompts,
   }
   path = os.path.join(workdir, "evaluate", f"{config.evaluate.name}.json")
-  os.makedirs(os.path.dirname(path), exist_ok=True)
   replace_text(path, json.dumps(result) + "\n")
   for how in ways:
     print(f"{how}: {_line(result[how])}")

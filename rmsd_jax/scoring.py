@@ -8,9 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from rmsd_jax.data.chat import ChatTokenizer
+from rmsd_jax.errors import UserError
 from rmsd_jax.generate import Samples
 from rmsd_jax.sharding import local_rows
 from rmsd_jax.tasks import registry, reward
+
+
+def check_ends(tokenizer: ChatTokenizer, stop_ids: Sequence[int]) -> None:
+  """Raises UserError unless sampling stops where the teacher's responses end."""
+  if tokenizer.im_end not in stop_ids:
+    raise UserError(
+      f"the model stops at the tokens {list(stop_ids)}, but responses end in {tokenizer.im_end} "
+      "(<|im_end|>); add it to eos_token_id in the folder's generation_config.json"
+    )
 
 
 def texts_of(samples: Samples, tokenizer: ChatTokenizer) -> list[list[str]]:

@@ -3,12 +3,14 @@
 Prompts are split over data and fsdp, heads and widths over tensor, weights over fsdp and tensor.
 """
 
+import json
 import math
 import re
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,6 +20,10 @@ from rmsd_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 Rules = Sequence[tuple[str, P]]
+XLA_OPTIONS = {  # device kind -> options
+  # v5p would turn each gather of a weight into a loop of partial products, 19 loops in a 4B step.
+  "TPU v5": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+}
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
@@ -42,6 +48,11 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
   if max(map(len, owners)) > 1 and jax.process_count() > 1:
     raise UserError(f"a group of mesh.tensor={sizes[2]} devices reaches over processes; lower it")
   return mesh
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+  """XLA's options for programs on the mesh's chips; the trainers and rmsd_jax.compile use them."""
+  return XLA_OPTIONS.get(mesh.devices.flat[0].device_kind, {})
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -118,6 +129,16 @@ def local_rows(x: jax.Array) -> np.ndarray:
   """This process's rows of a global array that is split over its leading axis alone."""
   pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
   return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
+
+
+def gathered(values: list) -> list:
+  """The JSON values of every process, in the order of the processes, on every process."""
+  if jax.process_count() == 1:
+    return values
+  text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(text.size))
+  texts = multihost_utils.process_allgather(np.pad(text, (0, int(sizes.max()) - text.size)))
+  return [v for t, size in zip(texts, sizes, strict=True) for v in json.loads(bytes(t[:size]))]
 
 
 def by_prompt(x: jax.Array) -> jax.Array:

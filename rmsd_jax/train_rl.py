@@ -15,6 +15,8 @@ Axes: B prompts, N rollouts, K teacher responses, R responses of a group, P prom
 T response tokens, D width.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,11 +35,12 @@ from rmsd_jax.tasks import matching
 def make_steps(config, mesh):
   """The jitted programs of stage 2: {"rollout", "discriminator", "policy"}."""
   model, optims = hf.load_model(**config.model), make_optims(config)
+  jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
   return {
     # Unused parts of the state stay arguments: they stay in memory too (rmsd_jax.compile).
-    "rollout": jax.jit(rollout_step(config, model), keep_unused=True),
-    "discriminator": jax.jit(discriminator_step(config, mesh, model, optims), donate_argnums=0),
-    "policy": jax.jit(policy_step(config, mesh, model, optims), donate_argnums=0),
+    "rollout": jit(rollout_step(config, model), keep_unused=True),
+    "discriminator": jit(discriminator_step(config, mesh, model, optims), donate_argnums=0),
+    "policy": jit(policy_step(config, mesh, model, optims), donate_argnums=0),
   }
 
 
@@ -242,6 +245,7 @@ def main(config, workdir: str, grade=scoring.rule_terms) -> None:
   model, optims = hf.load_model(**config.model), make_optims(config)
   loop = Loop(config, workdir, "stage 2")
   tokenizer = ChatTokenizer(config.model.folder)
+  scoring.check_ends(tokenizer, model.config.stop_ids)
   with jax.set_mesh(loop.mesh), loop:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
     steps = make_steps(config, loop.mesh)

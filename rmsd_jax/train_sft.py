@@ -44,7 +44,8 @@ def make_steps(config, mesh):
     state = {**state, "student": student, "student_optim": opt_state}
     return state_lib.pinned(mesh, state), metrics | health
 
-  return {"train": jax.jit(train, donate_argnums=0)}
+  options = sharding.compiler_options(mesh)
+  return {"train": jax.jit(train, donate_argnums=0, compiler_options=options)}
 
 
 def targets(batch: Batch, step: int, seed: int, tau: float, rule: str) -> PromptGroups:

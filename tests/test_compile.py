@@ -7,6 +7,7 @@ import pytest
 import tiny_run
 
 from rmsd_jax import compile as compile_command
+from rmsd_jax import sharding
 from rmsd_jax.errors import UserError
 
 
@@ -14,7 +15,7 @@ from rmsd_jax.errors import UserError
 def here(monkeypatch):
   """8 fake CPU devices pass for a v5e:2x4."""
   monkeypatch.setattr(compile_command, "devices_of", lambda topology: ("v5e", jax.devices()))
-  monkeypatch.setitem(compile_command.XLA_OPTIONS, "v5e", {"xla_backend_optimization_level": 0})
+  monkeypatch.setitem(sharding.XLA_OPTIONS, "cpu", {"xla_backend_optimization_level": 0})
 
 
 def config(stage):

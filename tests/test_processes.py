@@ -1,4 +1,4 @@
-"""Several processes on loopback do what one process does: both stages, to the last bit of text.
+"""Several processes on loopback do what one process does: both stages and evaluation.
 
 Each process has its share of 8 devices, reads its own rows, grades its own rollouts and writes its
 own shards of the checkpoint. Gloo carries the collectives.
@@ -6,6 +6,7 @@ own shards of the checkpoint. Gloo carries the collectives.
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ def get_config():
   return ConfigDict(json.loads({text!r}), convert_dict=True)
 """
 MODULES = {"sft": train_sft, "rl": train_rl}
+COMMANDS = {"sft": "rmsd_jax.train_sft", "rl": "rmsd_jax.train_rl", "evaluate": "rmsd_jax.evaluate"}
 
 
 def free_port() -> int:
@@ -31,11 +33,11 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
-def run(stage: str, processes: int, folder, steps: int = 2):
+def run(stage: str, processes: int, folder, workdir=None):
   """Starts a stage in `processes` processes with 8 devices together; returns its work folder."""
-  c = tiny_run.config(stage, steps=steps, mesh__data=2, mesh__fsdp=4, mesh__tensor=1)
+  c = tiny_run.config(stage, steps=2, mesh__data=2, mesh__fsdp=4, mesh__tensor=1)
   values = c.to_dict()
-  config, workdir = folder / f"{stage}.py", folder / f"{stage}-{processes}"
+  config, workdir = folder / f"{stage}.py", workdir or folder / f"{stage}-{processes}"
   lists = json.dumps(values)  # tuples become lists; the command line takes either
   config.write_text(WRAPPER.format(text=lists))
   environment = os.environ | {
@@ -45,7 +47,7 @@ def run(stage: str, processes: int, folder, steps: int = 2):
     "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
     "RMSD_PROCESSES": str(processes),
   }
-  command = [sys.executable, "-m", f"rmsd_jax.train_{stage}"]
+  command = [sys.executable, "-m", COMMANDS[stage]]
   command += [f"--config={config}", f"--workdir={workdir}"]
   started = [
     subprocess.Popen(
@@ -91,6 +93,21 @@ def test_processes_together_equal_one(stage, processes, alone, tmp_path):
   assert wanted.keys() == got.keys()
   for name, leaf in wanted.items():
     np.testing.assert_allclose(got[name], leaf, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_evaluation_in_two_processes_equals_one(alone, tmp_path):
+  """Of the greedy answers: each prompt once, in the same order, with the same grades."""
+  results = {}
+  for processes in (1, 2):
+    workdir = tmp_path / str(processes)
+    shutil.copytree(alone["sft"], workdir)
+    run("evaluate", processes, tmp_path, workdir)
+    results[processes] = json.loads((workdir / "evaluate" / "test.json").read_text())
+  one, two = (
+    [(row["id"], row["greedy"]) for row in results[processes]["prompts"]] for processes in (1, 2)
+  )
+  assert len(one) == 16 and two == one
+  assert results[2]["greedy"] == results[1]["greedy"]
 
 
 def test_a_process_without_a_number_is_refused():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -121,10 +122,10 @@ def test_a_closed_bucket_and_an_old_pool_stop_a_run_before_it_starts(gcloud):
   assert all(call[0] != "compute" for call in calls(gcloud))
 
 
-def report(folder: Path, peak: float, devices: int) -> str:
+def report(folder: Path, peak: float, topology: str, devices: int) -> str:
   programs = [{"name": "policy", "peak": peak * 2**30}]
   text = {
-    "topology": "v5e:4x4",
+    "topology": topology,
     "devices": devices,
     "chip": {"memory": 15.75},
     "programs": programs,
@@ -134,18 +135,51 @@ def report(folder: Path, peak: float, devices: int) -> str:
 
 
 @pytest.mark.parametrize(
-  ("type_", "peak", "devices", "words"),
+  ("type_", "peak", "topology", "devices", "words"),
   [
-    ("v5litepod-16", 12, 16, ""),
-    ("v5p-32", 12, 16, ""),
-    ("v5litepod-16", 20, 16, "policy does not fit v5e:4x4"),
-    ("v5litepod-8", 12, 16, "is of 16 devices, TYPE=v5litepod-8 has 8"),
+    ("v5litepod-16", 12, "v5e:4x4", 16, ""),
+    ("v5p-32", 12, "v5p:2x2x4", 16, ""),
+    ("v6e-8", 12, "v6e:2x4", 8, ""),
+    ("tpu7x-8", 12, "tpu7x:2x2x1", 8, ""),
+    ("v5litepod-16", 20, "v5e:4x4", 16, "policy does not fit v5e:4x4"),
+    ("v5litepod-8", 12, "v5e:4x4", 16, "is of 16 devices, TYPE=v5litepod-8 has 8"),
+    ("v5litepod-16", 12, "v6e:4x4", 16, "is of v6e:4x4, TYPE=v5litepod-16 is v5e"),
   ],
 )
-def test_a_report_that_does_not_fit_stops_the_purchase(gcloud, type_, peak, devices, words):
-  done = launch("create", folder=gcloud, TYPE=type_, REPORT=report(gcloud, peak, devices))
+def test_a_report_that_does_not_fit_stops_the_purchase(
+  gcloud, type_, peak, topology, devices, words
+):
+  file = report(gcloud, peak, topology, devices)
+  done = launch("create", folder=gcloud, TYPE=type_, REPORT=file)
   assert (words in done.stderr) and done.returncode == (2 if words else 0)
   assert bool(calls(gcloud)) == (not words)
+
+
+def test_the_code_that_is_copied_has_new_files_too(tmp_path, gcloud):
+  """A clone with a config nobody committed: commit and diff together give it, and git sees no
+  change in the clone."""
+  clone = tmp_path / "clone"
+  git = lambda *arguments: (
+    subprocess.run(
+      ["git", "-C", clone, *arguments], check=True, capture_output=True, text=True
+    ).stdout
+  )
+  subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+  shutil.copy(ROOT / "launch" / "tpu_vm.sh", clone / "launch")
+  (clone / "configs" / "mine.py").write_text("# an ablation\n")
+  before = git("status", "--porcelain")
+  kept = tmp_path / "bin" / "gcloud"
+  kept.write_text(
+    kept.read_text() + f'case "$3" in */diff) [ "$2" != cp ] || cp "$3" {tmp_path}/sent ;; esac\n'
+  )
+  variables = (
+    {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"} | RUN | {"CONFIG": "configs/mine.py"}
+  )
+  script = clone / "launch" / "tpu_vm.sh"
+  done = subprocess.run([script, "setup"], env=variables, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert "+# an ablation" in (tmp_path / "sent").read_text()
+  assert git("status", "--porcelain") == before
 
 
 def test_queued_and_spot_are_other_commands():
