@@ -92,11 +92,15 @@ def join_processes() -> None:
   if count == "auto":
     jax.distributed.initialize()
     return
-  number = os.environ.get("RMSD_PROCESS", "")
-  if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+  number, address = (
+    os.environ.get("RMSD_PROCESS", ""),
+    os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
+  )
+  numbers = count.isdecimal() and number.isdecimal() and int(number) < int(count)
+  if not numbers or ":" not in address:
     raise UserError(
-      f"RMSD_PROCESSES={count!r} RMSD_PROCESS={number!r}: give 'auto', or a number of processes, "
-      "this process's number from 0, and JAX_COORDINATOR_ADDRESS=HOST:PORT"
+      f"RMSD_PROCESSES={count!r} RMSD_PROCESS={number!r} JAX_COORDINATOR_ADDRESS={address!r}: give "
+      "'auto', or a number of processes, this process's number from 0, and process 0's HOST:PORT"
     )
   jax.distributed.initialize(num_processes=int(count), process_id=int(number))
 

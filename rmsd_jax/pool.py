@@ -56,7 +56,13 @@ def processor_of(args: argparse.Namespace) -> Processor:
   """The processor that the flags describe."""
   return Processor(
     args.tokenizer,
-    sampling=media.Sampling(args.fps, args.min_frames, args.max_frames, args.frames),
+    sampling=media.Sampling(
+      args.fps,
+      args.min_frames,
+      args.max_frames,
+      args.frames,
+      even=args.video_style == "utils_video",
+    ),
     video_style=args.video_style,
     video_pixels=args.video_pixels,
     image_pixels=args.image_pixels,
@@ -256,8 +262,8 @@ def _add_media_flags(group: argparse._ArgumentGroup) -> None:
     "--video-style",
     default="hf_video",
     choices=("hf_video", "utils_video"),
-    help="what --video-pixels limits: a clip's frames together (transformers), or each frame "
-    "(qwen-vl-utils); default: %(default)s",
+    help="hf_video (transformers): --video-pixels limits a clip's frames together; utils_video "
+    "(qwen-vl-utils): each frame, and clips give even numbers of frames; default: %(default)s",
   )
   add("--video-pixels", type=parse_pixels, metavar="LEAST,MOST", help="default: of the style")
   add("--image-pixels", type=parse_pixels, metavar="LEAST,MOST", help="default: Qwen3-VL's")

@@ -8,6 +8,7 @@ import av
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
@@ -68,6 +69,38 @@ def test_frames_are_chosen_as_by_transformers(total, native, fps, limits):
     VideoMetadata(total_num_frames=total, fps=native), fps=fps
   )
   ours = media.Sampling(fps, least, most).indices(0, total - 1, native)
+  np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+  ("total", "native", "options", "count"),
+  [  # worked out by hand from the rule of qwen-vl-utils
+    (300, 30.0, {}, 20),
+    (314, 29.97, {}, 20),  # 20.95 seconds-at-2 are cut to an even number
+    (329, 30.0, {}, 20),  # 21.93
+    (10, 30.0, {}, 4),  # 0.67: the least
+    (10, 30.0, {"min_frames": 5}, 6),  # which is made even, upwards
+    (5, 30.0, {"min_frames": 6}, 4),  # but no more than there are, evenly
+    (30_000, 30.0, {}, 768),
+    (30_000, 30.0, {"max_frames": 33}, 32),
+    (300, 30.0, {"frames": 16}, 16),
+    (300, 30.0, {"frames": 13}, 12),  # 6.5 pairs, half to even
+    (300, 30.0, {"frames": 15}, 16),
+    (9, 30.0, {"frames": 16}, 8),
+    (1, 30.0, {}, 1),
+  ],
+)
+def test_even_sampling_counts_as_qwen_vl_utils(total, native, options, count):
+  assert media.Sampling(even=True, **options).count(total, native) == count
+
+
+@hypothesis.given(
+  first=st.integers(0, 10**5), span=st.integers(1, 10**6), count=st.integers(1, 400)
+)
+def test_even_sampling_spreads_frames_as_torch(first, span, count):
+  last, count = first + span, min(2 * count, span + 1)
+  ours = media._spread32(first, last, count).round().astype(np.int64)
+  theirs = torch.linspace(first, last, count).round().long().numpy()
   np.testing.assert_array_equal(ours, theirs)
 
 

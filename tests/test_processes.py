@@ -110,13 +110,19 @@ def test_evaluation_in_two_processes_equals_one(alone, tmp_path):
   assert results[2]["greedy"] == results[1]["greedy"]
 
 
-def test_a_process_without_a_number_is_refused():
+@pytest.mark.parametrize(
+  "variables",
+  [{"JAX_COORDINATOR_ADDRESS": "localhost:1"}, {"RMSD_PROCESS": "0"}, {"RMSD_PROCESS": "2"}],
+  ids=["no number", "no address", "number too large"],
+)
+def test_a_process_without_its_place_is_refused(variables):
   done = subprocess.run(
     [sys.executable, "-m", "rmsd_jax.train_sft", "--config=configs/demo.py:sft", "--workdir=x"],
     cwd=tiny_run.ROOT,
-    env=os.environ | {"RMSD_PROCESSES": "2"},
+    env=os.environ | {"RMSD_PROCESSES": "2"} | variables,
     capture_output=True,
     text=True,
   )
   assert done.returncode == 2
-  assert "error: RMSD_PROCESSES='2' RMSD_PROCESS=''" in done.stderr
+  assert done.stderr.startswith("error: RMSD_PROCESSES='2' RMSD_PROCESS=")
+  assert "HOST:PORT" in done.stderr

@@ -6,6 +6,7 @@ Axes: N frames, H rows, W columns, C colours.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -34,19 +35,24 @@ class MediaError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """Which frames of a clip are read (the rule of transformers' Qwen3-VL video processor).
+  """Which frames of a clip are read.
 
   Attributes:
     fps: frames per second of clip.
     min_frames, max_frames: limits on their number; a shorter clip gives all its frames.
     frames: if set, this many frames whatever the duration (all, if the clip has fewer); the three
       others are then unused.
+    even: False is the rule of transformers' Qwen3-VL video processor. True is that of
+      qwen-vl-utils, which evaluation harnesses use: numbers of frames are even, `frames` too, and
+      frames are spread in float32. (It refuses clips shorter than `frames`, or of one frame; here
+      they give what they have.)
   """
 
   fps: float = 2.0
   min_frames: int = 4
   max_frames: int = 768
   frames: int | None = None
+  even: bool = False
 
   def __post_init__(self):
     if not self.fps > 0:
@@ -60,15 +66,35 @@ class Sampling:
 
   def count(self, total: int, native_fps: float) -> int:
     """Number of frames to take from `total` frames at `native_fps` frames a second."""
+    if self.even:
+      return self._even_count(total, native_fps)
     if self.frames is not None:
       return min(self.frames, total)
     wanted = int(total / native_fps * self.fps)
     return min(max(wanted, self.min_frames), self.max_frames, total)
 
+  def _even_count(self, total: int, native_fps: float) -> int:
+    if self.frames is not None:
+      wanted = min(round(self.frames / 2) * 2, total)
+    else:
+      wanted = max(total / native_fps * self.fps, math.ceil(self.min_frames / 2) * 2)
+      wanted = min(wanted, self.max_frames, total)
+    return max(math.floor(wanted / 2) * 2, min(2, total))
+
   def indices(self, first: int, last: int, native_fps: float) -> np.ndarray:
     """int64 numbers of the frames to take from `first` to `last`, both included; evenly spread."""
     count = self.count(last - first + 1, native_fps)
-    return np.linspace(first, last, count).round().astype(np.int64)
+    places = _spread32(first, last, count) if self.even else np.linspace(first, last, count)
+    return places.round().astype(np.int64)
+
+
+def _spread32(first: int, last: int, count: int) -> np.ndarray:
+  """`count` places from first to last in float32, counted from the nearer end with one rounding of
+  product and sum together, as torch.linspace does."""
+  step = np.float64(np.float32(last - first) / np.float32(max(count - 1, 1)))
+  place = np.arange(count)
+  up, down = first + step * place, last - step * (count - 1 - place)
+  return (np.where(place < count // 2, up, down) if count > 1 else up).astype(np.float32)
 
 
 QWEN_SAMPLING = Sampling()  # of the released model

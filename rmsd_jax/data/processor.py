@@ -74,7 +74,7 @@ class Processor:
     self,
     folder: str | pathlib.Path,
     *,
-    sampling: media.Sampling = media.QWEN_SAMPLING,
+    sampling: media.Sampling | None = None,
     video_style: str = "hf_video",
     video_pixels: tuple[int, int] | None = None,
     image_pixels: tuple[int, int] | None = None,
@@ -86,7 +86,8 @@ class Processor:
 
     Args:
       folder: holds config.json, the tokenizer's files and the chat template.
-      sampling: which frames of a clip are read.
+      sampling: which frames of a clip are read; None: the released model's rule, or that of
+        qwen-vl-utils for its style.
       video_style: "hf_video" or "utils_video", see `images.Budget`.
       video_pixels, image_pixels: (least, most) pixels; None takes the default of the style.
       outer_vision_wrapper: see `chat.ChatTokenizer.encode_messages`.
@@ -98,7 +99,8 @@ class Processor:
     budget = functools.partial(images.budget, patch=patch, merge=merge, temporal=temporal)
     self.tokenizer = chat.ChatTokenizer(folder)
     self.video, self.image = budget(video_style, video_pixels), budget("hf_image", image_pixels)
-    self.sampling, self.outer_vision_wrapper = sampling, outer_vision_wrapper
+    self.sampling = sampling or media.Sampling(even=video_style == "utils_video")
+    self.outer_vision_wrapper = outer_vision_wrapper
     self.layout = prompts.Layout(patch, merge, temporal, self.tokenizer.pad)
 
   def __call__(self, conversations: Sequence, bucket: Bucket | None = None) -> PromptGroups:

@@ -337,7 +337,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   options = parser.parse_args(argv)
   out = pathlib.Path(options.out)
   if options.start:
-    shutil.copytree(options.start, out, dirs_exist_ok=True)  # its tokenizer, above all
+    if out.absolute() != pathlib.Path(options.start).absolute():
+      shutil.copytree(options.start, out, dirs_exist_ok=True)  # its tokenizer, above all
   else:
     write_folder(out)
   with open(out / "training.jsonl", "a" if options.start else "w", encoding="utf-8") as file:

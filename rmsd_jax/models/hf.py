@@ -113,9 +113,11 @@ def load_model(folder: str | pathlib.Path, **options) -> Qwen3VL:
   """The model that a folder's config.json describes; options as in Qwen3VL.
 
   Args:
-    folder: or the name of a released size, one of `config.PRESETS`: a model without weights.
+    folder: or, where there is no such folder, the name of a released size, one of
+      `config.PRESETS`: a model without weights.
   """
-  config = config_lib.PRESETS.get(str(folder)) or config_lib.from_hf(folder)
+  preset = None if pathlib.Path(folder).is_dir() else config_lib.PRESETS.get(str(folder))
+  config = preset or config_lib.from_hf(folder)
   return Qwen3VL(config, **options)
 
 
