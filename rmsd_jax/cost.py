@@ -96,6 +96,11 @@ def rollout(c: ModelConfig, B: int, bucket: Bucket, N: int) -> Work:
   return prefill.plus(decode).plus(vision(c.vision, B * bucket.frames, bucket.patches))
 
 
+def cache_bytes(t: TextConfig) -> int:
+  """Bytes of the keys and values of one token in all layers, in bfloat16."""
+  return 2 * 2 * t.layers * t.kv_heads * t.head
+
+
 def decode_bytes(c: ModelConfig, B: int, bucket: Bucket, N: int, weight_bytes: float) -> float:
   """Least HBM traffic of decoding on all devices together: each reads its copy of the weights once
   a token, a group's prompt cache once a token, each response its own cache; bfloat16 caches.
@@ -103,6 +108,5 @@ def decode_bytes(c: ModelConfig, B: int, bucket: Bucket, N: int, weight_bytes: f
   Args:
     weight_bytes: what one token reads of weights, all devices together.
   """
-  P, T, t = bucket.prompt, bucket.response, c.text
-  per_token = 2 * 2 * t.layers * t.kv_heads * t.head  # keys and values of one token, in bytes
-  return T * (weight_bytes + B * per_token * (P + N * T / 2))
+  P, T = bucket.prompt, bucket.response
+  return T * (weight_bytes + B * cache_bytes(c.text) * (P + N * T / 2))

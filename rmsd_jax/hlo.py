@@ -1,11 +1,13 @@
-"""Collectives of a compiled program, read off its HLO text, loops counted as often as they run.
+"""What a compiled program does, read off its HLO text, loops counted as often as they run.
 
-XLA's own cost analysis counts a loop's body once and a Pallas kernel not at all, so it is not used.
+Collectives and their bytes, and the HBM traffic of a decoding loop. XLA's own cost analysis counts
+a loop's body once, a Pallas kernel not at all and on-chip copies as traffic, so it is not used.
 """
 
 import collections
 import math
 import re
+from typing import NamedTuple
 
 COLLECTIVES = (
   "all-gather",
@@ -17,13 +19,26 @@ COLLECTIVES = (
 )
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z0-9\-]*)\(")
-_SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\]")
+_OPERATION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(")
+_SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLED = re.compile(
   r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+class Op(NamedTuple):
+  """One operation of a computation."""
+
+  name: str
+  shape: str
+  kind: str
+  operands: tuple[str, ...]
+  line: str
+  root: bool
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
@@ -36,21 +51,16 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
   found: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
 
   def visit(name: str, times: int) -> None:
-    for shape, operation, line in computations.get(name, ()):
-      kind = operation.removesuffix("-start")
-      if operation == "all-reduce-start":  # the one whose tuple holds results only
-        operation = kind
+    for op in computations.get(name, ()):
+      kind = op.kind.removesuffix("-start")
       if kind in COLLECTIVES:
+        # All-reduce is the one whose tuple at the start holds results only.
+        started = op.kind != kind and kind != "all-reduce"
         found[kind][0] += times
-        found[kind][1] += times * _result_bytes(shape, operation.endswith("-start"))
-        continue
-      if operation == "async-done" or operation.endswith(("-done", "-update")):
-        continue
-      turns = times
-      if operation == "while" and (known := _TRIPS.search(line)):
-        turns = times * int(known[1])
-      for called in _called(line):
-        visit(called, turns)
+        found[kind][1] += times * _result_bytes(op.shape, started)
+      elif not op.kind.endswith(("-done", "-update")):
+        for called in _called(op.line):
+          visit(called, times * (_turns(op) or 1))
 
   visit(entry, 1)
   return {kind: (count, size) for kind, (count, size) in sorted(found.items())}
@@ -63,21 +73,39 @@ def _called(line: str) -> list[str]:
   return names
 
 
-def _computations(text: str) -> tuple[dict[str, list[tuple[str, str, str]]], str]:
-  """{computation: [(result shape, operation, line)]}, and the name of the entry."""
+def _turns(op: Op) -> int | None:
+  """How often a loop's body runs; 1 for what is no loop, None for a loop that does not say."""
+  known = _TRIPS.search(op.line)
+  return 1 if op.kind != "while" else int(known[1]) if known else None
+
+
+def _computations(text: str) -> tuple[dict[str, list[Op]], str]:
+  """{computation: its operations}, and the name of the entry."""
   computations, current, entry = {}, None, ""
   for line in text.splitlines():
     if header := _HEADER.match(line):
       current = computations.setdefault(header[2], [])
       entry = header[2] if header[1] else entry
-    elif current is not None and (operation := _OPERATION.match(line)):
-      current.append((operation[1], operation[2], line))
+    elif current is not None and (found := _OPERATION.match(line)):
+      root, name, shape, kind = found.groups()
+      operands = tuple(re.findall(r"%([\w.\-]+)", _inside(line, found.end())))
+      current.append(Op(name, shape, kind, operands, line, bool(root)))
   return computations, entry
+
+
+def _inside(line: str, start: int) -> str:
+  """What stands between the parenthesis that opens before `start` and the one that closes it."""
+  depth = 1
+  for end in range(start, len(line)):
+    depth += {"(": 1, ")": -1}.get(line[end], 0)
+    if depth == 0:
+      return line[start:end]
+  return line[start:]
 
 
 def _result_bytes(shape: str, started: bool) -> int:
   """Bytes of a result; an asynchronous start names (operands, results): the larger half."""
-  arrays = [(kind, dims) for kind, dims in _SHAPE.findall(shape) if (kind, dims) != ("u32", "")]
+  arrays = [(k, dims) for k, dims, _ in _SHAPE.findall(shape) if (k, dims) != ("u32", "")]
   sizes = [_bytes(kind, dims) for kind, dims in arrays]  # without the scalars of the context
   if not started or len(sizes) == 1:
     return sum(sizes)
@@ -91,3 +119,97 @@ def _bytes(kind: str, dims: str) -> int:
     digits = re.search(r"\d+", kind)
     bits = int(digits[0]) if digits else 32
   return bits * math.prod(int(size) for size in dims.split(",") if size) // 8
+
+
+def turn_traffic(text: str) -> dict[str, int]:
+  """HBM bytes that one turn of a program's loop of unknown length reads and writes, by kind of
+  operation: of a rollout program, those of decoding one token.
+
+  Arrays that XLA keeps on the chip (memory space 1) cost nothing; a slice costs what it takes, an
+  update in place what it writes. Padding to the chip's tiles is not counted.
+
+  Raises:
+    ValueError: the program has no such loop, or several.
+  """
+  computations, _ = _computations(text)
+  loops = [op for ops in computations.values() for op in ops if _turns(op) is None]
+  if len(loops) != 1:
+    raise ValueError(f"{len(loops)} loops of unknown length, one was expected")
+  body = re.search(r"body=%?([\w.\-]+)", loops[0].line)[1]
+  found = collections.Counter()
+  _Traffic(computations).count(body, 1, found)
+  return dict(found.most_common())
+
+
+class _Traffic:
+  """Bytes moved between HBM and the chip, operation by operation."""
+
+  def __init__(self, computations: dict[str, list[Op]]):
+    self._ops = {name: {op.name: op for op in ops} for name, ops in computations.items()}
+
+  def count(self, computation: str, times: int, found: collections.Counter) -> None:
+    ops = self._ops[computation]
+    for op in ops.values():
+      if op.kind in _FREE or op.kind.endswith(("-done", "-update")):
+        continue
+      if op.kind in ("while", "conditional", "call", "async-start"):
+        skipped = re.search(r"condition=%?([\w.\-]+)", op.line)
+        for called in _called(op.line):
+          if not skipped or called != skipped[1]:
+            self.count(called, times * (_turns(op) or 1), found)
+      else:
+        found[op.kind.removesuffix("-start")] += times * self._moved(ops, op)
+
+  def _moved(self, ops: dict[str, Op], op: Op) -> int:
+    """Bytes of one operation that is no loop or call."""
+    if op.kind == "copy-start":  # (destination, source, context)
+      return sum(_in_hbm(op.shape)[:2])
+    reads = 0
+    for place, name in enumerate(op.operands):
+      if name in ops and sum(_in_hbm(ops[name].shape)):
+        reads += self._read_by(ops, op, place)
+    return reads + self._written(ops, op) * (sum(_in_hbm(op.shape)) > 0)
+
+  def _read_by(self, ops: dict[str, Op], op: Op, place: int) -> int:
+    """Bytes that an operation reads of its operand number `place`, wherever that lies."""
+    if op.kind == "fusion":
+      inner = self._ops[_called(op.line)[0]]
+      own = next(p for p in inner.values() if p.kind == "parameter" and f"({place})" in p.line)
+      return self._read(inner, own)
+    if place == 0 and op.kind in _SLICES:
+      return _total(op.shape)
+    if place == 0 and op.kind == "dynamic-update-slice":
+      return 0
+    return _total(ops[op.operands[place]].shape)
+
+  def _read(self, ops: dict[str, Op], array: Op) -> int:
+    """Bytes read of an array inside a fused computation, over all that use it."""
+    read = 0
+    for op in ops.values():
+      for place, name in enumerate(op.operands):
+        if name == array.name:
+          read += self._read(ops, op) if op.kind == "bitcast" else self._read_by(ops, op, place)
+    return min(read, _total(array.shape))
+
+  def _written(self, ops: dict[str, Op], op: Op) -> int:
+    """Bytes that an operation writes, wherever they go."""
+    if op.kind == "fusion":
+      inner = self._ops[_called(op.line)[0]]
+      return self._written(inner, next(o for o in inner.values() if o.root))
+    if op.kind == "dynamic-update-slice":
+      return _total(ops[op.operands[1]].shape)
+    if op.kind == "bitcast" and op.operands[0] in ops:
+      source = ops[op.operands[0]]
+      return _total(op.shape) if source.kind == "parameter" else self._written(ops, source)
+    if op.kind == "tuple":
+      return sum(self._written(ops, ops[name]) for name in op.operands)
+    return _total(op.shape)
+
+
+def _in_hbm(shape: str) -> list[int]:
+  """Bytes of the arrays of a result, 0 for those that lie on the chip."""
+  return [0 if "S(" in at else _bytes(kind, dims) for kind, dims, at in _SHAPE.findall(shape)]
+
+
+def _total(shape: str) -> int:
+  return sum(_bytes(kind, dims) for kind, dims, _ in _SHAPE.findall(shape))

@@ -143,6 +143,24 @@ def gathered(values: list) -> list:
 
 def by_prompt(x: jax.Array) -> jax.Array:
   """Inside jit under `jax.set_mesh`: keeps the leading axis split over the prompts' shards."""
+  return constrained(x, BATCH)
+
+
+def constrained(x: jax.Array, spec: P) -> jax.Array:
+  """Inside jit under `jax.set_mesh`: lays x out by `spec`. Without a mesh it does nothing."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
-  return jax.lax.with_sharding_constraint(x, BATCH)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def whole(tree, rules: Rules):
+  """Inside jit under `jax.set_mesh`: weights gathered over fsdp, still split over tensor."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return tree
+
+  def one(x, sharding):
+    axes = ((axis,) if isinstance(axis, str) else axis or () for axis in sharding.spec)
+    return constrained(x, P(*(tuple(a for a in some if a != "fsdp") or None for some in axes)))
+
+  return jax.tree.map(one, tree, shardings(mesh, tree, rules))

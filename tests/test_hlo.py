@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
@@ -65,6 +66,64 @@ def test_pairs_nested_loops_and_tuples():
     "all-reduce": (3, 3 * 40),
     "all-to-all": (16, 16 * 10),
   }
+
+
+DECODE = """\
+HloModule m
+
+%put (p0: bf16[4,8], p1: bf16[1,8], p2: s32[]) -> bf16[4,8] {
+  %p0 = bf16[4,8]{1,0} parameter(0)
+  %p1 = bf16[1,8]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  ROOT %dus = bf16[4,8]{1,0} dynamic-update-slice(%p0, %p1, %p2, %p2)
+}
+
+%attend (q0: bf16[6,4,8], q1: f32[8], q2: s32[]) -> f32[4] {
+  %q0 = bf16[6,4,8]{2,1,0} parameter(0)
+  %q1 = f32[8]{0} parameter(1)
+  %q2 = s32[] parameter(2)
+  %cast = bf16[6,4,8]{2,1,0} bitcast(%q0)
+  %one = bf16[1,4,8]{2,1,0} dynamic-slice(%cast, %q2, %q2, %q2), dynamic_slice_sizes={1,4,8}
+  ROOT %dot = f32[4]{0} dot(%one, %q1)
+}
+
+%layer (s: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %w = bf16[6,4,8]{2,1,0:T(8,128)(2,1)} get-tuple-element(%s), index=1
+  %i = s32[]{:S(2)} get-tuple-element(%s), index=0
+  %x = f32[8]{0:T(128)S(1)} get-tuple-element(%s), index=2
+  %out = f32[4]{0:T(128)S(1)} fusion(%w, %x, %i), kind=kOutput, calls=%attend
+}
+
+%body (s: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %cache = bf16[4,8]{1,0} get-tuple-element(%s), index=1
+  %new = bf16[1,8]{1,0} get-tuple-element(%s), index=2
+  %i = s32[]{:S(2)} get-tuple-element(%s), index=0
+  %written = bf16[4,8]{1,0} fusion(%cache, %new, %i), kind=kLoop, calls=%put
+  %layers = (s32[], bf16[4,8]) while(%s), condition=%c, body=%layer, backend_config={"known_trip_count":{"n":"6"}}
+  %whole = (bf16[4,8]{1,0:S(1)}, bf16[4,8]{1,0}, u32[]) copy-start(%written)
+  %here = bf16[4,8]{1,0:S(1)} copy-done(%whole)
+}
+
+%c (s: (s32[], bf16[4,8])) -> pred[] {
+  %never = pred[]{:S(2)} compare(%a, %b), direction=LT
+}
+
+ENTRY %main (x: f32[10]) -> f32[10] {
+  %large = f32[1000]{0} negate(%x)
+  %tokens = (s32[], bf16[4,8]) while(%t), condition=%c, body=%body
+}
+"""  # noqa: E501
+
+
+def test_traffic_of_a_turn_counts_slices_updates_and_copies_from_hbm():
+  """An update writes and reads one row; each of 6 layers reads its slice of the weights and leaves
+  its result on the chip; one array is copied onto the chip."""
+  assert hlo.turn_traffic(DECODE) == {"fusion": 2 * 16 + 6 * 64, "copy": 64}
+
+
+def test_traffic_needs_one_loop_of_unknown_length():
+  with pytest.raises(ValueError, match="0 loops of unknown length"):
+    hlo.turn_traffic(DECODE.replace("while(%t)", "call(%t)"))
 
 
 def test_a_program_of_one_device_has_none():

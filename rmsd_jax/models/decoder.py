@@ -112,7 +112,7 @@ class Decoder:
       x, caches = carry
       index, weights = layer
       x, caches = self._stack.layer(weights)(
-        x, angles_BRE, lambda q, k, v: attend(q, k, v, index, caches)
+        sharding.by_prompt(x), angles_BRE, lambda q, k, v: attend(q, k, v, index, caches)
       )
       return (x, caches), None
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as Spec
 
-from rmsd_jax import losses
+from rmsd_jax import losses, sharding
 from rmsd_jax.groups import PromptGroups
 from rmsd_jax.models import attention
 from rmsd_jax.models.config import ModelConfig
@@ -36,6 +36,8 @@ PARTITION = (
   ("vision/deepstack/fc[12]", Spec(None, "fsdp", "tensor")),
   ("vision/.*(bias|scale)", Spec()),
 )
+
+CACHE_PARTITION = Spec(None, *sharding.BATCH, "tensor")
 
 
 @jax.tree_util.register_dataclass
@@ -128,6 +130,12 @@ class Qwen3VL:
     x_BSD = self.text.norm(params["text"], x_BSD)
     return x_BSD[:, :P], x_BSD[:, P:].reshape(B, R, T, self.config.text.width)
 
+  def gathered(self, params: dict) -> dict:
+    """Parameters for a loop that reads the text weights at every turn: these in the type of the
+    activations, and whole on every device up to the tensor axis. The results are the same."""
+    text = jax.tree.map(lambda x: x.astype(self.dtype), params["text"])
+    return params | sharding.whole({"text": text}, PARTITION)
+
   def logits(self, params: dict, groups: PromptGroups) -> jax.Array:
     """Logits of the whole prompts, fp32 [B, P, V], for checks and other uses; training never makes
     them (rmsd_jax.losses.token_logps)."""
@@ -152,7 +160,10 @@ class Qwen3VL:
     x_BPD, (k_LBKPH, v_LBKPH) = self.text(params["text"], x_BPD, angles_BPE, deep_nBPD, attend)
     own = jnp.zeros((c.layers, B, c.kv_heads, samples, tokens, c.head), self.dtype)
     last_BD = x_BPD[jnp.arange(B), groups.prompt_length_B - 1]
-    return self.text.norm(params["text"], last_BD), Cache(k_LBKPH, v_LBKPH, own, own)
+    cache = jax.tree.map(
+      lambda x: sharding.constrained(x, CACHE_PARTITION), Cache(k_LBKPH, v_LBKPH, own, own)
+    )
+    return self.text.norm(params["text"], last_BD), cache
 
   def step(self, params: dict, tokens_BR, t, groups: PromptGroups, cache: Cache):
     """One token per response: token t goes in, the hidden state [B, R, D] that predicts

@@ -1,0 +1,85 @@
+"""What decoding one token moves through HBM, by the program that a TPU would run.
+
+    JAX_PLATFORMS=cpu python -m tests.bench.decode [--topology v5p:2x2x1] [--groups 4]
+
+Compiles the sampling of Qwen3-VL-4B ahead of time and reads one turn of its loop off the scheduled
+program (rmsd_jax.hlo.turn_traffic). The least possible: each device reads its copy of the weights
+once, each group's prompt cache once for all its responses, and the responses' own caches once, at
+their full static length. And what the program holds besides weights and caches, where a second copy
+of a cache would show.
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+
+from rmsd_jax import compile as compile_command
+from rmsd_jax import cost, hlo, named, sharding
+from rmsd_jax.generate import generate
+from rmsd_jax.groups import Bucket
+from rmsd_jax.models.config import PRESETS
+from rmsd_jax.models.student import PARTITION, Qwen3VL
+from tests.bench.flops import shapes
+
+BUCKET, SAMPLES = Bucket(2304, 1024, 8, 1008), 8
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--topology", default="v5p:2x2x1")
+  parser.add_argument("--groups", type=int, default=4, help="prompts per device")
+  options = parser.parse_args()
+  devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
+  mesh = sharding.make_mesh(1, -1, 1, devices=devices)
+  model = Qwen3VL(PRESETS["4b"], dtype="bfloat16", attention="splash")
+  B, (P, T, *_) = options.groups * mesh.size, BUCKET
+  params = sharding.abstract(mesh, model.abstract(), PARTITION)
+  over = NamedSharding(mesh, sharding.BATCH)
+  groups, visual = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=over), shapes(model, B, P, 0, T)
+  )
+
+  def sample(params, groups, visual, key):
+    return generate(
+      model, params, groups, key, samples=SAMPLES, max_tokens=T, temperature=1.0, visual=visual
+    )
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(
+      sample, compiler_options=sharding.compiler_options(mesh)
+    ).lower(params, groups, visual, key).compile()  # fmt: skip
+  moved = hlo.turn_traffic(compiled.as_text())
+  text = named.flatten(params["text"])
+  read = [leaf.size for name, leaf in text.items() if name.startswith("layers")]
+  weights = jnp.dtype("bfloat16").itemsize * (sum(read) + text["embed"].size)
+  cache = options.groups * cost.cache_bytes(model.config.text) * (P + SAMPLES * T)
+  found = sum(moved.values())
+  print(f"{options.topology}, {options.groups} prompts x {SAMPLES} responses a device, one token:")
+  print(
+    f"  moved {found / 1e9:.2f} GB: " + ", ".join(f"{k} {v / 1e9:.3f}" for k, v in moved.items())
+  )
+  print(
+    f"  least {(weights + cache) / 1e9:.2f} GB: weights {weights / 1e9:.2f}, caches {cache / 1e9:.2f}"
+  )
+  print(f"  {found / (weights + cache):.3f} times the least (bar: 1.5)")
+  memory = compiled.memory_analysis()
+  held = weights + cache
+  print(
+    f"temporaries {memory.temp_size_in_bytes / 1e9:.2f} GB; weights and caches are {held / 1e9:.2f}:"
+    f" {(memory.temp_size_in_bytes - held) / 1e9:+.2f} GB of others"
+  )
+  chip = compile_command.CHIPS[options.topology.partition(":")[0]]
+  print(f"{found / chip.hbm * 1e3:.1f} ms a token at the chip's peak")
+
+
+if __name__ == "__main__":
+  main()
