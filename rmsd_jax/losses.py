@@ -11,8 +11,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as Spec
 
-from rmsd_jax import masked
+from rmsd_jax import masked, sharding
 
 
 def predictors(prompt_BPD, prompt_length_B, response_BRTD):
@@ -68,6 +69,12 @@ def _unchunk(x, tokens: int):
   return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :tokens]
 
 
+def _table(unembedding_VD, dtype):
+  """The table in the type of the activations. On a mesh its vocabulary is split over tensor and its
+  width is whole, gathered once here instead of for each chunk of tokens."""
+  return sharding.constrained(unembedding_VD.astype(dtype), Spec("tensor"))
+
+
 def logits(hidden, unembedding_VD):
   """hidden [.., D] -> logits fp32 [.., V]."""
   kernel = unembedding_VD.astype(hidden.dtype)
@@ -83,11 +90,11 @@ def _chosen(targets_BRc, vocabulary: int):
 
 def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy):
   T = hidden_BRTD.shape[2]
-  chunk = min(chunk, T)
+  chunk, kernel_VD = min(chunk, T), _table(unembedding_VD, hidden_BRTD.dtype)
 
   def body(_, xs):
     hidden, targets = xs
-    scaled = logits(hidden, unembedding_VD) / temperature
+    scaled = logits(hidden, kernel_VD) / temperature
     lse = jax.nn.logsumexp(scaled, -1)
     chosen = jnp.sum(jnp.where(_chosen(targets, scaled.shape[-1]), scaled, 0), -1)
     spread = lse - jnp.sum(jnp.exp(scaled - lse[..., None]) * scaled, -1) if entropy else lse
@@ -104,22 +111,23 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
   grad_BRT, _ = grads
   hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT = saved
   T = hidden_BRTD.shape[2]
-  chunk = min(chunk, T)
-  kernel = unembedding_VD.astype(hidden_BRTD.dtype)
+  chunk, kernel_VD = min(chunk, T), _table(unembedding_VD, hidden_BRTD.dtype)
 
   def body(d_kernel_VD, xs):
     hidden, targets, lse, grad = xs
-    scaled = logits(hidden, unembedding_VD) / temperature
+    scaled = logits(hidden, kernel_VD) / temperature
     d_logits = _chosen(targets, scaled.shape[-1]) - jnp.exp(scaled - lse[..., None])
     d_logits = (d_logits * (grad / temperature)[..., None]).astype(hidden.dtype)
     d_logits_MV, hidden_MD = (x.reshape(-1, x.shape[-1]) for x in (d_logits, hidden))
     d_kernel_VD += jnp.einsum(
       "MV,MD->VD", d_logits_MV, hidden_MD, preferred_element_type=jnp.float32
     )
-    return d_kernel_VD, (d_logits_MV @ kernel).reshape(hidden.shape)
+    return d_kernel_VD, (d_logits_MV @ kernel_VD).reshape(hidden.shape)
 
   xs = tuple(_chunks(x, chunk) for x in (hidden_BRTD, targets_BRT, lse_BRT, grad_BRT))
-  d_kernel_VD, d_hidden = jax.lax.scan(body, jnp.zeros(unembedding_VD.shape, jnp.float32), xs)
+  nothing_VD = jnp.zeros(unembedding_VD.shape, jnp.float32)
+  nothing_VD = sharding.constrained(nothing_VD, Spec("tensor", "fsdp"))
+  d_kernel_VD, d_hidden = jax.lax.scan(body, nothing_VD, xs)
   return _unchunk(d_hidden, T), d_kernel_VD.astype(unembedding_VD.dtype), None
 
 

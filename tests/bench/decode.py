@@ -67,16 +67,11 @@ def main() -> None:
   print(
     f"  moved {found / 1e9:.2f} GB: " + ", ".join(f"{k} {v / 1e9:.3f}" for k, v in moved.items())
   )
-  print(
-    f"  least {(weights + cache) / 1e9:.2f} GB: weights {weights / 1e9:.2f}, caches {cache / 1e9:.2f}"
-  )
-  print(f"  {found / (weights + cache):.3f} times the least (bar: 1.5)")
-  memory = compiled.memory_analysis()
-  held = weights + cache
-  print(
-    f"temporaries {memory.temp_size_in_bytes / 1e9:.2f} GB; weights and caches are {held / 1e9:.2f}:"
-    f" {(memory.temp_size_in_bytes - held) / 1e9:+.2f} GB of others"
-  )
+  held, temporaries = weights + cache, compiled.memory_analysis().temp_size_in_bytes
+  parts = f"weights {weights / 1e9:.2f}, caches {cache / 1e9:.2f}"
+  print(f"  least {held / 1e9:.2f} GB: {parts}")
+  print(f"  {found / held:.3f} times the least (bar: 1.5)")
+  print(f"temporaries {temporaries / 1e9:.2f} GB, {(temporaries - held) / 1e9:+.2f} beside these")
   chip = compile_command.CHIPS[options.topology.partition(":")[0]]
   print(f"{found / chip.hbm * 1e3:.1f} ms a token at the chip's peak")
 
