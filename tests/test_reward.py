@@ -56,6 +56,8 @@ def test_terms_are_bounded_and_each_needs_the_one_before(task, text):
   references = {
     "temporal_grounding": [0, 4],
     "spatial_grounding": [0, 0, 9, 9],
+    "spatiotemporal_grounding": {"time": [0, 4], "boxes": {"1": [0, 0, 9, 9]}},
+    "tracking": {"boxes": {"1": [0, 0, 9, 9]}},
     "numerical": 3,
     "regression": 3,
   }

@@ -148,6 +148,52 @@ def test_number_agrees_with_float_where_there_is_no_comma(text):
     assert value == (wanted if math.isfinite(wanted) else None)
 
 
+# boxes by second
+
+PLACES = st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(1, 20)] * 2).map(
+  lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
+)
+TRACKS = st.dictionaries(st.integers(0, 9), PLACES, min_size=1, max_size=6)
+
+
+@given(TRACKS, TRACKS)
+def test_mean_box_iou_agrees_with_counting_pixels(boxes, reference):
+  """The second formula: shared and joint pixels of pictures, a missing second an empty picture."""
+
+  def picture(corners):
+    pixels = np.zeros((60, 60), bool)
+    if corners is not None:
+      pixels[corners[1] : corners[3], corners[0] : corners[2]] = True
+    return pixels
+
+  scores = []
+  for second, corners in reference.items():
+    a, b = picture(boxes.get(second)), picture(corners)
+    scores.append((a & b).sum() / (a | b).sum())
+  assert metrics.mean_box_iou(boxes, reference) == pytest.approx(np.mean(scores))
+  given_seconds = [second in boxes for second in reference]
+  assert metrics.covered(boxes, reference) == pytest.approx(np.mean(given_seconds))
+
+
+def test_leaving_out_a_second_never_helps():
+  reference = {0: (0, 0, 10, 10), 1: (0, 0, 10, 10)}
+  both = {0: (0, 0, 10, 10), 1: (9, 9, 30, 30)}
+  assert metrics.mean_box_iou(both, reference) > metrics.mean_box_iou({0: both[0]}, reference)
+
+
+@pytest.mark.parametrize("key", ["-1", "1.0", "01", "", " 1", "1 ", "1e1", "\u0661", "9" * 7])
+def test_a_key_that_is_no_second_is_refused(key):
+  text = json.dumps({"boxes": {key: [0, 0, 1, 1]}})
+  assert metrics.track(text) is None
+  assert metrics.tube(text[:-1] + ', "time": [0, 1]}') is None
+
+
+def test_a_track_has_at_most_32_boxes_a_tube_more():
+  boxes = {str(second): [0, 0, 1, 1] for second in range(metrics.MAX_TRACKED + 1)}
+  assert metrics.as_track({"boxes": boxes}) is None
+  assert len(metrics.as_tube({"time": [0, 40], "boxes": boxes})[1]) == metrics.MAX_TRACKED + 1
+
+
 # JSON answers
 
 

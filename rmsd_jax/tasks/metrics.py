@@ -15,10 +15,12 @@ from collections.abc import Sequence
 import jiwer
 
 MAX_CHARS = 4_000  # a longer number or JSON answer is refused unread
-MAX_BRACKETS = 64  # opening brackets of a JSON answer; bounds its nesting as well
+MAX_BRACKETS = 256  # opening brackets of a JSON answer; bounds its nesting as well
+MAX_TRACKED = 32  # boxes of a tracking answer (OneThinker, arXiv 2512.03043)
 
 Interval = tuple[float, float]  # start, end in seconds
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in thousandths of the picture
+Boxes = dict[int, Box]  # by second of the clip
 
 _LABEL = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])(?:[.:)]+|\Z))\s*(.*)", re.DOTALL)
 _NUMBER = re.compile(
@@ -117,6 +119,47 @@ def as_box(value: object) -> Box | None:
   return corners if 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000 else None
 
 
+def track(text: str) -> Boxes | None:
+  """The boxes of exactly `{"boxes": {"0": [x1, y1, x2, y2], ..}}`, or None; keys are seconds.
+
+  1 to MAX_TRACKED boxes as in `box`; a key is a whole number as JSON writes it, so that no second
+  can be given twice ("1" and "01").
+  """
+  return as_track(strict_json(text))
+
+
+def as_track(value: object) -> Boxes | None:
+  """The same from decoded JSON."""
+  if not isinstance(value, dict) or set(value) != {"boxes"}:
+    return None
+  boxes = _boxes(value["boxes"])
+  return boxes if boxes and len(boxes) <= MAX_TRACKED else None
+
+
+def tube(text: str) -> tuple[Interval, Boxes] | None:
+  """Interval and boxes of exactly `{"time": [start, end], "boxes": {"3": [..], ..}}`, or None."""
+  return as_tube(strict_json(text))
+
+
+def as_tube(value: object) -> tuple[Interval, Boxes] | None:
+  """The same from decoded JSON."""
+  if not isinstance(value, dict) or set(value) != {"time", "boxes"}:
+    return None
+  ends, boxes = as_interval({"time": value["time"]}), _boxes(value["boxes"])
+  return (ends, boxes) if ends and boxes else None
+
+
+def _boxes(value: object) -> Boxes | None:
+  """Boxes by second, or None where a key is no second or a box none."""
+  if not isinstance(value, dict):
+    return None
+  seconds = [int(key) for key in value if re.fullmatch(r"0|[1-9][0-9]{0,5}", key)]
+  boxes = [as_box({"boxes": corners}) for corners in value.values()]
+  if len(seconds) < len(value) or None in boxes:
+    return None
+  return dict(zip(seconds, boxes, strict=True))
+
+
 def numeric_accuracy(a: float, b: float, *, eps_abs: float = 0.0, eps_rel: float = 0.0) -> float:
   """1.0 where `a` is as good as the reference `b`, else 0.0.
 
@@ -173,6 +216,23 @@ def box_iou(a: Box, b: Box) -> float:
   shared = width * height
   union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
   return shared / union if union > 0 else 0.0  # 0 where the areas underflow
+
+
+def mean_box_iou(boxes: Boxes, reference: Boxes) -> float:
+  """Mean IoU over the seconds of the reference. A second that is not given counts 0, so leaving
+  out the hard ones gains nothing; a second that the reference lacks counts nothing."""
+  shared = reference.keys() & boxes.keys()
+  return sum(box_iou(boxes[second], reference[second]) for second in shared) / len(reference)
+
+
+def tube_iou(a: tuple[Interval, Boxes], b: tuple[Interval, Boxes]) -> float:
+  """0.5 temporal IoU + 0.5 mean box IoU over the seconds of the reference b."""
+  return 0.5 * temporal_iou(a[0], b[0]) + 0.5 * mean_box_iou(a[1], b[1])
+
+
+def covered(boxes: Boxes, reference: Boxes) -> float:
+  """Share of the reference's seconds for which a box is given."""
+  return len(reference.keys() & boxes.keys()) / len(reference)
 
 
 def rouge_l(hypothesis: str, reference: str) -> float:

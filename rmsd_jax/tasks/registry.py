@@ -40,6 +40,7 @@ def _task(
   compare: Callable[..., float],
   expected: str,
   faults: Callable[[Sequence[str]], str | None] = lambda options: None,
+  complete: Callable[..., float] | None = None,
   closed: bool = True,
 ) -> Task:
   """A task whose answer is read as one value, or not at all, and compared with the reference.
@@ -52,11 +53,16 @@ def _task(
     compare: (value, value of the reference) -> [0, 1].
     expected: a usable reference, in words.
     faults: options -> what is wrong with them, in words, or None.
+    complete: (value, value of the reference) -> share in [0, 1] of what must be there; a value of
+      the right form earns half of the format score, this share of the other half (OneThinker,
+      arXiv 2512.03043). None: all of it.
   """
 
   def check(answer: str, options: Sequence[str], reference: object) -> float:
-    del reference  # only tasks with partial credit need it
-    return float(read(answer, options) is not None)
+    value = read(answer, options)
+    if value is None or complete is None:
+      return float(value is not None)
+    return 0.5 + 0.5 * complete(value, read_reference(reference, options))
 
   def metric(answer: str, options: Sequence[str], reference: object) -> float:
     if fault := validate(reference, options):
@@ -173,6 +179,26 @@ _FIXED_TASKS = (
     read_reference=_structured(metrics.box, metrics.as_box, "boxes"),
     compare=metrics.box_iou,
     expected='{"boxes": [x1, y1, x2, y2]} within 0..1000 with x1 < x2 and y1 < y2',
+  ),
+  _task(
+    "spatiotemporal_grounding",
+    '{"time": [start, end], "boxes": {"second": [x1, y1, x2, y2], ...}}',
+    unit=" in seconds and coordinates from 0 to 1000, with a box for each whole second",
+    read=_of_text(metrics.tube),
+    read_reference=_structured(metrics.tube, metrics.as_tube, ""),
+    compare=metrics.tube_iou,
+    complete=lambda tube, truth: metrics.covered(tube[1], truth[1]),
+    expected='{"time": [start, end], "boxes": {"second": [x1, y1, x2, y2], ...}}',
+  ),
+  _task(
+    "tracking",
+    '{"boxes": {"second": [x1, y1, x2, y2], ...}}',
+    unit=f" in coordinates from 0 to 1000, for each second asked, at most {metrics.MAX_TRACKED}",
+    read=_of_text(metrics.track),
+    read_reference=_structured(metrics.track, metrics.as_track, "boxes"),
+    compare=metrics.mean_box_iou,
+    complete=metrics.covered,
+    expected=f'{{"boxes": {{"second": [x1, y1, x2, y2], ..}}}} of 1 to {metrics.MAX_TRACKED} boxes',
   ),
   _task(
     "open_ended",
