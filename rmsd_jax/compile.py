@@ -1,11 +1,13 @@
 """Compiles a run's programs for accelerators that are not there: does it fit, and what bounds it?
 
-    python -m rmsd_jax.compile --config=configs/qwen3vl_4b_rl.py [--json=FILE]
+    JAX_PLATFORMS=cpu python -m rmsd_jax.compile --config=configs/qwen3vl_4b_rl.py \\
+        --topology=v5p:2x2x4 --json=report.json
 
-Needs no accelerator: libtpu from PyPI compiles on any x86 Linux machine (JAX_PLATFORMS=cpu). Per
-program it prints the memory of one device as XLA planned it, FLOPs and HBM bytes from formulas
-(rmsd_jax.cost; XLA's own counts miss loop turns and Pallas kernels), collectives read off the
-compiled program, and the time that the slowest of the three would take at the chip's peak.
+Needs no accelerator: libtpu from PyPI compiles on any x86 Linux machine, jax[cuda12] for GPUs
+(--topology=h100:8). Per program it prints the memory of one device as XLA planned it, FLOPs and
+HBM bytes from formulas (rmsd_jax.cost; XLA's own counts miss loop turns and Pallas kernels),
+collectives read off the compiled program, and the time that the slowest of the three would take at
+the chip's peak.
 
 Rollouts are planned at full length: every response T tokens long.
 """
@@ -14,21 +16,17 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import re
 import time
-from typing import NamedTuple
-
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks a cloud's metadata server
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from rmsd_jax import cli, cost, hlo, named, sharding, train_rl, train_sft
 from rmsd_jax import state as state_lib
+from rmsd_jax.chips import ATTENTION, CHIPS, Chip, devices_of
 from rmsd_jax.cost import Work
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket, PromptGroups
@@ -36,23 +34,9 @@ from rmsd_jax.models import hf
 from rmsd_jax.models.config import ModelConfig
 
 GIB = 2**30
-OPTIONS = {"json": ("", "file to write the report to, as JSON")}
-
-
-class Chip(NamedTuple):
-  """Public figures of one JAX device: usable HBM, bfloat16 peak, bandwidths."""
-
-  memory: float  # GiB
-  flops: float  # per second
-  hbm: float  # bytes per second
-  link: float  # bytes per second to other chips, all links together, one direction
-
-
-CHIPS = {
-  "v5e": Chip(15.75, 197e12, 819e9, 200e9),
-  "v5p": Chip(95.0, 459e12, 2_765e9, 600e9),
-  "v6e": Chip(31.25, 918e12, 1_640e9, 448e9),
-  "tpu7x": Chip(94.0, 1_153e12, 3_690e9, 600e9),  # a chip has two devices
+OPTIONS = {
+  "topology": ("", "chips, such as v5e:4x4, v5p:2x2x4, v6e:4x4 or h100:8; else the config's"),
+  "json": ("", "file to write the report to, as JSON"),
 }
 
 
@@ -70,25 +54,6 @@ class Report:
   collectives: dict = dataclasses.field(default_factory=dict)
   seconds: dict = dataclasses.field(default_factory=dict)  # compute, hbm, network
   fault: str = ""  # why it does not compile
-
-
-def devices_of(topology: str):
-  """("v5e", devices) of a topology such as "v5e:4x4".
-
-  Raises:
-    UserError: an unknown chip, a topology that libtpu refuses, or no libtpu.
-  """
-  kind = topology.partition(":")[0]
-  if kind not in CHIPS:
-    raise UserError(f"compile.topology {topology!r}: the chip is none of {', '.join(CHIPS)}")
-  try:
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-  except (RuntimeError, ValueError, OSError) as error:
-    raise UserError(
-      f"compile.topology {topology!r} cannot be described ({error}); install libtpu "
-      "(pip install libtpu) and give a shape that exists, such as v5e:4x4"
-    ) from error
-  return kind, described.devices
 
 
 def abstract_groups(config, model: ModelConfig, mesh, bucket: Bucket, R: int) -> PromptGroups:
@@ -250,12 +215,14 @@ def table(reports: list[Report], chip: Chip) -> str:
   return "\n".join(rows)
 
 
-def main(config, json: str) -> None:
+def main(config, topology: str, json: str) -> None:
   """Compiles every program of the run that the config describes."""
+  with config.unlocked():
+    config.compile.topology = topology or config.compile.topology
   kind, devices = devices_of(config.compile.topology)
   with config.unlocked():
     if config.model.attention == "auto":
-      config.model.attention = "splash"
+      config.model.attention = ATTENTION.get(kind, "splash")
   mesh, chip = sharding.make_mesh(**config.mesh, devices=devices), CHIPS[kind]
   sharding.check_batch(mesh, config.batch, config.microbatches, "config.batch")
   shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

@@ -6,8 +6,8 @@ import jax
 import pytest
 import tiny_run
 
+from rmsd_jax import chips, sharding
 from rmsd_jax import compile as compile_command
-from rmsd_jax import sharding
 from rmsd_jax.errors import UserError
 
 
@@ -28,7 +28,7 @@ def config(stage):
   ("stage", "names"), [("sft", ["sft step"]), ("rl", ["rollout", "policy", "discriminator"])]
 )
 def test_every_program_of_a_stage_is_reported(stage, names, here, tmp_path, capsys):
-  compile_command.main(config(stage), json=str(tmp_path / "report.json"))
+  compile_command.main(config(stage), topology="", json=str(tmp_path / "report.json"))
   report = json.loads((tmp_path / "report.json").read_text())
   assert [program["name"] for program in report["programs"]] == names
   assert report["devices"] == 8 and report["topology"] == "v5e:4x4"
@@ -43,9 +43,20 @@ def test_a_chip_or_a_stage_that_does_not_exist_is_refused(here):
   c = config("sft").unlock()
   c.compile.stage = "dpo"
   with pytest.raises(UserError, match="choose sft or rl"):
-    compile_command.main(c, json="")
+    compile_command.main(c, topology="", json="")
 
 
 def test_an_unknown_chip_is_refused():
-  with pytest.raises(UserError, match="none of v5e, v5p, v6e, tpu7x"):
-    compile_command.devices_of("v9z:2x2")
+  with pytest.raises(UserError, match="none of v5e, v5p, v6e, tpu7x, h100"):
+    chips.devices_of("v9z:2x2")
+
+
+@pytest.mark.parametrize("topology", ["v5e:3x7", "h100:12", "h100:many"])
+def test_a_shape_that_does_not_exist_is_refused(topology):
+  with pytest.raises(UserError, match="cannot be described .* a shape that exists"):
+    chips.devices_of(topology)
+
+
+def test_gpu_figures_are_written_as_xla_reads_them():
+  text = chips._as_proto({"a": 1, "b": {"c": "x", "d": 0.5}})
+  assert text == 'a: 1 b { c: "x" d: 0.5 }'

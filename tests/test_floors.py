@@ -18,7 +18,7 @@ FLOORS = {
   1: {"models", "tasks", "data"},
   2: {
     "state", "optim", "loop", "checkpoint", "metrics", "generate", "scoring", "plots", "curves",
-    "findings", "cost", "hlo",
+    "findings", "cost", "hlo", "chips",
   },
   3: {
     "cli", "train_sft", "train_rl", "evaluate", "pool", "convert", "compile", "report", "demo"

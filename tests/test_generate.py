@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 from small import CONFIG, END, random_groups
 
-from rmsd_jax import losses
+from rmsd_jax import losses, sharding
 from rmsd_jax.generate import BLOCK, _invert, _restrict, categorical, generate
-from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.models.student import PARTITION, Qwen3VL
 
 MODEL = Qwen3VL(CONFIG)
 
@@ -49,6 +49,24 @@ def test_greedy_is_the_argmax_of_the_full_forward(params):
   best = np.argmax(hidden @ MODEL.unembedding(params).T, -1)
   mask = np.arange(12) < np.asarray(out.length_BR)[..., None]
   np.testing.assert_array_equal(np.where(mask, best, 0), np.where(mask, out.responses_BRT, 0))
+
+
+def test_gathering_the_weights_changes_no_sample(params):
+  """On 8 devices, weights split over fsdp and tensor: gathered once, or for every token."""
+  mesh = sharding.make_mesh(2, 2, 2)
+  groups = random_groups(B=4)
+  with jax.set_mesh(mesh):
+    params = jax.device_put(params, sharding.shardings(mesh, params, PARTITION))
+    placed = sharding.put_batch(mesh, groups)
+    once, each = (
+      jax.device_get(generate(
+        MODEL, params, placed, jax.random.key(0), samples=3, max_tokens=6, stop_ids=(END,),
+        temperature=1.0, gather=gather,
+      ))
+      for gather in (True, False)
+    )  # fmt: skip
+  np.testing.assert_array_equal(once.responses_BRT, each.responses_BRT)
+  np.testing.assert_allclose(once.logp_BRT, each.logp_BRT, atol=1e-5)
 
 
 def test_responses_end_once_and_padding_follows(params):

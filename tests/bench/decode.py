@@ -10,17 +10,12 @@ of a cache would show.
 """
 
 import argparse
-import os
-
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
-from rmsd_jax import compile as compile_command
-from rmsd_jax import cost, hlo, named, sharding
+from rmsd_jax import chips, cost, hlo, named, sharding
 from rmsd_jax.generate import generate
 from rmsd_jax.groups import Bucket
 from rmsd_jax.models.config import PRESETS
@@ -37,7 +32,7 @@ def main() -> None:
   parser.add_argument("--topology", default="v5p:2x2x1")
   parser.add_argument("--groups", type=int, default=4, help="prompts per device")
   options = parser.parse_args()
-  devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
+  kind, devices = chips.devices_of(options.topology)
   mesh = sharding.make_mesh(1, -1, 1, devices=devices)
   model = Qwen3VL(PRESETS["4b"], dtype="bfloat16", attention="splash")
   B, (P, T, *_) = options.groups * mesh.size, BUCKET
@@ -72,8 +67,7 @@ def main() -> None:
   print(f"  least {held / 1e9:.2f} GB: {parts}")
   print(f"  {found / held:.3f} times the least (bar: 1.5)")
   print(f"temporaries {temporaries / 1e9:.2f} GB, {(temporaries - held) / 1e9:+.2f} beside these")
-  chip = compile_command.CHIPS[options.topology.partition(":")[0]]
-  print(f"{found / chip.hbm * 1e3:.1f} ms a token at the chip's peak")
+  print(f"{found / chips.CHIPS[kind].hbm * 1e3:.1f} ms a token at the chip's peak")
 
 
 if __name__ == "__main__":
