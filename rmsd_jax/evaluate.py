@@ -121,7 +121,7 @@ def blind(prompts: list[dict], candidates: int = 400) -> list[dict]:
   graded = []
   for name in sorted({row["task"] for row in prompts if row["closed"]}):
     task, rows = registry.get(name), [row for row in prompts if row["task"] == name]
-    answers = list(dict.fromkeys(_spelled(row["answer"]) for row in rows))[:candidates]
+    answers = list(dict.fromkeys(registry.spelled(row["answer"]) for row in rows))[:candidates]
     scores = np.array(
       [
         [
@@ -137,11 +137,6 @@ def blind(prompts: list[dict], candidates: int = 400) -> list[dict]:
       alone = dict(quality=[float(score)], outer=[1.0], task=[1.0], length=[0], finished=[True])
       graded.append(row | {"greedy": alone | {"text": [answers[best]]}})
   return graded
-
-
-def _spelled(answer) -> str:
-  """A ground truth as it would be written inside the answer tags."""
-  return answer if isinstance(answer, str) else json.dumps(answer)
 
 
 def main(config, workdir: str, checkpoint: str) -> None:

@@ -3,15 +3,30 @@
 Axes: B prompts of this process, R responses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rmsd_jax import advantages
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.errors import UserError
 from rmsd_jax.generate import Samples
 from rmsd_jax.sharding import local_rows
 from rmsd_jax.tasks import registry, reward
+
+DEGENERATE = (  # what a policy may slide into when the reward does not ask for an answer
+  "",
+  " ",
+  "<think></think><answer></answer>",
+  "<think>I look.</think><answer> </answer>",
+  "<think></think>",
+  "<answer></answer>",
+  "<think><answer></answer></think>",
+  "<think></think><answer></answer>" * 2,
+  "<think></think><answer>A B C D</answer>",
+  '<think></think><answer>{"time": [], "boxes": {}}</answer>',
+  "the the the the",
+)
 
 
 def check_ends(tokenizer: ChatTokenizer, stop_ids: Sequence[int]) -> None:
@@ -44,6 +59,31 @@ def rule_terms(texts: Sequence[Sequence[str]], info: Sequence[dict], finished_BR
     finished_BR,
   )
   return {"outer": outer, "task": inner, "content": content}
+
+
+def audit(weights: Mapping[str, float], gate: bool) -> None:
+  """Refuses reward weights under which saying nothing pays more than an honest wrong answer.
+
+  For each task, `DEGENERATE` responses are graded beside the task's own wrong example, with the
+  same score of the discriminator.
+
+  Raises:
+    UserError: names the task, the response and both rewards.
+  """
+  for name, task in registry.TASKS.items():
+    reference, wrong, options = task.example
+    texts = [f"<think>I look.</think><answer>{wrong}</answer>", task.instruction, *DEGENERATE]
+    info = [{"task": name, "answer": reference, "options": options}]
+    terms = rule_terms([texts], info, np.ones((1, len(texts)), bool))
+    terms["discriminator"] = np.zeros((1, len(texts)), np.float32)
+    reward = advantages.composite(terms, weights, np.array([task.closed]), gate)
+    honest, *others = np.asarray(sum(reward.values()))[0].tolist()
+    if max(others) > honest:
+      text = texts[1 + others.index(max(others))]
+      raise UserError(
+        f"{name}: the reward of {text!r:.80} is {max(others):.3g}, that of an honest wrong answer "
+        f"{honest:.3g}; set the weights in config.reward so that it does not pay to say nothing"
+      )
 
 
 def quality(terms: dict) -> np.ndarray:

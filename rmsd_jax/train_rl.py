@@ -246,6 +246,7 @@ def main(config, workdir: str, grade=scoring.rule_terms) -> None:
   loop = Loop(config, workdir, "stage 2")
   tokenizer = ChatTokenizer(config.model.folder)
   scoring.check_ends(tokenizer, model.config.stop_ids)
+  scoring.audit(dict(config.reward), config.reward.gate)
   with jax.set_mesh(loop.mesh), loop:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
     steps = make_steps(config, loop.mesh)

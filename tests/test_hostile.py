@@ -8,7 +8,6 @@ import json
 import time
 
 import pytest
-from test_registry import GOOD_CASES
 
 from rmsd_jax.tasks import quality, registry, reward
 
@@ -135,14 +134,12 @@ ANSWERS = {
 
 
 def right(name: str) -> str:
-  reference = GOOD_CASES[name][0]
-  return reference if isinstance(reference, str) else json.dumps(reference)
+  return registry.spelled(registry.get(name).example.reference)
 
 
 def graded(name: str, text: str):
   """(R_outer, R_task, R_content) and the least of a few timings: the machine may be busy."""
-  reference, options = GOOD_CASES[name]
-  seconds = []
+  (reference, _, options), seconds = registry.get(name).example, []
   for _ in range(3):
     began = time.perf_counter()
     terms = reward.rule_terms(registry.get(name), text, reference, options)
@@ -164,7 +161,8 @@ def test_the_right_answer_outside_the_format_earns_nothing(name, frame):
   text = FRAMES[frame].format(a=right(name))
   terms, seconds = graded(name, text)
   assert terms == (0.0, 0.0, 0.0)
-  assert quality.score(registry.get(name), text, *GOOD_CASES[name]).quality == 0
+  reference, _, options = registry.get(name).example
+  assert quality.score(registry.get(name), text, reference, options).quality == 0
   assert seconds < SECONDS
 
 

@@ -1,6 +1,5 @@
 """The table of tasks: good references, bad ones, hostile answers, prompts."""
 
-import json
 import math
 
 import pytest
@@ -20,32 +19,27 @@ HOSTILE = {
   "long number": "9" * 100_000,
   "many words": "3 7 " * 100_000,
 }
-GOOD_CASES = {
-  "multiple_choice": ("B", OPTIONS),
-  "numerical": (12.5, ()),
-  "regression": ("1,200", ()),
-  "ocr": ("3 7", ()),
-  "temporal_grounding": ({"time": [1, 2.5]}, ()),
-  "spatial_grounding": ({"boxes": [0, 0, 500, 1000]}, ()),
-  "spatiotemporal_grounding": (
-    {"time": [2, 4], "boxes": {"2": [0, 0, 9, 9], "3": [1, 1, 9, 9]}},
-    (),
-  ),
-  "tracking": ({"boxes": {"0": [0, 0, 9, 9], "10": [1, 1, 9, 9]}}, ()),
-  "open_ended": ("A cat sleeps.", ()),
+CASES = {
+  name: (task.example.reference, task.example.options) for name, task in registry.TASKS.items()
 }
 TASK_NAMES = sorted(registry.TASKS)
 
 
-def test_every_task_has_a_case_here():
-  assert set(GOOD_CASES) == set(registry.TASKS)
+def test_only_open_ended_has_no_metric():
   assert [name for name in TASK_NAMES if not registry.TASKS[name].closed] == ["open_ended"]
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
+def test_the_wrong_example_is_in_format_and_wrong(name):
+  task, (reference, options) = registry.get(name), CASES[name]
+  assert task.check(task.example.wrong, options, reference) == 1.0
+  assert task.metric(task.example.wrong, options, reference) == 0.0
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
 def test_a_good_reference_is_its_own_perfect_answer(name):
-  task, (reference, options) = registry.get(name), GOOD_CASES[name]
-  answer = reference if isinstance(reference, str) else json.dumps(reference)
+  task, (reference, options) = registry.get(name), CASES[name]
+  answer = registry.spelled(reference)
   assert task.name == name
   assert task.validate(reference, options) is None
   assert task.check(answer, options, reference) == 1.0
@@ -55,7 +49,7 @@ def test_a_good_reference_is_its_own_perfect_answer(name):
 @pytest.mark.parametrize("name", TASK_NAMES)
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
 def test_no_answer_makes_a_task_raise(name, answer):
-  task, (reference, options) = registry.get(name), GOOD_CASES[name]
+  task, (reference, options) = registry.get(name), CASES[name]
   assert task.check(answer, options, reference) == (
     1.0 if name in ("ocr", "open_ended") and answer else 0.0
   )
@@ -70,7 +64,7 @@ JSONISH = st.sampled_from(
 @pytest.mark.parametrize("name", TASK_NAMES)
 @given(answer=st.text(max_size=40) | st.lists(JSONISH, max_size=9).map("".join))
 def test_metrics_are_bounded_and_need_the_format(name, answer):
-  task, (reference, options) = registry.get(name), GOOD_CASES[name]
+  task, (reference, options) = registry.get(name), CASES[name]
   inner, content = task.check(answer, options, reference), task.metric(answer, options, reference)
   assert 0.0 <= content <= 1.0
   assert inner >= 0.5 or content == 0.0

@@ -8,10 +8,20 @@ Classes and metrics are those of R-MSD (arXiv 2603.11423), the shapes of answers
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from rmsd_jax.errors import UserError
 from rmsd_jax.tasks import metrics
+
+
+class Example(NamedTuple):
+  """A question of a task, for audits and tests: its answer, and an honest answer that is wrong."""
+
+  reference: object
+  wrong: str  # in the task's format; where there is a metric it is 0
+  options: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +38,7 @@ class Task:
   check: Callable[[str, Sequence[str], object], float]  # (answer, options, reference) -> R_task
   metric: Callable[[str, Sequence[str], object], float]  # (answer, options, reference) -> R_content
   validate: Callable[[object, Sequence[str]], str | None]  # (reference, options) -> fault in words
+  example: Example
 
 
 def _task(
@@ -39,6 +50,7 @@ def _task(
   read_reference: Callable[[object, Sequence[str]], object],
   compare: Callable[..., float],
   expected: str,
+  example: Example,
   faults: Callable[[Sequence[str]], str | None] = lambda options: None,
   complete: Callable[..., float] | None = None,
   closed: bool = True,
@@ -52,6 +64,7 @@ def _task(
     read_reference: (reference, options) -> value, None when the reference is unusable.
     compare: (value, value of the reference) -> [0, 1].
     expected: a usable reference, in words.
+    example: see `Example`.
     faults: options -> what is wrong with them, in words, or None.
     complete: (value, value of the reference) -> share in [0, 1] of what must be there; a value of
       the right form earns half of the format score, this share of the other half (OneThinker,
@@ -78,7 +91,7 @@ def _task(
     return None
 
   instruction = f"Reply as <think>your reasoning</think><answer>{inside}</answer>{unit}."
-  return Task(name, closed, instruction, check, metric, validate)
+  return Task(name, closed, instruction, check, metric, validate, example)
 
 
 def _option_fault(options: Sequence[str]) -> str | None:
@@ -144,6 +157,7 @@ _FIXED_TASKS = (
     read_reference=_letter,
     compare=lambda letter, truth: float(letter == truth),
     expected="the letter of an option",
+    example=Example("B", "A", ("A. a cat", "B. two dogs")),
     faults=_option_fault,
   ),
   _task(
@@ -153,6 +167,7 @@ _FIXED_TASKS = (
     read_reference=lambda value, options: _number(value, options) or None,
     compare=metrics.mean_relative_accuracy,
     expected="a finite number other than 0, which has no relative error",
+    example=Example(100, "3"),
   ),
   _task(
     "ocr",
@@ -161,6 +176,7 @@ _FIXED_TASKS = (
     read_reference=_text,
     compare=metrics.ocr_accuracy,
     expected="a text that is not empty",
+    example=Example("3 7", "4"),
   ),
   _task(
     "temporal_grounding",
@@ -170,6 +186,7 @@ _FIXED_TASKS = (
     read_reference=_structured(metrics.interval, metrics.as_interval, "time"),
     compare=metrics.temporal_iou,
     expected='{"time": [start, end]} in seconds with 0 <= start < end',
+    example=Example({"time": [1, 2.5]}, '{"time": [7, 8]}'),
   ),
   _task(
     "spatial_grounding",
@@ -179,6 +196,7 @@ _FIXED_TASKS = (
     read_reference=_structured(metrics.box, metrics.as_box, "boxes"),
     compare=metrics.box_iou,
     expected='{"boxes": [x1, y1, x2, y2]} within 0..1000 with x1 < x2 and y1 < y2',
+    example=Example({"boxes": [0, 0, 500, 400]}, '{"boxes": [600, 500, 700, 600]}'),
   ),
   _task(
     "spatiotemporal_grounding",
@@ -189,6 +207,10 @@ _FIXED_TASKS = (
     compare=metrics.tube_iou,
     complete=lambda tube, truth: metrics.covered(tube[1], truth[1]),
     expected='{"time": [start, end], "boxes": {"second": [x1, y1, x2, y2], ...}}',
+    example=Example(
+      {"time": [2, 4], "boxes": {"2": [0, 0, 9, 9], "3": [1, 1, 9, 9]}},
+      '{"time": [7, 9], "boxes": {"2": [50, 50, 60, 60], "3": [50, 50, 60, 60]}}',
+    ),
   ),
   _task(
     "tracking",
@@ -199,6 +221,10 @@ _FIXED_TASKS = (
     compare=metrics.mean_box_iou,
     complete=metrics.covered,
     expected=f'{{"boxes": {{"second": [x1, y1, x2, y2], ..}}}} of 1 to {metrics.MAX_TRACKED} boxes',
+    example=Example(
+      {"boxes": {"0": [0, 0, 9, 9], "10": [1, 1, 9, 9]}},
+      '{"boxes": {"0": [50, 50, 60, 60], "10": [50, 50, 60, 60]}}',
+    ),
   ),
   _task(
     "open_ended",
@@ -207,6 +233,7 @@ _FIXED_TASKS = (
     read_reference=_text,
     compare=metrics.rouge_l,
     expected="a text that is not empty",
+    example=Example("A cat sleeps.", "Rain."),
     closed=False,
   ),
 )
@@ -232,6 +259,7 @@ def make_tasks(*, eps_abs: float = 0.0, eps_rel: float = 0.0) -> dict[str, Task]
     read_reference=_number,
     compare=functools.partial(metrics.numeric_accuracy, eps_abs=eps_abs, eps_rel=eps_rel),
     expected="a finite number",
+    example=Example(12.5, "3"),
   )
   return {task.name: task for task in (numerical, *_FIXED_TASKS)}
 
@@ -245,6 +273,11 @@ def get(name: str, tasks: Mapping[str, Task] | None = None) -> Task:
   if name not in known:
     raise UserError(f"task {name!r} is unknown; use one of {', '.join(sorted(known))}")
   return known[name]
+
+
+def spelled(reference: object) -> str:
+  """A ground truth as it would be written inside the answer tags."""
+  return reference if isinstance(reference, str) else json.dumps(reference)
 
 
 def prompt_text(task: Task, question: str, options: Sequence[str] = ()) -> str:
