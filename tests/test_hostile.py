@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from rmsd_jax.tasks import quality, registry, reward
+from rmsd_jax.tasks import quality, registry, reward, symbolic
 
 SECONDS = 0.05  # most for one response
 TASKS = sorted(registry.TASKS)
-TEXT_TASKS = ("ocr", "open_ended")  # any text is an answer
+TEXT_TASKS = ("ocr", "math", "open_ended")  # any text is an answer
 
 # Around the right answer {a}: the outer format is missing, doubled, nested, cut off or disguised.
 FRAMES = {
@@ -141,6 +141,7 @@ def graded(name: str, text: str):
   """(R_outer, R_task, R_content) and the least of a few timings: the machine may be busy."""
   (reference, _, options), seconds = registry.get(name).example, []
   for _ in range(3):
+    symbolic._judged.cache_clear()
     began = time.perf_counter()
     terms = reward.rule_terms(registry.get(name), text, reference, options)
     seconds.append(time.perf_counter() - began)

@@ -51,7 +51,7 @@ def test_a_good_reference_is_its_own_perfect_answer(name):
 def test_no_answer_makes_a_task_raise(name, answer):
   task, (reference, options) = registry.get(name), CASES[name]
   assert task.check(answer, options, reference) == (
-    1.0 if name in ("ocr", "open_ended") and answer else 0.0
+    1.0 if name in ("ocr", "math", "open_ended") and answer else 0.0
   )
   assert 0.0 <= task.metric(answer, options, reference) <= 1.0
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rmsd_jax.errors import UserError
-from rmsd_jax.tasks import metrics
+from rmsd_jax.tasks import metrics, symbolic
 
 
 class Example(NamedTuple):
@@ -121,6 +121,11 @@ def _text(value: object, options: Sequence[str]) -> str | None:
   return _non_empty(value) if isinstance(value, str) else None
 
 
+def _written(value: object) -> object:
+  """A number as text; anything else as it is."""
+  return value if metrics.as_number(value) is None else str(value)
+
+
 def _non_empty(text: str) -> str | None:
   return text if text.strip() else None
 
@@ -168,6 +173,15 @@ _FIXED_TASKS = (
     compare=metrics.mean_relative_accuracy,
     expected="a finite number other than 0, which has no relative error",
     example=Example(100, "3"),
+  ),
+  _task(
+    "math",
+    "the result, as a number or in LaTeX",
+    read=_of_text(_non_empty),
+    read_reference=lambda value, options: _text(_written(value), options),
+    compare=lambda result, truth: float(symbolic.equal(result, truth)),
+    expected="a number or a text that is not empty",
+    example=Example("\\frac{1}{2}", "3"),
   ),
   _task(
     "ocr",

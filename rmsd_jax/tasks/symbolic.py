@@ -1,0 +1,171 @@
+"""Whether two mathematical results are the same: by their text, as numbers, or by math-verify.
+
+SymPy can be sent into computations that neither end nor can be interrupted (9^{9^9}), so what a
+model wrote is judged in a process of its own, which is killed after SECONDS, and only if it is made
+of harmless pieces; anything else must equal the reference as text.
+"""
+
+import atexit
+import functools
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import threading
+
+from rmsd_jax.tasks import metrics
+
+SECONDS = 5.0  # for one question; the process that took longer is replaced
+START_SECONDS = 60.0  # for the process to import SymPy
+MAX_CHARS = 200
+MAX_EXPONENT = 20
+MAX_BRACKETS = 20
+
+_COMMANDS = """frac dfrac tfrac sqrt pi cdot times div pm le leq ge geq ne neq infty cup cap in left
+right text mathrm sin cos tan cot sec csc arcsin arccos arctan log ln exp circ degree alpha beta
+gamma delta theta lambda mu sigma phi omega begin end pmatrix bmatrix""".split()
+_HARMLESS = re.compile(
+  r"(?:[0-9A-Za-z \n.,;:+\-*/=<>()\[\]{}|^_%&']|\\(?:" + "|".join(_COMMANDS) + r")(?![A-Za-z])"
+  r"|\\[{}%,;!: \\])*"
+)
+_UNITS = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}")
+_BOMBS = re.compile(
+  r"[0-9]{16}|(?<![\\A-Za-z])[A-Za-z]{4}"  # long numbers, words
+  r"|\*\*|\^[^+\-*/=<>(){}]*\^|\^\s*[{(][^{}()]*[\^{(]"  # towers of powers, powers of formulas
+)
+_EXPONENT = re.compile(r"\^\s*[{(]?\s*[+\-]?\s*([0-9]+)")
+
+
+def equal(answer: str, reference: str) -> bool:
+  """Whether an answer gives the value of the reference; never raises.
+
+  Texts are compared after removing dollar signs, `\\boxed`, white space and a final full stop;
+  numbers with a relative tolerance of 1e-6; other formulas by math-verify, as sets where they list
+  several values ("3, 4" is "4, 3"), and by their value where they are equations ("x = 3" is "3").
+  """
+  ours, theirs = plain(answer), plain(reference)
+  if not ours or _compact(ours) == _compact(theirs):
+    return bool(ours)
+  numbers = metrics.number(ours), metrics.number(theirs)
+  if None not in numbers:
+    return abs(numbers[0] - numbers[1]) <= 1e-6 * abs(numbers[1])
+  if not harmless(ours) or not harmless(theirs):
+    return False
+  return _judged(ours, theirs)
+
+
+def plain(text: str) -> str:
+  """A result without its wrapping: $..$, \\(..\\), \\boxed{..}, a final full stop."""
+  text = text.strip().rstrip(". ")
+  if len(text) > metrics.MAX_CHARS:
+    return text
+  for pattern in (r"\$+(.*?)\$+", r"\\\((.*)\\\)", r"\\\[(.*)\\\]", r"\\boxed\s*\{(.*)\}"):
+    if found := re.fullmatch(pattern, text, re.DOTALL):
+      text = found[1].strip().rstrip(". ")
+  return text
+
+
+def harmless(text: str) -> bool:
+  """Made of few, known pieces, without words and with small numbers in exponents."""
+  if len(text) > MAX_CHARS or sum(map(text.count, "[({|")) > MAX_BRACKETS:
+    return False
+  if not _HARMLESS.fullmatch(text) or _BOMBS.search(_UNITS.sub("", text)):
+    return False
+  return all(int(power) <= MAX_EXPONENT for power in _EXPONENT.findall(text))
+
+
+def _compact(text: str) -> str:
+  return re.sub(r"\s+", "", text[: metrics.MAX_CHARS + 1])
+
+
+@functools.lru_cache(maxsize=20_000)
+def _judged(answer: str, reference: str) -> bool:
+  return _judge().ask(answer, reference)
+
+
+@functools.cache
+def _judge_of(process: int) -> "_Judge":
+  del process  # a fork does not share its parent's pipes
+  return _Judge()
+
+
+def _judge() -> "_Judge":
+  return _judge_of(os.getpid())
+
+
+class _Judge:
+  """A child process that compares formulas; started when first asked, and again when it hung."""
+
+  def __init__(self):
+    self._child, self._lock = None, threading.Lock()
+    atexit.register(self.close)
+
+  def ask(self, answer: str, reference: str) -> bool:
+    """Whether they are the same; False where the child fails or takes longer than SECONDS."""
+    with self._lock:
+      if self._child is None or self._child.poll() is not None:
+        self._start()
+      try:
+        self._child.stdin.write(json.dumps([answer, reference]).encode() + b"\n")
+        self._child.stdin.flush()
+        reply = self._reply(SECONDS)
+      except BrokenPipeError:
+        reply = None
+      if reply is None:
+        self.close()
+      return reply == b"true\n"
+
+  def close(self) -> None:
+    if self._child is not None:
+      self._child.kill()
+      self._child.communicate()
+      self._child = None
+
+  def _start(self) -> None:
+    self._child = subprocess.Popen(
+      [sys.executable, "-m", "rmsd_jax.tasks.symbolic"],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    if self._reply(START_SECONDS) != b"ready\n":
+      self.close()
+      raise RuntimeError("the process that compares formulas does not start; is math-verify there?")
+
+  def _reply(self, seconds: float) -> bytes | None:
+    ready, _, _ = select.select([self._child.stdout], [], [], seconds)
+    return self._child.stdout.readline() if ready else None
+
+
+def _serve() -> None:
+  """The child: [answer, reference] a line in, true or false a line out."""
+  import logging
+
+  import math_verify
+
+  logging.disable(logging.CRITICAL)
+  replies, sys.stdout = sys.stdout, sys.stderr
+  # One formula, whole: nothing is searched for in a text.
+  read = functools.partial(
+    math_verify.parse,
+    extraction_config=[math_verify.LatexExtractionConfig()],
+    fallback_mode="no_fallback",
+    extraction_mode="first_match",
+    parsing_timeout=None,
+  )
+  for pair in (("$(x+1)^2$", "$x^2+2x+1$"), ("$\\sqrt{8}$", "$[1,2)$")):  # slow the first time
+    math_verify.verify(*map(read, pair), timeout_seconds=None)
+  print("ready", file=replies, flush=True)
+  for line in sys.stdin:
+    answer, reference = (read(f"${text}$") for text in json.loads(line))
+    same = bool(answer and reference) and math_verify.verify(
+      reference, answer, timeout_seconds=None
+    )
+    print(json.dumps(bool(same)), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+  _serve()

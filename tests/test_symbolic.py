@@ -1,0 +1,88 @@
+"""Mathematical results: equal in other words, different in spite of looks, and bombs."""
+
+import time
+
+import pytest
+
+from rmsd_jax.tasks import symbolic
+
+SAME = [
+  ("1/2", "\\frac{1}{2}"),
+  ("0.5", "\\dfrac{1}{2}"),
+  ("$\\frac12$", "0.5"),
+  ("(x+1)^2", "x^2+2x+1"),
+  ("2\\sqrt{2}", "\\sqrt{8}"),
+  ("4, 3", "3,4"),
+  ("\\{2, 1\\}", "\\{1,2\\}"),
+  ("x = 3", "3"),
+  ("\\boxed{3}", "3"),
+  ("\\( 7 \\).", "7"),
+  ("1,234", "1234"),
+  ("50\\%", "0.5"),
+  ("12 \\text{ cm}", "12"),
+  ("\\sin(x)^2 + \\cos(x)^2", "1"),
+  ("[1, 2)", "[1,2)"),
+  ("yes", "yes"),
+  ("\u56db", "\u56db"),  # not understood, but the same text
+]
+DIFFERENT = [
+  ("3", "4"),
+  ("3 or 4", "3"),
+  ("3, 4", "3"),
+  ("(4, 3)", "(3, 4)"),
+  ("[1, 2]", "[1,2)"),
+  ("0.333", "\\frac{1}{3}"),
+  ("x", "y"),
+  ("3$ $4", "4"),
+  ("|x|", "x"),
+  ("", "3"),
+  (".", "3"),
+  ("yes", "no"),
+  ("\u56db", "4"),
+]
+BOMBS = [
+  "9^{9^{9}}",
+  "9^9^9",
+  "9^{(9^9)}",
+  "9**9**9",
+  "((9!)!)!",
+  "2^{100000}",
+  "(x+1)^{1000}",
+  "\\sum_{n=1}^{10^9} n",
+  "\\int x^{x^x}",
+  "\\frac{1}{" * 1_000,
+  "9" * 100_000,
+  "x" * 100_000,
+  "((((((((((((((((((((((((((1))))))))))))))))))))))))))",
+  "\\input{/etc/passwd}",
+  "{" * 190,
+  "1" + "+1" * 50_000,
+  "\x00",
+  "\ud800",
+]
+
+
+@pytest.mark.parametrize(("answer", "reference"), SAME)
+def test_the_same_result_in_other_words(answer, reference):
+  assert symbolic.equal(answer, reference)
+
+
+@pytest.mark.parametrize(("answer", "reference"), DIFFERENT)
+def test_a_different_result(answer, reference):
+  assert not symbolic.equal(answer, reference)
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=[repr(bomb[:16]) for bomb in BOMBS])
+def test_a_bomb_is_not_even_judged(bomb):
+  began = time.perf_counter()
+  assert not symbolic.equal(bomb, "\\frac{1}{2}")
+  assert time.perf_counter() - began < 0.05
+  assert not symbolic.harmless(bomb)
+
+
+def test_a_judge_that_hangs_is_replaced(monkeypatch):
+  monkeypatch.setattr(symbolic, "harmless", lambda text: True)
+  began = time.perf_counter()
+  assert not symbolic.equal("9^{9^{9^{9}}}", "\\frac{1}{3}")
+  assert time.perf_counter() - began < symbolic.SECONDS + symbolic.START_SECONDS
+  assert symbolic.equal("\\frac{2}{6}", "\\frac{1}{3}")
