@@ -45,22 +45,29 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
   """Kind of collective -> (how often it runs, bytes of its results on one device).
 
   A loop whose number of turns is unknown counts once; a branch counts as if it were taken. An
-  asynchronous pair is counted at its start, whose result tuple also holds the operand.
+  asynchronous pair is counted at its start, whose result tuple also holds the operand; one that
+  the compiler for TPU spread over several fusions stands in each of them under one channel number
+  and counts once.
   """
   computations, entry = _computations(text)
+  channels = set()
   found: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
 
   def visit(name: str, times: int) -> None:
     for op in computations.get(name, ()):
       kind = op.kind.removesuffix("-start")
       if kind in COLLECTIVES:
+        channel = re.search(r"channel_id=(\d+)", op.line)
+        if channel and channel[1] in channels:
+          continue
+        channels.add(channel and channel[1])
         # All-reduce is the one whose tuple at the start holds results only.
         started = op.kind != kind and kind != "all-reduce"
         found[kind][0] += times
         found[kind][1] += times * _result_bytes(op.shape, started)
       elif not op.kind.endswith(("-done", "-update")):
         for called in _called(op.line):
-          visit(called, times * (_turns(op) or 1))
+          visit(called, times * (_turns(computations, op) or 1))
 
   visit(entry, 1)
   return {kind: (count, size) for kind, (count, size) in sorted(found.items())}
@@ -73,10 +80,24 @@ def _called(line: str) -> list[str]:
   return names
 
 
-def _turns(op: Op) -> int | None:
-  """How often a loop's body runs; 1 for what is no loop, None for a loop that does not say."""
-  known = _TRIPS.search(op.line)
-  return 1 if op.kind != "while" else int(known[1]) if known else None
+def _turns(computations: dict[str, list[Op]], op: Op) -> int | None:
+  """How often a loop's body runs; 1 for what is no loop, None for a loop that does not say.
+
+  XLA notes the number on CPU and GPU. On TPU it is read off the condition, `turn < constant`, as
+  lax.scan counts.
+  """
+  if op.kind != "while":
+    return 1
+  if known := _TRIPS.search(op.line):
+    return int(known[1])
+  condition = re.search(r"condition=%?([\w.\-]+)", op.line)
+  ops = {o.name: o for o in computations.get(condition[1], ())} if condition else {}
+  last = next((o for o in ops.values() if o.root), None)
+  if last is None or last.kind != "compare" or "direction=LT" not in last.line:
+    return None
+  limit = ops.get(last.operands[-1])
+  found = limit and limit.kind == "constant" and re.search(r"constant\((\d+)\)", limit.line)
+  return int(found[1]) if found else None
 
 
 def _computations(text: str) -> tuple[dict[str, list[Op]], str]:
@@ -132,7 +153,7 @@ def turn_traffic(text: str) -> dict[str, int]:
     ValueError: the program has no such loop, or several.
   """
   computations, _ = _computations(text)
-  loops = [op for ops in computations.values() for op in ops if _turns(op) is None]
+  loops = [op for ops in computations.values() for op in ops if _turns(computations, op) is None]
   if len(loops) != 1:
     raise ValueError(f"{len(loops)} loops of unknown length, one was expected")
   body = re.search(r"body=%?([\w.\-]+)", loops[0].line)[1]
@@ -145,6 +166,7 @@ class _Traffic:
   """Bytes moved between HBM and the chip, operation by operation."""
 
   def __init__(self, computations: dict[str, list[Op]]):
+    self._computations = computations
     self._ops = {name: {op.name: op for op in ops} for name, ops in computations.items()}
 
   def count(self, computation: str, times: int, found: collections.Counter) -> None:
@@ -156,7 +178,7 @@ class _Traffic:
         skipped = re.search(r"condition=%?([\w.\-]+)", op.line)
         for called in _called(op.line):
           if not skipped or called != skipped[1]:
-            self.count(called, times * (_turns(op) or 1), found)
+            self.count(called, times * (_turns(self._computations, op) or 1), found)
       else:
         found[op.kind.removesuffix("-start")] += times * self._moved(ops, op)
 

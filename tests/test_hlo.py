@@ -68,6 +68,32 @@ def test_pairs_nested_loops_and_tuples():
   }
 
 
+SPREAD = """\
+HloModule m
+
+%part.1 (p: bf16[4,8]) -> bf16[16,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %a = bf16[16,8]{1,0} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%part.2 (q: bf16[4,8]) -> bf16[16,8] {
+  %q = bf16[4,8]{1,0} parameter(0)
+  ROOT %b = bf16[16,8]{1,0} all-gather(%q), channel_id=7, dimensions={0}
+}
+
+ENTRY %main (x: bf16[4,8]) -> bf16[16,8] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %one = bf16[16,8]{1,0} fusion(%x), kind=kCustom, calls=%part.1
+  %two = bf16[16,8]{1,0} fusion(%x), kind=kCustom, calls=%part.2
+  ROOT %other = bf16[16,8]{1,0} all-gather(%x), channel_id=8, dimensions={0}
+}
+"""
+
+
+def test_a_collective_spread_over_fusions_counts_once():
+  assert hlo.collectives(SPREAD) == {"all-gather": (2, 2 * 256)}
+
+
 DECODE = """\
 HloModule m
 
@@ -108,6 +134,12 @@ HloModule m
   %never = pred[]{:S(2)} compare(%a, %b), direction=LT
 }
 
+%counted (s: (s32[], bf16[4,8])) -> pred[] {
+  %six = s32[]{:T(128)} constant(6)
+  %turn = s32[]{:T(128)} get-tuple-element(%s), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%turn, %six), direction=LT
+}
+
 ENTRY %main (x: f32[10]) -> f32[10] {
   %large = f32[1000]{0} negate(%x)
   %tokens = (s32[], bf16[4,8]) while(%t), condition=%c, body=%body
@@ -119,6 +151,15 @@ def test_traffic_of_a_turn_counts_slices_updates_and_copies_from_hbm():
   """An update writes and reads one row; each of 6 layers reads its slice of the weights and leaves
   its result on the chip; one array is copied onto the chip."""
   assert hlo.turn_traffic(DECODE) == {"fusion": 2 * 16 + 6 * 64, "copy": 64}
+
+
+def test_the_turns_of_a_loop_may_stand_in_its_condition_alone():
+  """As the compiler for TPU writes them."""
+  text = DECODE.replace(
+    'condition=%c, body=%layer, backend_config={"known_trip_count":{"n":"6"}}',
+    "condition=%counted, body=%layer",
+  )
+  assert text != DECODE and hlo.turn_traffic(text) == hlo.turn_traffic(DECODE)
 
 
 def test_traffic_needs_one_loop_of_unknown_length():

@@ -123,12 +123,14 @@ class VisionTower:
     real = jnp.arange(S) < jnp.prod(grid, -1)[:, None]
     angles = positions.patch_angles(places, c.width // c.heads)
     pixels = (patches_BFSC.reshape(B * F, S, C).astype(jnp.float32) / 127.5 - 1).astype(self.dtype)
+    # Frames stay split over the devices: left to itself XLA splits the tower's width instead, as
+    # its weights are split, and sums every norm and product over all devices.
     x = parts["embed"].layer(params["embed"])(
-      pixels, *positions.position_taps(places, grid, c.table)
+      sharding.by_prompt(pixels), *positions.position_taps(places, grid, c.table)
     )
 
     def body(x, block):
-      return parts["blocks"].layer(block)(x, angles, real), None
+      return parts["blocks"].layer(block)(sharding.by_prompt(x), angles, real), None
 
     body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
     pick = lambda tree, index: jax.tree.map(lambda w: w[index], tree)
