@@ -41,10 +41,13 @@ def make_steps(config, mesh):
     samples = generate.generate(model, params, groups, key, max_tokens=tokens, **options)
     return jax.tree.map(sharding.by_prompt, samples)
 
+  jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
   sampled = dict(config.rollouts) | {"samples": config.evaluate.samples}
   return {
-    "greedy": jax.jit(functools.partial(run, samples=1, temperature=0.0)),
-    "sampled": jax.jit(functools.partial(run, **sampled)),
+    "greedy": jit(
+      functools.partial(run, samples=1, temperature=0.0, gather=config.rollouts.gather)
+    ),
+    "sampled": jit(functools.partial(run, **sampled)),
   }
 
 
@@ -125,7 +128,7 @@ def blind(prompts: list[dict], candidates: int = 400) -> list[dict]:
     scores = np.array(
       [
         [
-          task.check(a, row["options"], row["answer"])
+          (task.check(a, row["options"], row["answer"]) == 1)
           * task.metric(a, row["options"], row["answer"])
           for row in rows
         ]
@@ -165,7 +168,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
       for info, closed, real in zip(batch.info, batch.closed_B, batch.real_B, strict=True)
       if real
     ]
-    prompts, ways = blind(sharding.gathered(rows)), ("greedy",)
+    prompts, ways = blind(sorted(sharding.gathered(rows), key=lambda row: row["id"])), ("greedy",)
   else:
     model = hf.load_model(**config.model)
     init_from = "" if checkpoint == "base" else workdir

@@ -186,6 +186,8 @@ class _Traffic:
     """Bytes of one operation that is no loop or call."""
     if op.kind == "copy-start":  # (destination, source, context)
       return sum(_in_hbm(op.shape)[:2])
+    if op.kind.endswith("-start"):  # a slice, or what a collective sends: as much as it results in
+      return 2 * _result_bytes(op.shape, True)
     reads = 0
     for place, name in enumerate(op.operands):
       if name in ops and sum(_in_hbm(ops[name].shape)):
@@ -196,7 +198,9 @@ class _Traffic:
     """Bytes that an operation reads of its operand number `place`, wherever that lies."""
     if op.kind == "fusion":
       inner = self._ops[_called(op.line)[0]]
-      own = next(p for p in inner.values() if p.kind == "parameter" and f"({place})" in p.line)
+      own = next(
+        p for p in inner.values() if p.kind == "parameter" and f"parameter({place})" in p.line
+      )
       return self._read(inner, own)
     if place == 0 and op.kind in _SLICES:
       return _total(op.shape)

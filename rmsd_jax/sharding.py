@@ -20,10 +20,9 @@ from rmsd_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 Rules = Sequence[tuple[str, P]]
-XLA_OPTIONS = {  # device kind -> options
-  # v5p would turn each gather of a weight into a loop of partial products, 19 loops in a 4B step.
-  "TPU v5": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
-}
+# v5p would turn each gather of a weight into a loop of partial products, 19 loops in a 4B step.
+_PLAIN_GATHERS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+XLA_OPTIONS = {"TPU v5": _PLAIN_GATHERS, "TPU v5p": _PLAIN_GATHERS}  # device kind -> options
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
@@ -137,7 +136,8 @@ def gathered(values: list) -> list:
     return values
   text = np.frombuffer(json.dumps(values).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(text.size))
-  texts = multihost_utils.process_allgather(np.pad(text, (0, int(sizes.max()) - text.size)))
+  room = 1 << int(sizes.max()).bit_length()  # few sizes: each is compiled once
+  texts = multihost_utils.process_allgather(np.pad(text, (0, room - text.size)))
   return [v for t, size in zip(texts, sizes, strict=True) for v in json.loads(bytes(t[:size]))]
 
 

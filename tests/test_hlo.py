@@ -104,20 +104,20 @@ HloModule m
   ROOT %dus = bf16[4,8]{1,0} dynamic-update-slice(%p0, %p1, %p2, %p2)
 }
 
-%attend (q0: bf16[6,4,8], q1: f32[8], q2: s32[]) -> f32[4] {
-  %q0 = bf16[6,4,8]{2,1,0} parameter(0)
-  %q1 = f32[8]{0} parameter(1)
-  %q2 = s32[] parameter(2)
-  %cast = bf16[6,4,8]{2,1,0} bitcast(%q0)
+%attend (q0: f32[8], q1: bf16[6,4,8], q2: s32[]) -> f32[4] {
+  %q0 = f32[8]{0:T(128)S(1)} parameter(0)
+  %q2 = s32[]{:S(6)} parameter(2)
+  %q1 = bf16[6,4,8]{2,1,0} parameter(1)
+  %cast = bf16[6,4,8]{2,1,0} bitcast(%q1)
   %one = bf16[1,4,8]{2,1,0} dynamic-slice(%cast, %q2, %q2, %q2), dynamic_slice_sizes={1,4,8}
-  ROOT %dot = f32[4]{0} dot(%one, %q1)
+  ROOT %dot = f32[4]{0} dot(%one, %q0)
 }
 
 %layer (s: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
   %w = bf16[6,4,8]{2,1,0:T(8,128)(2,1)} get-tuple-element(%s), index=1
   %i = s32[]{:S(2)} get-tuple-element(%s), index=0
   %x = f32[8]{0:T(128)S(1)} get-tuple-element(%s), index=2
-  %out = f32[4]{0:T(128)S(1)} fusion(%w, %x, %i), kind=kOutput, calls=%attend
+  %out = f32[4]{0:T(128)S(1)} fusion(%x, %w, %i), kind=kOutput, calls=%attend
 }
 
 %body (s: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {

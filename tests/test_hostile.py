@@ -120,6 +120,8 @@ ANSWERS = {
   "deep lists": "[" * 50_000 + "]" * 50_000,
   "deep objects": '{"boxes":' * 20_000,
   "open brackets": "{[" * 200,
+  "dollars": "$" * 3_999 + "x",
+  "powers of powers": "((((9^9)^9)^9)^9)^9",
   "power tower": "9^{9^{9^{9}}}",
   "factorials": "((((9!)!)!)!)!",
   "nested fractions": "\\frac{1}{" * 2_000 + "1" + "}" * 2_000,

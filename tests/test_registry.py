@@ -92,6 +92,12 @@ def test_metrics_are_bounded_and_need_the_format(name, answer):
     ("tracking", {"boxes": {str(i): [0, 0, 1, 1] for i in range(33)}}, (), "1 to 32 boxes"),
     ("spatiotemporal_grounding", {"time": [0, 1], "boxes": {"a": [0, 0, 1, 1]}}, (), "second"),
     ("spatiotemporal_grounding", [0, 1], (), "second"),
+    (
+      "spatiotemporal_grounding",
+      {"time": [0, 200], "boxes": {str(i): [100, 200, 300, 400] for i in range(200)}},
+      (),
+      "more characters",
+    ),
     ("spatial_grounding", {"boxes": [[0, 0, 1, 5]]}, (), "0..1000"),
     ("open_ended", ["x" * 500], (), "..."),
   ],

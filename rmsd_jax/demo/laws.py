@@ -15,8 +15,11 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Sequence
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as rmsd_jax.demo.run
 
 import matplotlib
 
@@ -27,6 +30,7 @@ import numpy as np
 from rmsd_jax import cli, evaluate, metrics, pool, scoring, train_rl, train_sft
 from rmsd_jax.demo import teacher
 from rmsd_jax.demo.run import ROOT
+from rmsd_jax.errors import UserError
 
 CONFIG = str(ROOT / "configs" / "demo.py")
 PROMPTS, LOW, HIGH = 64, 0.2, 0.8  # law a: prompts, and how often the student is right on them
@@ -66,6 +70,9 @@ def evaluated(workdir: pathlib.Path, name: str, **changes) -> list[dict]:
 
 def uncertain_pool(demo: pathlib.Path, out: pathlib.Path) -> int:
   """A pool of the first PROMPTS prompts that stage 1 gets right LOW to HIGH of the time."""
+  if not (out / "pool").exists():  # of another stage 1 or pool
+    for name in ("train", "law_a"):
+      (demo / "sft" / "evaluate" / f"{name}.json").unlink(missing_ok=True)
   rows = evaluated(demo / "sft", "train", **{
     "data.pool": str(demo / "pool"), "data.split": "train", "data.limit": 1_000,
     "evaluate.samples": 8,
@@ -74,6 +81,11 @@ def uncertain_pool(demo: pathlib.Path, out: pathlib.Path) -> int:
     row["id"]: np.mean(np.array(row["sampled"]["quality"]) >= 0.5) for row in rows if row["closed"]
   }
   chosen = [name for name, share in right.items() if LOW <= share <= HIGH][:PROMPTS]
+  if len(chosen) < PROMPTS:
+    raise UserError(
+      f"{len(chosen)} of {len(right)} prompts are answered right {LOW:.0%} to {HIGH:.0%} of the "
+      f"time, {PROMPTS} are needed; train stage 1 with another number of steps"
+    )
   raw, lines = demo / "raw", []
   for line in (raw / "pool.jsonl").read_text().splitlines():
     record = json.loads(line)
@@ -139,7 +151,7 @@ def style_student(out: pathlib.Path) -> pathlib.Path:
 def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int = 0) -> dict:
   """The discriminator's reward alone; with `frozen_after`, law c."""
   style = out.parent / "style"
-  student, seen = style_student(style), []
+  student, seen, log = style_student(style), [], out / "seen.json"
 
   def grade(texts, info, finished_BN):
     flat = [text for row in texts for text in row]
@@ -152,6 +164,7 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
         "distinct_words": float(np.mean([len(set(w)) / max(len(w), 1) for w in words])),
       }
     )
+    metrics.replace_text(log, json.dumps(seen))
     return scoring.rule_terms(texts, info, finished_BN)
 
   config = config_of("rl", **{
@@ -161,9 +174,6 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
     "optim.learning_rate": 3e-4, "save_every": steps,
   })  # fmt: skip
   train_rl.main(config, str(out / "rl"), grade=grade)
-  log = out / "seen.json"
-  if seen:
-    log.write_text(json.dumps(seen))
   seen, lines = json.loads(log.read_text()), metrics.read(str(out / "rl"))
   curve = lambda key: [(i + 1, s[key]) for i, s in enumerate(seen)]
   _plot(

@@ -88,6 +88,8 @@ def _task(
       return fault
     if read_reference(reference, options) is None:
       return f"answer {_brief(reference)} is not {expected}"
+    if isinstance(reference, dict | list) and len(spelled(reference)) > metrics.MAX_CHARS:
+      return f"answer {_brief(reference)} has more characters than may be read of a response"
     return None
 
   instruction = f"Reply as <think>your reasoning</think><answer>{inside}</answer>{unit}."

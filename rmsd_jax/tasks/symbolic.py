@@ -8,6 +8,7 @@ of harmless pieces; anything else must equal the reference as text.
 import atexit
 import functools
 import json
+import math
 import os
 import re
 import select
@@ -22,6 +23,13 @@ START_SECONDS = 60.0  # for the process to import SymPy
 MAX_CHARS = 200
 MAX_EXPONENT = 20
 MAX_BRACKETS = 20
+MEMORY = 4 << 30  # bytes of address space for the process
+TOLERANCE = 1e-6  # relative, between numbers
+
+_WRAPPINGS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\boxed{", "}"))
+_SCIENTIFIC = re.compile(
+  r"(?:(.{1,40}?)\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*\{?\s*([+\-]?[0-9]{1,3})\s*\}?"
+)
 
 _COMMANDS = """frac dfrac tfrac sqrt pi cdot times div pm le leq ge geq ne neq infty cup cap in left
 right text mathrm sin cos tan cot sec csc arcsin arccos arctan log ln exp circ degree alpha beta
@@ -35,7 +43,7 @@ _BOMBS = re.compile(
   r"[0-9]{16}|(?<![\\A-Za-z])[A-Za-z]{4}"  # long numbers, words
   r"|\*\*|\^[^+\-*/=<>(){}]*\^|\^\s*[{(][^{}()]*[\^{(]"  # towers of powers, powers of formulas
 )
-_EXPONENT = re.compile(r"\^\s*[{(]?\s*[+\-]?\s*([0-9]+)")
+_EXPONENT = re.compile(r"([)}\]])?\s*\^\s*[{(]?\s*[+\-]?\s*([0-9]+)")
 
 
 def equal(answer: str, reference: str) -> bool:
@@ -48,12 +56,15 @@ def equal(answer: str, reference: str) -> bool:
   ours, theirs = plain(answer), plain(reference)
   if not ours or _compact(ours) == _compact(theirs):
     return bool(ours)
-  numbers = metrics.number(ours), metrics.number(theirs)
+  numbers = _number(ours), _number(theirs)
   if None not in numbers:
-    return abs(numbers[0] - numbers[1]) <= 1e-6 * abs(numbers[1])
+    return abs(numbers[0] - numbers[1]) <= TOLERANCE * abs(numbers[1])
   if not harmless(ours) or not harmless(theirs):
     return False
-  return _judged(ours, theirs)
+  try:
+    return _judged(ours, theirs)
+  except TimeoutError:
+    return False
 
 
 def plain(text: str) -> str:
@@ -61,9 +72,9 @@ def plain(text: str) -> str:
   text = text.strip().rstrip(". ")
   if len(text) > metrics.MAX_CHARS:
     return text
-  for pattern in (r"\$+(.*?)\$+", r"\\\((.*)\\\)", r"\\\[(.*)\\\]", r"\\boxed\s*\{(.*)\}"):
-    if found := re.fullmatch(pattern, text, re.DOTALL):
-      text = found[1].strip().rstrip(". ")
+  for opening, closing in _WRAPPINGS:
+    if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening):
+      text = text[len(opening) : -len(closing)].strip().rstrip(". ")
   return text
 
 
@@ -73,7 +84,17 @@ def harmless(text: str) -> bool:
     return False
   if not _HARMLESS.fullmatch(text) or _BOMBS.search(_UNITS.sub("", text)):
     return False
-  return all(int(power) <= MAX_EXPONENT for power in _EXPONENT.findall(text))
+  powers = [(bool(bracket), int(power)) for bracket, power in _EXPONENT.findall(text)]
+  of_brackets = math.prod(max(power, 1) for bracket, power in powers if bracket)
+  return max([of_brackets, *(power for _, power in powers)]) <= MAX_EXPONENT
+
+
+def _number(text: str) -> float | None:
+  """A number as in `metrics.number`, or with a power of ten: 1.6 \\times 10^{-19}."""
+  found = _SCIENTIFIC.fullmatch(text)
+  if not found:
+    return metrics.number(text)
+  return metrics.number(f"{found[1] or 1}e{found[2]}")
 
 
 def _compact(text: str) -> str:
@@ -82,6 +103,7 @@ def _compact(text: str) -> str:
 
 @functools.lru_cache(maxsize=20_000)
 def _judged(answer: str, reference: str) -> bool:
+  """Raises TimeoutError, which is not kept, where there was no verdict."""
   return _judge().ask(answer, reference)
 
 
@@ -103,7 +125,7 @@ class _Judge:
     atexit.register(self.close)
 
   def ask(self, answer: str, reference: str) -> bool:
-    """Whether they are the same; False where the child fails or takes longer than SECONDS."""
+    """Whether they are the same; TimeoutError where the child fails or takes over SECONDS."""
     with self._lock:
       if self._child is None or self._child.poll() is not None:
         self._start()
@@ -113,8 +135,9 @@ class _Judge:
         reply = self._reply(SECONDS)
       except BrokenPipeError:
         reply = None
-      if reply is None:
+      if reply not in (b"true\n", b"false\n"):
         self.close()
+        raise TimeoutError(f"no verdict on {answer!r} and {reference!r}")
       return reply == b"true\n"
 
   def close(self) -> None:
@@ -143,9 +166,12 @@ class _Judge:
 def _serve() -> None:
   """The child: [answer, reference] a line in, true or false a line out."""
   import logging
+  import resource
 
   import math_verify
+  import sympy
 
+  resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
   logging.disable(logging.CRITICAL)
   replies, sys.stdout = sys.stdout, sys.stderr
   # One formula, whole: nothing is searched for in a text.
@@ -161,9 +187,13 @@ def _serve() -> None:
   print("ready", file=replies, flush=True)
   for line in sys.stdin:
     answer, reference = (read(f"${text}$") for text in json.loads(line))
-    same = bool(answer and reference) and math_verify.verify(
-      reference, answer, timeout_seconds=None
-    )
+    same = bool(answer and reference)
+    same = same and math_verify.verify(reference, answer, timeout_seconds=None)
+    pair = [side[0] for side in (answer, reference) if side and isinstance(side[0], sympy.Expr)]
+    if same and len(pair) == 2 and all(side.is_number for side in pair):
+      # The library compares six decimals: all small numbers would be equal.
+      a, b = (sympy.N(side.doit()) for side in pair)
+      same = bool(abs(b) > 1e-3) or bool(abs(a - b) <= TOLERANCE * abs(b))
     print(json.dumps(bool(same)), file=replies, flush=True)
 
 
