@@ -64,7 +64,12 @@ check_run() {
     *) faults+=("STAGE=$STAGE is none of train_sft, train_rl, evaluate") ;;
   esac
   local file=${CONFIG:-}
-  [ -z "$file" ] || [ -f "${file%%:*}" ] || faults+=("CONFIG=$CONFIG: no such file")
+  file=${file%%:*}
+  if [ -n "$file" ] && [ ! -f "$file" ]; then
+    faults+=("CONFIG=$CONFIG: no such file")
+  elif [ -n "$file" ] && git check-ignore -q "$file"; then
+    faults+=("CONFIG=$CONFIG is ignored by git, so it would not be copied; put it under configs/")
+  fi
 }
 
 check_report() {
@@ -148,14 +153,23 @@ case $command in
     trap 'rm -rf "$code"' EXIT
     # The commit and what differs from it, new files too (in an index of our own): together the code
     # that runs, kept beside the run.
-    git rev-parse HEAD >"$code/commit"
-    export GIT_INDEX_FILE="$code/index"
-    git read-tree HEAD
-    git add --all
-    git diff --cached HEAD --binary >"$code/diff"
-    unset GIT_INDEX_FILE
+    new=$(git ls-files --others --exclude-standard -- .)
+    [ -z "$new" ] || printf 'new files that are copied too:\n%s\n' "$new"
+    if [ -z "$dry" ]; then
+      git rev-parse HEAD >"$code/commit"
+      export GIT_INDEX_FILE="$code/index"
+      git read-tree HEAD
+      git add --all -- .
+      git diff --cached HEAD --binary --relative >"$code/diff"
+      unset GIT_INDEX_FILE
+      git archive --format=tar.gz -o "$code/code.tar.gz" HEAD
+      if [ "$(wc -c <"$code/diff")" -gt 50000000 ]; then
+        echo "error: the changes are over 50 MB; commit, ignore or remove large files:" >&2
+        git diff HEAD --stat >&2
+        exit 2
+      fi
+    fi
     python=${PYTHON:-python3.11}
-    git archive --format=tar.gz -o "$code/code.tar.gz" HEAD
     for file in commit diff code.tar.gz; do
       do_ gcloud storage cp "$code/$file" "$BUCKET/runs/$RUN/code/$file"
     done
@@ -166,8 +180,9 @@ gcloud storage cp '$BUCKET/runs/$RUN/code/*' .
 tar xzf code.tar.gz; if [ -s diff ]; then git apply diff; fi
 mkdir -p model pool
 gcloud storage rsync --recursive '$MODEL' model; gcloud storage rsync --recursive '$POOL' pool
-if ! command -v $python >/dev/null; then
-sudo apt-get -qq update; sudo apt-get -qq install -y $python $python-venv; fi
+if ! $python -c 'import ensurepip' 2>/dev/null; then
+apt='sudo apt-get -qq -o DPkg::Lock::Timeout=600'
+\$apt update; \$apt install -y $python $python-venv; fi
 export PYTHON=$python
 source launch/_env.sh; env_install requirements.txt
 .venv/bin/python -m pip install --quiet gcsfs 'jax[tpu]'=='$(sed -n 's/^jax==//p' requirements.txt)'"

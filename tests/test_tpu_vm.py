@@ -178,8 +178,20 @@ def test_the_code_that_is_copied_has_new_files_too(tmp_path, gcloud):
   script = clone / "launch" / "tpu_vm.sh"
   done = subprocess.run([script, "setup"], env=variables, capture_output=True, text=True)
   assert (done.returncode, done.stderr) == (0, "")
+  assert "new files that are copied too:\nconfigs/mine.py\n" in done.stdout
   assert "+# an ablation" in (tmp_path / "sent").read_text()
   assert git("status", "--porcelain") == before
+
+
+def test_a_config_that_git_ignores_is_refused(tmp_path):
+  (ROOT / "runs").mkdir(exist_ok=True)
+  config = ROOT / "runs" / f"{tmp_path.name}.py"
+  config.touch()
+  try:
+    done = launch("--dry-run", "run", CONFIG=str(config.relative_to(ROOT)))
+  finally:
+    config.unlink()
+  assert done.returncode == 2 and "is ignored by git" in done.stderr
 
 
 def test_queued_and_spot_are_other_commands():
