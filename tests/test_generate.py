@@ -69,6 +69,20 @@ def test_gathering_the_weights_changes_no_sample(params):
   np.testing.assert_allclose(once.logp_BRT, each.logp_BRT, atol=1e-5)
 
 
+def test_weights_cast_before_the_loop_are_those_cast_inside(params):
+  """bfloat16 on one device: the very same samples."""
+  model, groups = Qwen3VL(CONFIG, dtype="bfloat16"), random_groups(B=3)
+  once, each = (
+    generate(
+      model, params, groups, jax.random.key(0), samples=3, max_tokens=6, stop_ids=(END,),
+      temperature=1.0, gather=gather,
+    )
+    for gather in (True, False)
+  )  # fmt: skip
+  np.testing.assert_array_equal(once.responses_BRT, each.responses_BRT)
+  np.testing.assert_array_equal(once.logp_BRT, each.logp_BRT)
+
+
 def test_responses_end_once_and_padding_follows(params):
   # A head that likes the end token, so that responses of many lengths appear.
   liked = {

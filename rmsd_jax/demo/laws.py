@@ -35,7 +35,7 @@ from rmsd_jax.errors import UserError
 CONFIG = str(ROOT / "configs" / "demo.py")
 PROMPTS, LOW, HIGH = 64, 0.2, 0.8  # law a: prompts, and how often the student is right on them
 RARE = 0.05  # law b: share of stage 1 targets that carry the teacher's phrase
-FROZEN_AFTER = 20  # law c: steps
+FROZEN_AFTER = 20  # law c: steps, those in which the discriminator learns alone
 
 
 def config_of(stage: str, **changes):
@@ -171,7 +171,8 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
     "data.pool": str(style / "always_pool"), "init_from": str(student), "steps": steps,
     "reward.discriminator": 1.0, "reward.outer": 0.0, "reward.task": 0.0, "reward.content": 0.0,
     "reward.gate": False, "discriminator.frozen_after": frozen_after, "log_every": 1,
-    "optim.learning_rate": 3e-4, "save_every": steps,
+    "discriminator.warmup_steps": 20, "discriminator.optim.learning_rate": 1e-3,
+    "save_every": steps,
   })  # fmt: skip
   train_rl.main(config, str(out / "rl"), grade=grade)
   seen, lines = json.loads(log.read_text()), metrics.read(str(out / "rl"))
