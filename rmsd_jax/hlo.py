@@ -209,8 +209,9 @@ class _Traffic:
     return _total(ops[op.operands[place]].shape)
 
   def _read(self, ops: dict[str, Op], array: Op) -> int:
-    """Bytes read of an array inside a fused computation, over all that use it."""
-    read = 0
+    """Bytes read of an array inside a fused computation, over all that use it. All of it, where it
+    is the result: the fusion around this one uses it."""
+    read = _total(array.shape) if array.root else 0
     for op in ops.values():
       for place, name in enumerate(op.operands):
         if name == array.name:

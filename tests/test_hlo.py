@@ -153,6 +153,21 @@ def test_traffic_of_a_turn_counts_slices_updates_and_copies_from_hbm():
   assert hlo.turn_traffic(DECODE) == {"fusion": 2 * 16 + 6 * 64, "copy": 64}
 
 
+def test_a_fusion_inside_a_fusion_that_only_turns_an_array_reads_it():
+  text = DECODE.replace(
+    "%cast = bf16[6,4,8]{2,1,0} bitcast(%q1)",
+    "%cast = bf16[6,4,8]{2,1,0} fusion(%q1), kind=kLoop, calls=%view",
+  ).replace(
+    "%attend (q0",
+    "%view (v0: bf16[6,4,8]) -> bf16[6,4,8] {\n"
+    "  %v0 = bf16[6,4,8]{2,1,0} parameter(0)\n"
+    "  ROOT %turned = bf16[6,4,8]{2,1,0} bitcast(%v0)\n"
+    "}\n\n%attend (q0",
+  )
+  # All of it: that only a slice is used afterwards is not followed through the inner fusion.
+  assert hlo.turn_traffic(text)["fusion"] == 2 * 16 + 6 * 6 * 64
+
+
 def test_the_turns_of_a_loop_may_stand_in_its_condition_alone():
   """As the compiler for TPU writes them."""
   text = DECODE.replace(

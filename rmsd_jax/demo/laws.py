@@ -34,8 +34,8 @@ from rmsd_jax.errors import UserError
 
 CONFIG = str(ROOT / "configs" / "demo.py")
 PROMPTS, LOW, HIGH = 64, 0.2, 0.8  # law a: prompts, and how often the student is right on them
-RARE = 0.05  # law b: share of stage 1 targets that carry the teacher's phrase
-FROZEN_AFTER = 20  # law c: steps, those in which the discriminator learns alone
+RARE = 0.15  # laws b, c: share of stage 1 targets with the phrase; 3 to 8 % of samples then have it
+WARMUP = 20  # laws b, c: steps in which the discriminator learns alone; in c it is frozen then
 
 
 def config_of(stage: str, **changes):
@@ -171,7 +171,8 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
     "data.pool": str(style / "always_pool"), "init_from": str(student), "steps": steps,
     "reward.discriminator": 1.0, "reward.outer": 0.0, "reward.task": 0.0, "reward.content": 0.0,
     "reward.gate": False, "discriminator.frozen_after": frozen_after, "log_every": 1,
-    "discriminator.warmup_steps": 20, "discriminator.optim.learning_rate": 1e-3,
+    "reward.score": "raw", "optim.learning_rate": 5e-5,
+    "discriminator.warmup_steps": WARMUP, "discriminator.optim.learning_rate": 3e-4,
     "save_every": steps,
   })  # fmt: skip
   train_rl.main(config, str(out / "rl"), grade=grade)
@@ -221,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   demo = pathlib.Path(options.workdir).absolute()
   out = demo / "laws" / options.law
   out.mkdir(parents=True, exist_ok=True)
-  law = {"a": law_a, "b": law_b, "c": functools.partial(law_b, frozen_after=FROZEN_AFTER)}
+  law = {"a": law_a, "b": law_b, "c": functools.partial(law_b, frozen_after=WARMUP)}
   result = law[options.law](demo, out, options.steps)
   text = json.dumps(result, indent=2)
   metrics.replace_text(out.with_suffix(".json"), text + "\n")
