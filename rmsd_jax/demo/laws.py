@@ -34,7 +34,7 @@ from rmsd_jax.errors import UserError
 
 CONFIG = str(ROOT / "configs" / "demo.py")
 PROMPTS, LOW, HIGH = 64, 0.2, 0.8  # law a: prompts, and how often the student is right on them
-RARE = 0.15  # laws b, c: share of stage 1 targets with the phrase; 3 to 8 % of samples then have it
+RARE = 0.12  # laws b, c: share of stage 1 targets with the phrase; 3 to 8 % of samples then have it
 WARMUP = 20  # laws b, c: steps in which the discriminator learns alone; in c it is frozen then
 
 
@@ -192,7 +192,8 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
       "finished": [(line["step"], line["rollout/finished"]) for line in lines],
     },
   )
-  ends = lambda key: {"first": seen[0][key], "last": float(np.mean([s[key] for s in seen[-5:]]))}
+  mean = lambda key, some: float(np.mean([s[key] for s in some]))
+  ends = lambda key: {"first": mean(key, seen[:WARMUP]), "last": mean(key, seen[-5:])}
   return {
     "steps": steps,
     "frozen_after": frozen_after,
