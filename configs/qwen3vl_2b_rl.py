@@ -15,6 +15,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 def get_config() -> ConfigDict:
   c = runpy.run_path(os.path.join(HERE, "qwen3vl_4b_rl.py"))["get_config"]()
+  c.microbatches = 2
   c.model.folder = "2b"  # the size, to compile with; give the folder of the weights to train
   c.compile.topology = "v5p:2x2x2"
   return c
