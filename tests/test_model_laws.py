@@ -241,6 +241,7 @@ def test_a_decoded_token_attends_like_the_same_place_of_a_row():
     )
     prompt = [x[:, :5].swapaxes(1, 2) for x in (k, v)]
     own = [x[:, 5:].reshape(B, 3, 4, 2, 8).transpose(0, 3, 1, 2, 4) for x in (k, v)]
+    own = [x_BKRTH.reshape(B, 2 * 3, 4, 8) for x_BKRTH in own]
     q_BRTNH = q[:, 5:].reshape(B, 3, 4, 4, 8)
     decode = lambda t: attention.decode_attention(q_BRTNH[:, :, t], prompt, own, length_B, t)
     return row, jnp.stack([decode(t) for t in range(4)], 2)

@@ -132,18 +132,20 @@ def decode_attention(q_BRNH, prompt_kv, own_kv, prompt_length_B, t):
 
   Args:
     prompt_kv: keys and values [B, K, P, H].
-    own_kv: keys and values [B, K, R, T, H], place t written already.
+    own_kv: keys and values [B, M = K * R, T, H], place t written already.
   """
   (k_p, v_p), (k_r, v_r) = prompt_kv, own_kv
   B, R, N, H = q_BRNH.shape
-  K = k_p.shape[1]
+  K, T = k_p.shape[1], k_r.shape[2]
   q_BKRGH = (q_BRNH * H**-0.5).reshape(B, R, K, N // K, H).transpose(0, 2, 1, 3, 4)
   seen_BP = jnp.arange(k_p.shape[2]) < prompt_length_B[:, None]
   to_prompt = _scores("BKRGH,BKPH->BKRGP", q_BKRGH, k_p, seen_BP[:, None, None, None])
-  to_own = _scores("BKRGH,BKRTH->BKRGT", q_BKRGH, k_r, jnp.arange(k_r.shape[3]) <= t)
-  (to_prompt, to_own), total = _softmax(to_prompt, to_own)
+  q_BMGH = q_BKRGH.reshape(B, K * R, N // K, H)
+  to_own = _scores("BMGH,BMTH->BMGT", q_BMGH, k_r, jnp.arange(T) <= t)
+  (to_prompt, to_own), total = _softmax(to_prompt, to_own.reshape(B, K, R, N // K, T))
   o = jnp.einsum("BKRGP,BKPH->BKRGH", to_prompt.astype(v_p.dtype), v_p)
-  o = (o + jnp.einsum("BKRGT,BKRTH->BKRGH", to_own.astype(v_r.dtype), v_r)) / total
+  weights_BMGT = to_own.astype(v_r.dtype).reshape(B, K * R, N // K, T)
+  o = (o + jnp.einsum("BMGT,BMTH->BMGH", weights_BMGT, v_r).reshape(o.shape)) / total
   return o.transpose(0, 2, 1, 3, 4).reshape(q_BRNH.shape).astype(q_BRNH.dtype)
 
 

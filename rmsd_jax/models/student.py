@@ -1,8 +1,8 @@
 """Qwen3-VL over prompt groups: the student, its reference and the body of the discriminator.
 
 Axes: B prompts, R responses, P prompt tokens, T response tokens, S = P + R*T, F frame pairs,
-V visual tokens of a prompt (as an axis of `Visual`), L layers, D width, K key/value heads, H head
-width, n DeepStack levels.
+V visual tokens of a prompt (as an axis of `Visual`), L layers, D width, K key/value heads,
+M = K * R, H head width, n DeepStack levels.
 """
 
 import dataclasses
@@ -53,12 +53,16 @@ class Visual:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Keys and values: the prompt's once per group, a response's own for its T tokens."""
+  """Keys and values: the prompt's once per group, a response's own for its T tokens.
+
+  K and R are one axis M of the own ones: with two, XLA for TPU copies each layer's part of the
+  cache before it reads it, which triples the traffic.
+  """
 
   prompt_k_LBKPH: jax.Array
   prompt_v_LBKPH: jax.Array
-  own_k_LBKRTH: jax.Array
-  own_v_LBKRTH: jax.Array
+  own_k_LBMTH: jax.Array
+  own_v_LBMTH: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +162,7 @@ class Qwen3VL:
       return o, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
     x_BPD, (k_LBKPH, v_LBKPH) = self.text(params["text"], x_BPD, angles_BPE, deep_nBPD, attend)
-    own = jnp.zeros((c.layers, B, c.kv_heads, samples, tokens, c.head), self.dtype)
+    own = jnp.zeros((c.layers, B, c.kv_heads * samples, tokens, c.head), self.dtype)
     last_BD = x_BPD[jnp.arange(B), groups.prompt_length_B - 1]
     cache = jax.tree.map(
       lambda x: sharding.constrained(x, CACHE_PARTITION), Cache(k_LBKPH, v_LBKPH, own, own)
@@ -168,15 +172,14 @@ class Qwen3VL:
   def step(self, params: dict, tokens_BR, t, groups: PromptGroups, cache: Cache):
     """One token per response: token t goes in, the hidden state [B, R, D] that predicts
     token t + 1 comes out, with the updated Cache."""
-    R = tokens_BR.shape[1]
+    B, R = tokens_BR.shape
     angles_BE = self._response_angles(groups.next_position_B[:, None] + t)
     angles_BRE = jnp.tile(angles_BE, (1, R, 1))
 
     def attend(q, k, v, layer, own):
+      column = lambda x_BRKH: x_BRKH.swapaxes(1, 2).reshape(1, B, -1, 1, x_BRKH.shape[-1])
       own = tuple(
-        jax.lax.dynamic_update_slice(
-          c, x.swapaxes(1, 2)[None, :, :, :, None], (layer, 0, 0, 0, t, 0)
-        )
+        jax.lax.dynamic_update_slice(c, column(x), (layer, 0, 0, t, 0))
         for c, x in zip(own, (k, v), strict=True)
       )
       this = lambda c: jax.lax.dynamic_index_in_dim(c, layer, keepdims=False)
@@ -185,9 +188,9 @@ class Qwen3VL:
       return o, own
 
     x_BRD = self.text.embed(params["text"], tokens_BR)
-    own = cache.own_k_LBKRTH, cache.own_v_LBKRTH
+    own = cache.own_k_LBMTH, cache.own_v_LBMTH
     x_BRD, own = self.text.step(params["text"], x_BRD, angles_BRE, attend, own)
-    cache = dataclasses.replace(cache, own_k_LBKRTH=own[0], own_v_LBKRTH=own[1])
+    cache = dataclasses.replace(cache, own_k_LBMTH=own[0], own_v_LBMTH=own[1])
     return self.text.norm(params["text"], x_BRD), cache
 
   def _prompt(self, params: dict, groups: PromptGroups, visual: Visual | None):
