@@ -5,11 +5,12 @@
 Compiles the sampling of Qwen3-VL-4B ahead of time and reads one turn of its loop off the scheduled
 program (rmsd_jax.hlo.turn_traffic). The least possible: each device reads its copy of the weights
 once, each group's prompt cache once for all its responses, and the responses' own caches once, at
-their full static length. And what the program holds besides weights and caches, where a second copy
-of a cache would show.
+their full static length. And which operations make an array of a cache's size: a second copy of a
+cache would be among them.
 """
 
 import argparse
+import collections
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,19 @@ from rmsd_jax.models.student import PARTITION, Qwen3VL
 from tests.bench.flops import shapes
 
 BUCKET, SAMPLES = Bucket(2304, 1024, 8, 1008), 8
+
+
+def makers(program: str, shape: tuple[int, ...]) -> str:
+  """The operations of a program that result in a bfloat16 array of this shape, counted."""
+  start = f"bf16[{','.join(map(str, shape))}]"
+  computations, _ = hlo._computations(program)
+  kinds = collections.Counter(
+    op.kind
+    for ops in computations.values()
+    for op in ops
+    if op.shape.startswith(start) and op.kind not in hlo._FREE
+  )
+  return ", ".join(f"{kind} {count}" for kind, count in kinds.items())
 
 
 def main() -> None:
@@ -52,7 +66,8 @@ def main() -> None:
     compiled = jax.jit(
       sample, compiler_options=sharding.compiler_options(mesh)
     ).lower(params, groups, visual, key).compile()  # fmt: skip
-  moved = hlo.turn_traffic(compiled.as_text())
+  program = compiled.as_text()
+  moved = hlo.turn_traffic(program)
   text = named.flatten(params["text"])
   read = [leaf.size for name, leaf in text.items() if name.startswith("layers")]
   weights = jnp.dtype("bfloat16").itemsize * (sum(read) + text["embed"].size)
@@ -67,6 +82,12 @@ def main() -> None:
   print(f"  least {held / 1e9:.2f} GB: {parts}")
   print(f"  {found / held:.3f} times the least (bar: 1.5)")
   print(f"temporaries {temporaries / 1e9:.2f} GB, {(temporaries - held) / 1e9:+.2f} beside these")
+  t = model.config.text
+  own = (t.layers, options.groups, t.kv_heads * SAMPLES, T, t.head)
+  print(f"what makes an array like the responses' caches: {makers(program, own)}")
+  print(
+    "  (keys and values: a broadcast makes each, updates are in place; a copy would stand here)"
+  )
   print(f"{found / chips.CHIPS[kind].hbm * 1e3:.1f} ms a token at the chip's peak")
 
 
