@@ -10,10 +10,9 @@ folder without it is refused. Neither building nor reading imports TensorFlow.
 """
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
-import io
+import itertools
 import json
 import os
 import pathlib
@@ -32,6 +31,8 @@ from rmsd_jax.groups import Bucket
 
 SCHEMA = 1  # raise it with every change of rows.features()
 _NAME, _VERSION = "rmsd_pool", "1.0.0"
+ROWS_PER_FILE = 2_000
+ROWS_AT_A_TIME = 32  # held in memory by a build
 _METADATA, _QUARANTINE = "metadata.json", "quarantine.jsonl"
 
 
@@ -248,28 +249,6 @@ class _Work:
     return rows.encode(row)
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder):
-  """The TFDS side of a build: takes rows from generators that are handed in."""
-
-  name = _NAME
-  VERSION = tfds.core.Version(_VERSION)
-  code_path = None  # there is no list of downloads beside the code
-
-  def __init__(self, splits: Mapping[str, Iterator[tuple[str, dict]]], **kwargs):
-    self._rows = splits
-    super().__init__(**kwargs)
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(builder=self, features=rows.features())
-
-  def _split_generators(self, dl_manager):
-    return dict(self._rows)
-
-  def _generate_examples(self):
-    # Abstract in TFDS's class, so it must be here; with generators given, TFDS never calls it.
-    raise NotImplementedError("rows come from the generators of _split_generators")
-
-
 def _write(
   stage: pathlib.Path,
   lines: Sequence[Line],
@@ -279,14 +258,20 @@ def _write(
   quarantine: Quarantine,
   bar: Progress,
 ) -> dict[str, Any]:
-  """Writes the data set and its index; returns the counts for the metadata."""
+  """Writes the data set and its index; returns the counts for the metadata.
+
+  Rows are written as they come, in the order of a hash of their ids (tasks are mixed, and a build
+  of the same records gives the same order). TFDS's own builder would do the same, but beyond 1 GB
+  it sorts through files that it opens with TensorFlow.
+  """
   counts = collections.Counter()
   most = 0
 
-  def generate(split: str) -> Iterator[tuple[str, dict]]:
+  def made(split: str) -> Iterator[dict]:
     nonlocal most
     used = 0
     chosen = [line for line in lines if line.split == split]
+    chosen.sort(key=lambda line: hashlib.sha256(line.id.encode()).digest())
     for line, row in children.run(work, chosen, workers, limits.seconds):
       if isinstance(row, children.Failure):
         reason = row.reason.removeprefix(f"line {line.number}: ")
@@ -295,18 +280,13 @@ def _write(
         used += 1
         most = max(most, len(row["tokens_K"]))
         counts.update(_count(row, work.buckets))
-        yield line.id, row
+        yield row
       bar.update(1, f"{quarantine.kinds.total()} unusable")
     if not used:
       raise UserError(f"no record of split {split!r} is usable; reasons are in the quarantine file")
 
   splits = [split for split in records.SPLITS if any(line.split == split for line in lines)]
-  generators = {split: generate(split) for split in splits}
-  builder = _Builder(generators, data_dir=stage, file_format="array_record")
-  tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself on stdout
-    builder.download_and_prepare()
-  shutil.rmtree(stage / "downloads", ignore_errors=True)
+  write_rows(stage, {split: made(split) for split in splits})
   if counts["long_responses"] > limits.long_share * counts["responses"]:
     raise UserError(
       f"{counts['long_responses']} of {counts['responses']} responses are longer than T of their "
@@ -329,6 +309,22 @@ def _count(row: Mapping[str, Any], buckets: Sequence[Bucket]) -> dict[str, int]:
     "long_responses": int((ended & (row["tokens_K"] > buckets[row["bucket"]].response)).sum()),
     "truncated_responses": int((~ended).sum()),
   }
+
+
+def write_rows(stage: pathlib.Path, splits: Mapping[str, Iterator[dict]]) -> None:
+  """Writes encoded rows as a TFDS data set in ArrayRecord files, in the order they come."""
+  folder = stage / _NAME / _VERSION
+  folder.mkdir(parents=True)
+  identity = tfds.core.DatasetIdentity(
+    name=_NAME, version=_VERSION, data_dir=folder, module_name=__name__
+  )
+  info = tfds.core.DatasetInfo(builder=identity, features=rows.features())
+  writer = tfds.core.SequentialWriter(info, ROWS_PER_FILE, file_format="array_record")
+  writer.initialize_splits(list(splits))
+  for split, made in splits.items():
+    while some := list(itertools.islice(made, ROWS_AT_A_TIME)):
+      writer.add_examples({split: some})
+  writer.close_all()
 
 
 def _index(stage: pathlib.Path, split: str) -> dict[str, int]:

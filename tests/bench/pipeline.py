@@ -41,8 +41,9 @@ def examples_per_second(opened: pool.Pool, batch: int, batches: int) -> float:
 def copy_many(opened: pool.Pool, out: pathlib.Path, count: int) -> None:
   """A pool of `count` rows that repeat the opened ones."""
   stored = [rows.encode(opened[i]) for i in range(min(len(opened), 200))]
-  named = ((f"row {i}", stored[i % len(stored)] | {"id": f"row {i}"}) for i in range(count))
-  pool._Builder({"train": named}, data_dir=out, file_format="array_record").download_and_prepare()
+  pool.write_rows(
+    out, {"train": (stored[i % len(stored)] | {"id": f"row {i}"} for i in range(count))}
+  )
   tasks = pool._index(out, "train")
   metadata = dict(opened.metadata) | {"rows": {"train": tasks}}
   (out / "metadata.json").write_text(json.dumps(metadata))
