@@ -76,9 +76,8 @@ def generate(
   key = jax.random.key(0) if key is None else key
   stop_ids = model.config.stop_ids if stop_ids is None else stop_ids
   pad_id = model.config.pad_id if pad_id is None else pad_id
-  if (
-    gather
-  ):  # after the media are encoded: the tower's activations and the weights together are much
+  if gather:
+    # After the media are encoded: the tower's activations and the weights together are much.
     visual = model.encode(params, groups) if visual is None else visual
     params, visual = jax.lax.optimization_barrier((params, visual))
     params = model.gathered(params)

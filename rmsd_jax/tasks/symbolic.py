@@ -104,17 +104,13 @@ def _compact(text: str) -> str:
 @functools.lru_cache(maxsize=20_000)
 def _judged(answer: str, reference: str) -> bool:
   """Raises TimeoutError, which is not kept, where there was no verdict."""
-  return _judge().ask(answer, reference)
+  return _judge_of(os.getpid()).ask(answer, reference)
 
 
 @functools.cache
 def _judge_of(process: int) -> "_Judge":
   del process  # a fork does not share its parent's pipes
   return _Judge()
-
-
-def _judge() -> "_Judge":
-  return _judge_of(os.getpid())
 
 
 class _Judge:
