@@ -92,6 +92,10 @@ def _method(c: ConfigDict) -> None:
   c.supervision.tau = (
     0.3  # closed-ended responses of lower quality are dropped; 0 keeps all [paper]
   )
+  c.supervision.closed = "ground_truth"  # told apart by their metric, or "uniform" [paper]
+  c.supervision.open_ended = (
+    "uniform"  # all valid ones alike, or by "ground_truth": ROUGE-L [paper]
+  )
   c.supervision.target = "best"  # stage 1: "best", "random_survivor", "random", "first"
   c.supervision.match_by_quality = True  # stage 2: pair rollouts with teachers with p ~ quality
   c.supervision.loss_by_quality = True  # stage 2: weigh the pair loss by the teacher's quality

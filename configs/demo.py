@@ -27,6 +27,7 @@ def get_config(stage: str) -> ConfigDict:
   c.world = ConfigDict()  # read by rmsd_jax.demo.run
   c.world.train_prompts = 3_000
   c.world.test_prompts = 400
+  c.world.responses = 4  # K of the simulated teacher
   c.world.bucket = (160, 48, 6, 36)  # P, T, F, S
   c.world.stages = ("sft", "sft_continued", "rl")
 

@@ -1,8 +1,9 @@
-"""Means with bootstrap intervals over clusters, and pass@k. Numpy only."""
+"""Means with intervals over clusters and training seeds, and pass@k. Numpy and scipy only."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 
 def mean_interval(
@@ -30,6 +31,37 @@ def mean_interval(
   means = sums[drawn].sum(1) / counts[drawn].sum(1)
   low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
   return {"mean": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
+
+
+def crossed_interval(
+  values_SN: np.ndarray, clusters: Sequence[str], level: float = 0.95
+) -> dict[str, float]:
+  """Mean of S training seeds' values on the same N prompts, and its interval over seeds and clips.
+
+  The variance of the mean is that across seeds, s^2 / S, plus that across clips of the values
+  averaged over seeds (linearised ratio of cluster sums to cluster sizes, Cochran 1977, section
+  6.3). Both hold the seeds' noise on single prompts, so the interval is a little wide. Student's t
+  with the degrees of freedom of Satterthwaite (1946), which three seeds leave few of. One seed has
+  no variance across seeds: the interval is over clips alone. For a paired comparison give
+  differences.
+
+  Returns:
+    {"mean", "low", "high", "seeds", "n"}.
+  """
+  S, N = values_SN.shape
+  mean = values_SN.mean()
+  _, member = np.unique(np.asarray(clusters), return_inverse=True)
+  sums, counts = np.bincount(member, values_SN.mean(0)), np.bincount(member)
+  C = len(sums)
+  across_clips = C / max(C - 1, 1) * np.sum((sums - mean * counts) ** 2) / N**2
+  across_seeds = values_SN.mean(1).var(ddof=1) / S if S > 1 else 0.0
+  variance = across_seeds + across_clips
+  parts = across_seeds**2 / max(S - 1, 1) + across_clips**2 / max(C - 1, 1)
+  freedom = variance**2 / parts if parts else 1.0
+  half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
+  return {
+    "mean": float(mean), "low": float(mean - half), "high": float(mean + half), "seeds": S, "n": N
+  }  # fmt: skip
 
 
 def pass_at_k(passed_BN: np.ndarray, k: int) -> np.ndarray:

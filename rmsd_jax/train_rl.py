@@ -182,14 +182,17 @@ def match(batch: Batch, step: int, config) -> tuple[np.ndarray, np.ndarray]:
   Drawn anew by (seed, step, row), so alike on any number of processes.
   """
   s, N = config.supervision, config.rollouts.samples
+  quality_BK, graded_B = matching.judged(
+    batch.quality_BK, batch.rouge_BK, batch.closed_B, s.closed, s.open_ended
+  )
   match_BN = np.full((len(batch.row_B), N), -1, np.int32)
   for b, row in enumerate(batch.row_B):
-    quality_K, closed = batch.quality_BK[b], bool(batch.closed_B[b])
-    keep_K = matching.survivors(quality_K, batch.valid_BK[b], batch.present_BK[b], closed, s.tau)
+    quality_K, graded = quality_BK[b], bool(graded_B[b])
+    keep_K = matching.survivors(quality_K, batch.valid_BK[b], batch.present_BK[b], graded, s.tau)
     rng = matching.rng_for(config.seed, step, int(row))
-    match_BN[b] = matching.draw(quality_K, keep_K, closed, s.match_by_quality, N, rng)
-  quality_BN = np.take_along_axis(batch.quality_BK, np.maximum(match_BN, 0), 1)
-  weighted_B1 = batch.closed_B[:, None] & s.loss_by_quality
+    match_BN[b] = matching.draw(quality_K, keep_K, graded, s.match_by_quality, N, rng)
+  quality_BN = np.take_along_axis(quality_BK, np.maximum(match_BN, 0), 1)
+  weighted_B1 = graded_B[:, None] & s.loss_by_quality
   return match_BN, np.where(weighted_B1, quality_BN, 1.0).astype(np.float32)
 
 

@@ -48,18 +48,25 @@ def make_steps(config, mesh):
   return {"train": jax.jit(train, donate_argnums=0, compiler_options=options)}
 
 
-def targets(batch: Batch, step: int, seed: int, tau: float, rule: str) -> PromptGroups:
+def targets(batch: Batch, step: int, seed: int, supervision) -> PromptGroups:
   """The groups with R = 1: each prompt's target response, or an empty slot where it has none.
 
   Drawn by (seed, step, row), so alike on any number of processes.
+
+  Args:
+    supervision: the config section.
   """
+  s = supervision
+  quality_BK, graded_B = matching.judged(
+    batch.quality_BK, batch.rouge_BK, batch.closed_B, s.closed, s.open_ended
+  )
   chosen_B = np.zeros(len(batch.row_B), np.int64)
   for b, row in enumerate(batch.row_B):
-    quality_K, present_K, closed = batch.quality_BK[b], batch.present_BK[b], bool(batch.closed_B[b])
-    keep_K = matching.survivors(quality_K, batch.valid_BK[b], present_K, closed, tau)
-    keep_K = matching.eligible(keep_K, present_K, rule)
+    quality_K, present_K, graded = quality_BK[b], batch.present_BK[b], bool(graded_B[b])
+    keep_K = matching.survivors(quality_K, batch.valid_BK[b], present_K, graded, s.tau)
+    keep_K = matching.eligible(keep_K, present_K, s.target)
     rng = matching.rng_for(seed, step, int(row))
-    chosen_B[b] = matching.target(quality_K, keep_K, closed, rule, rng)
+    chosen_B[b] = matching.target(quality_K, keep_K, graded, s.target, rng)
   slot_B1 = np.maximum(chosen_B, 0)[:, None]
   responses_B1T = np.take_along_axis(batch.groups.responses_BRT, slot_B1[..., None], 1)
   length_B1 = np.take_along_axis(batch.groups.response_length_BR, slot_B1, 1)
@@ -86,7 +93,7 @@ def main(config, workdir: str) -> None:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
     steps = make_steps(config, loop.mesh)
     for step, batch in loop.batches():
-      groups = targets(batch, step, config.seed, config.supervision.tau, config.supervision.target)
+      groups = targets(batch, step, config.seed, config.supervision)
       groups = sharding.put_batch(loop.mesh, groups)
       state, metrics = steps["train"](state, groups)
       metrics["learning_rate"] = rate(step)

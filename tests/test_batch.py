@@ -103,6 +103,12 @@ def test_responses_fill_their_slots_and_unusable_ones_leave_them_empty():
   assert not loaded.quality_BK[~loaded.valid_BK].any()
 
 
+def test_rouge_counts_where_a_response_is_valid():
+  rouge_K = np.array([0.25, 0.5, 0.75], np.float32)
+  row = dataclasses.replace(make(1), rouge_K=rouge_K, valid_K=np.array([True, False, True]))
+  np.testing.assert_array_equal(collate([row], k=3).rouge_BK, [rouge_K * [1, 0, 1]])
+
+
 def test_fewer_slots_take_the_first_responses():
   row = make(4)
   for k in range(4):

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 DEFAULT = CONFIGS / "default.py"
 STAGES = runpy.run_path(str(CONFIGS / "demo.py"))["STAGES"]
+ABLATIONS = runpy.run_path(str(CONFIGS / "ablations.py"))
 SOURCES = [ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "rmsd_jax").rglob("*.py"))]
 COMMANDS = {"train_sft": train_sft, "train_rl": train_rl, "evaluate": evaluate}
 
@@ -35,7 +36,12 @@ def variants() -> list[str]:
   for path in sorted(CONFIGS.rglob("*.py")):
     staged = "def get_config(stage" in path.read_text("utf-8")
     name = str(path.relative_to(ROOT))
-    found += [f"{name}:{stage}" for stage in STAGES] if staged else [name]
+    if path.name == "ablations.py":
+      rows = [(row, stage) for row in ABLATIONS["ROWS"] for stage in ABLATIONS["STAGES"]]
+      found += [f"{name}:{row}/{stage}" for row, stage in rows]
+      found += [f"{name}:{row}/rl/qwen3vl_4b_rl" for row in ABLATIONS["ROWS"]]
+    else:
+      found += [f"{name}:{stage}" for stage in STAGES] if staged else [name]
   return found
 
 
@@ -122,7 +128,10 @@ def test_every_config_file_loads_with_the_keys_and_types_of_the_default(variant)
     assert prefix in sections, f"operational names {prefix!r}, which is no key"
 
 
-@pytest.mark.parametrize("variant", [v for v in variants() if "default" not in v])
+FILES = sorted({variant.partition(":")[0] for variant in variants()} - {"configs/default.py"})
+
+
+@pytest.mark.parametrize("variant", FILES)
 def test_every_config_file_opens_with_its_command(variant):
   docstring = ast.get_docstring(ast.parse((ROOT / variant.partition(":")[0]).read_text("utf-8")))
   assert "python -m rmsd_jax." in docstring or "./launch/" in docstring
@@ -131,6 +140,14 @@ def test_every_config_file_opens_with_its_command(variant):
 def test_a_stage_that_does_not_exist_is_refused_with_the_choices():
   with pytest.raises(UserError, match="no stage 'dpo'; choose one of sft, .*, rl, evaluate"):
     cli.load_config(f"{CONFIGS / 'demo.py'}:dpo")
+
+
+def test_an_ablation_that_does_not_exist_is_refused_with_the_choices():
+  for name in ("E/rl", "A/dpo", "A"):
+    with pytest.raises(UserError, match=f"no '{name}'; give ROW/STAGE, a row of A, B, C, D"):
+      cli.load_config(f"{CONFIGS / 'ablations.py'}:{name}")
+  with pytest.raises(UserError, match="qwen3vl_5b.py; name a file"):
+    cli.load_config(f"{CONFIGS / 'ablations.py'}:A/rl/qwen3vl_5b")
 
 
 @pytest.mark.parametrize("key", VALUES)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rmsd_jax.intervals import mean_interval, pass_at_k
+from rmsd_jax.intervals import crossed_interval, mean_interval, pass_at_k
 
 RNG = np.random.default_rng(0)
 VALUES = {
@@ -87,3 +87,39 @@ def test_pass_at_k_counts_every_choice_of_k_samples(N):
 def test_pass_at_more_than_there_are_is_refused():
   with pytest.raises(ValueError, match="pass@3 needs 3 samples, there are 2"):
     pass_at_k(np.ones((1, 2), bool), 3)
+
+
+# over seeds and clips
+
+
+def test_crossed_interval_of_one_seed_is_the_interval_over_clips():
+  values, clips = RNG_VALUES, [f"c{i // 3}" for i in range(len(RNG_VALUES))]
+  made = crossed_interval(values[None], clips)
+  other = mean_interval(values, clips, resamples=20_000)
+  assert made["mean"] == pytest.approx(values.mean())
+  assert made["high"] - made["low"] == pytest.approx(other["high"] - other["low"], rel=0.06)
+
+
+RNG_VALUES = np.random.default_rng(3).random(300)
+
+
+def test_crossed_interval_of_equal_prompts_is_students_over_seeds():
+  means_S = np.array([0.5, 0.6, 0.58])
+  made = crossed_interval(np.repeat(means_S[:, None], 40, 1), list(range(40)))
+  low, high = stats.t.interval(0.95, 2, means_S.mean(), stats.sem(means_S))
+  assert (made["low"], made["high"]) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.02, 0.1])
+def test_crossed_interval_covers_the_truth_as_often_as_it_says(seed_sd):
+  """3 seeds, 60 clips of 2 questions that succeed and fail together: 95 % of 500 intervals."""
+  rng = np.random.default_rng(1)
+  covered = 0
+  for _ in range(500):
+    seeds_S1 = rng.normal(0, seed_sd, (3, 1))
+    clips_N = np.repeat(rng.normal(0, 0.3, 60), 2)
+    made = crossed_interval(
+      seeds_S1 + clips_N + rng.normal(0, 0.2, (3, 120)), np.repeat(np.arange(60), 2)
+    )
+    covered += made["low"] <= 0 <= made["high"]
+  assert 0.93 <= covered / 500 <= 0.99

@@ -26,6 +26,27 @@ def groups(draw):
   return quality_K, valid_K, present_K
 
 
+# By what responses are told apart
+
+ROUGE_22 = np.array([[0.0, 0.0], [0.2, 0.6]], np.float32)
+QUALITY_22 = np.array([[0.5, 0.9], [1.0, 1.0]], np.float32)
+CLOSED_2 = np.array([True, False])
+
+
+@pytest.mark.parametrize("closed", matching.JUDGES)
+@pytest.mark.parametrize("open_ended", matching.JUDGES)
+def test_each_class_of_task_has_its_own_judge(closed, open_ended):
+  given = QUALITY_22, ROUGE_22, CLOSED_2
+  quality_BK, graded_B = matching.judged(*given, closed, open_ended)
+  assert graded_B.tolist() == [closed == "ground_truth", open_ended == "ground_truth"]
+  np.testing.assert_array_equal(quality_BK, [QUALITY_22[0], ROUGE_22[1]])
+
+
+def test_an_unknown_judge_is_refused():
+  with pytest.raises(UserError, match="'rouge'.*ground_truth, uniform"):
+    matching.judged(QUALITY_22, ROUGE_22, CLOSED_2, "ground_truth", "rouge")
+
+
 # The filter
 
 

@@ -353,7 +353,9 @@ def call(capsys, *args):
 
 
 def test_check_notices_a_score_that_has_changed(built, capsys, monkeypatch):
-  monkeypatch.setattr(command.quality, "score", lambda *given: quality.Score(1, 1, 0.5, True, 0.5))
+  monkeypatch.setattr(
+    command.quality, "score", lambda *given: quality.Score(1, 1, 0.5, True, 0.5, 0)
+  )
   with pytest.raises(UserError, match="is stored with quality ., but scores 0.5 now"):
     call(capsys, "check", built[0])
 

@@ -72,7 +72,7 @@ def test_without_the_outer_format_nothing_counts(name, reference, answer, inner,
   del inner, content
   for text in (answer, f"<answer>{answer}</answer>", render(answer) + "!"):
     score = quality.score(registry.get(name), text, reference, OPTIONS)
-    assert score == Score(0.0, 0.0, 0.0, False, 0.0)
+    assert score == Score(0.0, 0.0, 0.0, False, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,19 @@ def test_a_cut_off_or_too_long_response_is_not_valid(
 def test_bounds_and_implications(name, text, length):
   task, reference = registry.get(name), CASES[name][0]
   score = quality.score(task, text, reference, OPTIONS, "length" if length else "stop")
-  for value in (score.outer, score.inner, score.content, score.quality):
+  for value in (score.outer, score.inner, score.content, score.quality, score.rouge):
     assert isinstance(value, float) and 0.0 <= value <= 1.0
   assert not score.valid or (score.outer == score.inner == 1.0 and not length)
   assert score.quality == 0.0 or score.valid
   assert not task.closed or score.quality <= score.content
+
+
+def test_open_ended_responses_keep_their_rouge_beside_a_quality_that_ignores_it():
+  task = registry.get("open_ended")
+  score = quality.score(task, render("a red card"), "the red card", ())
+  assert score.quality == 1.0 and score.content == 0.0
+  assert score.rouge == pytest.approx(2 / 3)  # 2 of 3 words on either side
+  assert quality.score(registry.get("ocr"), render("a red card"), "a red card", ()).rouge == 0.0
 
 
 @given(st.text(max_size=30).map(render))

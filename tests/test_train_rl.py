@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 from tiny_model import assert_close
 
-from rmsd_jax import checkpoint, scoring, sharding, train_rl
+from rmsd_jax import checkpoint, scoring, sharding, train_rl, train_sft
 from rmsd_jax import state as state_lib
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.groups import join_responses
@@ -195,6 +195,32 @@ def test_pairs_are_drawn_among_survivors_and_weighed_where_the_task_has_a_metric
   again, other = train_rl.match(loaded, 3, c), train_rl.match(loaded, 4, c)
   np.testing.assert_array_equal(again[0], match_BN)
   assert (other[0] != match_BN).any()
+
+
+def test_the_task_adaptive_ablations_turn_the_judges_around():
+  c = CONFIG()
+  loaded = tiny_run.batch(c)
+  K = loaded.quality_BK.shape[1]
+  quality_BK, rouge_BK = np.full_like(loaded.quality_BK, 0.1), np.zeros_like(loaded.rouge_BK)
+  quality_BK[:, K - 1] = 0.9
+  rouge_BK[~loaded.closed_B, 0] = 0.7
+  everyone_BK = np.ones_like(loaded.valid_BK)
+  loaded = dataclasses.replace(
+    loaded, quality_BK=quality_BK, rouge_BK=rouge_BK, valid_BK=everyone_BK, present_BK=everyone_BK
+  )
+  assert loaded.closed_B.any() and not loaded.closed_B.all()
+  match_BN, _ = train_rl.match(loaded, 0, c)
+  assert (match_BN[loaded.closed_B] == K - 1).all() and (match_BN[~loaded.closed_B] > 0).any()
+  c.supervision.closed, c.supervision.open_ended = "uniform", "ground_truth"
+  match_BN, weight_BN = train_rl.match(loaded, 0, c)
+  assert (match_BN[loaded.closed_B] < K - 1).any() and (match_BN[~loaded.closed_B] == 0).all()
+  assert (weight_BN[loaded.closed_B] == 1).all()
+  np.testing.assert_allclose(weight_BN[~loaded.closed_B], 0.7)
+  groups = train_sft.targets(loaded, 0, 0, c.supervision)
+  first_BT = loaded.groups.responses_BRT[:, 0]
+  np.testing.assert_array_equal(
+    groups.responses_BRT[~loaded.closed_B, 0], first_BT[~loaded.closed_B]
+  )
 
 
 # the policy's step, and both on a mesh

@@ -27,8 +27,7 @@ def step(c, state, groups, devices=1):
 
 
 def groups_of(c, number=0):
-  s = c.supervision
-  return train_sft.targets(tiny_run.batch(c, number), number, c.seed, s.tau, s.target)
+  return train_sft.targets(tiny_run.batch(c, number), number, c.seed, c.supervision)
 
 
 @functools.cache
@@ -84,7 +83,7 @@ def test_prompts_without_survivor_have_no_target_and_do_not_count():
   quality_BK, valid_BK = loaded.quality_BK.copy(), loaded.valid_BK.copy()
   quality_BK[4:], valid_BK[4:] = 0.0, False
   loaded = changed(loaded, quality_BK=quality_BK, valid_BK=valid_BK)
-  groups = train_sft.targets(loaded, 0, 0, c.supervision.tau, "best")
+  groups = train_sft.targets(loaded, 0, 0, c.supervision)
   length_B = groups.response_length_BR[:, 0]
   assert (length_B[4:] == 0).all() and (length_B[:4] > 0).all()
   # Half a batch without targets has the loss and the gradient of the other half taken twice.

@@ -26,6 +26,7 @@ class Batch:
 
   groups: PromptGroups
   quality_BK: np.ndarray  # float32, 0 where not valid
+  rouge_BK: np.ndarray  # float32, ROUGE-L of open-ended responses, 0 where not valid
   valid_BK: np.ndarray  # bool
   present_BK: np.ndarray  # bool
   closed_B: np.ndarray  # bool, closed-ended task
@@ -56,7 +57,7 @@ def collate(
   groups = prompts.collate([prompt_of(row, layout) for row in chosen], layout, bucket)
   responses_BKT = np.full((len(chosen), k, bucket.response), layout.pad_id, np.int32)
   length_BK = np.zeros((len(chosen), k), np.int32)
-  quality_BK = np.zeros((len(chosen), k), np.float32)
+  quality_BK, rouge_BK = np.zeros((2, len(chosen), k), np.float32)
   valid_BK = np.zeros((len(chosen), k), bool)
   for b, row in enumerate(chosen):
     for slot, ids_T in enumerate(row.responses[:k]):
@@ -68,10 +69,12 @@ def collate(
       responses_BKT[b, slot, : len(ids_T)] = ids_T
       length_BK[b, slot] = len(ids_T)
       valid_BK[b, slot] = row.valid_K[slot] and len(ids_T) > 0
-      quality_BK[b, slot] = row.quality_K[slot] if valid_BK[b, slot] else 0
+      if valid_BK[b, slot]:
+        quality_BK[b, slot], rouge_BK[b, slot] = row.quality_K[slot], row.rouge_K[slot]
   return Batch(
     groups=groups.with_responses(responses_BKT, length_BK),
     quality_BK=quality_BK,
+    rouge_BK=rouge_BK,
     valid_BK=valid_BK,
     present_BK=length_BK > 0,
     closed_B=np.array([row.closed for row in chosen]),

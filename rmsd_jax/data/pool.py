@@ -29,7 +29,7 @@ from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
 
-SCHEMA = 1  # raise it with every change of rows.features()
+SCHEMA = 2  # raise it with every change of rows.features()
 _NAME, _VERSION = "rmsd_pool", "1.0.0"
 ROWS_PER_FILE = 2_000
 ROWS_AT_A_TIME = 32  # held in memory by a build

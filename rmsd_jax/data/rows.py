@@ -21,6 +21,7 @@ from rmsd_jax.data.records import Media, Record, RecordFault, Response
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
 
+SCORES = ("outer", "inner", "content", "quality", "rouge")  # numbers stored of a response
 _PNG_LEVEL = 3  # of zlib: within a few per cent of the smallest size at a third of the time
 
 
@@ -32,6 +33,7 @@ class Score(Protocol):
   content: float
   valid: bool
   quality: float
+  rouge: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +82,11 @@ class Row:
   finish_reasons: tuple[str, ...]
   responses: tuple[np.ndarray, ...]  # K arrays of int32 [T], end-of-turn included; or empty
   tokens_K: np.ndarray  # int32 length of each response, whether its ids are kept or not
-  outer_K: np.ndarray  # float32, as are inner, content and quality
+  outer_K: np.ndarray  # float32, as are inner, content, quality and rouge
   inner_K: np.ndarray
   content_K: np.ndarray
   quality_K: np.ndarray
+  rouge_K: np.ndarray
   valid_K: np.ndarray  # bool
 
 
@@ -104,10 +107,7 @@ def features() -> tfds.features.FeaturesDict:
       "response_ids": array(shape=(None,), dtype=np.int32),  # one response after another
       "response_lengths_K": array(shape=(None,), dtype=np.int32),  # 0: empty slot
       "tokens_K": array(shape=(None,), dtype=np.int32),
-      **{
-        name: array(shape=(None,), dtype=np.float32)
-        for name in ("outer_K", "inner_K", "content_K", "quality_K")
-      },
+      **{f"{name}_K": array(shape=(None,), dtype=np.float32) for name in SCORES},
       "valid_K": array(shape=(None,), dtype=np.bool_),
     }
   )
@@ -251,8 +251,7 @@ def _responses(
 
   scores = [score(r, len(i)) for r, i in zip(record.responses, ids, strict=True)]
   columns = {
-    f"{name}_K": np.array([getattr(s, name) for s in scores], np.float32)
-    for name in ("outer", "inner", "content", "quality")
+    f"{name}_K": np.array([getattr(s, name) for s in scores], np.float32) for name in SCORES
   }
   return columns | {
     "texts": tuple(r.text for r in record.responses),

@@ -8,15 +8,18 @@ interrupted goes on where it stopped. WORKDIR/results.json is written last.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import TextIO
 
 import psutil
 
@@ -52,35 +55,55 @@ class Commands:
   """Runs commands of this package, counts their seconds by phase and watches their memory.
 
   What was counted survives an interruption, in WORKDIR/phases.json.
+
+  Args:
+    workdir: where phases.json is.
+    compiled: folder of compiled programs, which runs may share; default: WORKDIR/compiled.
+    log: file to add the commands' output to; None: it goes to the terminal.
+    cores: the CPU cores that the commands may use (Linux only); None: all.
   """
 
-  def __init__(self, workdir: pathlib.Path):
-    self._file = workdir / "phases.json"
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    compiled: pathlib.Path | None = None,
+    log: pathlib.Path | None = None,
+    cores: Collection[int] | None = None,
+  ):
+    self._file, self._log, self._cores = workdir / "phases.json", log, cores
     counted = json.loads(self._file.read_text()) if self._file.exists() else {}
     self.seconds, self.peak_gb = counted.get("seconds", {}), counted.get("peak_gb", 0.0)
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled")}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled or workdir / "compiled")}
     self._environment = {"JAX_PLATFORMS": "cpu"} | os.environ | cache
 
   def __call__(self, phase: str, module: str, *arguments: str) -> None:
     """Runs `python -m rmsd_jax.MODULE ARGUMENTS`; raises UserError if it fails."""
     command = [sys.executable, "-m", f"rmsd_jax.{module}", *map(str, arguments)]
-    print(f"\n== python {' '.join(command[1:])}", flush=True)
     began = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env=self._environment)
+    with open(self._log, "a") if self._log else contextlib.nullcontext() as out:
+      print(f"\n== python {' '.join(command[1:])}", file=out, flush=True)
+      status = self._run(command, out)
+    self.count(phase, time.monotonic() - began)
+    if status in (130, -signal.SIGINT):
+      raise KeyboardInterrupt
+    if status:
+      where = f"see {self._log or 'above'}"
+      raise UserError(f"rmsd_jax.{module} ended with status {status}, {where}; the demo stops")
+
+  def _run(self, command: Sequence[str], out: TextIO | None) -> int:
+    """The exit status of a command, whose memory is watched while it runs."""
+    process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=out, stderr=out)
+    if self._cores:
+      os.sched_setaffinity(process.pid, self._cores)  # before it starts threads: they inherit it
     watch = threading.Thread(target=self._watch, args=(process.pid,), daemon=True)
     watch.start()
     try:
-      status = process.wait()
+      return process.wait()
     except KeyboardInterrupt:
       process.wait()
       raise
     finally:
       watch.join()
-      self.count(phase, time.monotonic() - began)
-    if status == 130:
-      raise KeyboardInterrupt
-    if status:
-      raise UserError(f"rmsd_jax.{module} ended with status {status}, see above; the demo stops")
 
   def count(self, phase: str, seconds: float) -> None:
     self.seconds[phase] = round(self.seconds.get(phase, 0.0) + seconds, 1)
@@ -123,6 +146,7 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
       train_prompts=config.world.train_prompts,
       test_prompts=config.world.test_prompts,
       seed=config.seed,
+      teacher=teacher.Teacher(k=config.world.responses),
       progress=show,
     )
     bar.close()

@@ -2,7 +2,7 @@
 
 R-MSD (arXiv 2603.11423): keep the reliable ones of a prompt's K teacher responses, then pair every
 rollout with one of them, drawn by quality where the task has a metric and uniformly where not.
-Axes: K teacher responses of one prompt.
+Axes: B prompts, K teacher responses of one prompt.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ from rmsd_jax.errors import UserError
 
 # Stage 1 target rules: best is R-MSD's; the others make its ablations.
 RULES = ("best", "random_survivor", "random", "first")
+JUDGES = ("ground_truth", "uniform")  # what tells the responses of a prompt apart
 
 
 def rng_for(seed: int, step: int, row: int) -> np.random.Generator:
@@ -18,19 +19,49 @@ def rng_for(seed: int, step: int, row: int) -> np.random.Generator:
   return np.random.default_rng((seed, step, row))
 
 
+def judged(
+  quality_BK: np.ndarray,
+  rouge_BK: np.ndarray,
+  closed_B: np.ndarray,
+  closed: str = "ground_truth",
+  open_ended: str = "uniform",
+) -> tuple[np.ndarray, np.ndarray]:
+  """By what the responses of each prompt are told apart: quality_BK and graded_B.
+
+  R-MSD is task-adaptive: the ground truth grades closed-ended responses, open-ended ones are all
+  alike. Its ablations turn either around. A prompt that is not graded draws uniformly from its
+  valid responses.
+
+  Args:
+    quality_BK: quality of closed-ended responses.
+    rouge_BK: ROUGE-L of open-ended responses; 0 where not valid.
+    closed_B: bool.
+    closed, open_ended: one of JUDGES each.
+
+  Raises:
+    UserError: an unknown judge.
+  """
+  for judge in (closed, open_ended):
+    if judge not in JUDGES:
+      raise UserError(f"supervision by {judge!r} is unknown; use one of {', '.join(JUDGES)}")
+  graded_B = np.where(closed_B, closed == "ground_truth", open_ended == "ground_truth")
+  return np.where(closed_B[:, None], quality_BK, rouge_BK), graded_B
+
+
 def survivors(
-  quality_K: np.ndarray, valid_K: np.ndarray, present_K: np.ndarray, closed: bool, tau: float
+  quality_K: np.ndarray, valid_K: np.ndarray, present_K: np.ndarray, graded: bool, tau: float
 ) -> np.ndarray:
   """Which responses may supervise, as bool [K].
 
-  Closed-ended: valid and quality >= tau, equality included (also of a float32 quality with a tau
-  of the same decimal digits); tau = 0 keeps all there are, invalid ones too (R-MSD's unfiltered
-  ablation). Open-ended: the valid ones, whatever tau is.
+  Graded: valid and quality >= tau, equality included (also of a float32 quality with a tau of the
+  same decimal digits); tau = 0 keeps all there are, invalid ones too (R-MSD's unfiltered
+  ablation). Not graded: the valid ones, whatever tau is.
 
   Args:
     quality_K: in [0, 1].
     valid_K: bool.
     present_K: bool, False for a slot without a response.
+    graded: `judged`.
     tau: in [0, 1]; 0.3 in the paper.
 
   Raises:
@@ -38,11 +69,11 @@ def survivors(
   """
   if not 0 <= tau <= 1:
     raise UserError(f"tau {tau}: quality is in [0, 1], so tau must be; the paper has 0.3")
-  if closed and tau == 0:
+  if graded and tau == 0:
     return present_K.copy()
   usable_K = present_K & valid_K
   # float() makes tau a Python scalar, which numpy rounds to the precision of quality_K.
-  return usable_K & (quality_K >= float(tau)) if closed else usable_K
+  return usable_K & (quality_K >= float(tau)) if graded else usable_K
 
 
 def eligible(keep_K: np.ndarray, present_K: np.ndarray, rule: str) -> np.ndarray:
@@ -55,14 +86,14 @@ def eligible(keep_K: np.ndarray, present_K: np.ndarray, rule: str) -> np.ndarray
 
 
 def target(
-  quality_K: np.ndarray, keep_K: np.ndarray, closed: bool, rule: str, rng: np.random.Generator
+  quality_K: np.ndarray, keep_K: np.ndarray, graded: bool, rule: str, rng: np.random.Generator
 ) -> int:
   """The index of the response that stage 1 trains on, or -1 where there is none to choose.
 
   Args:
     quality_K: in [0, 1].
     keep_K: bool, the responses to choose from: `eligible`.
-    closed: whether the task has a metric; open-ended, every candidate is as good as the next.
+    graded: `judged`; if not, every candidate is as good as the next.
     rule: "best" is the highest quality, ties broken at random (ties are the rule for multiple
       choice); "random_survivor" and "random" are any candidate; "first" is the first one, as
       where one sample is all there is.
@@ -77,7 +108,7 @@ def target(
     return -1
   if rule == "first":
     return int(candidates[0])
-  if rule == "best" and closed:
+  if rule == "best" and graded:
     quality = quality_K[candidates]
     candidates = candidates[quality == quality.max()]
   return int(rng.choice(candidates))
@@ -86,7 +117,7 @@ def target(
 def draw(
   quality_K: np.ndarray,
   keep_K: np.ndarray,
-  closed: bool,
+  graded: bool,
   by_quality: bool,
   count: int,
   rng: np.random.Generator,
@@ -96,8 +127,8 @@ def draw(
   Args:
     quality_K: in [0, 1].
     keep_K: bool, the responses to draw from: `survivors`.
-    closed: whether the task has a metric.
-    by_quality: draw in proportion to quality. Where the task is open-ended, this is off, or the
+    graded: `judged`.
+    by_quality: draw in proportion to quality. Where the prompt is not graded, this is off, or the
       qualities sum to 0 (which tau = 0 allows), the draw is uniform.
     rng: `rng_for` of the row, so that every step draws anew.
   """
@@ -105,7 +136,7 @@ def draw(
   if candidates.size == 0:
     return np.full(count, -1, np.int32)
   weights = np.ones(candidates.size)
-  if closed and by_quality:
+  if graded and by_quality:
     weights = quality_K[candidates].astype(np.float64)
     if weights.sum() == 0:
       weights[:] = 1.0

@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
-from rmsd_jax.tasks import reward
+from rmsd_jax.tasks import response, reward
 from rmsd_jax.tasks.registry import Task
 
 # Stored with every pool. Raise it whenever a change in tasks/ can change a stored score.
-SCORER_VERSION = "1"
+SCORER_VERSION = "2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Score:
   content: float  # R_content, 0 for open-ended tasks
   valid: bool
   quality: float  # 0 unless valid
+  rouge: float  # ROUGE-L against the ground truth of open-ended tasks; 0 for closed-ended ones
 
 
 def score(
@@ -34,7 +35,8 @@ def score(
 
   A response is valid when it has the outer format and all of the task's own, and was not cut off
   (R-MSD). Its quality is its metric for closed-ended tasks. Open-ended tasks get none, since
-  lexical overlap punishes right answers in other words: there every valid response has quality 1.
+  lexical overlap punishes right answers in other words: there every valid response has quality 1,
+  and ROUGE-L is kept beside it for the ablation that supervises by it all the same.
 
   Args:
     reference: the ground truth, as the task's `validate` accepts it.
@@ -46,4 +48,7 @@ def score(
   fits = max_tokens is None or tokens <= max_tokens
   valid = outer == 1 and inner == 1 and finish_reason != "length" and fits
   quality = (content if task.closed else 1.0) if valid else 0.0
-  return Score(outer, inner, content, valid, quality)
+  rouge = 0.0
+  if not task.closed and outer:
+    rouge = task.metric(response.parse(text).answer, options, reference)
+  return Score(outer, inner, content, valid, quality, rouge)

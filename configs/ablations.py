@@ -1,0 +1,114 @@
+"""Every row of the paper's tables, as changes to one config: R-MSD (arXiv 2603.11423), section 4.
+
+    python -m rmsd_jax.demo.ablations runs/ablations     rows x seeds in the demo world, with tables
+    python -m rmsd_jax.train_rl --config=configs/ablations.py:C/rl --workdir=DIR     one row alone
+    python -m rmsd_jax.train_rl --config=configs/ablations.py:C/rl/qwen3vl_4b_rl ..  on a preset
+
+A name is ROW/STAGE in the demo world, or ROW/STAGE/FILE for any other config in this folder. In the
+demo world a row and seed takes some 10 minutes on one core.
+"""
+
+import os
+import runpy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from rmsd_jax.errors import UserError
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+STAGES = ("sft", "rl", "evaluate")
+
+
+class Row(NamedTuple):
+  """One row of a table: what it is, the keys it changes in both stages, what the paper reports."""
+
+  label: str
+  changes: Mapping[str, Any]
+  paper: Mapping[str, float] = {}
+
+
+def _paper(*scores: float) -> dict[str, float]:
+  return dict(zip(("VideoMME", "Video-MMMU"), scores, strict=True))
+
+
+UNWEIGHTED = {"supervision.match_by_quality": False, "supervision.loss_by_quality": False}
+ONE_SAMPLE = UNWEIGHTED | {
+  "data.responses": 1,
+  "supervision.tau": 0.0,
+  "supervision.target": "first",
+}
+
+ROWS = {
+  "A": Row("K = 1, no filter, no weighting", ONE_SAMPLE, _paper(63.8, 54.4)),
+  "B": Row(
+    "K = 4, no filter, no weighting",
+    UNWEIGHTED | {"supervision.tau": 0.0, "supervision.target": "random"},
+    _paper(64.5, 55.9),
+  ),
+  "C": Row(
+    "K = 4, filter",
+    UNWEIGHTED | {"supervision.target": "random_survivor"},
+    _paper(65.0, 57.2),
+  ),
+  "D": Row(
+    "R-MSD: K = 4, filter and weighting",
+    {},
+    _paper(65.3, 58.6) | {"closed-ended": 57.8, "open-ended": 59.1},
+  ),
+  "k2": Row("K = 2", {"data.responses": 2}, _paper(64.8, 57.1)),
+  "k8": Row("K = 8", {"data.responses": 8}, _paper(65.5, 58.9)),
+  "tau0": Row("tau = 0", {"supervision.tau": 0.0}, _paper(64.5, 55.9)),
+  "tau0.2": Row("tau = 0.2", {"supervision.tau": 0.2}, _paper(65.0, 58.1)),
+  "tau0.5": Row("tau = 0.5", {"supervision.tau": 0.5}, _paper(64.8, 57.2)),
+  "closed_uniform": Row(
+    "closed-ended answers all alike", {"supervision.closed": "uniform"}, {"closed-ended": 56.2}
+  ),
+  "open_graded": Row(
+    "open-ended answers by ROUGE-L",
+    {"supervision.open_ended": "ground_truth"},
+    {"open-ended": 58.4},
+  ),
+  "sft_rl": Row(
+    "SFT + RL: K = 1, rule rewards only",
+    ONE_SAMPLE | {"reward.discriminator": 0.0},
+    _paper(64.0, 55.9),
+  ),
+  "gad": Row(  # arXiv 2511.10643
+    "GAD: K = 1, the discriminator's reward only",
+    ONE_SAMPLE
+    | {
+      "reward.discriminator": 1.0,
+      "reward.outer": 0.0,
+      "reward.task": 0.0,
+      "reward.content": 0.0,
+    },
+  ),
+  "frozen": Row("discriminator frozen after 10 steps", {"discriminator.frozen_after": 10}),
+  "gate_off": Row("no content gate", {"reward.gate": False}),
+}
+
+
+def get_config(name: str) -> ConfigDict:
+  row, _, rest = name.partition("/")
+  stage, _, file = rest.partition("/")
+  if row not in ROWS or stage not in STAGES:
+    raise UserError(
+      f"configs/ablations.py has no {name!r}; give ROW/STAGE, a row of {', '.join(ROWS)} and a "
+      f"stage of {', '.join(STAGES)}"
+    )
+  path = os.path.join(HERE, f"{file or 'demo'}.py")
+  if not os.path.exists(path):
+    raise UserError(f"configs/ablations.py:{name}: there is no {path}; name a file of that folder")
+  load = runpy.run_path(path)["get_config"]
+  c = load() if file else load(stage)
+  if not file:
+    c.world.responses = 8  # for the row of K = 8; the others take the first ones
+    c.world.test_prompts = 600
+    if stage == "evaluate":
+      c.evaluate.samples = 8
+  c.lock()  # so that a key which does not exist is refused
+  c.update_from_flattened_dict(dict(ROWS[row].changes))
+  c.unlock()
+  return c

@@ -1,0 +1,170 @@
+"""The paper's ablations in the demo world: a grid of rows (configs/ablations.py) and seeds.
+
+    python -m rmsd_jax.demo.ablations WORKDIR                       every row, 3 seeds
+    python -m rmsd_jax.demo.ablations WORKDIR --rows A B C D --seeds 5 --jobs 2
+    python -m rmsd_jax.demo.ablations WORKDIR --show                tables of what is there, no run
+
+A run is both stages and an evaluation of each; rows with the same stage 1 share it. A grid that was
+interrupted goes on where it stopped, and may be widened by more rows or seeds. After every run
+WORKDIR/ablations.{md,csv,png} are written anew. Each run's output is in its log.txt.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import queue
+import runpy
+from collections.abc import Mapping, Sequence
+
+from rmsd_jax import cli
+from rmsd_jax.demo import grid_tables
+from rmsd_jax.demo.run import ROOT, Commands, make_pool
+from rmsd_jax.errors import UserError
+from rmsd_jax.metrics import Progress
+
+CONFIG = ROOT / "configs" / "ablations.py"
+ROWS = runpy.run_path(str(CONFIG))["ROWS"]
+RESULT = pathlib.Path("evaluate", "test.json")
+STAGE_2_KEYS = (  # what stage 1 does not read
+  "reward.",
+  "policy.",
+  "rollouts.",
+  "discriminator.",
+  "supervision.match_by_quality",
+  "supervision.loss_by_quality",
+)
+
+
+def stage_1_rows() -> dict[str, str]:
+  """Row -> the first row with the same stage 1, whose run it starts from."""
+  first: dict[str, str] = {}
+  changed = lambda row: {k: v for k, v in row.changes.items() if not k.startswith(STAGE_2_KEYS)}
+  return {
+    name: first.setdefault(json.dumps(changed(row), sort_keys=True), name)
+    for name, row in ROWS.items()
+  }
+
+
+class Grid:
+  """The runs of a grid under one folder: WORKDIR/runs/ROW/seedS/{sft, rl}.
+
+  Args:
+    workdir: folder of the grid, its pool made already.
+    cores: the CPU cores of each job.
+  """
+
+  def __init__(self, workdir: pathlib.Path, cores: Sequence[Sequence[int]]):
+    self._workdir = workdir
+    self._cores: queue.SimpleQueue[Sequence[int]] = queue.SimpleQueue()
+    for some in cores:
+      self._cores.put(some)
+
+  def folder(self, row: str, seed: int, stage: str) -> pathlib.Path:
+    return self._workdir / "runs" / row / f"seed{seed}" / stage
+
+  def missing(self, jobs: Sequence[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
+    """The (row, seed, stage) that have no result yet."""
+    return [job for job in jobs if not (self.folder(*job) / RESULT).exists()]
+
+  def run(self, row: str, seed: int, stage: str, start: pathlib.Path | None) -> None:
+    """Trains one stage of one row and evaluates it, or goes on with that."""
+    folder, cores = self.folder(row, seed, stage), self._cores.get()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      run = Commands(folder, self._workdir / "compiled", folder / "log.txt", cores)
+      given = (f"--workdir={folder}", f"--config.data.pool={self._workdir / 'pool'}",
+               f"--config.seed={seed}")  # fmt: skip
+      begin = (f"--config.init_from={start}",) if start else ()
+      run(stage, f"train_{stage}", f"--config={CONFIG}:{row}/{stage}", *given, *begin)
+      run("evaluate", "evaluate", f"--config={CONFIG}:{row}/evaluate", *given)
+    finally:
+      self._cores.put(cores)
+
+
+def run_all(grid: Grid, rows: Sequence[str], seeds: int, jobs: int, done) -> None:
+  """Runs what is missing, stage 1 before what starts from it; `done` is called after each."""
+  shared = stage_1_rows()
+  starts = dict.fromkeys(shared[row] for row in rows)
+  first = [(row, seed, "sft") for seed in range(seeds) for row in starts]
+  second = [(row, seed, "rl") for seed in range(seeds) for row in rows]
+  waiting = grid.missing(first) + grid.missing(second)
+  waiting.sort(key=lambda job: job[1])  # seed by seed: whole tables early
+  with (
+    Progress(len(waiting), "runs") as bar,
+    concurrent.futures.ThreadPoolExecutor(jobs) as pool,
+  ):
+    running: dict[concurrent.futures.Future, tuple[str, int, str]] = {}
+    while waiting or running:
+      blocked = set(waiting) | set(running.values())
+      for job in list(waiting):
+        row, seed, stage = job
+        origin = (shared[row], seed, "sft")
+        if len(running) == jobs or (stage == "rl" and origin in blocked):
+          continue
+        waiting.remove(job)
+        start = grid.folder(*origin) if stage == "rl" else None
+        running[pool.submit(grid.run, row, seed, stage, start)] = job
+      ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+      for future in ended:
+        row, seed, stage = running.pop(future)
+        future.result()
+        bar.update(1, f"{row} seed {seed} {stage}")
+        done()
+
+
+def results(workdir: pathlib.Path, rows: Sequence[str], seeds: int) -> dict:
+  """{(row, stage): {seed: contents of its evaluation}} of what is there."""
+  grid, shared = Grid(workdir, ()), stage_1_rows()
+  found: dict[tuple[str, str], dict[int, Mapping]] = {}
+  for row in rows:
+    for stage in ("sft", "rl"):
+      for seed in range(seeds):
+        path = grid.folder(shared[row] if stage == "sft" else row, seed, stage) / RESULT
+        if path.exists():
+          found.setdefault((row, stage), {})[seed] = json.loads(path.read_text(encoding="utf-8"))
+  return found
+
+
+def split_cores(jobs: int) -> list[list[int]]:
+  """The cores that this process may use, dealt to `jobs` jobs."""
+  if not hasattr(os, "sched_getaffinity"):
+    return [[]] * jobs
+  cores = sorted(os.sched_getaffinity(0))
+  if jobs > len(cores):
+    raise UserError(f"--jobs {jobs} on {len(cores)} cores; give at most one job a core")
+  return [cores[i::jobs] for i in range(jobs)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs a grid, or goes on with it, and writes its tables."""
+  parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("workdir", help="folder of the grid; made if missing")
+  parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW",
+                      help=f"of {', '.join(ROWS)} (default: all)")  # fmt: skip
+  parser.add_argument("--seeds", type=int, default=3, help="training seeds a row (default: 3)")
+  parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of "
+                      "the cores (default: 1)")  # fmt: skip
+  parser.add_argument("--show", action="store_true", help="write the tables, run nothing")
+  options = parser.parse_args(argv)
+  for name in ("seeds", "jobs"):
+    if getattr(options, name) < 1:
+      raise UserError(f"--{name} {getattr(options, name)}; give 1 or more")
+  workdir, rows = pathlib.Path(options.workdir).absolute(), list(dict.fromkeys(options.rows))
+
+  def show() -> None:
+    found = results(workdir, rows, options.seeds)
+    grid_tables.write(workdir, {row: ROWS[row] for row in rows}, found)
+
+  if not options.show:
+    workdir.mkdir(parents=True, exist_ok=True)
+    grid = Grid(workdir, split_cores(options.jobs))
+    make_pool(Commands(workdir), workdir, cli.load_config(f"{CONFIG}:D/sft"))
+    run_all(grid, rows, options.seeds, options.jobs, show)
+  show()
+  print((workdir / "ablations.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+  cli.run(main)

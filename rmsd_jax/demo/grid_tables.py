@@ -1,0 +1,186 @@
+"""What a grid of ablations came to: Markdown, CSV and a plot, from the evaluations of its runs.
+
+Scores are on the same held-out closed-ended prompts in every run; intervals are over training seeds
+and clips (`intervals.crossed_interval`), differences paired by seed and prompt.
+Axes: S seeds, N prompts.
+"""
+
+import csv
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rmsd_jax import intervals, plots
+from rmsd_jax.errors import UserError
+from rmsd_jax.metrics import replace_text
+
+MEASURES = ("greedy", "sampled", "pass@1", "pass@8")
+PASS_ABOVE = 0.5  # quality from which a sample passes
+STAGES = {"sft": "stage 1", "rl": "stage 2"}
+COMPARED = (  # (row, stage) minus (row, stage), and the question that it answers
+  (("B", "rl"), ("A", "rl"), "do more samples help (B - A)"),
+  (("C", "rl"), ("B", "rl"), "does the filter help (C - B)"),
+  (("D", "rl"), ("C", "rl"), "does weighting help (D - C)"),
+  (("D", "rl"), ("A", "rl"), "R-MSD against one sample (D - A)"),
+  (("D", "rl"), ("D", "sft"), "stage 2 against stage 1, of D"),
+  (("D", "rl"), ("sft_rl", "rl"), "R-MSD against SFT + RL"),
+  (("D", "rl"), ("gad", "rl"), "R-MSD against GAD"),
+  (("D", "rl"), ("frozen", "rl"), "online discriminator against a frozen one"),
+  (("D", "rl"), ("gate_off", "rl"), "with the content gate against without"),
+  (("D", "rl"), ("closed_uniform", "rl"), "closed-ended by ground truth against uniform"),
+  (("D", "rl"), ("open_graded", "rl"), "open-ended uniform against by ROUGE-L"),
+)
+
+Found = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]  # (row, stage) -> seed -> result
+
+
+def matrix(runs: Mapping[int, Mapping], measure: str) -> tuple[np.ndarray, list[str]]:
+  """values_SN of a measure, seeds in order, and the clip of each of the N prompts.
+
+  Raises:
+    UserError: the runs were evaluated on different prompts.
+  """
+  rows = [_values(runs[seed], measure) for seed in sorted(runs)]
+  names = list(rows[0])
+  if any(list(row) != names for row in rows):
+    raise UserError("the runs of a grid were evaluated on different prompts; evaluate them again")
+  return np.array([[row[n][0] for n in names] for row in rows]), [rows[0][n][1] for n in names]
+
+
+def _values(result: Mapping, measure: str) -> dict[str, tuple[float, str]]:
+  """Prompt id -> value and clip, of closed-ended prompts, sorted by id."""
+  way = "sampled" if measure.startswith("pass@") else measure
+  values = {}
+  for row in sorted(result["prompts"], key=lambda row: row["id"]):
+    if row["closed"]:
+      quality = np.array(row[way]["quality"], np.float64)
+      if way != measure:
+        passed_BN = quality[None] >= PASS_ABOVE
+        quality = intervals.pass_at_k(passed_BN, int(measure.removeprefix("pass@")))
+      values[row["id"]] = float(quality.mean()), row["clip"]
+  return values
+
+
+def score(runs: Mapping[int, Mapping], measure: str) -> dict[str, float]:
+  """Mean over seeds and prompts, with its interval."""
+  return intervals.crossed_interval(*matrix(runs, measure))
+
+
+def difference(first: Mapping, second: Mapping, measure: str) -> dict[str, float] | None:
+  """Interval of first - second over the seeds both have; None without one."""
+  seeds = sorted(set(first) & set(second))
+  if not seeds:
+    return None
+  (a_SN, clips), (b_SN, _) = (
+    matrix({seed: runs[seed] for seed in seeds}, measure) for runs in (first, second)
+  )
+  if a_SN.shape != b_SN.shape:
+    raise UserError("the runs of a grid were evaluated on different prompts; evaluate them again")
+  return intervals.crossed_interval(a_SN - b_SN, clips)
+
+
+def markdown(rows: Mapping[str, Any], found: Found) -> str:
+  """The tables: scores by row, and the differences that answer the paper's questions."""
+  first = next(iter(found.values()), None)
+  if not first:
+    return "No run of this grid has ended yet.\n"
+  benchmarks = list(dict.fromkeys(name for row in rows.values() for name in row.paper))
+  head = ["row", "", "seeds", "stage 1 greedy", "stage 1 sampled", "greedy", "sampled", "pass@1",
+          "pass@8", *(f"paper: {name}" for name in benchmarks)]  # fmt: skip
+  table = [head, ["---"] * len(head)]
+  for name, row in rows.items():
+    before, after = found.get((name, "sft"), {}), found.get((name, "rl"), {})
+    cells = [_plain(before, measure) for measure in ("greedy", "sampled")]
+    cells += [_cell(score(after, measure)) if after else "-" for measure in MEASURES]
+    papers = [f"{row.paper[b]:g}" if b in row.paper else "-" for b in benchmarks]
+    table.append([name, row.label, str(len(after)), *cells, *papers])
+  n = len(matrix(next(iter(found.values())), "greedy")[1])
+  text = [
+    f"Quality on {n} held-out closed-ended prompts of the demo world after stage 2 (stage 1 where "
+    "it says so), means over training seeds; 95 % intervals over seeds and clips. The paper's "
+    "figures are accuracies of a 4B student on real benchmarks: not the same scale.",
+    _lines(table),
+    "Differences, paired by seed and prompt, with 95 % intervals:",
+    _lines(_differences(found)),
+  ]
+  return "\n\n".join(text) + "\n"
+
+
+def _differences(found: Found) -> list[list[str]]:
+  table = [["question", "seeds", *MEASURES], ["---"] * (2 + len(MEASURES))]
+  for one, other, question in COMPARED:
+    if one in found and other in found:
+      cells = {m: difference(found[one], found[other], m) for m in MEASURES}
+      if all(cells.values()):
+        seeds = str(cells["greedy"]["seeds"])
+        table.append([question, seeds, *(_cell(cells[m], signed=True) for m in MEASURES)])
+  return table
+
+
+def _plain(runs: Mapping, measure: str) -> str:
+  return f"{matrix(runs, measure)[0].mean():.3f}" if runs else "-"
+
+
+def _cell(one: Mapping[str, float], signed: bool = False) -> str:
+  form = "+.3f" if signed else ".3f"
+  return f"{one['mean']:{form}} [{one['low']:{form}}, {one['high']:{form}}]"
+
+
+def _lines(table: Sequence[Sequence[str]]) -> str:
+  return "\n".join("| " + " | ".join(line) + " |" for line in table)
+
+
+def table_csv(found: Found) -> str:
+  """One line a run: row, stage, seed, the means of all measures, format rate and mean length."""
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator="\n")
+  writer.writerow(["row", "stage", "seed", *MEASURES, "format", "length"])
+  for (row, stage), runs in found.items():
+    for seed, result in sorted(runs.items()):
+      means = [f"{matrix({seed: result}, measure)[0].mean():.4f}" for measure in MEASURES]
+      extra = [f"{result['sampled'][name]:.4f}" for name in ("format", "length")]
+      writer.writerow([row, stage, seed, *means, *extra])
+  return out.getvalue()
+
+
+def figure(rows: Mapping[str, Any], found: Found):
+  """Scores by row with intervals and single seeds, the paper's beside them on their own scale."""
+  done = [name for name in rows if (name, "rl") in found]
+  if not done:
+    return None
+  height = 0.9 + 0.34 * len(done)
+  with plots.styled(1, 3, height) as (made, axes):
+    for ax, measure in zip(axes, ("greedy", "sampled"), strict=False):
+      for place, name in enumerate(done):
+        for stage, colour, shift in (("sft", "#8b8f94", 0.18), ("rl", "#d55e00", -0.18)):
+          if (name, stage) in found:
+            one, runs = score(found[name, stage], measure), found[name, stage]
+            ax.plot([one["low"], one["high"]], [place - shift] * 2, color=colour, linewidth=1.4)
+            seeds = matrix(runs, measure)[0].mean(1)
+            ax.plot(seeds, [place - shift] * len(seeds), ".", color=colour, markersize=3)
+            label = STAGES[stage] if place == 0 else None
+            ax.plot(one["mean"], place - shift, "o", color=colour, markersize=5, label=label)
+      ax.set_title(f"{measure} quality, here")
+    for benchmark, marker in (("VideoMME", "s"), ("Video-MMMU", "D")):
+      points = [(rows[n].paper[benchmark], p) for p, n in enumerate(done)
+                if benchmark in rows[n].paper]  # fmt: skip
+      if points:
+        axes[2].plot(*zip(*points, strict=True), marker, color="#0072b2", markersize=5,
+                     fillstyle="full" if marker == "s" else "none", label=benchmark)  # fmt: skip
+    axes[2].set_title("the paper, 4B: another scale")
+    for ax in axes:
+      ax.set_yticks(range(len(done)), done if ax is axes[0] else [])
+      ax.set_ylim(len(done) - 0.5, -0.5)
+      ax.legend(**plots.LEGEND | {"loc": "upper left", "bbox_to_anchor": (0, -0.08)}, ncol=2)
+  return made
+
+
+def write(workdir: pathlib.Path, rows: Mapping[str, Any], found: Found) -> None:
+  """Writes WORKDIR/ablations.md, .csv and, with a run of stage 2, .png."""
+  replace_text(workdir / "ablations.md", markdown(rows, found))
+  replace_text(workdir / "ablations.csv", table_csv(found))
+  if (made := figure(rows, found)) is not None:
+    (workdir / "ablations.png").write_bytes(plots.png(made))
