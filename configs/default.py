@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
   c.compile.bucket = (2304, 1024, 8, 1008)  # P, T, F, S of the pool's largest bucket
 
   c.log_every = 10  # steps
+  c.max_skipped = 20  # updates in a row without a finite gradient after which a run stops
   c.save_every = 200  # steps
   c.keep = 2  # checkpoints kept
 
@@ -53,7 +54,9 @@ def get_config() -> ConfigDict:
     "data.prefetch",
     "evaluate",
     "compile",
+    "discriminator.probe_every",
     "log_every",
+    "max_skipped",
     "save_every",
     "keep",
     "operational",
@@ -117,7 +120,8 @@ def _method(c: ConfigDict) -> None:
   c.reward.dead_below = 1e-4  # a group whose rewards span less has no advantages [ours]
 
   c.policy = ConfigDict()
-  c.policy.divide_by_std = True  # GRPO; False: Dr. GRPO
+  c.policy.scale = "group"  # advantages over the group's s.d. (GRPO), its "task"'s, or "none"
+  c.policy.scale_decay = 0.99  # of the running s.d. of each task, per step
   c.policy.clip = 0.2  # of the importance ratio [GAD]
   c.policy.kl = 0.001  # gamma, weight of KL(student || stage 1 student) per token [GAD]
   c.policy.kl_estimator = "k3"  # "k1", "k2", "k3" [GAD]
@@ -126,6 +130,8 @@ def _method(c: ConfigDict) -> None:
   c.discriminator = ConfigDict()
   c.discriminator.optim = _optim(learning_rate=1e-6, schedule="constant", clip_norm=0.2)
   c.discriminator.warmup_steps = 10  # first steps that train it alone [GAD]
+  c.discriminator.pause_above = 1.0  # it waits while its running accuracy is higher [ours]
+  c.discriminator.probe_every = 50  # steps between looks at fixed pairs of step 0; 0: none
   c.discriminator.frozen_after = 0  # it stops learning after this step; 0: never (ablation)
 
 

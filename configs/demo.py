@@ -62,9 +62,10 @@ def get_config(stage: str) -> ConfigDict:
     c.save_every = 20
     c.discriminator.optim.learning_rate = 1e-4
     c.discriminator.warmup_steps = 5
+    c.discriminator.probe_every = 10
     # A raw logit drowned the rules' rewards, and dividing by the group's s.d. blew the young
     # discriminator's noise up wherever the rules tie: the policy drifted away within 60 steps.
     c.reward.score = "sigmoid"
-    c.policy.divide_by_std = False
+    c.policy.scale = "none"
     c.reward.gate = True
   return c

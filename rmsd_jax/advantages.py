@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from rmsd_jax import masked
 
 TERMS = ("discriminator", "outer", "task", "content")
+SCALES = ("group", "task", "none")
 
 
 def score_term(score_BR: jax.Array, finished_BR: jax.Array, form: str) -> jax.Array:
@@ -47,24 +48,62 @@ def composite(terms: dict, weights: dict, closed_B: jax.Array, gate: bool) -> di
   return weighted
 
 
-def group_advantages(reward_BR, mask_BR, divide_by_std: bool, dead_below: float, eps: float = 1e-6):
-  """(r - group mean) / (group s.d. + eps), unbiased s.d. (GRPO); without the s.d. Dr. GRPO.
+def new_spread(tasks: int) -> dict:
+  """No task's spread is known yet: {"variance", "weight"}, each fp32 [tasks]."""
+  return {"variance": jnp.zeros(tasks), "weight": jnp.zeros(tasks)}
+
+
+def follow_spread(spread: dict, reward_BR, mask_BR, alive_B, task_B, decay: float) -> dict:
+  """The running mean of the reward's variance inside groups, task by task.
+
+  Exponential over the steps that hold a living group of the task; `variance / weight` is free of
+  the bias towards 0 of the first steps (as Adam's moments are).
+
+  Args:
+    spread: `new_spread`, or what this function returned.
+    alive_B: bool, groups that are not dead.
+    task_B: int32 index of each prompt's task.
+    decay: of the running mean, in [0, 1).
+  """
+  variance_B = masked.std(reward_BR, mask_BR, -1) ** 2
+  of_task = (task_B == jnp.arange(len(spread["weight"]))[:, None]) & alive_B  # [tasks, B]
+  seen = jnp.any(of_task, 1)
+  step = lambda old, new: jnp.where(seen, decay * old + (1 - decay) * new, old)
+  now = masked.mean(jnp.broadcast_to(variance_B, of_task.shape), of_task, 1)
+  return {"variance": step(spread["variance"], now), "weight": step(spread["weight"], 1.0)}
+
+
+def scales(form: str, reward_BR, mask_BR, spread: dict, task_B, eps: float = 1e-6):
+  """What advantages are divided by, fp32 [B]; `form` is one of SCALES.
+
+  "group": the group's own s.d., unbiased, + eps (GRPO). "task": the running s.d. of the task's
+  groups + eps, so that a group with little spread stays a small signal, and tasks with rewards of
+  different spread weigh alike (after the EMA-GRPO of OneThinker, arXiv 2512.03043; the running
+  mean is ours). "none": 1 (Dr. GRPO, arXiv 2503.20783).
+  """
+  if form == "group":
+    return masked.std(reward_BR, mask_BR, -1) + eps
+  if form == "task":
+    return jnp.sqrt(spread["variance"] / jnp.maximum(spread["weight"], eps))[task_B] + eps
+  return jnp.ones(len(reward_BR))
+
+
+def alive(reward_BR, mask_BR, dead_below: float) -> jax.Array:
+  """bool [B]: the group's rewards span at least `dead_below`."""
+  highest_B = jnp.max(jnp.where(mask_BR, reward_BR, -jnp.inf), -1)
+  return highest_B - jnp.min(jnp.where(mask_BR, reward_BR, jnp.inf), -1) >= dead_below
+
+
+def group_advantages(reward_BR, mask_BR, alive_B, scale_B) -> jax.Array:
+  """(r - group mean) / scale, fp32 [B, R].
 
   Args:
     mask_BR: rollouts that count.
-    dead_below: a group whose rewards span less than this is dead: its advantages are 0, never a
-      tiny spread divided by itself.
-  Returns:
-    advantages fp32 [B, R], and alive bool [B].
+    alive_B: `alive`; the advantages of a dead group are 0, never a tiny spread divided by itself.
+    scale_B: `scales`.
   """
-  span_B = jnp.max(jnp.where(mask_BR, reward_BR, -jnp.inf), -1) - jnp.min(
-    jnp.where(mask_BR, reward_BR, jnp.inf), -1
-  )
-  alive_B = span_B >= dead_below
   advantage_BR = reward_BR - masked.mean(reward_BR, mask_BR, -1, keepdims=True)
-  if divide_by_std:
-    advantage_BR /= masked.std(reward_BR, mask_BR, -1, keepdims=True) + eps
-  return jnp.where(alive_B[:, None] & mask_BR, advantage_BR, 0.0), alive_B
+  return jnp.where(alive_B[:, None] & mask_BR, advantage_BR / scale_B[:, None], 0.0)
 
 
 def reward_metrics(weighted: dict, mask_BR: jax.Array) -> dict:

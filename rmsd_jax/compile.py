@@ -99,7 +99,14 @@ def programs(config, mesh) -> dict:
   number = jax.ShapeDtypeStruct((B, N), jnp.float32, sharding=over)
   match = jax.ShapeDtypeStruct((B, N), jnp.int32, sharding=over)
   terms = {name: number for name in ("outer", "task", "content")}
-  closed = jax.ShapeDtypeStruct((B,), jnp.bool_, sharding=over)
+  of_prompt = lambda dtype: jax.ShapeDtypeStruct((B,), dtype, sharding=over)
+  pairs = {
+    "match_BN": match,
+    "weight_BN": number,
+    "survivors_B": of_prompt(jnp.float32),
+    "closed_B": of_prompt(jnp.bool_),
+    "task_B": of_prompt(jnp.int32),
+  }
   learn = jax.ShapeDtypeStruct((), jnp.bool_)
   reading = functools.partial(reading_bytes, config, mesh, state)
   caches = cost.decode_bytes(c, B, bucket, N, 0) / sharding.batch_shards(mesh)
@@ -112,13 +119,13 @@ def programs(config, mesh) -> dict:
     ),
     "policy": (
       steps["policy"],
-      (state, groups, samples, visual, number, terms, closed),
+      (state, groups, samples, visual, number, terms, pairs),
       cost.policy(c, B, bucket, N, remat),
       reading(passes + 1) + update_bytes(mesh, state),
     ),
   }
   if "discriminator" in state:
-    arguments = (state, groups, samples, visual, match, number, learn)
+    arguments = (state, groups, samples, visual, pairs, learn)
     work = cost.discriminator(c, B, bucket, N + K, remat)
     least = reading(passes) + update_bytes(mesh, state)
     found["discriminator"] = (steps["discriminator"], arguments, work, least)

@@ -114,7 +114,7 @@ def _panel(ax: Axes, panel: Panel, drawn: Sequence[Curve]) -> None:
   if panel.log and min(series(curve.lines, curve.key)[1].min() for curve in drawn) > 0:
     ax.set_yscale("log")
   if several:
-    ax.legend(**plots.LEGEND, ncols=5, handlelength=1.1, columnspacing=0.9)
+    ax.legend(**plots.LEGEND, ncols=5 if len(drawn) < 6 else 3, handlelength=1.1, columnspacing=0.9)
 
 
 def stage_1(runs: Sequence[Run]) -> Shown:
@@ -185,18 +185,44 @@ def _discriminator(run: Run, of: Callable[..., Curve]) -> Shown:
     of(key("identical"), "pairs of identical texts", colour),
   ]
   differing = [line for line in run.lines if math.isfinite(line.get(key("margin_q50"), math.nan))]
-  accuracy = [Curve(differing, key("accuracy"), "", colour)]  # it reads 0 where there was no pair
+  accuracy = [
+    Curve(differing, key("accuracy"), "", colour),  # it reads 0 where there was no pair
+    of("pairs/length_only", "by length alone", plots.MUTED),
+    of("pairs/ending_only", "by the last word alone", plots.OTHER_COLOURS[1]),
+  ]
+  lengths = [
+    of(f"pairs/accuracy_{kind}", kind.replace("_", " "), plots.OTHER_COLOURS[i])
+    for i, kind in enumerate(("teacher_longer", "student_longer", "equal_length"))
+  ]
+  fixed = [of("probe/score_teacher", "teacher", plots.INK), of("probe/score_student", "student")]
   panels = [
     Panel("Accuracy on differing pairs", "share", accuracy, level=0.5, share=True),
     Panel("Margin, teacher minus student", "logit", median, level=0, band=band),
+    Panel("Accuracy by task", "share", _by_task(run, "accuracy"), level=0.5, share=True),
+    Panel("Accuracy by who is longer", "share", lengths, level=0.5, share=True),
     Panel("Pairs", "share", shares, share=True),
     Panel("Pair loss", "nats, weighted by quality", [of(key("loss"), "", colour)]),
+    Panel("Scores of the first step's pairs", "logit", fixed),
+    Panel("Teacher responses that supervise", "of K", _by_task(run, "survivors")),
   ]
   return Shown(f"{run.name}_discriminator", curves(panels),
     "0.5 (dashed) is guessing. A useful discriminator sits above it without reaching 1: at 1 it "
-    "has found something that gives every rollout away. Pairs of identical texts cannot be told "
-    "apart and count neither in the loss nor in the accuracy; where they are many, student and "
-    "teacher already write alike.")  # fmt: skip
+    "has found something that gives every rollout away. Where length or the last word alone tell "
+    "the pairs apart as well, it may have learned no more than that. Pairs of identical texts "
+    "cannot be told apart and count neither in the loss nor in the accuracy; where they are many, "
+    "student and teacher already write alike. The pairs of the first step never change, so their "
+    "scores move with the discriminator alone.")  # fmt: skip
+
+
+def _by_task(run: Run, name: str) -> list[Curve]:
+  """A curve for each task that "task/TASK/NAME" was logged of."""
+  tasks = sorted({key.split("/")[1] for line in run.lines for key in line
+                  if key.startswith("task/") and key.endswith(f"/{name}")})  # fmt: skip
+  colours = (*plots.OTHER_COLOURS, *plots.RUN_COLOURS.values())
+  return [
+    Curve(run.lines, f"task/{task}/{name}", plots.pretty(task), colours[i % len(colours)])
+    for i, task in enumerate(tasks)
+  ]
 
 
 def _running(run: Run, of: Callable[..., Curve]) -> Shown:
@@ -211,9 +237,10 @@ def _running(run: Run, of: Callable[..., Curve]) -> Shown:
     Panel("Gradient norm before clipping", "2-norm", norms, log=True),
   ]
   largest = lambda key: max(series(run.lines, key)[1], default=0.0)
-  skipped = sum(series(run.lines, f"{net}/skipped")[1].sum() for net in ("policy", "discriminator"))
+  counts = [series(run.lines, f"{net}/skipped")[1] for net in ("policy", "discriminator")]
+  skipped = sum(int(count[-1]) for count in counts if len(count))
   return Shown(f"{run.name}_running", curves(panels),
     "Rollouts that grow without end, or stop finishing, are the usual sign of a reward being "
-    f"exploited. In the logged steps {skipped:.0f} updates were skipped for a gradient norm that "
+    f"exploited. In all {skipped} updates were skipped for a gradient norm that "
     "was not finite, and the log-probabilities of sampler and trainer differed by at most "
     f"{largest('policy/sampler_trainer_gap'):.1e} nats (rounding, if all is well).")  # fmt: skip

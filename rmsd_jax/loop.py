@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 import jax
+import numpy as np
 
 from rmsd_jax import sharding
 from rmsd_jax import state as state_lib
@@ -21,8 +22,12 @@ from rmsd_jax.checkpoint import Checkpoints, guard_config
 from rmsd_jax.data import loader
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.pool import open_pool
+from rmsd_jax.errors import UserError
 from rmsd_jax.metrics import Progress, Writer, rss_gb
 from rmsd_jax.models.student import Qwen3VL
+
+# Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
+MAY_BE_EMPTY = ("task/", "pairs/", "probe/")
 
 
 def blinded(batch: Batch) -> Batch:
@@ -79,17 +84,24 @@ class Loop:
 
   def batches(self) -> Iterator[tuple[int, Batch]]:
     """The steps still to do, each with this process's share of its batch."""
+    return self._load(self.begin, self._config.steps, self._config.data.workers)
+
+  def first_batch(self) -> Batch:
+    """This process's share of the batch of step 0."""
+    return next(self._load(0, 1, num_workers=0))[1]
+
+  def _load(self, start: int, end: int, num_workers: int) -> Iterator[tuple[int, Batch]]:
     config = self._config
     loaded = loader.make(
       self._pool,
       batch_size=config.batch,
       seed=config.seed,
-      start_step=self.begin,
-      end_step=config.steps,
+      start_step=start,
+      end_step=end,
       k=config.data.responses,
       tasks=config.data.tasks,
       limit=config.data.limit,
-      num_workers=config.data.workers,
+      num_workers=num_workers,
       prefetch=config.data.prefetch,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
@@ -101,20 +113,39 @@ class Loop:
 
     Args:
       step: the step just done, from 0.
-      metrics: scalars; device values are waited for only when they are logged.
+      metrics: scalars; device values are waited for only when they are logged. Those in
+        MAY_BE_EMPTY are left out where they are NaN.
       note: name of the metric that the progress bar shows.
+
+    Raises:
+      UserError: too many updates in a row had no finite gradient.
     """
     config, done = self._config, step + 1
     if done % config.log_every == 0 or done == config.steps:
-      metrics = jax.device_get(dict(metrics))
+      metrics = {
+        name: value
+        for name, value in jax.device_get(dict(metrics)).items()
+        if not (name.startswith(MAY_BE_EMPTY) and np.isnan(value))
+      }
       now = time.monotonic()
       seconds, self._clock = (now - self._clock) / (done - self._logged), now
       costs = {"seconds_per_step": seconds, "prompts_per_second": config.batch / seconds}
       self._writer.write(done, metrics | costs | {"host_memory_gb": rss_gb()})
       self._progress.update(done - self._logged, note=f"{note} {float(metrics[note]):.3f}")
       self._logged = done
+      self._check_skipped(metrics)
     if done % config.save_every == 0 or done == config.steps:
       self._checkpoints.save(done, state)
+
+  def _check_skipped(self, metrics: Mapping) -> None:
+    limit = self._config.max_skipped
+    for name, value in metrics.items():
+      if name.endswith("skipped_in_a_row") and value > limit:
+        raise UserError(
+          f"{name} is {int(value)}, more than max_skipped={limit}: the gradient is not finite, and "
+          "nothing was learned from these steps; lower the learning rate, or go back to an earlier "
+          "checkpoint"
+        )
 
   def __enter__(self) -> Self:
     return self

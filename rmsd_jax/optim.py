@@ -1,10 +1,11 @@
-"""AdamW as both stages use it, gradients over micro-batches, and steps that must not count.
+"""AdamW as both stages use it, gradients over micro-batches, and updates that must not count.
 
 `losses` return sums and counts: `gradients` adds both over micro-batches and divides once, so a
 batch cut in pieces gives the gradient of the whole.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,42 @@ def schedule(optim, steps: int) -> optax.Schedule:
   return lambda step: shape(step + 1)  # the first update already moves
 
 
+class Skipping(NamedTuple):
+  """State of an optimizer that leaves out updates whose gradient is not finite."""
+
+  inner: Any
+  skipped: jax.Array  # int32, updates left out so far
+  in_a_row: jax.Array  # int32, of them the latest without a good one between
+
+
+def skipping(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`inner`, but an update whose gradient norm is not finite changes nothing and is counted.
+
+  optax.apply_if_finite does the same until a limit, from which on it lets the update through.
+  """
+
+  def init(params):
+    return Skipping(inner.init(params), jnp.int32(0), jnp.int32(0))
+
+  def update(grads, state, params):
+    finite = jnp.isfinite(optax.tree.norm(grads))
+    updates, after = inner.update(grads, state.inner, params)
+    keep = lambda new, old: jnp.where(finite, new, old)
+    count = jnp.where(finite, 0, 1)
+    return (
+      jax.tree.map(lambda u: jnp.where(finite, u, 0), updates),
+      Skipping(
+        jax.tree.map(keep, after, state.inner),
+        state.skipped + count,
+        (state.in_a_row + count) * count,
+      ),
+    )
+
+  return optax.GradientTransformation(init, update)
+
+
 def make(optim, steps: int) -> optax.GradientTransformation:
-  """AdamW with clipping by global norm, from a config section.
+  """AdamW with clipping by global norm, from a config section; see `skipping`.
 
   Args:
     optim: the section; besides those of `schedule` it has b1, b2, weight_decay, clip_norm and
@@ -44,17 +79,15 @@ def make(optim, steps: int) -> optax.GradientTransformation:
   decayed = lambda params: named.unflatten(
     {name: not _never_decayed(name) for name in named.flatten(params)}
   )
-  return optax.chain(
-    optax.clip_by_global_norm(optim.clip_norm),
-    optax.adamw(
-      schedule(optim, steps),
-      b1=optim.b1,
-      b2=optim.b2,
-      weight_decay=optim.weight_decay,
-      mu_dtype=optim.moment_dtype,
-      mask=decayed,
-    ),
+  adamw = optax.adamw(
+    schedule(optim, steps),
+    b1=optim.b1,
+    b2=optim.b2,
+    weight_decay=optim.weight_decay,
+    mu_dtype=optim.moment_dtype,
+    mask=decayed,
   )
+  return skipping(optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw))
 
 
 def _never_decayed(name: str) -> bool:
@@ -98,18 +131,15 @@ def gradients(loss_fn: Callable, params: dict, batch, microbatches: int):
 
 
 def apply(tx: optax.GradientTransformation, grads: dict, opt_state, params: dict):
-  """One update. A step whose gradient norm is not finite changes nothing and is reported.
+  """One update by what `make` returned.
 
   Returns:
-    params, opt_state, {"grad_norm" before clipping, "skipped" 0 or 1}.
+    params, opt_state, {"grad_norm" before clipping, "skipped" and "skipped_in_a_row" updates}.
   """
-  norm = optax.tree.norm(grads)
-  finite = jnp.isfinite(norm)
-  updates, new_state = tx.update(grads, opt_state, params)
-  new_params = optax.apply_updates(params, updates)
-  keep = lambda new, old: jnp.where(finite, new, old)
+  updates, opt_state = tx.update(grads, opt_state, params)
+  counts = {"skipped": opt_state.skipped, "skipped_in_a_row": opt_state.in_a_row}
   return (
-    jax.tree.map(keep, new_params, params),
-    jax.tree.map(keep, new_state, opt_state),
-    {"grad_norm": norm, "skipped": 1.0 - finite},
+    optax.apply_updates(params, updates),
+    opt_state,
+    {"grad_norm": optax.tree.norm(grads)} | counts,
   )

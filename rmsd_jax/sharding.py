@@ -124,6 +124,13 @@ def put_batch(mesh: Mesh, batch):
   )
 
 
+def everywhere(mesh: Mesh, tree):
+  """Host values, alike on all processes -> global arrays, whole on every device."""
+  whole = NamedSharding(mesh, P())
+  return jax.tree.map(lambda x: jax.make_array_from_callback(
+    np.shape(x), whole, lambda index: np.asarray(x)[index]), tree)  # fmt: skip
+
+
 def local_rows(x: jax.Array) -> np.ndarray:
   """This process's rows of a global array that is split over its leading axis alone."""
   pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}

@@ -1,26 +1,29 @@
 """The state of a run: a dict of pytrees, each saved as an item of its own.
 
     stage 1   student, frozen, student_optim
-    stage 2   and reference, discriminator, discriminator_optim
+    stage 2   and reference, running, discriminator, discriminator_optim
 
 "student" holds the weights that learn, "frozen" the others (once, whoever uses them), "reference"
-and "discriminator" their own values of the learning weights. Random keys are not state: they
-follow from (seed, step).
+and "discriminator" their own values of the learning weights, "running" what stage 2 follows over
+its steps. Random keys are not state: they follow from (seed, step).
 """
 
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rmsd_jax import checkpoint, named, sharding
+from rmsd_jax import advantages, checkpoint, named, sharding
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import PARTITION as HEAD_PARTITION
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.models.student import PARTITION, Qwen3VL
+from rmsd_jax.tasks import registry
 
 RULES = (*PARTITION, *HEAD_PARTITION)
+TASK_NAMES = tuple(sorted(registry.TASKS))
 State = dict[str, dict]
 
 
@@ -68,6 +71,8 @@ def abstract(mesh: Mesh, model: Qwen3VL, trained: Sequence[str], optims: dict) -
   for role, tx in optims.items():
     if tx is not None:
       state[f"{role}_optim"] = jax.eval_shape(tx.init, state[role])
+  if "reference" in optims:
+    state["running"] = jax.eval_shape(new_running)
   return sharding.abstract(mesh, state, RULES)
 
 
@@ -79,6 +84,15 @@ def init_optims(mesh: Mesh, optims: dict, state: State) -> State:
     return jax.jit(tx.init, out_shardings=layout)(state[role])
 
   return {f"{role}_optim": one(role, tx) for role, tx in optims.items() if tx is not None}
+
+
+def new_running() -> dict:
+  """What stage 2 follows over its steps, at step 0.
+
+  "accuracy": running mean of the discriminator's accuracy on differing pairs, fp32; chance at
+  first. "spread": of rewards by task, `advantages.new_spread`, in the order of TASK_NAMES.
+  """
+  return {"accuracy": jnp.float32(0.5), "spread": advantages.new_spread(len(TASK_NAMES))}
 
 
 def summary(state: State) -> str:

@@ -21,19 +21,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmsd_jax import advantages, cli, generate, losses, masked, named, optim, scoring, sharding
+from rmsd_jax import (
+  advantages,
+  cli,
+  generate,
+  losses,
+  masked,
+  named,
+  optim,
+  probes,
+  scoring,
+  sharding,
+)
 from rmsd_jax import state as state_lib
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
+from rmsd_jax.errors import UserError
 from rmsd_jax.groups import PromptGroups, join_responses
 from rmsd_jax.loop import Loop
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.tasks import matching
 
+ACCURACY_DECAY = 0.9  # of the running accuracy, per step: it follows some 10 steps
+
 
 def make_steps(config, mesh):
-  """The jitted programs of stage 2: {"rollout", "discriminator", "policy"}."""
+  """The jitted programs of stage 2: {"rollout", "discriminator", "policy", "probe"}."""
   model, optims = hf.load_model(**config.model), make_optims(config)
   jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
   return {
@@ -41,6 +55,7 @@ def make_steps(config, mesh):
     "rollout": jit(rollout_step(config, model), keep_unused=True),
     "discriminator": jit(discriminator_step(config, mesh, model, optims), donate_argnums=0),
     "policy": jit(policy_step(config, mesh, model, optims), donate_argnums=0),
+    "probe": jit(probe_step(model)),
   }
 
 
@@ -69,18 +84,21 @@ def rollout_step(config, model):
 
 
 def discriminator_step(config, mesh, model, optims):
-  """(state, teachers, samples, visual, match_BN, weight_BN, learn) -> (state, scores_BN, metrics).
+  """(state, teachers, samples, visual, pairs, learn) -> (state, scores_BN, metrics).
 
-  One pass gives the scores under the old weights and, if `learn`, the update on pairs.
+  One pass gives the scores under the old weights and the update on pairs, which counts if `learn`
+  and while it does not tell teacher and student apart too well already (`pause_above`).
   """
   critic = Discriminator(model)
 
-  def discriminator(state, teachers: PromptGroups, samples, visual, match_BN, weight_BN, learn):
+  def discriminator(state, teachers: PromptGroups, samples, visual, pairs: dict, learn):
+    match_BN, weight_BN = pairs["match_BN"], pairs["weight_BN"]
     N = match_BN.shape[1]
     students = teachers.with_responses(samples.responses_BRT, samples.length_BR)
     groups = join_responses(students, teachers)
+    matched = _matched(teachers, match_BN)
     paired_BN = (match_BN >= 0) & samples.finished_BR
-    differs_BN = paired_BN & ~_identical(samples, teachers, match_BN)
+    differs_BN = paired_BN & ~_identical(samples, *matched)
 
     def loss_fn(own, batch):
       groups, visual, match_BN, weight_BN, differs_BN = batch
@@ -97,26 +115,35 @@ def discriminator_step(config, mesh, model, optims):
     new, opt_state, health = optim.apply(
       optims["discriminator"], grads, state["discriminator_optim"], old
     )
+    running = state["running"]
+    learn &= running["accuracy"] <= config.discriminator.pause_above
     learned = {"discriminator": new, "discriminator_optim": opt_state}
     state = state | jax.tree.map(
       lambda n, o: jnp.where(learn, n, o), learned, {name: state[name] for name in learned}
     )
-    margin_BN = jnp.where(differs_BN, teacher_BN - score_BN, jnp.nan)
+    followed = ACCURACY_DECAY * running["accuracy"] + (1 - ACCURACY_DECAY) * metrics["accuracy"]
+    accuracy = jnp.where(differs_BN.any(), followed, running["accuracy"])
+    state["running"] = running | {"accuracy": accuracy}
     metrics |= health | {
+      "learns": learn.astype(jnp.float32),
+      "accuracy_running": accuracy,
       "pairs": jnp.mean(paired_BN),
       "identical": masked.mean(~differs_BN, paired_BN),
       "score_student": masked.mean(score_BN, samples.finished_BR),
       "score_teacher": masked.mean(teacher_BN, paired_BN),
-      **{f"margin_q{q}": jnp.nanquantile(margin_BN, q / 100) for q in (10, 50, 90)},
     }
+    margin_BN = jnp.where(differs_BN, teacher_BN - score_BN, jnp.nan)
+    metrics |= {f"margin_q{q}": jnp.nanquantile(margin_BN, q / 100) for q in (10, 50, 90)}
     metrics = {f"discriminator/{k}": v for k, v in metrics.items()}
+    metrics |= _pair_probes(samples, matched, margin_BN, differs_BN)
+    metrics |= _task_figures(pairs, teacher_BN > score_BN, differs_BN)
     return state_lib.pinned(mesh, state), score_BN, metrics
 
   return discriminator
 
 
 def policy_step(config, mesh, model, optims):
-  """(state, groups, samples, visual, scores_BN, rule terms, closed_B) -> (state, metrics)."""
+  """(state, groups, samples, visual, scores_BN, rule terms, pairs) -> (state, metrics)."""
 
   def logps(params, groups, visual, **options):
     prompt_BPD, response_BRTD = model(params, groups, visual)
@@ -127,16 +154,21 @@ def policy_step(config, mesh, model, optims):
       hidden_BRTD, table_VD, groups.responses_BRT, temperature, config.logit_chunk, **options
     )
 
-  def policy(state, groups: PromptGroups, samples, visual, score_BN, terms, closed_B):
+  def policy(state, groups: PromptGroups, samples, visual, score_BN, terms, pairs: dict):
+    closed_B, task_B = pairs["closed_B"], pairs["task_B"]
     groups = groups.with_responses(samples.responses_BRT, samples.length_BR)
     everyone_BN = samples.length_BR > 0
     score_BN = advantages.score_term(score_BN, samples.finished_BR, config.reward.score)
     reward = advantages.composite(
       terms | {"discriminator": score_BN}, dict(config.reward), closed_B, config.reward.gate
     )
-    advantage_BN, alive_B = advantages.group_advantages(
-      sum(reward.values()), everyone_BN, config.policy.divide_by_std, config.reward.dead_below
+    total_BN, running = sum(reward.values()), state["running"]
+    alive_B = advantages.alive(total_BN, everyone_BN, config.reward.dead_below)
+    spread = advantages.follow_spread(
+      running["spread"], total_BN, everyone_BN, alive_B, task_B, config.policy.scale_decay
     )
+    scale_B = advantages.scales(config.policy.scale, total_BN, everyone_BN, spread, task_B)
+    advantage_BN = advantages.group_advantages(total_BN, everyone_BN, alive_B, scale_B)
     keep_kl_BN = jnp.broadcast_to((alive_B | config.policy.kl_of_dead)[:, None], advantage_BN.shape)
 
     def loss_fn(student, batch):
@@ -161,45 +193,108 @@ def policy_step(config, mesh, model, optims):
     metrics |= advantages.reward_metrics(reward, everyone_BN)
     metrics["reward/dead_groups"] = 1 - jnp.mean(alive_B)
     metrics["policy/sampler_trainer_gap"] = gap_B.max()  # nats; same weights, so rounding only
-    return state_lib.pinned(mesh, state | {"student": new, "student_optim": opt_state}), metrics
+    quality_BN = scoring.quality(terms)
+    metrics |= probes.by_label(
+      "quality", quality_BN, everyone_BN & closed_B[:, None], task_B, state_lib.TASK_NAMES
+    )
+    learned = {"student": new, "student_optim": opt_state, "running": running | {"spread": spread}}
+    return state_lib.pinned(mesh, state | learned), metrics
 
   return policy
 
 
-def _identical(samples, teachers: PromptGroups, match_BN) -> jax.Array:
-  """bool [B, N]: the rollout is, token by token, the teacher response it is paired with."""
+def probe_step(model):
+  """(state, teachers, samples, match_BN) -> metrics of fixed pairs: what of D has drifted."""
+  critic = Discriminator(model)
+
+  def probe(state, teachers: PromptGroups, samples, match_BN):
+    students = teachers.with_responses(samples.responses_BRT, samples.length_BR)
+    groups = join_responses(students, teachers)
+    score_BR = critic(state_lib.weights(state, "discriminator"), groups)
+    student_BN, teacher_BK = jnp.split(score_BR, [match_BN.shape[1]], 1)
+    teacher_BN = jnp.take_along_axis(teacher_BK, jnp.maximum(match_BN, 0), 1)
+    differs_BN = (match_BN >= 0) & samples.finished_BR
+    differs_BN &= ~_identical(samples, *_matched(teachers, match_BN))
+    margin_BN = teacher_BN - student_BN
+    found = {"accuracy": margin_BN > 0, "margin": margin_BN}
+    found |= {"score_student": student_BN, "score_teacher": teacher_BN}
+    return {f"probe/{name}": probes.mean(x_BN, differs_BN) for name, x_BN in found.items()}
+
+  return probe
+
+
+def _matched(teachers: PromptGroups, match_BN) -> tuple[jax.Array, jax.Array]:
+  """Ids [B, N, T] and lengths [B, N] of the teacher response of each pair."""
   slot_BN = jnp.maximum(match_BN, 0)
   length_BN = jnp.take_along_axis(teachers.response_length_BR, slot_BN, 1)
-  theirs_BNT = jnp.take_along_axis(teachers.responses_BRT, slot_BN[..., None], 1)
-  beyond_BNT = jnp.arange(theirs_BNT.shape[2]) >= length_BN[..., None]
-  same_BN = jnp.all((theirs_BNT == samples.responses_BRT) | beyond_BNT, -1)
+  return jnp.take_along_axis(teachers.responses_BRT, slot_BN[..., None], 1), length_BN
+
+
+def _identical(samples, ids_BNT, length_BN) -> jax.Array:
+  """bool [B, N]: the rollout is, token by token, the teacher response it is paired with."""
+  beyond_BNT = jnp.arange(ids_BNT.shape[2]) >= length_BN[..., None]
+  same_BN = jnp.all((ids_BNT == samples.responses_BRT) | beyond_BNT, -1)
   return same_BN & (length_BN == samples.length_BR)
 
 
-def match(batch: Batch, step: int, config) -> tuple[np.ndarray, np.ndarray]:
-  """m(i) int32 [B, N], the teacher slot each rollout is paired with (-1: none), and its weight q.
+def _pair_probes(samples, matched, margin_BN, pair_BN) -> dict:
+  """How far length and endings alone would tell the pairs apart, beside D's accuracy."""
+  ids_BNT, length_BN = matched
+  last_BN = probes.last_tokens(samples.responses_BRT, samples.length_BR)
+  found = probes.by_length(margin_BN, samples.length_BR, length_BN, pair_BN)
+  found["ending_only"] = probes.by_feature(last_BN, probes.last_tokens(ids_BNT, length_BN), pair_BN)
+  return {f"pairs/{name}": value for name, value in found.items()}
 
-  Drawn anew by (seed, step, row), so alike on any number of processes.
+
+def _task_figures(pairs: dict, right_BN, pair_BN) -> dict:
+  """By task: the discriminator's accuracy; per prompt the teacher responses that supervise; per
+  rollout the share in an effective pair, and the weight of those."""
+  mean = functools.partial(probes.by_label, label_B=pairs["task_B"], labels=state_lib.TASK_NAMES)
+  weight_BN, everyone_BN = jnp.where(pair_BN, pairs["weight_BN"], 0), jnp.ones_like(pair_BN)
+  return {
+    **mean("accuracy", right_BN, pair_BN),
+    **mean("survivors", pairs["survivors_B"][:, None], everyone_BN[:, :1]),
+    **mean("pairs", pair_BN, everyone_BN),
+    **mean("weight", weight_BN, everyone_BN),
+  }
+
+
+def match(batch: Batch, step: int, config) -> dict[str, np.ndarray]:
+  """The pairs of a step, drawn anew by (seed, step, row), so alike on any number of processes.
+
+  Returns, of this process's prompts:
+    match_BN: m(i), int32, the teacher slot each rollout is paired with; -1: none.
+    weight_BN: q of that response, fp32.
+    survivors_B: teacher responses that may supervise, fp32.
+    closed_B: bool; task_B: int32, index into TASK_NAMES.
   """
   s, N = config.supervision, config.rollouts.samples
   quality_BK, graded_B = matching.judged(
     batch.quality_BK, batch.rouge_BK, batch.closed_B, s.closed, s.open_ended
   )
-  match_BN = np.full((len(batch.row_B), N), -1, np.int32)
+  match_BN, survivors_B = np.full((len(batch.row_B), N), -1, np.int32), np.zeros(len(batch.row_B))
   for b, row in enumerate(batch.row_B):
     quality_K, graded = quality_BK[b], bool(graded_B[b])
     keep_K = matching.survivors(quality_K, batch.valid_BK[b], batch.present_BK[b], graded, s.tau)
+    survivors_B[b] = keep_K.sum()
     rng = matching.rng_for(config.seed, step, int(row))
     match_BN[b] = matching.draw(quality_K, keep_K, graded, s.match_by_quality, N, rng)
   quality_BN = np.take_along_axis(quality_BK, np.maximum(match_BN, 0), 1)
   weighted_B1 = graded_B[:, None] & s.loss_by_quality
-  return match_BN, np.where(weighted_B1, quality_BN, 1.0).astype(np.float32)
+  return {
+    "match_BN": match_BN,
+    "weight_BN": np.where(weighted_B1, quality_BN, 1.0).astype(np.float32),
+    "survivors_B": survivors_B.astype(np.float32),
+    "closed_B": batch.closed_B,
+    "task_B": np.array([state_lib.TASK_NAMES.index(row["task"]) for row in batch.info], np.int32),
+  }
 
 
 def init_state(config, mesh, model, optims: dict) -> state_lib.State:
   """The state of step 0: the student of stage 1 in each role, and a new value head."""
   state = state_lib.load_student(mesh, model, config.model.folder, config.init_from, config.trained)
   state["reference"] = state_lib.copy(state["student"])
+  state["running"] = sharding.everywhere(mesh, state_lib.new_running())
   if "discriminator" in optims:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     head = Discriminator(model).init_head(key)
@@ -221,40 +316,64 @@ def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: B
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), step)
   teachers = sharding.put_batch(mesh, batch.groups)
   samples, visual = steps["rollout"](state, teachers, key)
-  match_BN, weight_BN = match(batch, step, config)
+  pairs = sharding.put_batch(mesh, match(batch, step, config))
   texts = scoring.texts_of(samples, tokenizer)
   finished_BN = sharding.local_rows(samples.finished_BR)
-  put = lambda tree: sharding.put_batch(mesh, tree)
-  terms, closed_B = put(grade(texts, batch.info, finished_BN)), put(batch.closed_B)
+  terms = sharding.put_batch(mesh, grade(texts, batch.info, finished_BN))
   metrics = {"rollout/length": samples.length_BR.mean()}
   metrics["rollout/finished"] = samples.finished_BR.mean()
   metrics |= {f"rollout/{name}": term_BN.mean() for name, term_BN in terms.items()}
-  metrics["rollout/quality"] = masked.mean(scoring.quality(terms), closed_B[:, None])
+  metrics["rollout/quality"] = masked.mean(scoring.quality(terms), pairs["closed_B"][:, None])
   score_BN = jnp.zeros(samples.length_BR.shape)
   if config.reward.discriminator:
     learn = not config.discriminator.frozen_after or step < config.discriminator.frozen_after
-    state, score_BN, more = steps["discriminator"](
-      state, teachers, samples, visual, *put((match_BN, weight_BN)), learn
-    )
+    state, score_BN, more = steps["discriminator"](state, teachers, samples, visual, pairs, learn)
     metrics |= more
   if not config.reward.discriminator or step >= config.discriminator.warmup_steps:
-    state, more = steps["policy"](state, teachers, samples, visual, score_BN, terms, closed_B)
+    state, more = steps["policy"](state, teachers, samples, visual, score_BN, terms, pairs)
     metrics |= more
   return state, metrics
 
 
+def fixed_pairs(config, mesh, steps, state, batch: Batch) -> tuple:
+  """The first batch, rollouts of the stage 1 student and their pairs: what `probe` looks at.
+
+  They follow from the state of any step, so a resumed run looks at the same ones.
+  """
+  teachers, key = sharding.put_batch(mesh, batch.groups), jax.random.key(config.seed)
+  samples, _ = steps["rollout"](state | {"student": state["reference"]}, teachers, key)
+  return teachers, samples, sharding.put_batch(mesh, match(batch, 0, config)["match_BN"])
+
+
+def check(config) -> None:
+  """Raises UserError for values of stage 2 that make no sense, before any work."""
+  if config.policy.scale not in advantages.SCALES:
+    names = ", ".join(advantages.SCALES)
+    raise UserError(f"policy.scale is {config.policy.scale!r}; choose one of {names}")
+  if config.discriminator.probe_every % config.log_every:
+    raise UserError(
+      f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "
+      f"log_every={config.log_every}: its figures would not be logged"
+    )
+  scoring.audit(dict(config.reward), config.reward.gate)
+
+
 def main(config, workdir: str, grade=scoring.rule_terms) -> None:
   """Runs or resumes stage 2."""
+  check(config)
   model, optims = hf.load_model(**config.model), make_optims(config)
   loop = Loop(config, workdir, "stage 2")
   tokenizer = ChatTokenizer(config.model.folder)
   scoring.check_ends(tokenizer, model.config.stop_ids)
-  scoring.audit(dict(config.reward), config.reward.gate)
+  every, fixed = config.discriminator.probe_every if "discriminator" in optims else 0, ()
   with jax.set_mesh(loop.mesh), loop:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
     steps = make_steps(config, loop.mesh)
     for step, batch in loop.batches():
       state, metrics = train_step(config, loop.mesh, steps, tokenizer, grade, state, step, batch)
+      if every and (step + 1) % every == 0:
+        fixed = fixed or fixed_pairs(config, loop.mesh, steps, state, loop.first_batch())
+        metrics |= steps["probe"](state, *fixed)
       loop.after(step, state, metrics, note="rollout/quality")
 
 

@@ -13,21 +13,28 @@ def row(*values):
   return np.array([values], np.float32)
 
 
+def group_advantages(reward, mask, form, dead_below, **options):
+  """(advantages, alive) as the trainer computes them from rewards."""
+  alive = advantages.alive(reward, mask, dead_below)
+  scale = advantages.scales(form, reward, mask, advantages.new_spread(1), np.zeros(1), **options)
+  return advantages.group_advantages(reward, mask, alive, scale), alive
+
+
 # group_advantages
 
 
 def test_hand_cases():
   reward, root = row(0, 1, 1, 2), np.sqrt(2 / 3)
-  got, alive = advantages.group_advantages(reward, ALL, True, 0.01)
+  got, alive = group_advantages(reward, ALL, "group", 0.01)
   np.testing.assert_allclose(got, row(-1 / root, 0, 0, 1 / root), rtol=1e-5)
   assert alive.tolist() == [True]
-  got, _ = advantages.group_advantages(reward, ALL, False, 0.01)  # Dr. GRPO
+  got, _ = group_advantages(reward, ALL, "none", 0.01)  # Dr. GRPO
   np.testing.assert_allclose(got, row(-1, 0, 0, 1), rtol=1e-6)
 
 
 def test_the_spread_is_the_unbiased_one_of_numpy():
   reward = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
-  got, _ = advantages.group_advantages(reward, np.ones((3, 8), bool), True, 0.0, eps=0.0)
+  got, _ = group_advantages(reward, np.ones((3, 8), bool), "group", 0.0, eps=0.0)
   centred = reward - reward.mean(-1, keepdims=True)
   np.testing.assert_allclose(got, centred / reward.std(-1, ddof=1, keepdims=True), rtol=1e-5)
 
@@ -35,32 +42,30 @@ def test_the_spread_is_the_unbiased_one_of_numpy():
 def test_a_group_stands_on_its_own_and_shift_does_not_matter():
   reward = np.random.default_rng(1).standard_normal((3, 8)).astype(np.float32)
   mask = np.ones((3, 8), bool)
-  got, _ = advantages.group_advantages(reward, mask, True, 0.01)
-  moved, _ = advantages.group_advantages(
-    reward * [[1], [9], [2]] + [[0], [5], [-3]], mask, True, 0.01
-  )
+  got, _ = group_advantages(reward, mask, "group", 0.01)
+  moved, _ = group_advantages(reward * [[1], [9], [2]] + [[0], [5], [-3]], mask, "group", 0.01)
   np.testing.assert_allclose(moved, got, atol=1e-5)
   np.testing.assert_allclose(np.sum(got, -1), 0, atol=1e-5)
 
 
 def test_masked_rollouts_neither_count_nor_learn():
   mask = np.array([[True, True, False, True]])
-  got, _ = advantages.group_advantages(row(0, 1, np.nan, 2), mask, True, 0.01)
+  got, _ = group_advantages(row(0, 1, np.nan, 2), mask, "group", 0.01)
   np.testing.assert_allclose(got, row(-1, 0, 0, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("by_std", [True, False])
-def test_a_dead_group_has_no_advantage_and_is_told(by_std):
+@pytest.mark.parametrize("form", ["group", "none"])
+def test_a_dead_group_has_no_advantage_and_is_told(form):
   rewards = np.array([[0.3] * 4, [0.3, 0.3, 0.3, 0.3005], [0.3, 0.3, 0.3, 0.302]], np.float32)
   mask = np.ones((3, 4), bool)
-  got, alive = advantages.group_advantages(rewards, mask, by_std, dead_below=0.001)
+  got, alive = group_advantages(rewards, mask, form, dead_below=0.001)
   assert alive.tolist() == [False, False, True]
   assert (np.asarray(got)[:2] == 0).all() and (np.asarray(got)[2] != 0).all()
 
 
 def test_a_group_with_one_rollout_or_none_is_dead():
   mask = np.array([[False] * 4, [False, True, False, False]])
-  got, alive = advantages.group_advantages(np.tile(row(0, 1, 2, 3), (2, 1)), mask, True, 1e-3)
+  got, alive = group_advantages(np.tile(row(0, 1, 2, 3), (2, 1)), mask, "group", 1e-3)
   assert (np.asarray(got) == 0).all() and not np.asarray(alive).any()
 
 
@@ -144,8 +149,8 @@ def test_with_the_gate_an_all_wrong_group_learns_from_the_discriminator_alone():
     gate: sum(advantages.composite(terms, WEIGHTS, np.array([True]), gate).values())
     for gate in (True, False)
   }
-  assert not advantages.group_advantages(reward[True], ALL, True, 1e-3)[1].any()
-  assert advantages.group_advantages(reward[False], ALL, True, 1e-3)[1].all()
+  assert not group_advantages(reward[True], ALL, "group", 1e-3)[1].any()
+  assert group_advantages(reward[False], ALL, "group", 1e-3)[1].all()
 
 
 # reward_metrics
@@ -178,3 +183,68 @@ def test_a_constant_reward_has_no_shares():
   metrics = advantages.reward_metrics(terms, np.ones((2, 4), bool))
   assert all(metrics[f"reward/{name}/variance_share"] == 0 for name in terms)
   assert metrics["reward/std_in_group"] == 0 and metrics["reward/mean"] == len(terms)
+
+
+# the running spread of tasks
+
+TASK = np.array([0, 0, 1, 2])
+
+
+def followed(rewards, decay=0.9, tasks=3, alive=None):
+  spread = advantages.new_spread(tasks)
+  for reward in rewards:
+    ones = np.ones(reward.shape, bool)
+    known = np.ones(len(reward), bool) if alive is None else alive
+    spread = advantages.follow_spread(spread, reward, ones, known, TASK, decay)
+  return spread
+
+
+def test_the_spread_of_a_task_is_the_running_mean_of_its_groups_variances():
+  rng = np.random.default_rng(2)
+  rewards = [rng.random((4, 8)).astype(np.float32) for _ in range(5)]
+  spread = followed(rewards)
+  weights = 0.9 ** np.arange(5)[::-1] * 0.1
+  for task in range(3):
+    by_step = [reward.var(1, ddof=1)[TASK == task].mean() for reward in rewards]
+    assert spread["weight"][task] == pytest.approx(weights.sum(), rel=1e-5)
+    expected = np.average(by_step, weights=weights)
+    got = spread["variance"][task] / spread["weight"][task]
+    assert float(got) == pytest.approx(expected, rel=1e-5)
+  scale = advantages.scales("task", rewards[0], np.ones((4, 8), bool), spread, TASK)
+  assert scale[0] == scale[1] != scale[2]
+  assert float(scale[3]) == pytest.approx(np.sqrt(expected), rel=1e-4)
+
+
+def test_the_first_step_of_a_task_has_its_own_spread():
+  reward = np.random.default_rng(3).random((4, 8)).astype(np.float32)
+  scale = advantages.scales("task", reward, np.ones((4, 8), bool), followed([reward]), TASK)
+  np.testing.assert_allclose(scale[2:], reward[2:].std(1, ddof=1), rtol=1e-4)
+
+
+def test_dead_groups_and_absent_tasks_leave_the_spread_as_it_is():
+  reward = np.random.default_rng(4).random((4, 8)).astype(np.float32)
+  before = followed([reward])
+  alive = np.array([True, False, False, True])
+  after = advantages.follow_spread(before, reward * 3, np.ones((4, 8), bool), alive, TASK, 0.9)
+  assert after["variance"][1] == before["variance"][1]
+  assert after["weight"][1] == before["weight"][1]
+  lonely = 0.9 * before["variance"][0] + 0.1 * 9 * reward[0].var(ddof=1)
+  assert float(after["variance"][0]) == pytest.approx(float(lonely), rel=1e-5)
+
+
+# against the formulas of other trainers, written out
+
+
+def test_group_scale_is_grpo_as_in_trl_and_verl():
+  """trl's GRPOTrainer and verl's compute_grpo_outcome_advantage: torch's unbiased std of a group,
+  eps added to it (theirs 1e-4 and 1e-6), no clipping; scale_rewards=False drops the division."""
+  torch = pytest.importorskip("torch")
+  reward = np.random.default_rng(5).random((6, 8)).astype(np.float32)
+  mask = np.ones((6, 8), bool)
+  flat = torch.tensor(reward).view(-1)
+  mean = flat.view(-1, 8).mean(dim=1).repeat_interleave(8, dim=0)
+  std = flat.view(-1, 8).std(dim=1).repeat_interleave(8, dim=0)
+  theirs = ((flat - mean) / (std + 1e-6)).view(6, 8).numpy()
+  np.testing.assert_allclose(group_advantages(reward, mask, "group", 0.0)[0], theirs, rtol=1e-4)
+  centred = (flat - mean).view(6, 8).numpy()
+  np.testing.assert_allclose(group_advantages(reward, mask, "none", 0.0)[0], centred, atol=1e-6)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "rmsd_jax"
 FLOORS = {
   0: {
     "errors", "groups", "masked", "named", "sharding", "positions", "losses", "advantages",
-    "intervals",
+    "intervals", "probes",
   },
   1: {"models", "tasks", "data"},
   2: {

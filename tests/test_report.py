@@ -66,6 +66,11 @@ def stage_2_lines(count=40, warmup=5, seed=0):
                         "grad_norm": 0.3, "skipped": 0.0, "margin_q10": margin - 0.3,
                         "margin_q50": margin, "margin_q90": margin + 0.3}.items():  # fmt: skip
       line[f"discriminator/{name}"] = value if i % 9 else ("nan" if "margin" in name else 0.0)
+    line |= {"pairs/length_only": 0.55, "pairs/ending_only": 0.5}
+    for task in TASKS[: 1 + i % 2]:  # a step may lack a task
+      line |= {f"task/{task}/accuracy": 0.6, f"task/{task}/survivors": 3.5}
+    if i % 10 == 0:
+      line |= {"probe/score_teacher": x, "probe/score_student": -x}
     if i > warmup:
       names = {"kl": 0.02 * x, "loss": rng.normal(0, 0.01), "grad_norm": 0.2, "skipped": 0.0}
       line |= {f"policy/{k}": v for k, v in (names | {"sampler_trainer_gap": 1e-6}).items()}

@@ -10,9 +10,10 @@ import pytest
 import tiny_run
 from tiny_model import assert_close
 
-from rmsd_jax import checkpoint, scoring, sharding, train_rl, train_sft
+from rmsd_jax import checkpoint, scoring, sharding, train_rl
 from rmsd_jax import state as state_lib
 from rmsd_jax.data.chat import ChatTokenizer
+from rmsd_jax.errors import UserError
 from rmsd_jax.groups import join_responses
 from rmsd_jax.models.discriminator import Discriminator
 
@@ -25,8 +26,8 @@ def start(c, devices=1):
     return train_rl.init_state(c, on, tiny_run.model_of(c), train_rl.make_optims(c))
 
 
-def programs(devices=1):
-  return tiny_run.steps(train_rl, CONFIG(), tiny_run.mesh(devices))
+def programs(devices=1, c=None):
+  return tiny_run.steps(train_rl, c or CONFIG(), tiny_run.mesh(devices))
 
 
 def put(tree, devices=1):
@@ -45,7 +46,8 @@ def case() -> dict:
     programs()["rollout"](start(c), put(loaded.groups), jax.random.key(1))
   )
   assert 0 < samples.finished_BR.mean() < 1 and samples.length_BR.min() > 0
-  match_BN, weight_BN = train_rl.match(loaded, 0, c)
+  pairs = train_rl.match(loaded, 0, c)
+  match_BN = pairs["match_BN"]
   match_BN[7] = -1
   teachers, ids, length_BN = loaded.groups, samples.responses_BRT.copy(), samples.length_BR.copy()
   finished_BN = samples.finished_BR.copy()
@@ -59,16 +61,15 @@ def case() -> dict:
   rng = np.random.default_rng(0)
   terms = {name: rng.random((c.batch, N), np.float32) for name in ("outer", "task", "content")}
   return dict(
-    batch=loaded, sampled=samples, samples=crafted, visual=visual, match=match_BN,
-    weight=weight_BN, terms=terms,
+    batch=loaded, sampled=samples, samples=crafted, visual=visual, pairs=pairs, terms=terms
   )  # fmt: skip
 
 
-def discriminate(state, samples=None, learn=True, devices=1, **changes):
-  """One discriminator step of `case`, with changes."""
-  given = case() | ({} if samples is None else {"samples": samples}) | changes
-  arrays = (given["samples"], given["visual"], given["match"], given["weight"])
-  return programs(devices)["discriminator"](
+def discriminate(state, samples=None, learn=True, devices=1, c=None, **changes):
+  """One discriminator step of `case`, with changes of its pairs, under config c."""
+  given = case() | ({} if samples is None else {"samples": samples})
+  arrays = (given["samples"], given["visual"], given["pairs"] | changes)
+  return programs(devices, c)["discriminator"](
     state, put(given["batch"].groups, devices), *put(arrays, devices), learn
   )
 
@@ -76,7 +77,7 @@ def discriminate(state, samples=None, learn=True, devices=1, **changes):
 def improve(state, score_BN, samples, devices=1):
   """One policy step of `case`."""
   given = case()
-  arrays = (samples, given["visual"], score_BN, given["terms"], given["batch"].closed_B)
+  arrays = (samples, given["visual"], score_BN, given["terms"], given["pairs"])
   return programs(devices)["policy"](
     state, put(given["batch"].groups, devices), *put(arrays, devices)
   )
@@ -110,7 +111,9 @@ def scores() -> tuple[np.ndarray, np.ndarray]:
   weights = state_lib.weights(warm(), "discriminator")
   score_BR = np.asarray(jax.jit(critic)(weights, groups))
   N = samples.length_BR.shape[1]
-  return score_BR[:, :N], np.take_along_axis(score_BR[:, N:], np.maximum(given["match"], 0), 1)
+  return score_BR[:, :N], np.take_along_axis(
+    score_BR[:, N:], np.maximum(given["pairs"]["match_BN"], 0), 1
+  )
 
 
 # the discriminator's step
@@ -126,7 +129,8 @@ def test_scores_are_those_before_the_update():
 
 def test_only_finished_rollouts_with_a_survivor_form_pairs_and_identical_ones_are_left_out():
   given, (_, _, metrics) = case(), updated()
-  paired_BN = given["samples"].finished_BR & (given["match"] >= 0)
+  weight_BN = given["pairs"]["weight_BN"]
+  paired_BN = given["samples"].finished_BR & (given["pairs"]["match_BN"] >= 0)
   assert not paired_BN[:, 1].any() and not paired_BN[7].any() and paired_BN[:7, 0].any()
   differs_BN = paired_BN.copy()
   differs_BN[:, 0] = False
@@ -135,11 +139,11 @@ def test_only_finished_rollouts_with_a_survivor_form_pairs_and_identical_ones_ar
   wanted = {
     "pairs": paired_BN.mean(),
     "identical": paired_BN[:, 0].sum() / paired_BN.sum(),
-    "loss": np.mean(given["weight"][differs_BN] * np.log1p(np.exp(-margin))),
+    "loss": np.mean(weight_BN[differs_BN] * np.log1p(np.exp(-margin))),
     "accuracy": np.mean(margin > 0),
     "margin": margin.mean(),
     "margin_q50": np.median(margin),
-    "weight": given["weight"][differs_BN].mean(),
+    "weight": weight_BN[differs_BN].mean(),
     "score_teacher": teacher_BN[paired_BN].mean(),
     "score_student": student_BN[given["samples"].finished_BR].mean(),
     "skipped": 0,
@@ -162,7 +166,9 @@ def test_a_rollout_without_a_pair_teaches_nothing():
 
 
 def test_a_step_without_any_pair_has_no_gradient():
-  state, _, metrics = discriminate(start(CONFIG()), match=np.full_like(case()["match"], -1))
+  state, _, metrics = discriminate(
+    start(CONFIG()), match_BN=np.full_like(case()["pairs"]["match_BN"], -1)
+  )
   for name in ("pairs", "loss", "grad_norm", "identical"):
     assert metrics[f"discriminator/{name}"] == 0
   moments = tiny_run.flat(state["discriminator_optim"])
@@ -177,50 +183,59 @@ def test_a_frozen_discriminator_scores_and_does_not_learn():
   assert metrics["discriminator/accuracy"] == updated()[2]["discriminator/accuracy"]
 
 
-def test_pairs_are_drawn_among_survivors_and_weighed_where_the_task_has_a_metric():
-  c = CONFIG()
-  loaded = tiny_run.batch(c)
-  quality_BK = loaded.quality_BK.copy()
-  quality_BK[loaded.closed_B, 0] = 0.1  # below tau
-  loaded = dataclasses.replace(loaded, quality_BK=quality_BK)
-  match_BN, weight_BN = train_rl.match(loaded, 3, c)
-  for b in range(c.batch):
-    keep_K = loaded.valid_BK[b] & ((quality_BK[b] >= 0.3) | ~loaded.closed_B[b])
-    chosen_N = match_BN[b]
-    assert keep_K[chosen_N].all() if keep_K.any() else (chosen_N == -1).all()
-    if not loaded.closed_B[b]:
-      assert (weight_BN[b] == 1).all()
-    elif keep_K.any():
-      np.testing.assert_array_equal(weight_BN[b], quality_BK[b][chosen_N])
-  again, other = train_rl.match(loaded, 3, c), train_rl.match(loaded, 4, c)
-  np.testing.assert_array_equal(again[0], match_BN)
-  assert (other[0] != match_BN).any()
+def test_the_running_accuracy_is_followed_and_a_sure_discriminator_pauses():
+  state, _, metrics = updated()
+  accuracy = 0.9 * float(warm()["running"]["accuracy"])
+  accuracy += 0.1 * float(metrics["discriminator/accuracy"])
+  assert float(state["running"]["accuracy"]) == pytest.approx(accuracy)
+  assert metrics["discriminator/learns"] == 1
+  c = CONFIG(discriminator__pause_above=0.3)
+  state, score_BN, metrics = discriminate(fresh(), c=c)
+  assert metrics["discriminator/learns"] == 0
+  for name in ("discriminator", "discriminator_optim"):
+    tiny_run.assert_same(state[name], warm()[name])
+  assert_close(score_BN, updated()[1])
+  assert float(state["running"]["accuracy"]) == pytest.approx(
+    accuracy
+  )  # it is followed all the same
 
 
-def test_the_task_adaptive_ablations_turn_the_judges_around():
-  c = CONFIG()
-  loaded = tiny_run.batch(c)
-  K = loaded.quality_BK.shape[1]
-  quality_BK, rouge_BK = np.full_like(loaded.quality_BK, 0.1), np.zeros_like(loaded.rouge_BK)
-  quality_BK[:, K - 1] = 0.9
-  rouge_BK[~loaded.closed_B, 0] = 0.7
-  everyone_BK = np.ones_like(loaded.valid_BK)
-  loaded = dataclasses.replace(
-    loaded, quality_BK=quality_BK, rouge_BK=rouge_BK, valid_BK=everyone_BK, present_BK=everyone_BK
+def test_figures_by_task_count_survivors_pairs_and_weights():
+  given, (_, _, metrics) = case(), updated()
+  pairs, names = given["pairs"], [row["task"] for row in given["batch"].info]
+  differs_BN = given["samples"].finished_BR & (pairs["match_BN"] >= 0)
+  differs_BN[:, 0] = False
+  right_BN = (scores()[1] > scores()[0]) & differs_BN
+  for name in state_lib.TASK_NAMES:
+    mine = np.array([task == name for task in names])
+    got = {key: float(metrics[f"task/{name}/{key}"])
+           for key in ("survivors", "pairs", "weight", "accuracy")}  # fmt: skip
+    if not mine.any():
+      assert np.isnan([*got.values()]).all()
+      continue
+    assert got["survivors"] == pytest.approx(pairs["survivors_B"][mine].mean())
+    assert got["pairs"] == pytest.approx(differs_BN[mine].mean())
+    weight = (pairs["weight_BN"] * differs_BN)[mine].mean()
+    assert got["weight"] == pytest.approx(weight, rel=1e-5)
+    if differs_BN[mine].any():
+      share = right_BN[mine].sum() / differs_BN[mine].sum()
+      assert got["accuracy"] == pytest.approx(share)
+
+
+def test_the_probe_scores_fixed_pairs_by_the_weights_of_the_moment():
+  given = case()
+  found = programs()["probe"](
+    fresh(), *put((given["batch"].groups, given["samples"], given["pairs"]["match_BN"]))
   )
-  assert loaded.closed_B.any() and not loaded.closed_B.all()
-  match_BN, _ = train_rl.match(loaded, 0, c)
-  assert (match_BN[loaded.closed_B] == K - 1).all() and (match_BN[~loaded.closed_B] > 0).any()
-  c.supervision.closed, c.supervision.open_ended = "uniform", "ground_truth"
-  match_BN, weight_BN = train_rl.match(loaded, 0, c)
-  assert (match_BN[loaded.closed_B] < K - 1).any() and (match_BN[~loaded.closed_B] == 0).all()
-  assert (weight_BN[loaded.closed_B] == 1).all()
-  np.testing.assert_allclose(weight_BN[~loaded.closed_B], 0.7)
-  groups = train_sft.targets(loaded, 0, 0, c.supervision)
-  first_BT = loaded.groups.responses_BRT[:, 0]
-  np.testing.assert_array_equal(
-    groups.responses_BRT[~loaded.closed_B, 0], first_BT[~loaded.closed_B]
+  student_BN, teacher_BN = scores()
+  differs_BN = given["samples"].finished_BR & (given["pairs"]["match_BN"] >= 0)
+  differs_BN[:, 0] = False
+  assert float(found["probe/score_student"]) == pytest.approx(
+    student_BN[differs_BN].mean(), rel=1e-4
   )
+  margin = (teacher_BN - student_BN)[differs_BN]
+  assert float(found["probe/margin"]) == pytest.approx(margin.mean(), rel=1e-3, abs=1e-6)
+  assert float(found["probe/accuracy"]) == pytest.approx((margin > 0).mean())
 
 
 # the policy's step, and both on a mesh
@@ -239,6 +254,25 @@ def test_sampler_and_trainer_agree_and_dead_groups_are_counted():
   for name in ("reference", "discriminator", "discriminator_optim", "frozen"):
     tiny_run.assert_same(state[name], warm()[name])
   assert tiny_run.moves(state["student_optim"], warm()["student_optim"])
+
+
+def test_task_scale_divides_by_the_running_spread_of_the_task():
+  c = CONFIG(policy__scale="task")
+  given = case()
+  arrays = (given["sampled"], given["visual"], updated()[1], given["terms"], given["pairs"])
+  state, metrics = programs(c=c)["policy"](fresh(), put(given["batch"].groups), *put(arrays))
+  spread = state["running"]["spread"]
+  present = np.isin(np.arange(len(state_lib.TASK_NAMES)), given["pairs"]["task_B"])
+  np.testing.assert_allclose(spread["weight"], present * (1 - c.policy.scale_decay), rtol=1e-4)
+  assert (np.asarray(spread["variance"]) > 0).tolist() == present.tolist()
+  assert not np.array_equal(
+    metrics["policy/loss"], improve(fresh(), *arrays[2::-2])[1]["policy/loss"]
+  )
+  for row, name in enumerate(state_lib.TASK_NAMES):
+    mine = (given["pairs"]["task_B"] == row) & given["batch"].closed_B
+    quality = scoring.quality(given["terms"])[mine]
+    got = float(metrics[f"task/{name}/quality"])
+    assert got == pytest.approx(quality.mean(), rel=1e-5) if mine.any() else np.isnan(got)
 
 
 def test_eight_devices_take_the_steps_of_one():
@@ -285,7 +319,7 @@ def called(c, step: int) -> dict:
     seen["learn"] = arguments[-1]
     return state, jnp.ones((c.batch, c.rollouts.samples)), {"discriminator/loss": 0.0}
 
-  def policy(state, teachers, samples, visual, score_BN, terms, closed_B):
+  def policy(state, teachers, samples, visual, score_BN, terms, pairs):
     seen["score"], seen["terms"] = np.asarray(score_BN), sorted(terms)
     return state, {"policy/loss": 0.0}
 
@@ -315,10 +349,23 @@ def test_without_its_reward_there_is_no_discriminator():
   seen = called(c, 0)
   assert "learn" not in seen and (seen["score"] == 0).all()  # and no warm-up
   assert not [name for name in seen["metrics"] if name.startswith("discriminator/")]
-  assert set(start(c)) == {"student", "frozen", "reference", "student_optim"}
+  assert set(start(c)) == {"student", "frozen", "reference", "running", "student_optim"}
   on, model = tiny_run.mesh(), tiny_run.model_of(c)
   saved = state_lib.abstract(on, model, c.trained, train_rl.make_optims(c))
   assert set(saved) == set(start(c))
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"policy__scale": "batch"}, "policy.scale is 'batch'; choose one of group, task, none"),
+    ({"discriminator__probe_every": 7, "log_every": 5}, "probe_every=7 is not a multiple"),
+    ({"reward__outer": -1.0}, "does not pay to say nothing"),
+  ],
+)
+def test_values_that_make_no_sense_are_refused(changes, words):
+  with pytest.raises(UserError, match=words):
+    train_rl.check(CONFIG(**changes))
 
 
 # whole runs

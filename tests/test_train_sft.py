@@ -160,6 +160,19 @@ def test_a_changed_config_is_refused_by_name_unless_the_key_is_operational(strai
   assert json.loads((straight / "config.json").read_text())["microbatches"] == 2
 
 
+def test_a_run_without_finite_gradients_stops_and_says_so(tmp_path, monkeypatch):
+  """Its steps change nothing, so the state is left as it is."""
+
+  def broken(config, mesh):
+    done = iter(range(1, 10))
+    return {"train": lambda state, groups: (state, {"loss": 0.0, "skipped_in_a_row": next(done)})}
+
+  monkeypatch.setattr(train_sft, "make_steps", broken)
+  with pytest.raises(UserError, match="skipped_in_a_row is 4, more than max_skipped=3: the grad"):
+    tiny_run.run(monkeypatch, train_sft, tiny_run.config("sft", max_skipped=3), tmp_path)
+  assert [line["step"] for line in tiny_run.lines(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_init_from_goes_on_from_another_runs_student(straight):
   """Also where other weights learn than in that run."""
   c = tiny_run.config("sft", init_from=str(straight), trained=("text/layers/.*",))

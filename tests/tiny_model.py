@@ -70,6 +70,8 @@ def assert_close(got, want, tolerance=1e-5):
   def one(path, a, b):
     a, b = np.asarray(a), np.asarray(b)
     assert a.shape == b.shape, f"{jax.tree_util.keystr(path)}: {a.shape} and {b.shape}"
+    assert np.array_equal(np.isnan(a), np.isnan(b)), f"{jax.tree_util.keystr(path)}: NaN differ"
+    a, b = np.nan_to_num(a), np.nan_to_num(b)
     far = np.max(np.abs(a - b), initial=0)
     limit = tolerance * max(1.0, np.max(np.abs(b), initial=0))
     assert far <= limit, f"{jax.tree_util.keystr(path)} differs by {far}, limit {limit}"

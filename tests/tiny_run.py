@@ -94,6 +94,7 @@ def config(stage: str, **changes) -> ConfigDict:
     "rollouts.samples": 4,
     "evaluate.samples": 2,
     "discriminator.warmup_steps": 2,
+    "discriminator.probe_every": 3,
     "logit_chunk": 16,
   }
   c.update_from_flattened_dict(small)

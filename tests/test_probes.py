@@ -1,0 +1,85 @@
+"""Probes of the discriminator's pairs: hand cases, and what chance and a give-away score."""
+
+import numpy as np
+import pytest
+
+from rmsd_jax import probes
+
+RNG = np.random.default_rng(0)
+EVERYONE = np.ones((40, 8), bool)
+
+
+def values(found):
+  return {name: float(value) for name, value in found.items()}
+
+
+def test_accuracy_by_who_is_longer_on_a_hand_case():
+  margin = np.array([[1.0, -1.0, 2.0, 0.5, -0.1, 3.0]])
+  student, teacher = np.array([[5, 5, 5, 5, 5, 5]]), np.array([[7, 6, 5, 4, 3, 9]])
+  pair = np.array([[True, True, True, True, True, False]])
+  assert values(probes.by_length(margin, student, teacher, pair)) == {
+    "accuracy_teacher_longer": 0.5,
+    "accuracy_student_longer": 0.5,
+    "accuracy_equal_length": 1.0,
+    "length_only": 0.5,
+  }
+
+
+def test_length_alone_tells_pairs_apart_whichever_side_is_longer():
+  length = RNG.integers(10, 20, EVERYONE.shape)
+  for shift in (3, -3):
+    found = probes.by_length(np.zeros(EVERYONE.shape), length, length + shift, EVERYONE)
+    assert found["length_only"] == 1
+  assert probes.by_length(length * 0.0, length, length, EVERYONE)["length_only"] == 0.5
+
+
+def test_a_kind_without_pairs_has_no_accuracy():
+  found = values(
+    probes.by_length(np.ones((1, 1)), np.ones((1, 1)), np.ones((1, 1)), EVERYONE[:1, :1])
+  )
+  assert np.isnan(found["accuracy_teacher_longer"]) and found["accuracy_equal_length"] == 1
+  nobody = np.zeros_like(EVERYONE)
+  ids = np.zeros(EVERYONE.shape, int)
+  assert np.isnan(probes.by_feature(ids, ids, nobody))
+
+
+def test_a_feature_that_gives_the_teacher_away_is_found():
+  """Teachers end in 7, students in 7 or, three times in four, in 3: half of the ties fall right."""
+  teacher = np.full(EVERYONE.shape, 7)
+  student = np.where(RNG.random(EVERYONE.shape) < 0.75, 3, 7)
+  expected = (student == 3).mean() + (student == 7).mean() / 2
+  assert probes.by_feature(student, teacher, EVERYONE) == pytest.approx(expected)
+
+
+def test_a_feature_that_says_nothing_is_at_chance():
+  """Also where each value is rare, so that a rule fitted on the pairs it judges would be right."""
+  for kinds in (4, 10_000):
+    scores = [
+      float(probes.by_feature(*RNG.integers(0, kinds, (2, *EVERYONE.shape)), EVERYONE))
+      for _ in range(20)
+    ]
+    assert abs(np.mean(scores) - 0.5) < 0.02
+
+
+def test_pairs_that_do_not_count_teach_the_rule_nothing():
+  teacher, student = np.full((4, 8), 7), np.full((4, 8), 3)
+  pair = np.zeros((4, 8), bool)
+  pair[0] = True  # the other half has no pair to learn from
+  assert probes.by_feature(student, teacher, pair) == 0.5
+  pair[1] = True
+  assert probes.by_feature(student, teacher, pair) == 1
+
+
+def test_the_last_token_stands_before_the_end_of_turn():
+  ids = np.array([[[4, 5, 9, 0], [9, 0, 0, 0], [0, 0, 0, 0], [6, 7, 8, 9]]])
+  length = np.array([[3, 1, 0, 4]])
+  assert probes.last_tokens(ids, length).tolist() == [[5, -1, -1, 8]]
+
+
+def test_means_by_label():
+  x = np.array([[1.0, 3.0], [5.0, 7.0], [9.0, 9.0]])
+  mask = np.array([[True, True], [False, True], [True, True]])
+  found = probes.by_label("score", x, mask, np.array([0, 0, 2]), ("a", "b", "c"))
+  assert values(found) == pytest.approx(
+    {"task/a/score": 11 / 3, "task/b/score": np.nan, "task/c/score": 9}, nan_ok=True
+  )
