@@ -37,21 +37,24 @@ def prompt_positions(
   places, features = int(np.sum(is_visual_P)), int(np.sum(merged_F2[:, 0] * merged_F2[:, 1]))
   if places != features:
     raise ValueError(f"{places} visual places in the prompt, but the grids hold {features} tokens")
-  positions_3P = np.zeros((3, len(is_visual_P)), np.int32)
-  here, token = 0, 0
-  frames = iter(merged_F2)
-  while token < len(is_visual_P):
-    if not is_visual_P[token]:
-      positions_3P[:, token] = here
-      here, token = here + 1, token + 1
-      continue
-    rows, columns = next(frames)
-    run = slice(token, token + rows * columns)
-    positions_3P[0, run] = here
-    positions_3P[1, run] = here + np.repeat(np.arange(rows), columns)
-    positions_3P[2, run] = here + np.tile(np.arange(columns), rows)
-    here, token = here + int(max(rows, columns)), run.stop
-  return positions_3P, here
+  rows_F, columns_F = merged_F2.T
+  is_visual_P = np.asarray(is_visual_P, bool)
+  ends_F = np.cumsum(rows_F * columns_F)
+  starts_F = np.flatnonzero(is_visual_P)[ends_F - rows_F * columns_F]  # first token of each frame
+  steps_F = np.cumsum(np.max(merged_F2, axis=1))  # how far the frames up to this one advance
+  # For text: text tokens before it, and all frames before it.
+  text_P = np.cumsum(~is_visual_P)
+  frame_P = np.searchsorted(starts_F, np.arange(len(is_visual_P)), side="right")
+  advanced = np.concatenate([[0], steps_F])
+  positions_3P = np.broadcast_to(text_P - ~is_visual_P + advanced[frame_P], (3, len(text_P))).copy()
+  # For a visual token: where its frame started, and its row and column in it.
+  frame = frame_P[is_visual_P] - 1
+  place = np.flatnonzero(is_visual_P) - starts_F[frame]
+  here = text_P[is_visual_P] + advanced[frame]
+  positions_3P[0, is_visual_P] = here
+  positions_3P[1, is_visual_P] = here + place // columns_F[frame]
+  positions_3P[2, is_visual_P] = here + place % columns_F[frame]
+  return positions_3P.astype(np.int32), int(np.sum(~is_visual_P) + advanced[-1])
 
 
 def mrope_angles(positions_B3P: jax.Array, head: int, theta: float, sections) -> jax.Array:

@@ -261,10 +261,10 @@ def _from_pool(page: Page, name: str, row: rows.Row, layout: Layout) -> dict[str
   ]
   if not row.pictures:
     return {"teachers": teachers}
-  kept = np.unique(np.linspace(0, len(row.pictures) - 1, MAX_COLUMNS).round().astype(int))
+  pictures = rows.unpack(row)
+  kept = np.unique(np.linspace(0, len(pictures) - 1, MAX_COLUMNS).round().astype(int))
   columns = [
-    np.split(picture, len(picture) // (layout.patch * int(row.grid_F2[f][0])))
-    for f, picture in ((f, rows.picture(row.pictures[f])) for f in kept)
+    np.split(pictures[f], len(pictures[f]) // (layout.patch * int(row.grid_F2[f][0]))) for f in kept
   ]
   boxes = row.answer.get("boxes") if isinstance(row.answer, dict) else None
   box = boxes if isinstance(boxes, list) and len(boxes) == 4 else None

@@ -34,9 +34,7 @@ def make_row(rng, index, bucket=0, frames=2, responses=3, task="ocr"):
     is_visual_P=np.array(visual),
     grid_F2=np.array(grids, np.int32).reshape(-1, 2),
     times_F2=np.zeros((frames, 2), np.float32),
-    pictures=tuple(
-      rows.png(rng.integers(0, 256, (2 * 4 * h, 4 * w, 3), np.uint8)) for h, w in grids
-    ),
+    **rows.pack([rng.integers(0, 256, (2 * 4 * h, 4 * w, 3), np.uint8) for h, w in grids]),
     texts=tuple(f"text {k}" for k in range(responses)),
     teachers=("big",) * responses,
     finish_reasons=("stop",) * responses,

@@ -35,8 +35,8 @@ def test_a_visual_token_points_to_the_pixels_of_its_place(seed, frames):
   np.testing.assert_array_equal(is_visual_P[: len(row.ids_P)], row.is_visual_P)
   assert not is_visual_P[len(row.ids_P) :].any()
   seen = iter(groups.visual_BP[0][is_visual_P])
-  for f, (file, (height, width)) in enumerate(zip(row.pictures, row.grid_F2, strict=True)):
-    frames_2HWC = rows.picture(file).reshape(2, height * 4, width * 4, 3)
+  for f, (picture, (height, width)) in enumerate(zip(rows.unpack(row), row.grid_F2, strict=True)):
+    frames_2HWC = picture.reshape(2, height * 4, width * 4, 3)
     for block_row in range(height // 2):
       for block_column in range(width // 2):
         frame, block = divmod(int(next(seen)), blocks)

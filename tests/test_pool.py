@@ -1,5 +1,6 @@
 """Pools: what goes in comes out, bad lines are set aside, half a pool is never accepted."""
 
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -9,6 +10,7 @@ import sys
 import av
 import numpy as np
 import pytest
+import small_pool
 import tiny_tokenizer
 from jax._src import xla_bridge
 from PIL import Image
@@ -147,8 +149,8 @@ def test_rows_hold_what_the_processor_and_the_scorer_gave(built, world, processo
   np.testing.assert_array_equal(row.is_visual_P, prompt.is_visual_P)
   np.testing.assert_array_equal(row.grid_F2, prompt.grid_F2)
   np.testing.assert_array_equal(row.times_F2, prompt.times_F2)
-  for file, grid, patches in zip(row.pictures, row.grid_F2, prompt.patches, strict=True):
-    np.testing.assert_array_equal(patches_from_picture(rows.picture(file), grid, 8, 2), patches)
+  for picture, grid, patches in zip(rows.unpack(row), row.grid_F2, prompt.patches, strict=True):
+    np.testing.assert_array_equal(patches_from_picture(picture, grid, 8, 2), patches)
   assert (row.answer, row.options, row.source, row.closed) == (
     "B",
     ("A. red", "B. blue"),
@@ -166,9 +168,21 @@ def test_rows_hold_what_the_processor_and_the_scorer_gave(built, world, processo
   }  # fmt: skip
 
 
+def test_pictures_of_one_size_share_files_and_come_back_as_they_were(processor):
+  rng = np.random.default_rng(0)
+  sizes = [(8, 8)] * 19 + [(16, 8), (8, 8), (8, 8)]
+  pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+  packed = rows.pack(pictures)
+  assert packed["packed"].tolist() == [8, 8, 3, 1, 2] and len(packed["pictures"]) == 5
+  row = dataclasses.replace(small_pool.make_row(rng, 0), **packed)
+  for got, wanted in zip(rows.unpack(row), pictures, strict=True):
+    np.testing.assert_array_equal(got, wanted)
+  assert rows.pack([])["pictures"] == ()
+
+
 def test_several_media_none_and_no_responses(built):
   train = by_id(pool.open_pool(built[0], "train"))
-  assert len(train["4"].pictures) == 1 + len(train["2"].pictures)
+  assert train["4"].packed.tolist() == [1, *train["2"].packed]
   assert np.isnan(train["4"].times_F2[0]).all()
   assert train["6"].pictures == () and train["6"].grid_F2.shape == (0, 2)
   assert train["1"].responses == () and train["1"].quality_K.shape == (0,)
@@ -317,7 +331,7 @@ def test_opening_refuses_what_is_not_a_whole_pool(world, processor, tmp_path):
     pool.open_pool(out, "test")
   metadata = json.loads((out / "metadata.json").read_text())
   (out / "metadata.json").write_text(json.dumps({**metadata, "schema": 99}))
-  with pytest.raises(UserError, match="schema 99, needed is 1"):
+  with pytest.raises(UserError, match=f"schema 99, needed is {pool.SCHEMA}"):
     pool.open_pool(out, "train")
   (out / "metadata.json").unlink()
   with pytest.raises(UserError, match="not a finished pool"):
@@ -370,8 +384,9 @@ def test_check_and_report(built, capsys):
 
 
 def test_check_notices_a_changed_scorer(built, capsys, monkeypatch):
+  built_by = quality.SCORER_VERSION
   monkeypatch.setattr(command.quality, "SCORER_VERSION", "0")
-  with pytest.raises(UserError, match="scored by version 1, this is 0"):
+  with pytest.raises(UserError, match=f"scored by version {built_by}, this is 0"):
     call(capsys, "check", built[0])
 
 

@@ -87,8 +87,8 @@ def collate(
 def prompt_of(row: rows.Row, layout: prompts.Layout) -> prompts.Prompt:
   """The prompt that the row was built from, its pictures decoded."""
   patches = [
-    patches_from_picture(rows.picture(file), grid, layout.patch, layout.merge, layout.temporal)
-    for file, grid in zip(row.pictures, row.grid_F2, strict=True)
+    patches_from_picture(picture, grid, layout.patch, layout.merge, layout.temporal)
+    for picture, grid in zip(rows.unpack(row), row.grid_F2, strict=True)
   ]
   return prompts.Prompt(row.ids_P, row.is_visual_P, row.grid_F2, tuple(patches), row.times_F2)
 

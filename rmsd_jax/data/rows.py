@@ -22,6 +22,7 @@ from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
 
 SCORES = ("outer", "inner", "content", "quality", "rouge")  # numbers stored of a response
+_PICTURES_A_FILE = 8  # so that no file comes near the sizes that Pillow takes for an attack
 _PNG_LEVEL = 3  # of zlib: within a few per cent of the smallest size at a third of the time
 
 
@@ -76,7 +77,8 @@ class Row:
   is_visual_P: np.ndarray  # bool
   grid_F2: np.ndarray  # int32 rows, columns of patches
   times_F2: np.ndarray  # float32 seconds of the first and last frame of a pair, NaN for stills
-  pictures: tuple[bytes, ...]  # F PNG files, see Processor.frame_pictures
+  pictures: tuple[bytes, ...]  # PNG files of the F of Processor.frame_pictures, see `pack`
+  packed: np.ndarray  # int32, how many of them each file holds
   texts: tuple[str, ...]  # K
   teachers: tuple[str, ...]
   finish_reasons: tuple[str, ...]
@@ -103,6 +105,7 @@ def features() -> tfds.features.FeaturesDict:
       "is_visual_P": array(shape=(None,), dtype=np.bool_),
       "grid_F2": array(shape=(None, 2), dtype=np.int32),
       "times_F2": array(shape=(None, 2), dtype=np.float32),
+      "packed": array(shape=(None,), dtype=np.int32),
       **{name: texts() for name in ("options", "pictures", "texts", "teachers", "finish_reasons")},
       "response_ids": array(shape=(None,), dtype=np.int32),  # one response after another
       "response_lengths_K": array(shape=(None,), dtype=np.int32),  # 0: empty slot
@@ -185,7 +188,7 @@ def make(
     is_visual_P=prompt.is_visual_P,
     grid_F2=prompt.grid_F2,
     times_F2=prompt.times_F2,
-    pictures=tuple(png(picture) for picture in processor.frame_pictures(prompt)),
+    **pack(processor.frame_pictures(prompt)),
     **_responses(record, ids, rules, limit),
   )
 
@@ -222,9 +225,27 @@ def png(picture: np.ndarray) -> bytes:
   return file.getvalue()
 
 
-def picture(png_file: bytes) -> np.ndarray:
-  """A PNG file -> uint8 [H, W, 3]."""
-  return np.asarray(PIL.Image.open(io.BytesIO(png_file)))
+def pack(pictures: Sequence[np.ndarray]) -> dict[str, Any]:
+  """The fields of a Row that hold pictures: neighbours of one size share a file.
+
+  A file of its own for each costs a third more time to read where frames are small.
+  """
+  sizes = [picture.shape for picture in pictures]
+  files = []  # of pictures, one below the other
+  for i, picture in enumerate(pictures):
+    if not i or sizes[i] != sizes[i - 1] or len(files[-1]) == _PICTURES_A_FILE:
+      files.append([])
+    files[-1].append(picture)
+  counts = np.array([len(some) for some in files], np.int32)
+  return {"pictures": tuple(png(np.concatenate(some)) for some in files), "packed": counts}
+
+
+def unpack(row: Row) -> list[np.ndarray]:
+  """The F pictures of a row, each uint8 [H, W, 3]."""
+  pictures = []
+  for file, count in zip(row.pictures, row.packed, strict=True):
+    pictures += np.split(np.asarray(PIL.Image.open(io.BytesIO(file))), count)
+  return pictures
 
 
 def messages(record: Record, folder: str, rules: Rules) -> list[dict[str, Any]]:
