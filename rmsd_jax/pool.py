@@ -1,5 +1,6 @@
-"""Builds teacher pools, checks them and reports how reliable their teachers are.
+"""Collects and builds teacher pools, checks them and reports how reliable their teachers are.
 
+python -m rmsd_jax.pool collect --prompts prompts.jsonl --out pool.jsonl --model NAME --base-url URL
 python -m rmsd_jax.pool plan --jsonl pool.jsonl --tokenizer FOLDER
 python -m rmsd_jax.pool build --jsonl pool.jsonl --out DIR --tokenizer FOLDER --buckets P,T,F,S
 python -m rmsd_jax.pool report DIR
@@ -14,7 +15,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from rmsd_jax import cli
+from rmsd_jax import cli, collect
 from rmsd_jax.data import batch, media, planning, pool, rows, study
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
@@ -195,6 +196,9 @@ def parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
+  one = commands.add_parser("collect", help="ask a teacher: prompts -> JSON Lines with responses")
+  one.set_defaults(run=functools.partial(collect.run, rules=rules()))
+  collect.add_flags(one)
   one = commands.add_parser("plan", help="what records will take: frames, sizes, tokens, buckets")
   one.set_defaults(run=plan)
   _add_source_flags(one)

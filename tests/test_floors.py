@@ -21,13 +21,15 @@ FLOORS = {
     "findings", "cost", "hlo", "chips",
   },
   3: {
-    "cli", "train_sft", "train_rl", "evaluate", "pool", "convert", "compile", "report", "demo"
+    "cli", "train_sft", "train_rl", "evaluate", "pool", "collect", "convert", "compile", "report",
+    "demo",
   },
 }  # fmt: skip
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-# Commands are started, not imported; but the ahead-of-time compiler reads the trainers' steps, and
-# the laws of the demo run commands with graders of their own.
-TOP_FLOOR_IMPORTS = {("compile", "train_sft"), ("compile", "train_rl")} | {
+# Commands are started, not imported; but the ahead-of-time compiler reads the trainers' steps, the
+# pool's command has a part in a file of its own, and the laws of the demo run commands with graders
+# of their own.
+TOP_FLOOR_IMPORTS = {("compile", "train_sft"), ("compile", "train_rl"), ("pool", "collect")} | {
   ("demo", command) for command in ("train_sft", "train_rl", "evaluate", "pool")
 }
 

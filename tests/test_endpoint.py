@@ -1,0 +1,62 @@
+"""What a server's answer says; tests/test_collect.py has the calls themselves."""
+
+import json
+
+import pytest
+
+from rmsd_jax.data import endpoint
+from rmsd_jax.data.asking import Tokens
+
+
+@pytest.mark.parametrize(
+  ("message", "text"),
+  [
+    ({"content": "a"}, "a"),
+    ({"content": "<answer>a</answer>", "reasoning_content": "t"},
+     "<think>t</think><answer>a</answer>"),
+    ({"content": "a", "reasoning": "t"}, "<think>t</think>a"),
+    ({"content": "<think>u</think>a", "reasoning_content": "t"}, "<think>u</think>a"),
+    ({"content": "u</think>a", "reasoning_content": "t"}, "u</think>a"),
+    ({"content": "a", "reasoning_content": ""}, "a"),
+    ({"content": None, "refusal": "no"}, "no"),
+    ({"content": "half \ud83d of it"}, "half ? of it"),
+  ],
+)  # fmt: skip
+def test_thoughts_that_come_apart_are_put_in_tags(message, text):
+  whole = {"choices": [{"message": message, "finish_reason": "stop"}]}
+  assert endpoint.read_answer(json.dumps(whole)) == endpoint.Answer(text, "stop", None)
+
+
+def test_usage_that_leaves_thoughts_out_is_completed_from_the_total():
+  whole = {"choices": [{"message": {"content": "a"}, "finish_reason": "length"}]}
+  read = lambda **usage: endpoint.read_answer(json.dumps(whole | {"usage": usage})).tokens
+  assert read(prompt_tokens=10, completion_tokens=5) == Tokens(10, 5)
+  assert read(prompt_tokens=10, completion_tokens=5, total_tokens=15) == Tokens(10, 5)
+  assert read(prompt_tokens=10, completion_tokens=5, total_tokens=95) == Tokens(10, 85)
+  assert read(prompt_tokens=None) is None and read() is None
+
+
+A = {"content": "a"}
+CHOICES = [
+  {"message": A},
+  {"message": A, "finish_reason": None},
+  {"message": A, "finish_reason": "error"},
+  {"message": None, "finish_reason": "stop"},
+  {"message": {"content": ["a"]}, "finish_reason": "stop"},
+]
+BROKEN = ["", "<html>", "[]", "{}", '{"choices": []}', '{"choices": null}', "[" * 10_000]
+
+
+@pytest.mark.parametrize("text", BROKEN + [json.dumps({"choices": [c]}) for c in CHOICES])
+def test_what_is_no_whole_completion_is_refused(text):
+  with pytest.raises(ValueError, match="not a chat completion"):
+    endpoint.read_answer(text)
+
+
+@pytest.mark.parametrize(
+  ("value", "seconds"),
+  [("2.5", 2.5), ("-1", 0), ("soon", 0), ("nan", 0), ("", 0), ("inf", endpoint.MAX_WAIT)]
+  + [("Wed, 21 Oct 2099 07:28:00 GMT", endpoint.MAX_WAIT), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+)
+def test_retry_after_is_a_number_or_a_date(value, seconds):
+  assert endpoint._retry_after({"retry-after": value}) == seconds
