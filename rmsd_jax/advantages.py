@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from rmsd_jax import masked
 
 TERMS = ("discriminator", "outer", "task", "content")
+SCORES = ("raw", "sigmoid", "standardised")
 SCALES = ("group", "task", "none")
 
 
 def score_term(score_BR: jax.Array, finished_BR: jax.Array, form: str) -> jax.Array:
-  """The discriminator's logit as a reward: "raw", "sigmoid", or "standardised" in its group.
+  """The discriminator's logit as a reward: `form` is one of SCORES, "standardised" in its group.
 
   A rollout that was cut off has no end-of-turn token to read the score at; it takes the minimum
   over the finished rollouts of its group, 0 if there are none (our decision).

@@ -347,9 +347,13 @@ def fixed_pairs(config, mesh, steps, state, batch: Batch) -> tuple:
 
 def check(config) -> None:
   """Raises UserError for values of stage 2 that make no sense, before any work."""
-  if config.policy.scale not in advantages.SCALES:
-    names = ", ".join(advantages.SCALES)
-    raise UserError(f"policy.scale is {config.policy.scale!r}; choose one of {names}")
+  for name, value, choices in (
+    ("reward.score", config.reward.score, advantages.SCORES),
+    ("policy.scale", config.policy.scale, advantages.SCALES),
+    ("policy.kl_estimator", config.policy.kl_estimator, losses.KL_ESTIMATORS),
+  ):
+    if value not in choices:
+      raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
   if config.discriminator.probe_every % config.log_every:
     raise UserError(
       f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "

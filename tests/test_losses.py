@@ -194,6 +194,32 @@ def test_the_kl_gradient_pulls_towards_the_reference():
       assert (np.sign(grad[MASK]) == -np.sign(ref)).all() and (grad[~MASK] == 0).all()
 
 
+def test_loss_and_gradient_are_those_of_verl_and_trl():
+  """Written out in torch: the larger of two losses (verl's compute_policy_loss), the token mean of
+  the batch, and trl's per-token KL, exp(ref - logp) - (ref - logp) - 1."""
+  torch = pytest.importorskip("torch")
+  logp, old, ref, advantage = (
+    0.4 * normal(20 + i, B, R, *shape) for i, shape in enumerate([(T,), (T,), (T,), ()])
+  )
+  beta = 0.04
+  theirs, mask = torch.tensor(logp, requires_grad=True), torch.tensor(MASK)
+  ratio = torch.exp(theirs - torch.tensor(old))
+  by_token = torch.tensor(advantage)[..., None]
+  clipped = torch.clamp(ratio, 1 - CLIP, 1 + CLIP)
+  loss = torch.max(-by_token * ratio, -by_token * clipped)
+  gap = torch.tensor(ref) - theirs
+  loss = ((loss + beta * (torch.exp(gap) - gap - 1)) * mask).sum() / mask.sum()
+  loss.backward()
+
+  def ours(x):
+    (total, count), _ = policy(x, old, ref, advantage, kl_weight=beta)
+    return total / count
+
+  value, grad = jax.value_and_grad(ours)(logp)
+  assert float(value) == pytest.approx(loss.item(), rel=1e-5)
+  np.testing.assert_allclose(grad, theirs.grad.numpy(), rtol=1e-4, atol=1e-7)
+
+
 def test_an_unknown_estimator_is_an_error():
   with pytest.raises(KeyError, match="k4"):
     policy(normal(0, B, R, T), kl="k4")

@@ -3,6 +3,8 @@
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rmsd_jax.tasks import symbolic
 
@@ -97,3 +99,22 @@ def test_a_judge_that_hangs_is_replaced(monkeypatch):
   assert not symbolic.equal("9^{9^{9^{9}}}", "\\frac{1}{3}")
   assert time.perf_counter() - began < symbolic.SECONDS + symbolic.START_SECONDS
   assert symbolic.equal("\\frac{2}{6}", "\\frac{1}{3}")
+
+
+FRACTIONS = st.fractions(-50, 50, max_denominator=40)
+WRITTEN = {
+  "slash": lambda f: f"{f.numerator}/{f.denominator}",
+  "latex": lambda f: f"\\frac{{{f.numerator}}}{{{f.denominator}}}",
+  "sum": lambda f: f"{f.numerator // f.denominator} + \\frac{{{f.numerator % f.denominator}}}"
+                   f"{{{f.denominator}}}",
+  "times": lambda f: f"{3 * f.numerator} \\div {3 * f.denominator}",
+}  # fmt: skip
+FORMS = st.sampled_from(sorted(WRITTEN))
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(FRACTIONS, FRACTIONS | st.none(), FORMS, FORMS)
+def test_rational_results_are_equal_as_their_fractions_are(a, b, form, other):
+  """The second formula: exact fractions. Half of the pairs are equal."""
+  b = a if b is None else b
+  assert symbolic.equal(WRITTEN[form](a), WRITTEN[other](b)) == (a == b)

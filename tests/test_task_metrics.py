@@ -10,9 +10,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from rmsd_jax.tasks import metrics
+from rmsd_jax.tasks import metrics, registry
 
 OPTIONS = ("A. A cat", "B. two dogs", "C. 3.5 m", "(D) none")
+MANY = settings(max_examples=1_000, deadline=None)  # of second formulas
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 MODEST = st.floats(-1e6, 1e6).map(lambda x: round(x, 3)) | st.integers(-50, 50).map(float)
 HOSTILE = [
@@ -156,6 +157,7 @@ PLACES = st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(1, 20)] * 2).map(
 TRACKS = st.dictionaries(st.integers(0, 9), PLACES, min_size=1, max_size=6)
 
 
+@MANY
 @given(TRACKS, TRACKS)
 def test_mean_box_iou_agrees_with_counting_pixels(boxes, reference):
   """The second formula: shared and joint pixels of pictures, a missing second an empty picture."""
@@ -173,6 +175,23 @@ def test_mean_box_iou_agrees_with_counting_pixels(boxes, reference):
   assert metrics.mean_box_iou(boxes, reference) == pytest.approx(np.mean(scores))
   given_seconds = [second in boxes for second in reference]
   assert metrics.covered(boxes, reference) == pytest.approx(np.mean(given_seconds))
+
+
+@MANY
+@given(pairs(0, 30), pairs(0, 30), TRACKS, TRACKS)
+def test_tube_iou_is_half_time_and_half_boxes(a, b, boxes, reference):
+  """The second formula: seconds counted one by one, boxes cell by cell."""
+  shared = sum(a[0] <= s < a[1] and b[0] <= s < b[1] for s in range(31))
+  joint = sum(a[0] <= s < a[1] or b[0] <= s < b[1] for s in range(31))
+  cells = lambda c: {(x, y) for x in range(c[0], c[2]) for y in range(c[1], c[3])}
+  overlaps = [
+    len(cells(boxes[s]) & cells(box)) / len(cells(boxes[s]) | cells(box)) if s in boxes else 0.0
+    for s, box in reference.items()
+  ]
+  expected = shared / joint / 2 + sum(overlaps) / len(reference) / 2
+  got = metrics.tube_iou((a, boxes), (b, reference))
+  assert got == pytest.approx(expected) and 0 <= got <= 1
+  assert metrics.tube_iou((b, reference), (b, reference)) == 1
 
 
 def test_leaving_out_a_second_never_helps():
@@ -300,6 +319,20 @@ def test_as_number_refuses(value):
 # Metrics
 
 
+SPELLINGS = ("{0}", "({0})", "{0}.", " {0} ", "{0}. {1}", "({0}) {1}")
+
+
+@MANY
+@given(st.integers(0, 3), st.integers(0, 3), st.sampled_from(SPELLINGS))
+def test_multiple_choice_is_the_equality_of_letters(said, truth, spelling):
+  options = ("A. A cat", "B. two dogs", "C. 3.5 m", "D. none")
+  answer = spelling.format("ABCD"[said], options[said][3:])
+  task = registry.get("multiple_choice")
+  assert task.check(answer, options, "ABCD"[truth]) == 1
+  assert task.metric(answer, options, "ABCD"[truth]) == float(said == truth)
+
+
+@MANY
 @given(MODEST, MODEST)
 @example(0.125, 0.12)
 @example(2.675, 2.67)
@@ -310,6 +343,7 @@ def test_default_numeric_accuracy_is_decimal_rounding(a, b):
   assert metrics.numeric_accuracy(a, b) == float(cents(a) == cents(b))
 
 
+@MANY
 @given(FLOATS, FLOATS, st.floats(0, 10), st.floats(0, 1))
 def test_numeric_accuracy_with_tolerances(a, b, eps_abs, eps_rel):
   assume(eps_abs > 0 or eps_rel > 0)
@@ -318,6 +352,7 @@ def test_numeric_accuracy_with_tolerances(a, b, eps_abs, eps_rel):
   assert metrics.numeric_accuracy(b, b, eps_abs=eps_abs, eps_rel=eps_rel) == 1.0
 
 
+@MANY
 @given(st.integers(-3_000, 3_000), st.integers(-300, 300).filter(bool))
 @example(95, 100)
 @example(90, 100)
@@ -353,6 +388,7 @@ def edit_distance(a, b):
 WORDS = st.lists(st.sampled_from(["3", "7", "cat", "Cat", "ca", "é"]), max_size=8)
 
 
+@MANY
 @given(WORDS, WORDS.filter(bool), st.sampled_from([" ", "\n", " \t\u00a0"]))
 def test_ocr_accuracy_is_one_minus_edit_distance(words, truth, space):
   expected = max(0.0, 1.0 - edit_distance(words, truth) / len(truth))
@@ -366,6 +402,7 @@ def test_ocr_accuracy_at_the_edges():
   assert (metrics.ocr_accuracy("", " "), metrics.ocr_accuracy("3", "")) == (1.0, 0.0)
 
 
+@MANY
 @given(pairs(0, 30), pairs(0, 30))
 def test_temporal_iou_counts_seconds(a, b):
   seconds_a, seconds_b = (set(range(int(x[0]), int(x[1]))) for x in (a, b))
@@ -373,6 +410,7 @@ def test_temporal_iou_counts_seconds(a, b):
   assert metrics.temporal_iou(a, b) == pytest.approx(expected)
 
 
+@MANY
 @given(BOXES, BOXES)
 def test_box_iou_counts_cells(a, b):
   def cells(box):
@@ -389,6 +427,7 @@ ENDS = st.floats(0, 1e308)
 EDGES = st.floats(0, 1000)
 
 
+@MANY
 @given(st.tuples(ENDS, ENDS, ENDS, ENDS), st.tuples(*[EDGES] * 8))
 def test_ious_are_bounded_symmetric_and_one_for_equals(times, edges):
   a, b = tuple(sorted(times[:2])), tuple(sorted(times[2:]))
@@ -411,7 +450,7 @@ def lcs(a, b):
   return max(lcs(a[:-1], b), lcs(a, b[:-1]))
 
 
-@settings(deadline=None)  # the first call imports the package
+@MANY
 @given(*[st.lists(st.sampled_from("abcd"), min_size=1, max_size=6)] * 2)
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(words, truth):
   expected = 2 * lcs(words, truth) / (len(words) + len(truth))

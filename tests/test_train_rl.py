@@ -359,6 +359,8 @@ def test_without_its_reward_there_is_no_discriminator():
   ("changes", "words"),
   [
     ({"policy__scale": "batch"}, "policy.scale is 'batch'; choose one of group, task, none"),
+    ({"policy__kl_estimator": "k4"}, "policy.kl_estimator is 'k4'; choose one of k1, k2, k3"),
+    ({"reward__score": "logit"}, "reward.score is 'logit'; choose one of raw, sigmoid, stand"),
     ({"discriminator__probe_every": 7, "log_every": 5}, "probe_every=7 is not a multiple"),
     ({"reward__outer": -1.0}, "does not pay to say nothing"),
   ],
