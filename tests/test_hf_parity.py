@@ -317,8 +317,14 @@ def test_prompts_of_real_files_equal_transformers(tmp_path):
     c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id
   )
   model, params = hf.load(folder)
-  logits_BPV = np.asarray(model.logits(params, processor(conversations)))
-  for case, logits_PV in zip(cases, logits_BPV, strict=True):
+  batch = processor(conversations)
+  logits_BPV = np.asarray(model.logits(params, batch))
+  texts = processor.decode(generate(model, params, batch, max_tokens=8))
+  for case, logits_PV, answers in zip(cases, logits_BPV, texts, strict=True):
+    inputs = convert.their_inputs(case, tokens)
     with torch.no_grad():
-      want = theirs(**convert.their_inputs(case, tokens)).logits[0].numpy()
+      want = theirs(**inputs).logits[0].numpy()
     np.testing.assert_allclose(logits_PV[: len(want)], want, atol=TOLERANCE, rtol=0)
+    ids = theirs.generate(**inputs, do_sample=False, max_new_tokens=8)[0, len(want) :].numpy()
+    ids = ids[ids != model.config.stop_ids[0]]
+    assert answers == processor.tokenizer.decode_groups(ids[None, None], np.array([[len(ids)]]))[0]
