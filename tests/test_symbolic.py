@@ -1,5 +1,7 @@
 """Mathematical results: equal in other words, different in spite of looks, and bombs."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -118,3 +120,18 @@ def test_rational_results_are_equal_as_their_fractions_are(a, b, form, other):
   """The second formula: exact fractions. Half of the pairs are equal."""
   b = a if b is None else b
   assert symbolic.equal(WRITTEN[form](a), WRITTEN[other](b)) == (a == b)
+
+
+def test_a_judge_whose_parent_is_gone_ends_by_itself():
+  code = "from rmsd_jax.tasks import symbolic; symbolic.SECONDS = 0.2; symbolic._serve()"
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+  with subprocess.Popen([sys.executable, "-c", code], **pipes) as judge:
+    assert judge.stdout.readline() == b"ready\n"
+    judge.stdin.write(b'["\\\\frac{2}{6}", "\\\\frac{1}{3}"]\n')
+    judge.stdin.flush()
+    assert judge.stdout.readline() == b"true\n"
+    time.sleep(0.5)
+    assert judge.poll() is None, "idle is not hung"
+    judge.stdin.write(b'["9^{9^{9^{9}}}", "\\\\frac{1}{3}"]\n')
+    judge.stdin.flush()
+    assert judge.wait(timeout=30) == -14  # SIGALRM

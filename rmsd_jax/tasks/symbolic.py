@@ -163,6 +163,7 @@ def _serve() -> None:
   """The child: [answer, reference] a line in, true or false a line out."""
   import logging
   import resource
+  import signal
 
   import math_verify
   import sympy
@@ -182,6 +183,7 @@ def _serve() -> None:
     math_verify.verify(*map(read, pair), timeout_seconds=None)
   print("ready", file=replies, flush=True)
   for line in sys.stdin:
+    signal.setitimer(signal.ITIMER_REAL, 2 * SECONDS)  # ends this process if its parent is gone
     answer, reference = (read(f"${text}$") for text in json.loads(line))
     same = bool(answer and reference)
     same = same and math_verify.verify(reference, answer, timeout_seconds=None)
@@ -190,6 +192,7 @@ def _serve() -> None:
       # The library compares six decimals: all small numbers would be equal.
       a, b = (sympy.N(side.doit()) for side in pair)
       same = bool(abs(b) > 1e-3) or bool(abs(a - b) <= TOLERANCE * abs(b))
+    signal.setitimer(signal.ITIMER_REAL, 0)
     print(json.dumps(bool(same)), file=replies, flush=True)
 
 
