@@ -1,14 +1,26 @@
 """Intake of a pool: finds the usable lines of JSON Lines files, and keeps count of the others."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TextIO
 
-from rmsd_jax.data import records
+from rmsd_jax.data import children, records
 from rmsd_jax.errors import UserError
+
+
+class Progress(Protocol):
+  """What long loops report to: a context manager that counts."""
+
+  def __enter__(self) -> "Progress": ...
+
+  def __exit__(self, *exc: object) -> None: ...
+
+  def update(self, n: int = 1, note: str = "") -> None: ...
 
 
 class Quarantine:
@@ -81,22 +93,18 @@ def scan(
   lines: dict[str, Line] = {}
   total = 0
   for path in map(str, jsonl):
-    for number, offset, raw in _raw_lines(path):
+    for number, offset, size, record in read(path, known_tasks):
       total += 1
-      try:
-        record = records.parse(raw.decode("utf-8"), number, known_tasks)
-      except UnicodeDecodeError:
-        quarantine.add(path, number, "", "RecordFault", "not UTF-8")
-      except records.RecordFault as fault:
-        quarantine.add(path, number, "", "RecordFault", fault.reason)
+      if isinstance(record, records.RecordFault):
+        quarantine.add(path, number, "", "RecordFault", record.reason)
+        continue
+      line = Line(path, offset, size, number, record.id, record.clip, record.split)
+      if record.id in lines:
+        first = lines[record.id]
+        reason = f"id {record.id!r} stands in {first.path} line {first.number} already"
+        quarantine.add(path, number, record.id, "RecordFault", reason)
       else:
-        line = Line(path, offset, len(raw), number, record.id, record.clip, record.split)
-        if record.id in lines:
-          first = lines[record.id]
-          reason = f"id {record.id!r} stands in {first.path} line {first.number} already"
-          quarantine.add(path, number, record.id, "RecordFault", reason)
-        else:
-          lines[record.id] = line
+        lines[record.id] = line
   quarantine.total = total
   quarantine.check()
   if not lines:
@@ -105,16 +113,82 @@ def scan(
   return list(lines.values())
 
 
-def _raw_lines(path: str) -> Iterator[tuple[int, int, bytes]]:
-  """(number, offset, bytes) of the lines that are not blank."""
+def read(
+  path: str, known_tasks: Collection[str]
+) -> Iterator[tuple[int, int, int, records.Record | records.RecordFault]]:
+  """(number, offset, bytes, record or its fault) of the lines of a file that are not blank."""
   if not os.path.isfile(path):
     raise UserError(f"no file {path}; give the JSON Lines files of the pool")
   with open(path, "rb") as file:
     offset = 0
     for number, raw in enumerate(file, 1):
       if raw.strip():
-        yield number, offset, raw
+        yield number, offset, len(raw), _parse(raw, number, known_tasks)
       offset += len(raw)
+
+
+def _parse(
+  raw: bytes, number: int, known_tasks: Collection[str]
+) -> records.Record | records.RecordFault:
+  try:
+    return records.parse(raw.decode("utf-8"), number, known_tasks)
+  except UnicodeDecodeError:
+    return records.RecordFault(number, "not UTF-8")
+  except records.RecordFault as fault:
+    return fault
+
+
+def usable(
+  work: Callable[[Line], Any],
+  lines: Iterable[Line],
+  workers: int,
+  limit_s: float,
+  quarantine: Quarantine,
+  bar: Progress,
+) -> Iterator[tuple[Line, Any]]:
+  """Yields (line, what `work` made of it in a child process); failures go to the quarantine.
+
+  The arguments are those of `children.run`, with `limit_s` in seconds for one line.
+  """
+  for line, made in children.run(work, lines, workers, limit_s):
+    if isinstance(made, children.Failure):
+      reason = made.reason.removeprefix(f"line {line.number}: ")
+      quarantine.add(line.path, line.number, line.id, made.kind, reason)
+    else:
+      yield line, made
+    bar.update(1, f"{quarantine.kinds.total()} unusable")
+
+
+@contextlib.contextmanager
+def kept_quarantine(out: str | os.PathLike, bad_share: float) -> Iterator[Quarantine]:
+  """A quarantine in OUT.quarantine.jsonl, which goes away where nothing is in it."""
+  path = pathlib.Path(f"{out}.quarantine.jsonl")
+  try:
+    with Quarantine(path, path, bad_share) as quarantine:
+      yield quarantine
+  finally:
+    if not quarantine.kinds:
+      path.unlink()
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[TextIO]:
+  """A text file that gets its name when it is whole; nothing is left of it after an error.
+
+  Raises:
+    UserError: there is something of that name already.
+  """
+  out = pathlib.Path(path)
+  if out.exists():
+    raise UserError(f"{out} exists; give another name, or remove it first")
+  out.parent.mkdir(parents=True, exist_ok=True)
+  draft = out.with_name(f".{out.name}.partial")
+  try:
+    with open(draft, "w", encoding="utf-8") as file:
+      yield file
+    os.replace(draft, out)
+  finally:
+    draft.unlink(missing_ok=True)
 
 
 def _check_clips(lines: Iterable[Line]) -> None:

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rmsd_jax.data import rows
-from rmsd_jax.data.intake import Quarantine, scan
-from rmsd_jax.data.pool import Progress
+from rmsd_jax.data.intake import Progress, Quarantine, scan
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket

@@ -18,13 +18,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rmsd_jax.data import children, prompts, records, rows
-from rmsd_jax.data.intake import Line, Quarantine, scan
+from rmsd_jax.data import prompts, records, rows
+from rmsd_jax.data.intake import Line, Progress, Quarantine, scan, usable
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
@@ -125,16 +125,6 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     found = metadata["schema"] if isinstance(metadata, dict) and "schema" in metadata else "none"
     raise UserError(f"the pool {directory} has schema {found}, needed is {SCHEMA}; build it again")
   return metadata
-
-
-class Progress(Protocol):
-  """What `build` reports to: a context manager that counts lines."""
-
-  def __enter__(self) -> "Progress": ...
-
-  def __exit__(self, *exc: object) -> None: ...
-
-  def update(self, n: int = 1, note: str = "") -> None: ...
 
 
 def build(
@@ -272,16 +262,11 @@ def _write(
     used = 0
     chosen = [line for line in lines if line.split == split]
     chosen.sort(key=lambda line: hashlib.sha256(line.id.encode()).digest())
-    for line, row in children.run(work, chosen, workers, limits.seconds):
-      if isinstance(row, children.Failure):
-        reason = row.reason.removeprefix(f"line {line.number}: ")
-        quarantine.add(line.path, line.number, line.id, row.kind, reason)
-      else:
-        used += 1
-        most = max(most, len(row["tokens_K"]))
-        counts.update(_count(row, work.buckets))
-        yield row
-      bar.update(1, f"{quarantine.kinds.total()} unusable")
+    for _, row in usable(work, chosen, workers, limits.seconds, quarantine, bar):
+      used += 1
+      most = max(most, len(row["tokens_K"]))
+      counts.update(_count(row, work.buckets))
+      yield row
     if not used:
       raise UserError(f"no record of split {split!r} is usable; reasons are in the quarantine file")
 
