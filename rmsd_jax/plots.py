@@ -204,14 +204,14 @@ def teacher_study(
     return None
   blue, light = RUN_COLOURS["sft"], "#9cc6e4"
   with styled(2, 2, 3.0) as (figure, axes):
-    _task_bars(axes[0], "Mean quality [0 to 1]", figures, paper, graded, {"mean": ("mean", blue)})
+    task_bars(axes[0], "Mean quality [0 to 1]", figures, paper, graded, {"mean": ("mean", blue)})
     spreads = {
       "sd_across": ("across questions", blue),
-      "sd_within": ("within one question", light),
+      "sd_within": ("within one", light),
     }
-    _task_bars(axes[1], "Spread of quality [s.d.]", figures, paper, graded, spreads)
+    task_bars(axes[1], "Spread of quality [s.d.]", figures, paper, graded, spreads)
     violations = {"violations": ("share of responses", blue)}
-    _task_bars(
+    task_bars(
       axes[2], "Format violations [share]", figures, paper, list(figures), violations
     )  # fmt: skip
     ax, kept = axes[3], figures[graded[-1]]["kept"]
@@ -227,7 +227,7 @@ def teacher_study(
   return figure
 
 
-def _task_bars(
+def task_bars(
   ax: Axes,
   title: str,
   figures: Mapping[str, Mapping],

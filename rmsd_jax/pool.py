@@ -1,10 +1,17 @@
 """Collects and builds teacher pools, checks them and reports how reliable their teachers are.
 
-python -m rmsd_jax.pool collect --prompts prompts.jsonl --out pool.jsonl --model NAME --base-url URL
-python -m rmsd_jax.pool plan --jsonl pool.jsonl --tokenizer FOLDER
-python -m rmsd_jax.pool build --jsonl pool.jsonl --out DIR --tokenizer FOLDER --buckets P,T,F,S
-python -m rmsd_jax.pool report DIR
-python -m rmsd_jax.pool check DIR
+Prompts and a teacher's responses to them:
+  python -m rmsd_jax.pool collect --prompts prompts.jsonl --out pool.jsonl --model NAME --base-url URL
+With JSON Lines, before any build; no tokenizer and no clips are needed:
+  python -m rmsd_jax.pool import --format onethinker FILE --out pool.jsonl
+  python -m rmsd_jax.pool check pool.jsonl [--against benchmark.jsonl]
+  python -m rmsd_jax.pool score pool.jsonl --out scores.jsonl
+  python -m rmsd_jax.pool report pool.jsonl [--html FOLDER]
+A pool to train on:
+  python -m rmsd_jax.pool plan --jsonl pool.jsonl --tokenizer FOLDER
+  python -m rmsd_jax.pool build --jsonl pool.jsonl --out DIR --tokenizer FOLDER --buckets P,T,F,S
+  python -m rmsd_jax.pool check DIR
+  python -m rmsd_jax.pool report DIR [--html FOLDER]
 """
 
 import argparse
@@ -12,11 +19,12 @@ import functools
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from rmsd_jax import cli, collect
-from rmsd_jax.data import batch, media, planning, pool, rows, study
+from rmsd_jax.data import audit, media, onethinker, planning, pool, records, rows, scores, study
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
@@ -97,57 +105,109 @@ def build(args: argparse.Namespace) -> None:
   _print_summary(args.out, metadata)
 
 
+def scorer() -> scores.Scorer:
+  """The tasks as the scoring of JSON Lines sees them."""
+  return scores.Scorer(rules(), answer_of, rouge)
+
+
+def answer_of(text: str) -> str:
+  """The answer in a response, "" where it lacks the outer format."""
+  return response.parse(text).answer
+
+
+def rouge(task: str, answer: str, truth: Any, options: Sequence[str]) -> float:
+  """ROUGE-L of an open-ended answer; NaN for closed-ended tasks, which have a metric."""
+  found = registry.get(task)
+  return math.nan if found.closed else found.metric(answer, options, truth)
+
+
+def score_files(args: argparse.Namespace) -> None:
+  """Writes the scores of JSON Lines records, and prints what could not be scored."""
+  from rmsd_jax.metrics import Progress  # as in plan
+
+  share = pool.Limits(bad_share=args.max_bad_share).bad_share
+  bar = functools.partial(Progress, label="questions")
+  responses, bad = scores.write(
+    args.files, args.out, scorer(), bar, workers=args.workers, bad_share=share
+  )
+  print(f"{responses} responses scored by version {quality.SCORER_VERSION} into {args.out}")
+  _print_quarantine(bad, f"{args.out}.quarantine.jsonl")
+
+
 def report(args: argparse.Namespace) -> None:
-  """Prints the study of one split."""
-  opened = pool.open_pool(args.directory, args.split)
-  figures = study.variance((opened[i] for i in range(len(opened))), _answer_of)
-  if args.json:
-    print(json.dumps(_without_nan(figures), indent=1, allow_nan=False))
+  """Prints the study of one split, and writes its page where that is asked for."""
+  from rmsd_jax.metrics import Progress  # as in plan
+
+  if args.html and pathlib.Path(args.html).is_file():
+    raise UserError(f"--html {args.html} is a file; name a folder for the page and its pictures")
+  bar = functools.partial(Progress, label="questions")
+  if folder := _folder(args.paths):
+    scored = scores.of_pool(folder, args.split, answer_of, bar)
   else:
-    print(study.table(figures))
-    print("mean, s.d., min, max and kept (share with quality >= tau): closed-ended tasks only")
+    scored = scores.of_files(args.paths, args.split, scorer(), bar, args.workers)
+  figures, teachers = study.by_task(scored.questions), study.by_teacher(scored.questions)
+  if args.json:
+    both = figures | ({"teachers": teachers} if teachers else {})
+    print(json.dumps(_without_nan(both), indent=1, allow_nan=False))
+  else:
+    print(study.table(figures) + (f"\n\n{study.table(teachers, 'teacher')}" if teachers else ""))
+    print(
+      "mean, s.d., min, max, kept (share of responses with quality >= tau) and lost (share of "
+      "questions without any): closed-ended tasks only; rouge: open-ended, for the log only"
+    )
+    first, bad = scored.unusable
+    if bad:
+      print(f"{bad} unusable lines are left out, the first: {first}; `pool check` lists all")
+  if args.html:
+    if not figures:
+      raise UserError(f"no responses in {', '.join(args.paths)}, so there is nothing to show")
+    from rmsd_jax import teacher_page  # only here: it imports what draws
+
+    path = teacher_page.write(args.html, ", ".join(args.paths), scored)
+    print(f"wrote {path}", file=sys.stderr if args.json else sys.stdout)
 
 
 def check(args: argparse.Namespace) -> None:
-  """Reads every row of every split, and scores its responses again."""
-  from rmsd_jax.metrics import Progress  # as in build
+  """Looks for everything that is wrong with a pool; prints it, and fails if it is unusable."""
+  from rmsd_jax.metrics import Progress  # as in plan
 
-  metadata = pool.read_metadata(args.directory)
-  if metadata["scorer"] != quality.SCORER_VERSION:
-    raise UserError(
-      f"the pool was scored by version {metadata['scorer']}, this is {quality.SCORER_VERSION}; "
-      "build it again"
+  if args.k < 0:
+    raise UserError(f"--k {args.k}: give the number of responses wanted per prompt, 1 or more")
+  if folder := _folder(args.paths):
+    if args.against:
+      raise UserError("--against needs JSON Lines: a built pool does not keep its media files")
+    found = audit.of_pool(folder, rules(), functools.partial(Progress, label="rows"), k=args.k)
+  else:
+    found = audit.of_files(
+      args.paths,
+      rules(),
+      functools.partial(Progress, label="media files"),
+      k=args.k,
+      bad_share=pool.Limits(bad_share=args.max_bad_share).bad_share,
+      against=args.against,
     )
-  scorer = rules().score
-  for split, tasks in metadata["rows"].items():
-    opened = pool.open_pool(args.directory, split)
-    with Progress(len(opened), f"checking {split}") as bar:
-      for index in range(len(opened)):
-        _check_row(opened, index, scorer)
-        bar.update(1)
-    print(f"{split}: {sum(tasks.values())} rows are sound")
+  print("\n".join(found.lines))
+  if found.fatal:
+    raise UserError("; ".join(found.fatal))
 
 
-def _check_row(opened: pool.Pool, index: int, scorer) -> None:
-  row = opened[index]
-  bucket = opened.buckets[row.bucket]
-  batch.collate([row], [index], bucket, len(row.texts), opened.layout)
-  if (row.bucket, row.task) != (opened.bucket_N[index], opened.task_N[index]):
-    raise UserError(f"row {index} ({row.id!r}) is not the one in the index; build the pool again")
-  for k, text in enumerate(row.texts):
-    given = (row.answer, row.options, row.finish_reasons[k], int(row.tokens_K[k]))
-    fresh = scorer(row.task, text, *given, bucket.response)
-    if fresh.valid != row.valid_K[k] or not math.isclose(
-      fresh.quality, row.quality_K[k], abs_tol=1e-6
-    ):
-      raise UserError(
-        f"response {k} of row {row.id!r} is stored with quality {row.quality_K[k]:g}, but scores "
-        f"{fresh.quality:g} now; build the pool again"
-      )
+def import_file(args: argparse.Namespace) -> None:
+  """Writes prompts of another project as records, and prints what was left out."""
+  given = {"media_root": args.media_root, "split": args.split}
+  made = onethinker.convert(args.file, args.out, rules(), **given)
+  per_task = ", ".join(f"{task} {count}" for task, count in made.tasks.items())
+  print(f"{sum(made.tasks.values())} prompts in {args.out} ({per_task})")
+  _print_quarantine(made.refused, f"{args.out}.quarantine.jsonl")
+  hint = "; is --media-root the folder that their paths start from?" if made.missing else ""
+  print(f"{made.missing} of {made.media} media files are not there{hint}")
 
 
-def _answer_of(text: str) -> str:
-  return response.parse(text).answer
+def _folder(paths: Sequence[str]) -> str | None:
+  """The built pool that is named, or None where JSON Lines are."""
+  folders = [path for path in paths if pathlib.Path(path).is_dir()]
+  if folders and len(paths) > 1:
+    raise UserError(f"{folders[0]} is a folder; give one built pool, or JSON Lines files only")
+  return folders[0] if folders else None
 
 
 def _without_nan(figures: Any) -> Any:
@@ -166,9 +226,12 @@ def _print_summary(out: str, metadata: dict[str, Any]) -> None:
     f"{metadata['long_responses']} longer than T, {metadata['truncated_responses']} cut off by the "
     "teacher's limit"
   )
-  kinds = ", ".join(f"{kind} {count}" for kind, count in metadata["quarantined"].items())
-  total = sum(metadata["quarantined"].values())
-  where = pathlib.Path(out, "quarantine.jsonl")
+  _print_quarantine(metadata["quarantined"], pathlib.Path(out, "quarantine.jsonl"))
+
+
+def _print_quarantine(counts: dict[str, int], where: str | pathlib.Path) -> None:
+  kinds = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+  total = sum(counts.values())
   print(f"{total} lines in quarantine" + (f" ({kinds}); reasons in {where}" if total else ""))
 
 
@@ -206,15 +269,43 @@ def parser() -> argparse.ArgumentParser:
   one.set_defaults(run=build)
   _add_source_flags(one)
   _add_build_flags(one)
+  _add_toolkit(commands)
+  return top
+
+
+def _add_toolkit(commands: Any) -> None:
+  """The sub-commands that need no tokenizer."""
+  share = {"type": float, "default": pool.Limits.bad_share, "metavar": "SHARE"}
+  share["help"] = "fail if more of the lines are unusable (default: %(default)s)"
+  workers = {"type": int, "default": 2, "help": "processes that score (default: %(default)s)"}
+  one = commands.add_parser("score", help="JSON Lines -> scores of every response")
+  one.set_defaults(run=score_files)
+  one.add_argument("files", nargs="+", metavar="FILE", help="records, one a line")
+  one.add_argument("--out", required=True, metavar="FILE", help="scores, one question a line")
+  one.add_argument("--workers", **workers)
+  one.add_argument("--max-bad-share", **share)
   one = commands.add_parser("report", help="quality and variance of the teacher, by task")
   one.set_defaults(run=report)
-  one.add_argument("directory", metavar="DIR", help="a pool")
-  one.add_argument("--split", default="train", choices=("train", "test"), help="default: train")
+  one.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
+  one.add_argument("--split", default="train", choices=records.SPLITS, help="default: train")
   one.add_argument("--json", action="store_true", help="print JSON instead of a table")
-  one = commands.add_parser("check", help="read every row, score every response again")
+  one.add_argument("--html", metavar="FOLDER", help="write a page with figures there, too")
+  one.add_argument("--workers", **workers)
+  one = commands.add_parser("check", help="faults, duplicates, leaks; a built pool: every score")
   one.set_defaults(run=check)
-  one.add_argument("directory", metavar="DIR", help="a pool")
-  return top
+  one.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
+  one.add_argument("--against", default="", metavar="FILE", help="records to share no media with")
+  k_help = "responses wanted per prompt (default: as many as the fullest prompt has)"
+  one.add_argument("--k", type=int, default=0, help=k_help)
+  one.add_argument("--max-bad-share", **share)
+  one = commands.add_parser("import", help="prompts of another project -> JSON Lines")
+  one.set_defaults(run=import_file)
+  one.add_argument("file", metavar="FILE", help="a JSON list, or JSON Lines")
+  one.add_argument("--format", required=True, choices=("onethinker",), help="whose file it is")
+  one.add_argument("--out", required=True, metavar="FILE", help="records, one a line")
+  root_help = "folder that the paths of media start from (default: that of the file)"
+  one.add_argument("--media-root", default="", metavar="FOLDER", help=root_help)
+  one.add_argument("--split", default="train", choices=records.SPLITS, help="default: train")
 
 
 def _add_source_flags(one: argparse.ArgumentParser) -> None:

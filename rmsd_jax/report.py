@@ -7,65 +7,24 @@ there is left out, and the page says so.
 """
 
 import argparse
-import base64
-import dataclasses
 import json
-import math
 import pathlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from rmsd_jax import cli, curves, findings, metrics, plots
+from rmsd_jax import cli, curves, findings, metrics, plots, teacher_page
 from rmsd_jax.data import pool, rows, study
 from rmsd_jax.data.prompts import Layout
 from rmsd_jax.errors import UserError
 from rmsd_jax.findings import NAMES, WAYS, Run, scores
+from rmsd_jax.page import Page, plain, render
 from rmsd_jax.tasks import response
 
 TEMPLATE = "report.html.jinja"
-# What R-MSD measured of its teacher on 200 questions (arXiv 2603.11423), by our task names.
-PAPER = {
-  "multiple_choice": {
-    "name": "multiple choice", "mean": 0.96, "sd_across": 0.10, "sd_within": 0.07,
-  },
-  "ocr": {"name": "OCR", "min": 0.50, "max": 0.85},
-  "open_ended": {"name": "visual QA", "mean": 0.64, "sd_across": 0.24, "sd_within": 0.15},
-  "temporal_grounding": {"name": "temporal QA (the worst)", "violations": 0.10},
-  study.ALL: {
-    "name": "all", "mean": 0.75, "sd_across": 0.22, "min": 0.10, "max": 1.0, "violations": 0.01,
-  },
-}  # fmt: skip
-PAPER_KEPT = dict(zip(study.TAUS, (1.0, 0.87, 0.72, 0.45), strict=True))
 MAX_COLUMNS = 8  # frame pairs shown of an example
-
-
-@dataclasses.dataclass
-class Page:
-  """Collects what the template shows; pictures are written as they come."""
-
-  folder: pathlib.Path
-  figures: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
-  missing: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-
-  def lacks(self, section: str, line: str) -> None:
-    self.missing.setdefault(section, []).append(line)
-
-  def picture(self, name: str, png: bytes) -> str:
-    """Writes a PNG beside the page; returns it as a data URI."""
-    (self.folder / f"{name}.png").write_bytes(png)
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-  def figure(self, section: str, name: str, figure, caption: str, absent: str) -> None:
-    """Adds a figure; for None the line `absent` instead."""
-    if figure is None:
-      self.lacks(section, absent)
-      return
-    shown = {"name": name, "uri": self.picture(name, plots.png(figure)), "caption": caption}
-    self.figures.setdefault(section, []).append(shown)
 
 
 def result_tables(runs: Sequence[Run]) -> tuple[list[str], dict[str, dict[str, dict]]]:
@@ -169,16 +128,7 @@ def teacher_study(page: Page, runs: Sequence[Run]) -> dict[str, Any] | None:
   if not figures:
     page.lacks("pool", "The pool holds no teacher responses.")
     return None
-  ordered = {name: figures[name] for name in [*sorted(set(figures) - {study.ALL}), study.ALL]}
-  page.figure("pool", "pool", plots.teacher_study(ordered, PAPER, PAPER_KEPT),
-    "Bars: this pool. Diamonds: what the paper measured of its teacher, where it says. Two kinds "
-    "of spread matter: across questions (hard and easy ones), and within one question, which is "
-    "the luck of a single sample and the reason for drawing several. The filter's threshold keeps "
-    "fewer responses the higher it is.",
-    "The pool has no closed-ended task, so there is no quality to draw.")  # fmt: skip
-  simulated = any(name.startswith("simulated") for name in teachers)
-  return {"figures": ordered, "paper": PAPER, "paper_kept": PAPER_KEPT, "simulated": simulated,
-          "teachers": sorted(filter(None, teachers)), "taus": study.TAUS}  # fmt: skip
+  return teacher_page.study_section(page, figures, teachers)
 
 
 def choose(runs: Sequence[Run], seed: int = 0) -> dict[str, str]:
@@ -276,12 +226,6 @@ def _from_pool(page: Page, name: str, row: rows.Row, layout: Layout) -> dict[str
   return {"teachers": teachers, "uri": uri, "times": times, "boxed": box is not None}
 
 
-def plain(text: str, limit: int = 600) -> str:
-  """A response for the eye: control characters made visible, what is beyond `limit` cut."""
-  text = "".join(c if c.isprintable() or c == "\n" else "\N{MIDDLE DOT}" for c in text)
-  return text if len(text) <= limit else text[:limit] + " \N{HORIZONTAL ELLIPSIS}"
-
-
 def overview(runs: Iterable[Run]) -> list[dict[str, Any]]:
   """One line per run: what it is and what of it is there."""
   return [
@@ -299,26 +243,6 @@ def overview(runs: Iterable[Run]) -> list[dict[str, Any]]:
 def _which(evaluation: Mapping[str, Any]) -> str:
   step = evaluation["step"]
   return evaluation["checkpoint"] if step is None else f"step {step}"
-
-
-def render(**values: Any) -> str:
-  """The page as HTML."""
-  folder = pathlib.Path(__file__).parent
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(folder),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
-  environment.filters |= {
-    "number": lambda x: "\N{EN DASH}" if x is None or math.isnan(x) else f"{x:.3f}",
-    "pretty": plots.pretty,
-    "signed": findings.signed,
-    "verdict": findings.verdict,
-    "duration": metrics.duration,
-  }
-  return environment.get_template(TEMPLATE).render(**values)
 
 
 def write(directory: str, name: str) -> tuple[pathlib.Path, str]:
@@ -342,6 +266,7 @@ def write(directory: str, name: str) -> tuple[pathlib.Path, str]:
   text = findings.lead(runs, differences)
   learning(page, runs)
   html = render(
+    TEMPLATE,
     title=top.resolve().name, lead=text, runs=overview(runs), differences=differences, ways=WAYS,
     labels={run.name: run for run in runs}, results=results(page, runs, differences),
     study=teacher_study(page, runs), examples=examples(page, runs), figures=page.figures,

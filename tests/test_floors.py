@@ -18,7 +18,7 @@ FLOORS = {
   1: {"models", "tasks", "data"},
   2: {
     "state", "optim", "loop", "checkpoint", "metrics", "generate", "scoring", "plots", "curves",
-    "findings", "cost", "hlo", "chips",
+    "findings", "cost", "hlo", "chips", "page", "teacher_page", "teacher_plots",
   },
   3: {
     "cli", "train_sft", "train_rl", "evaluate", "pool", "collect", "convert", "compile", "report",

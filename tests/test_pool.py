@@ -381,6 +381,18 @@ def test_check_and_report(built, capsys):
   figures = json.loads(call(capsys, "report", built[0], "--json"))
   assert figures["multiple_choice"]["kept"] == {"0.0": 1.0, "0.2": 0.5, "0.3": 0.5, "0.5": 0.5}
   assert figures["open_ended"]["mean"] is None
+  assert "responses: 8, at most 3 per prompt" in out and "by the teacher's limit: 1 (" in out
+  assert "clips with the same frames in both splits: 0" in out
+
+
+def test_the_page_of_a_built_pool_counts_tokens(built, capsys, tmp_path):
+  out = call(capsys, "report", built[0], "--html", tmp_path / "page")
+  assert out.endswith(f"wrote {tmp_path / 'page' / 'index.html'}\n")
+  assert "median tokens" in (tmp_path / "page" / "index.html").read_text()
+  with pytest.raises(UserError, match="--against needs JSON Lines"):
+    call(capsys, "check", built[0], "--against", "x.jsonl")
+  with pytest.raises(UserError, match="is a folder; give one built pool, or JSON Lines"):
+    call(capsys, "report", built[0], "x.jsonl")
 
 
 def test_check_notices_a_changed_scorer(built, capsys, monkeypatch):

@@ -91,3 +91,72 @@ def test_the_table_has_a_line_per_task_and_the_total_last():
   assert len({len(line) for line in lines}) == 1
   assert "kept 0.3" in lines[0] and "| 0.375 |" in lines[3]
   assert lines[2].split("|")[8].strip() == "-"  # one question has no s.d. across questions
+
+
+def question(quality_K, teachers=None, **changes):
+  """A question as JSON Lines give it: no tokens, and a ROUGE-L where it is open-ended."""
+  count = len(quality_K)
+  row = make(quality_K, **{name: changes.pop(name) for name in ("texts",) if name in changes})
+  made = dataclasses.replace(study.of_row(row, lambda text: text), **changes)
+  return dataclasses.replace(made, teachers=teachers or ("big",) * count)
+
+
+def test_questions_that_lose_every_response_are_counted():
+  questions = [question([0.0, 0.1]), question([0.2, 0.9]), question([0.3, 0.0]), question([0.5])]
+  one = study.by_task(questions)["all"]
+  assert one["lost"] == {0.0: 0, 0.2: 0.25, 0.3: 0.25, 0.5: 0.5}
+  opened = study.by_task([question([1, 1], task="open_ended", closed=False)])["all"]
+  assert all(np.isnan(share) for share in opened["lost"].values())
+
+
+def test_a_teacher_is_measured_by_its_own_responses():
+  questions = [
+    question([0.25, 0.75, 1.0], teachers=("a", "b", "a"), texts=("x", "y", "x")),
+    question([0.5, 0.0, 0.25], teachers=("b", "b", "a"), texts=("x", "x", "y")),
+  ]
+  figures = study.by_teacher(questions)
+  assert list(figures) == ["a", "b"]
+  assert (figures["a"]["questions"], figures["a"]["responses"]) == (2, 3)
+  assert figures["a"]["mean"] == pytest.approx(statistics.fmean([0.625, 0.25]))
+  assert figures["a"]["sd_across"] == pytest.approx(statistics.stdev([0.625, 0.25]))
+  assert figures["a"]["sd_within"] == pytest.approx(statistics.stdev([0.25, 1.0]))
+  assert figures["b"]["sd_within"] == pytest.approx(statistics.stdev([0.5, 0.0]))
+  assert (figures["a"]["agreement"], figures["b"]["agreement"]) == (1, 1)
+  assert figures["b"]["kept"][0.5] == pytest.approx(2 / 3)
+  assert study.by_teacher([question([1, 1])]) == {}
+  assert study.table(figures, "teacher").splitlines()[2].startswith("| a ")
+
+
+def test_responses_without_an_answer_agree_with_none():
+  one = question([0, 0, 1], texts=("", "", "a"))
+  assert study.by_task([one])["all"]["agreement"] == 0
+  assert study.alike(["a", "", "A ", ""]).tolist() == [0, 1, 0, 3]
+
+
+def test_lengths_and_rouge_are_of_all_responses():
+  rouge_K = np.array([0.2, 0.4])
+  opened = question([1, 1], task="open_ended", closed=False, rouge_K=rouge_K)
+  one = study.by_task(
+    [
+      dataclasses.replace(opened, length_K=np.array([10, 40])),
+      dataclasses.replace(question([1, 1, 1]), length_K=np.array([20, 30, 50])),
+    ]
+  )["all"]
+  assert one["rouge"] == pytest.approx(0.3)
+  assert (one["lengths"][0.5], one["lengths"][0.25], one["lengths"][1.0]) == (30, 20, 50)
+
+
+def test_a_built_pool_and_its_questions_have_the_same_figures():
+  rows = [make([0.25, 1.0]), make([0.5, 0.5], task="math")]
+  assert str(figures(*rows)) == str(study.by_task([study.of_row(r, lambda t: t) for r in rows]))
+
+
+def test_curves_have_the_values_of_a_direct_count():
+  groups = [[0.0, 0.3, 0.9], [0.6, 0.6], [0.1]]
+  taus = [round(0.1 * i, 1) for i in range(11)]
+  one = study.by_task(map(question, groups), taus)["all"]
+  every = [np.float64(np.float32(quality)) for group in groups for quality in group]
+  for tau in taus:
+    assert one["kept"][tau] == pytest.approx(sum(q >= tau for q in every) / len(every))
+    lost = [all(np.float64(np.float32(q)) < tau for q in group) for group in groups]
+    assert one["lost"][tau] == pytest.approx(sum(lost) / len(groups))

@@ -6,7 +6,6 @@ one question. Axes: N questions, K responses of a question (K may differ between
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,58 +14,150 @@ import numpy as np
 from rmsd_jax.data.rows import Row
 
 TAUS = (0.0, 0.2, 0.3, 0.5)  # the paper's sweep
+TAU = 0.3  # the paper's threshold
 ALL = "all"
+# What R-MSD measured of its teacher on 200 questions, by our task names.
+PAPER = {
+  "multiple_choice": {
+    "name": "multiple choice", "mean": 0.96, "sd_across": 0.10, "sd_within": 0.07,
+  },
+  "ocr": {"name": "OCR", "min": 0.50, "max": 0.85},
+  "open_ended": {"name": "visual QA", "mean": 0.64, "sd_across": 0.24, "sd_within": 0.15},
+  "temporal_grounding": {"name": "temporal QA (the worst)", "violations": 0.10},
+  ALL: {
+    "name": "all", "mean": 0.75, "sd_across": 0.22, "min": 0.10, "max": 1.0, "violations": 0.01,
+  },
+}  # fmt: skip
+PAPER_KEPT = dict(zip(TAUS, (1.0, 0.87, 0.72, 0.45), strict=True))
+
+Figures = dict[str, dict[str, Any]]  # name of a group -> its figures
+# Columns of the table: what is one number each.
+_COLUMNS = (
+  "questions", "responses", "violations", "cut_off", "agreement", "mean", "sd_across", "sd_within",
+  "min", "max", "rouge",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """One question and the scores of its K responses, but not their texts: a study holds them all."""
+
+  id: str
+  clip: str
+  task: str
+  closed: bool
+  teachers: tuple[str, ...]  # K
+  finish_reasons: tuple[str, ...]
+  same_K: np.ndarray  # equal numbers: equal answers, see `alike`
+  length_K: np.ndarray  # tokens where a pool was built, else characters
+  outer_K: np.ndarray  # as are inner, content and quality: in [0, 1]
+  inner_K: np.ndarray
+  content_K: np.ndarray
+  quality_K: np.ndarray
+  valid_K: np.ndarray  # bool
+  rouge_K: np.ndarray  # ROUGE-L of open-ended responses, NaN where there is none
+
+
+def of_row(row: Row, answer_of: Callable[[str], str]) -> Question:
+  """The question that a row of a built pool is; `answer_of` finds the answer in a response."""
+  count = len(row.texts)
+  columns = ("outer_K", "inner_K", "content_K", "quality_K", "valid_K")
+  names = ("id", "clip", "task", "closed", "teachers", "finish_reasons", *columns)
+  return Question(
+    same_K=alike([answer_of(text) for text in row.texts]),
+    length_K=row.tokens_K,
+    rouge_K=np.full(count, np.nan),
+    **{name: getattr(row, name) for name in names},
+  )
+
+
+def alike(answers: Sequence[str]) -> np.ndarray:
+  """int [K]: of each answer, the place of the first one that equals it.
+
+  Case and white space do not matter. A response without an answer equals no other.
+  """
+  plain = [" ".join(answer.casefold().split()) for answer in answers]
+  return np.array([plain.index(a) if a else k for k, a in enumerate(plain)], np.int32)
 
 
 def variance(
   rows: Iterable[Row],
   answer_of: Callable[[str], str],
   taus: Sequence[float] = TAUS,
-) -> dict[str, dict[str, Any]]:
+) -> Figures:
+  """`by_task` of the rows of a built pool."""
+  return by_task([of_row(row, answer_of) for row in rows], taus)
+
+
+def by_task(questions: Iterable[Question], taus: Sequence[float] = TAUS) -> Figures:
   """Figures per task, and under "all" over every task.
 
   Args:
-    rows: questions with their scored responses; those without responses are left out.
-    answer_of: response text -> the answer in it, for the agreement.
+    questions: those without responses are left out.
     taus: thresholds of the filter.
 
   Returns:
     name -> figures (NaN where there is nothing to measure):
       questions, responses: counts.
       violations: share of responses without the outer or the task's own format.
+      no_outer: share of responses without the outer format.
       cut_off: share of responses with finish_reason "length".
       agreement: share of response pairs of one question with the same answer, averaged over
-        questions. Case and white space do not matter.
+        questions. Case and white space do not matter; two responses without an answer differ.
+      lengths: {share: length that this share of the responses does not exceed}.
+      rouge: mean ROUGE-L of open-ended responses, for the log only.
       Of closed-ended tasks only, since open-ended ones have no graded quality:
       mean: mean over questions of their mean quality.
       sd_across: unbiased s.d. of that mean across questions.
       sd_within: mean over questions of the unbiased s.d. of their responses' quality.
       min, max: of single responses.
       kept: {tau: share of responses with quality >= tau}.
+      lost: {tau: share of questions without any response of quality >= tau}.
   """
-  groups: dict[str, list[Row]] = collections.defaultdict(list)
-  for row in rows:
-    if row.texts:
-      groups[row.task].append(_light(row))
-      groups[ALL].append(groups[row.task][-1])
-  return {name: _figures(groups[name], answer_of, taus) for name in sorted(groups)}
+  groups: dict[str, list[Question]] = collections.defaultdict(list)
+  for question in questions:
+    if len(question.quality_K):
+      groups[question.task].append(question)
+      groups[ALL].append(question)
+  names = [*sorted(set(groups) - {ALL}), *({ALL} & set(groups))]
+  return {name: _figures(groups[name], taus) for name in names}
 
 
-def table(figures: dict[str, dict[str, Any]]) -> str:
-  """`variance` as a Markdown table, shares and quality to 3 decimals, "-" for NaN."""
+def by_teacher(questions: Iterable[Question], taus: Sequence[float] = TAUS) -> Figures:
+  """Figures of each teacher's own responses over every task, as `by_task`; {} for one teacher."""
+  groups: dict[str, list[Question]] = collections.defaultdict(list)
+  for question in questions:
+    for teacher in dict.fromkeys(question.teachers):
+      groups[teacher].append(_said_by(question, teacher))
+  return {name: _figures(groups[name], taus) for name in sorted(groups)} if len(groups) > 1 else {}
+
+
+def means(questions: Iterable[Question]) -> np.ndarray:
+  """[N] mean quality of every closed-ended question."""
+  return np.array([q.quality_K.mean(dtype=np.float64) for q in _graded(questions)])
+
+
+def spreads(questions: Iterable[Question]) -> np.ndarray:
+  """[N] unbiased s.d. of the quality within every closed-ended question of several responses."""
+  several = [q.quality_K for q in _graded(questions) if len(q.quality_K) > 1]
+  return np.array([quality_K.std(ddof=1, dtype=np.float64) for quality_K in several])
+
+
+def table(figures: Figures, head: str = "task") -> str:
+  """Figures as a Markdown table, shares and quality to 3 decimals, "-" for NaN.
+
+  Args:
+    figures: of `by_task`, or of `by_teacher`.
+    head: what the groups are.
+  """
   if not figures:
     return "no responses"
-  names = [name for name in figures if name != ALL] + [ALL]
-  taus = list(figures[ALL]["kept"])
-  plain = [name for name in figures[ALL] if name != "kept"]
-  head = ["task", *plain, *(f"kept {tau:g}" for tau in taus)]
-  body = []
-  for name in names:
-    one = figures[name]
-    values = [one[key] for key in plain] + [one["kept"][tau] for tau in taus]
-    body.append([name, *map(_cell, values)])
-  widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-  lines = [head, ["-" * width for width in widths], *body]
+  lines = [[head, *_COLUMNS, *(f"kept {tau:g}" for tau in TAUS), f"lost {TAU:g}"]]
+  for name, one in figures.items():
+    values = [*(one[key] for key in _COLUMNS), *(one["kept"][tau] for tau in TAUS)]
+    lines.append([name or "not named", *map(_cell, [*values, one["lost"][TAU]])])
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  lines.insert(1, ["-" * width for width in widths])
   return "\n".join(
     "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
     for line in lines
@@ -79,42 +170,58 @@ def _cell(value: int | float) -> str:
   return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def _light(row: Row) -> Row:
-  """The row without what a study does not need, so that a whole pool fits in memory."""
-  return dataclasses.replace(row, pictures=(), responses=())
+def _said_by(question: Question, teacher: str) -> Question:
+  """The question with the responses of one teacher alone."""
+  places = [k for k, name in enumerate(question.teachers) if name == teacher]
+  columns = {
+    field.name: getattr(question, field.name)[places]
+    for field in dataclasses.fields(Question)
+    if field.name.endswith("_K")
+  }
+  reasons = tuple(question.finish_reasons[k] for k in places)
+  names = (teacher,) * len(places)
+  return dataclasses.replace(question, teachers=names, finish_reasons=reasons, **columns)
 
 
-def _figures(
-  rows: Sequence[Row], answer_of: Callable[[str], str], taus: Sequence[float]
-) -> dict[str, Any]:
-  outer = np.concatenate([row.outer_K for row in rows])
-  inner = np.concatenate([row.inner_K for row in rows])
-  reasons = [reason for row in rows for reason in row.finish_reasons]
-  graded = [row.quality_K.astype(np.float64) for row in rows if row.closed]
-  quality = np.concatenate([np.zeros(0), *graded])
-  means_N = np.array([quality_K.mean() for quality_K in graded])
-  spreads_N = np.array([quality_K.std(ddof=1) for quality_K in graded if len(quality_K) > 1])
-  pairs_N = [_agreement([answer_of(text) for text in row.texts]) for row in rows]
+def _graded(questions: Iterable[Question]) -> list[Question]:
+  return [q for q in questions if q.closed and len(q.quality_K)]
+
+
+def _figures(questions: Sequence[Question], taus: Sequence[float]) -> dict[str, Any]:
+  outer, inner, rouge, lengths = (
+    np.concatenate([getattr(q, name) for q in questions])
+    for name in ("outer_K", "inner_K", "rouge_K", "length_K")
+  )
+  reasons = [reason for q in questions for reason in q.finish_reasons]
+  quality = np.concatenate([np.zeros(0), *(q.quality_K for q in _graded(questions))])
+  best_N = np.array([q.quality_K.max() for q in _graded(questions)], np.float64)
+  means_N = means(questions)
+  pairs_N = np.array([_agreement(q.same_K) for q in questions])
   return {
-    "questions": len(rows),
+    "questions": len(questions),
     "responses": len(outer),
     "violations": _mean((outer < 1) | (inner < 1)),
+    "no_outer": _mean(outer < 1),
     "cut_off": _mean(np.array([reason == "length" for reason in reasons])),
-    "agreement": _mean(np.array([share for share in pairs_N if share is not None])),
+    "agreement": _mean(pairs_N[~np.isnan(pairs_N)]),
+    "lengths": {q: float(np.quantile(lengths, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)},
+    "rouge": _mean(rouge[~np.isnan(rouge)]),
     "mean": _mean(means_N),
     "sd_across": float(means_N.std(ddof=1)) if len(means_N) > 1 else float("nan"),
-    "sd_within": _mean(spreads_N),
+    "sd_within": _mean(spreads(questions)),
     "min": float(quality.min()) if quality.size else float("nan"),
     "max": float(quality.max()) if quality.size else float("nan"),
     "kept": {tau: _mean(quality >= tau) for tau in taus},
+    "lost": {tau: _mean(best_N < tau) for tau in taus},
   }
 
 
-def _agreement(answers: Sequence[str]) -> float | None:
-  """Share of pairs with the same answer; None without a pair."""
-  plain = [" ".join(answer.casefold().split()) for answer in answers]
-  pairs = list(itertools.combinations(plain, 2))
-  return sum(a == b for a, b in pairs) / len(pairs) if pairs else None
+def _agreement(same_K: np.ndarray) -> float:
+  """Share of pairs with the same answer; NaN without a pair."""
+  count = len(same_K)
+  _, sizes = np.unique(same_K, return_counts=True)
+  pairs = count * (count - 1) / 2
+  return float((sizes * (sizes - 1) / 2).sum() / pairs) if pairs else float("nan")
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,0 +1,201 @@
+"""Scores of teacher responses where they are: in JSON Lines, before any build, or in a built pool.
+
+Nothing here needs a tokenizer or opens a clip, so no response is too long for anything.
+Axes: K responses of a question.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmsd_jax.data import intake, pool, records, rows, study
+from rmsd_jax.errors import UserError
+
+SECONDS = 600.0  # for one record; formulas have a far shorter limit of their own in tasks/
+_SCORES = ("outer", "inner", "content", "valid", "quality")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+  """Line -> scored question; runs in child processes, so its parts must be picklable.
+
+  Attributes:
+    rules: the tasks.
+    answer_of: response text -> the answer in it, "" where there is none.
+    rouge: (task, answer, ground truth, options) -> ROUGE-L of an open-ended answer, NaN for others.
+  """
+
+  rules: rows.Rules
+  answer_of: Callable[[str], str]
+  rouge: Callable[[str, str, Any, Sequence[str]], float]
+
+  def __call__(self, line: intake.Line) -> study.Question:
+    record = line.read(self.rules.closed)
+    if fault := self.rules.validate(record.task, record.answer, record.options):
+      raise records.RecordFault(line.number, fault)
+    scores = [self._score(record, response) for response in record.responses]
+    answers = [self.answer_of(response.text) for response in record.responses]
+    rouge = [self.rouge(record.task, text, record.answer, record.options) for text in answers]
+    return study.Question(
+      id=record.id,
+      clip=record.clip,
+      task=record.task,
+      closed=self.rules.closed[record.task],
+      teachers=tuple(response.teacher for response in record.responses),
+      finish_reasons=tuple(response.finish_reason for response in record.responses),
+      same_K=study.alike(answers),
+      length_K=np.array([len(response.text) for response in record.responses], np.int32),
+      rouge_K=np.array(rouge, np.float64),
+      **{f"{name}_K": np.array([getattr(s, name) for s in scores]) for name in _SCORES},
+    )
+
+  def _score(self, record: records.Record, response: records.Response) -> rows.Score:
+    given = (response.text, record.answer, record.options, response.finish_reason)
+    return self.rules.score(record.task, *given, 0, 0)  # tokens, and the most that fit
+
+
+def write(
+  jsonl: Sequence[str | os.PathLike],
+  out: str | os.PathLike,
+  scorer: Scorer,
+  progress: Callable[[int], intake.Progress],
+  *,
+  workers: int = 2,
+  bad_share: float = pool.Limits.bad_share,
+) -> tuple[int, dict[str, int]]:
+  """Scores every response of JSON Lines files; one line a question, in the order of the files.
+
+      {"id": "7", "task": "open_ended", "clip": "clips/1.mp4", "scorer": "1", "responses": [
+        {"teacher": "big-model", "finish_reason": "stop", "outer": 1.0, "inner": 1.0,
+         "content": 0.0, "valid": true, "quality": 1.0, "rouge": 0.41}]}
+
+  outer, inner and content are R_outer, R_task and R_content; rouge is there for open-ended tasks
+  only, and for the log only. Unusable lines go to OUT.quarantine.jsonl.
+
+  Args:
+    progress: called with the number of questions.
+    workers: child processes, at least 1.
+    bad_share: give up when more of the lines are unusable.
+
+  Returns:
+    The number of responses, and kind -> number of unusable lines.
+
+  Raises:
+    UserError: a file is missing, `out` exists, no line or too few of them are usable, or a clip is
+      in both splits.
+  """
+  _check_workers(workers)
+  responses = 0
+  with intake.new_file(out) as file, intake.kept_quarantine(out, bad_share) as quarantine:
+    lines = intake.scan(jsonl, scorer.rules.closed, quarantine)
+    with progress(len(lines)) as bar:
+      made = intake.usable(scorer, lines, workers, SECONDS, quarantine, bar)
+      for _, question in made:
+        file.write(json.dumps(_entry(question, scorer.rules.version)) + "\n")
+        responses += len(question.quality_K)
+    return responses, dict(sorted(quarantine.kinds.items()))
+
+
+def _entry(question: study.Question, version: str) -> dict[str, Any]:
+  names = (*_SCORES, "rouge") if not question.closed else _SCORES
+  columns = {name: getattr(question, f"{name}_K").tolist() for name in names}
+  responses = [
+    {"teacher": teacher, "finish_reason": reason, **{name: columns[name][k] for name in names}}
+    for k, (teacher, reason) in enumerate(
+      zip(question.teachers, question.finish_reasons, strict=True)
+    )
+  ]
+  named = {name: getattr(question, name) for name in ("id", "task", "clip")}
+  return named | {"scorer": version, "responses": responses}
+
+
+class Prompt(NamedTuple):
+  """What a reader wants to see of a question."""
+
+  question: str
+  options: tuple[str, ...]
+  answer: Any
+  texts: tuple[str, ...]  # K
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """The scored questions of one split, and the way back to their texts.
+
+  Attributes:
+    questions: those with responses.
+    prompt: place in `questions` -> its texts, read from disk.
+    unit: of their lengths, "characters" or "tokens".
+    unusable: reason of the first unusable line of the files, and how many there are.
+  """
+
+  questions: list[study.Question]
+  prompt: Callable[[int], Prompt]
+  unit: str
+  unusable: tuple[str, int] = ("", 0)
+
+
+def of_pool(
+  directory: str,
+  split: str,
+  answer_of: Callable[[str], str],
+  progress: Callable[[int], intake.Progress],
+) -> Scored:
+  """The questions of one split of a built pool, with the scores that it stores."""
+  opened = pool.open_pool(directory, split)
+  places, questions = [], []
+  with progress(len(opened)) as bar:
+    for index in range(len(opened)):
+      row = opened[index]
+      if row.texts:
+        places.append(index)
+        questions.append(study.of_row(row, answer_of))
+      bar.update(1)
+
+  def prompt(place: int) -> Prompt:
+    row = opened[places[place]]
+    return Prompt(row.question, row.options, row.answer, row.texts)
+
+  return Scored(questions, prompt, "tokens")
+
+
+def of_files(
+  jsonl: Sequence[str],
+  split: str,
+  scorer: Scorer,
+  progress: Callable[[int], intake.Progress],
+  workers: int = 2,
+) -> Scored:
+  """The questions of one split of JSON Lines files, scored now.
+
+  Raises:
+    UserError: a file is missing, a clip is in both splits, or nothing usable is of that split.
+  """
+  _check_workers(workers)
+  places, questions = [], []
+  with intake.Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
+    lines = intake.scan(jsonl, scorer.rules.closed, quarantine)
+    chosen = [line for line in lines if line.split == split]
+    if not chosen:
+      raise UserError(f"no record of split {split!r} in {', '.join(jsonl)}; give another --split")
+    with progress(len(chosen)) as bar:
+      for line, question in intake.usable(scorer, chosen, workers, SECONDS, quarantine, bar):
+        if len(question.quality_K):
+          places.append(line)
+          questions.append(question)
+
+  def prompt(place: int) -> Prompt:
+    record = places[place].read(scorer.rules.closed)
+    texts = tuple(response.text for response in record.responses)
+    return Prompt(record.question, record.options, record.answer, texts)
+
+  return Scored(questions, prompt, "characters", (quarantine.first, quarantine.kinds.total()))
+
+
+def _check_workers(workers: int) -> None:
+  if workers < 1:
+    raise UserError(f"{workers} workers; scoring needs at least 1")
