@@ -103,15 +103,15 @@ def _faults(page: Page, figures: study.Figures, by_teacher: study.Figures, unit:
 def examples(scored: scores.Scored) -> list[dict[str, Any]]:
   """The closed-ended questions whose responses differ most in quality, a few per task."""
   spread = {
-    place: float(question.quality_K.std(ddof=1, dtype=np.float64))
+    place: question.spread
     for place, question in enumerate(scored.questions)
-    if question.closed and len(question.quality_K) > 1
+    if question.closed and question.spread > 0
   }
   chosen: list[int] = []
   taken: dict[str, int] = {}
   for place in sorted(spread, key=lambda place: (-spread[place], scored.questions[place].id)):
     task = scored.questions[place].task
-    if spread[place] > 0 and taken.get(task, 0) < MAX_PER_TASK and len(chosen) < MAX_EXAMPLES:
+    if taken.get(task, 0) < MAX_PER_TASK and len(chosen) < MAX_EXAMPLES:
       taken[task] = taken.get(task, 0) + 1
       chosen.append(place)
   return [_example(scored, place, spread[place]) for place in chosen]

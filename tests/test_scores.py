@@ -1,7 +1,9 @@
 """Scores of JSON Lines: those of the scorer itself, in order; unusable lines are set aside."""
 
+import dataclasses
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -90,6 +92,24 @@ def test_a_failure_leaves_no_scores_but_its_reasons(tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == [
     "pool.jsonl", "scores.jsonl.quarantine.jsonl"
   ]  # fmt: skip
+
+
+def dies(text):
+  """An `answer_of` that takes its process with it."""
+  if "crash" in text:
+    os._exit(7)
+  return text
+
+
+def test_a_line_that_ends_its_process_costs_that_line_alone(tmp_path, monkeypatch):
+  monkeypatch.setattr(scores, "CHUNK", 3)
+  values = [small_records.of_task("ocr", id=str(i)) for i in range(5)]
+  values[1]["responses"][2]["text"] = "crash"
+  path = small_records.write(tmp_path / "pool.jsonl", values)
+  scorer = dataclasses.replace(command.scorer(), answer_of=dies)
+  scored = scores.of_files([str(path)], "train", scorer, silent, workers=1)
+  assert [question.id for question in scored.questions] == ["0", "2", "3", "4"]
+  assert scored.unusable == (f"{path} line 2: its process died (exit code 7)", 1)
 
 
 def test_what_exists_is_not_replaced(tmp_path):

@@ -31,7 +31,7 @@ class Line:
 
 def judged(value):
   """A record's question as `scores.Scorer` makes it, without processes."""
-  return command.scorer()(Line(value))
+  return command.scorer().question(Line(value))
 
 
 def scored(values, unusable=("", 0)):

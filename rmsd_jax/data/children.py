@@ -98,7 +98,7 @@ class _Child:
       self.kill()
       if number < 0:
         raise RuntimeError(f"a worker process died without a task (exit code {code})") from None
-      return {number: Failure("Crash", f"the decoding process died (exit code {code})")}
+      return {number: Failure("Crash", f"its process died (exit code {code})")}
     if not self.ready:
       self.ready = True
       return {}

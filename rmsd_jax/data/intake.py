@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TextIO
 
 from rmsd_jax.data import children, records
@@ -139,18 +139,10 @@ def _parse(
 
 
 def usable(
-  work: Callable[[Line], Any],
-  lines: Iterable[Line],
-  workers: int,
-  limit_s: float,
-  quarantine: Quarantine,
-  bar: Progress,
+  results: Iterable[tuple[Line, Any]], quarantine: Quarantine, bar: Progress
 ) -> Iterator[tuple[Line, Any]]:
-  """Yields (line, what `work` made of it in a child process); failures go to the quarantine.
-
-  The arguments are those of `children.run`, with `limit_s` in seconds for one line.
-  """
-  for line, made in children.run(work, lines, workers, limit_s):
+  """What `children.run` made of lines, without its failures: those go to the quarantine."""
+  for line, made in results:
     if isinstance(made, children.Failure):
       reason = made.reason.removeprefix(f"line {line.number}: ")
       quarantine.add(line.path, line.number, line.id, made.kind, reason)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rmsd_jax.data import prompts, records, rows
+from rmsd_jax.data import children, prompts, records, rows
 from rmsd_jax.data.intake import Line, Progress, Quarantine, scan, usable
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
@@ -262,7 +262,8 @@ def _write(
     used = 0
     chosen = [line for line in lines if line.split == split]
     chosen.sort(key=lambda line: hashlib.sha256(line.id.encode()).digest())
-    for _, row in usable(work, chosen, workers, limits.seconds, quarantine, bar):
+    results = children.run(work, chosen, workers, limits.seconds)
+    for _, row in usable(results, quarantine, bar):
       used += 1
       most = max(most, len(row["tokens_K"]))
       counts.update(_count(row, work.buckets))

@@ -191,8 +191,10 @@ def _text(value: Any, name: str, empty: bool = False) -> None:
     raise _Reason(f"{name} must be a string, not {_kind(value)}")
   if not empty and not value.strip():
     raise _Reason(f"{name} is empty")
-  if any("\ud800" <= c <= "\udfff" for c in value):
-    raise _Reason(f"{name} holds half of a surrogate pair, which is not a character")
+  try:
+    value.encode("utf-8")
+  except UnicodeEncodeError:
+    raise _Reason(f"{name} holds half of a surrogate pair, which is not a character") from None
 
 
 def _seconds(value: Any, name: str) -> float:

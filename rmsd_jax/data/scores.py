@@ -7,21 +7,22 @@ Axes: K responses of a question.
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmsd_jax.data import intake, pool, records, rows, study
+from rmsd_jax.data import children, intake, pool, records, rows, study
 from rmsd_jax.errors import UserError
 
-SECONDS = 600.0  # for one record; formulas have a far shorter limit of their own in tasks/
+CHUNK = 16  # lines that a child is given at a time: to hand one over costs more than to score it
+SECONDS = 600.0  # for a chunk; formulas have a far shorter limit of their own in tasks/
 _SCORES = ("outer", "inner", "content", "valid", "quality")
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-  """Line -> scored question; runs in child processes, so its parts must be picklable.
+  """Lines -> scored questions; runs in child processes, so its parts must be picklable.
 
   Attributes:
     rules: the tasks.
@@ -33,7 +34,17 @@ class Scorer:
   answer_of: Callable[[str], str]
   rouge: Callable[[str, str, Any, Sequence[str]], float]
 
-  def __call__(self, line: intake.Line) -> study.Question:
+  def __call__(self, lines: Sequence[intake.Line]) -> list[study.Question | children.Failure]:
+    return [self._question_or_fault(line) for line in lines]
+
+  def _question_or_fault(self, line: intake.Line) -> study.Question | children.Failure:
+    try:
+      return self.question(line)
+    except UserError as fault:
+      return children.Failure(type(fault).__name__, str(fault))
+
+  def question(self, line: intake.Line) -> study.Question:
+    """The question of one line; UserError where its ground truth does not suit its task."""
     record = line.read(self.rules.closed)
     if fault := self.rules.validate(record.task, record.answer, record.options):
       raise records.RecordFault(line.number, fault)
@@ -93,11 +104,22 @@ def write(
   with intake.new_file(out) as file, intake.kept_quarantine(out, bad_share) as quarantine:
     lines = intake.scan(jsonl, scorer.rules.closed, quarantine)
     with progress(len(lines)) as bar:
-      made = intake.usable(scorer, lines, workers, SECONDS, quarantine, bar)
-      for _, question in made:
+      for _, question in intake.usable(_results(scorer, lines, workers), quarantine, bar):
         file.write(json.dumps(_entry(question, scorer.rules.version)) + "\n")
         responses += len(question.quality_K)
     return responses, dict(sorted(quarantine.kinds.items()))
+
+
+def _results(
+  scorer: Scorer, lines: Sequence[intake.Line], workers: int
+) -> Iterator[tuple[intake.Line, study.Question | children.Failure]]:
+  """As `children.run`, in chunks; where a child failed, its lines are tried again one by one."""
+  chunks = [lines[i : i + CHUNK] for i in range(0, len(lines), CHUNK)]
+  for chunk, made in children.run(scorer, chunks, workers, SECONDS):
+    if isinstance(made, children.Failure):
+      alone = children.run(scorer, [[line] for line in chunk], 1, SECONDS)
+      made = [one if isinstance(one, children.Failure) else one[0] for _, one in alone]
+    yield from zip(chunk, made, strict=True)
 
 
 def _entry(question: study.Question, version: str) -> dict[str, Any]:
@@ -183,7 +205,7 @@ def of_files(
     if not chosen:
       raise UserError(f"no record of split {split!r} in {', '.join(jsonl)}; give another --split")
     with progress(len(chosen)) as bar:
-      for line, question in intake.usable(scorer, chosen, workers, SECONDS, quarantine, bar):
+      for line, question in intake.usable(_results(scorer, chosen, workers), quarantine, bar):
         if len(question.quality_K):
           places.append(line)
           questions.append(question)

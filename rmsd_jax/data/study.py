@@ -6,6 +6,7 @@ one question. Axes: N questions, K responses of a question (K may differ between
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -56,6 +57,24 @@ class Question:
   quality_K: np.ndarray
   valid_K: np.ndarray  # bool
   rouge_K: np.ndarray  # ROUGE-L of open-ended responses, NaN where there is none
+
+  @functools.cached_property
+  def mean(self) -> float:
+    """Mean quality; at least one response is needed."""
+    return float(self.quality_K.mean(dtype=np.float64))
+
+  @functools.cached_property
+  def spread(self) -> float:
+    """Unbiased s.d. of the quality, NaN for a single response."""
+    several = len(self.quality_K) > 1
+    return float(self.quality_K.std(ddof=1, dtype=np.float64)) if several else float("nan")
+
+  @functools.cached_property
+  def agreement(self) -> float:
+    """Share of pairs of responses with the same answer, NaN for a single response."""
+    count = len(self.same_K)
+    same = sum(n * (n - 1) for n in collections.Counter(self.same_K.tolist()).values())
+    return same / (count * (count - 1)) if count > 1 else float("nan")
 
 
 def of_row(row: Row, answer_of: Callable[[str], str]) -> Question:
@@ -125,22 +144,25 @@ def by_task(questions: Iterable[Question], taus: Sequence[float] = TAUS) -> Figu
 
 def by_teacher(questions: Iterable[Question], taus: Sequence[float] = TAUS) -> Figures:
   """Figures of each teacher's own responses over every task, as `by_task`; {} for one teacher."""
-  groups: dict[str, list[Question]] = collections.defaultdict(list)
-  for question in questions:
-    for teacher in dict.fromkeys(question.teachers):
-      groups[teacher].append(_said_by(question, teacher))
-  return {name: _figures(groups[name], taus) for name in sorted(groups)} if len(groups) > 1 else {}
+  questions = list(questions)
+  teachers = sorted({teacher for question in questions for teacher in question.teachers})
+  if len(teachers) < 2:
+    return {}
+  groups = {
+    teacher: [_said_by(question, teacher) for question in questions if teacher in question.teachers]
+    for teacher in teachers
+  }
+  return {teacher: _figures(group, taus) for teacher, group in groups.items()}
 
 
 def means(questions: Iterable[Question]) -> np.ndarray:
   """[N] mean quality of every closed-ended question."""
-  return np.array([q.quality_K.mean(dtype=np.float64) for q in _graded(questions)])
+  return np.array([question.mean for question in _graded(questions)])
 
 
 def spreads(questions: Iterable[Question]) -> np.ndarray:
   """[N] unbiased s.d. of the quality within every closed-ended question of several responses."""
-  several = [q.quality_K for q in _graded(questions) if len(q.quality_K) > 1]
-  return np.array([quality_K.std(ddof=1, dtype=np.float64) for quality_K in several])
+  return _known(np.array([question.spread for question in _graded(questions)]))
 
 
 def table(figures: Figures, head: str = "task") -> str:
@@ -196,16 +218,15 @@ def _figures(questions: Sequence[Question], taus: Sequence[float]) -> dict[str, 
   quality = np.concatenate([np.zeros(0), *(q.quality_K for q in _graded(questions))])
   best_N = np.array([q.quality_K.max() for q in _graded(questions)], np.float64)
   means_N = means(questions)
-  pairs_N = np.array([_agreement(q.same_K) for q in questions])
   return {
     "questions": len(questions),
     "responses": len(outer),
     "violations": _mean((outer < 1) | (inner < 1)),
     "no_outer": _mean(outer < 1),
     "cut_off": _mean(np.array([reason == "length" for reason in reasons])),
-    "agreement": _mean(pairs_N[~np.isnan(pairs_N)]),
+    "agreement": _mean(_known(np.array([q.agreement for q in questions]))),
     "lengths": {q: float(np.quantile(lengths, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)},
-    "rouge": _mean(rouge[~np.isnan(rouge)]),
+    "rouge": _mean(_known(rouge)),
     "mean": _mean(means_N),
     "sd_across": float(means_N.std(ddof=1)) if len(means_N) > 1 else float("nan"),
     "sd_within": _mean(spreads(questions)),
@@ -216,12 +237,8 @@ def _figures(questions: Sequence[Question], taus: Sequence[float]) -> dict[str, 
   }
 
 
-def _agreement(same_K: np.ndarray) -> float:
-  """Share of pairs with the same answer; NaN without a pair."""
-  count = len(same_K)
-  _, sizes = np.unique(same_K, return_counts=True)
-  pairs = count * (count - 1) / 2
-  return float((sizes * (sizes - 1) / 2).sum() / pairs) if pairs else float("nan")
+def _known(values: np.ndarray) -> np.ndarray:
+  return values[~np.isnan(values)]
 
 
 def _mean(values: np.ndarray) -> float:
