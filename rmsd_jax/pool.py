@@ -1,7 +1,7 @@
 """Collects and builds teacher pools, checks them and reports how reliable their teachers are.
 
 Prompts and a teacher's responses to them:
-  python -m rmsd_jax.pool collect --prompts prompts.jsonl --out pool.jsonl --model NAME --base-url URL
+  python -m rmsd_jax.pool collect --prompts prompts.jsonl --out pool.jsonl --model NAME --base-url U
 With JSON Lines, before any build; no tokenizer and no clips are needed:
   python -m rmsd_jax.pool import --format onethinker FILE --out pool.jsonl
   python -m rmsd_jax.pool check pool.jsonl [--against benchmark.jsonl]
@@ -107,18 +107,12 @@ def build(args: argparse.Namespace) -> None:
 
 def scorer() -> scores.Scorer:
   """The tasks as the scoring of JSON Lines sees them."""
-  return scores.Scorer(rules(), answer_of, rouge)
+  return scores.Scorer(rules(), answer_of)
 
 
 def answer_of(text: str) -> str:
   """The answer in a response, "" where it lacks the outer format."""
   return response.parse(text).answer
-
-
-def rouge(task: str, answer: str, truth: Any, options: Sequence[str]) -> float:
-  """ROUGE-L of an open-ended answer; NaN for closed-ended tasks, which have a metric."""
-  found = registry.get(task)
-  return math.nan if found.closed else found.metric(answer, options, truth)
 
 
 def score_files(args: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def make_row(rng, index, bucket=0, frames=2, responses=3, task="ocr"):
     inner_K=np.ones(responses, np.float32),
     content_K=quality,
     quality_K=quality,
-    rouge_K=np.zeros_like(quality),
+    rouge_K=quality / 2 * (task == "open_ended"),
     valid_K=np.ones(responses, bool),
   )
 

@@ -160,4 +160,7 @@ def test_a_built_pool_gives_its_stored_scores(monkeypatch):
     np.testing.assert_array_equal(question.quality_K, row.quality_K)
     np.testing.assert_array_equal(question.length_K, row.tokens_K)
     assert scored.prompt(place).texts == row.texts
-  assert math.isnan(study.by_task(scored.questions)["all"]["rouge"])
+  by_hand = [row.rouge_K for row in stored.stored if not row.closed]
+  figures = study.by_task(scored.questions)
+  assert figures["all"]["rouge"] == pytest.approx(np.mean(by_hand)) and np.mean(by_hand) > 0
+  assert math.isnan(figures["ocr"]["rouge"])

@@ -17,7 +17,7 @@ from rmsd_jax.errors import UserError
 
 CHUNK = 16  # lines that a child is given at a time: to hand one over costs more than to score it
 SECONDS = 600.0  # for a chunk; formulas have a far shorter limit of their own in tasks/
-_SCORES = ("outer", "inner", "content", "valid", "quality")
+_SCORES = ("outer", "inner", "content", "valid", "quality", "rouge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,10 @@ class Scorer:
   Attributes:
     rules: the tasks.
     answer_of: response text -> the answer in it, "" where there is none.
-    rouge: (task, answer, ground truth, options) -> ROUGE-L of an open-ended answer, NaN for others.
   """
 
   rules: rows.Rules
   answer_of: Callable[[str], str]
-  rouge: Callable[[str, str, Any, Sequence[str]], float]
 
   def __call__(self, lines: Sequence[intake.Line]) -> list[study.Question | children.Failure]:
     return [self._question_or_fault(line) for line in lines]
@@ -50,7 +48,6 @@ class Scorer:
       raise records.RecordFault(line.number, fault)
     scores = [self._score(record, response) for response in record.responses]
     answers = [self.answer_of(response.text) for response in record.responses]
-    rouge = [self.rouge(record.task, text, record.answer, record.options) for text in answers]
     return study.Question(
       id=record.id,
       clip=record.clip,
@@ -60,7 +57,6 @@ class Scorer:
       finish_reasons=tuple(response.finish_reason for response in record.responses),
       same_K=study.alike(answers),
       length_K=np.array([len(response.text) for response in record.responses], np.int32),
-      rouge_K=np.array(rouge, np.float64),
       **{f"{name}_K": np.array([getattr(s, name) for s in scores]) for name in _SCORES},
     )
 
@@ -123,7 +119,7 @@ def _results(
 
 
 def _entry(question: study.Question, version: str) -> dict[str, Any]:
-  names = (*_SCORES, "rouge") if not question.closed else _SCORES
+  names = [name for name in _SCORES if name != "rouge" or not question.closed]
   columns = {name: getattr(question, f"{name}_K").tolist() for name in names}
   responses = [
     {"teacher": teacher, "finish_reason": reason, **{name: columns[name][k] for name in names}}

@@ -56,7 +56,7 @@ class Question:
   content_K: np.ndarray
   quality_K: np.ndarray
   valid_K: np.ndarray  # bool
-  rouge_K: np.ndarray  # ROUGE-L of open-ended responses, NaN where there is none
+  rouge_K: np.ndarray  # ROUGE-L, of open-ended responses only
 
   @functools.cached_property
   def mean(self) -> float:
@@ -79,13 +79,11 @@ class Question:
 
 def of_row(row: Row, answer_of: Callable[[str], str]) -> Question:
   """The question that a row of a built pool is; `answer_of` finds the answer in a response."""
-  count = len(row.texts)
-  columns = ("outer_K", "inner_K", "content_K", "quality_K", "valid_K")
+  columns = ("outer_K", "inner_K", "content_K", "quality_K", "valid_K", "rouge_K")
   names = ("id", "clip", "task", "closed", "teachers", "finish_reasons", *columns)
   return Question(
     same_K=alike([answer_of(text) for text in row.texts]),
     length_K=row.tokens_K,
-    rouge_K=np.full(count, np.nan),
     **{name: getattr(row, name) for name in names},
   )
 
@@ -210,10 +208,11 @@ def _graded(questions: Iterable[Question]) -> list[Question]:
 
 
 def _figures(questions: Sequence[Question], taus: Sequence[float]) -> dict[str, Any]:
-  outer, inner, rouge, lengths = (
+  outer, inner, lengths = (
     np.concatenate([getattr(q, name) for q in questions])
-    for name in ("outer_K", "inner_K", "rouge_K", "length_K")
+    for name in ("outer_K", "inner_K", "length_K")
   )
+  rouge = np.concatenate([np.zeros(0), *(q.rouge_K for q in questions if not q.closed)])
   reasons = [reason for q in questions for reason in q.finish_reasons]
   quality = np.concatenate([np.zeros(0), *(q.quality_K for q in _graded(questions))])
   best_N = np.array([q.quality_K.max() for q in _graded(questions)], np.float64)
@@ -226,7 +225,7 @@ def _figures(questions: Sequence[Question], taus: Sequence[float]) -> dict[str, 
     "cut_off": _mean(np.array([reason == "length" for reason in reasons])),
     "agreement": _mean(_known(np.array([q.agreement for q in questions]))),
     "lengths": {q: float(np.quantile(lengths, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)},
-    "rouge": _mean(_known(rouge)),
+    "rouge": _mean(rouge),
     "mean": _mean(means_N),
     "sd_across": float(means_N.std(ddof=1)) if len(means_N) > 1 else float("nan"),
     "sd_within": _mean(spreads(questions)),
