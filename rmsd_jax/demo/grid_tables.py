@@ -174,7 +174,11 @@ def figure(rows: Mapping[str, Any], found: Found):
     for ax in axes:
       ax.set_yticks(range(len(done)), done if ax is axes[0] else [])
       ax.set_ylim(len(done) - 0.5, -0.5)
-      ax.legend(**plots.LEGEND | {"loc": "upper left", "bbox_to_anchor": (0, -0.08)}, ncol=2)
+    named = {}
+    for ax in (axes[0], axes[2]):
+      handles, labels = ax.get_legend_handles_labels()
+      named |= dict(zip(labels, handles, strict=True))
+    made.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
   return made
 
 
