@@ -4,10 +4,13 @@
     python -m rmsd_jax.train_rl --config=configs/ablations.py:C/rl --workdir=DIR     one row alone
     python -m rmsd_jax.train_rl --config=configs/ablations.py:C/rl/qwen3vl_4b_rl ..  on a preset
 
-A name is ROW/STAGE in the demo world, or ROW/STAGE/FILE for any other config in this folder. In the
-demo world a row and seed takes some 10 minutes on one core.
+A name is ROW/STAGE in the demo world, or ROW/STAGE/FILE for another config of that stage in this
+folder; a row that changes nothing of it is refused. In the demo world a row and seed takes some 10
+minutes. Rows without a discriminator have no warm-up: they take as many steps fewer, so that every
+row's policy is updated equally often.
 """
 
+import inspect
 import os
 import runpy
 from collections.abc import Mapping
@@ -102,13 +105,21 @@ def get_config(name: str) -> ConfigDict:
   if not os.path.exists(path):
     raise UserError(f"configs/ablations.py:{name}: there is no {path}; name a file of that folder")
   load = runpy.run_path(path)["get_config"]
-  c = load() if file else load(stage)
+  staged = bool(inspect.signature(load).parameters)
+  if not staged and not file.endswith(f"_{stage}"):
+    raise UserError(f"configs/ablations.py:{name}: {file}.py is not of stage {stage}")
+  c = load(stage) if staged else load()
   if not file:
     c.world.responses = 8  # for the row of K = 8; the others take the first ones
     c.world.test_prompts = 600
     if stage == "evaluate":
       c.evaluate.samples = 8
+  before, changes = c.to_json(), ROWS[row].changes
   c.lock()  # so that a key which does not exist is refused
-  c.update_from_flattened_dict(dict(ROWS[row].changes))
+  c.update_from_flattened_dict(dict(changes))
   c.unlock()
+  if stage == "rl" and changes and c.to_json() == before:
+    raise UserError(f"configs/ablations.py:{name}: row {row} changes nothing of {file}.py")
+  if stage == "rl" and not c.reward.discriminator:
+    c.steps -= c.discriminator.warmup_steps
   return c

@@ -69,8 +69,9 @@ def follow_spread(spread: dict, reward_BR, mask_BR, alive_B, task_B, decay: floa
   variance_B = masked.std(reward_BR, mask_BR, -1) ** 2
   of_task = (task_B == jnp.arange(len(spread["weight"]))[:, None]) & alive_B  # [tasks, B]
   seen = jnp.any(of_task, 1)
-  step = lambda old, new: jnp.where(seen, decay * old + (1 - decay) * new, old)
   now = masked.mean(jnp.broadcast_to(variance_B, of_task.shape), of_task, 1)
+  seen &= jnp.isfinite(now)
+  step = lambda old, new: jnp.where(seen, decay * old + (1 - decay) * new, old)
   return {"variance": step(spread["variance"], now), "weight": step(spread["weight"], 1.0)}
 
 
@@ -85,7 +86,8 @@ def scales(form: str, reward_BR, mask_BR, spread: dict, task_B, eps: float = 1e-
   if form == "group":
     return masked.std(reward_BR, mask_BR, -1) + eps
   if form == "task":
-    return jnp.sqrt(spread["variance"] / jnp.maximum(spread["weight"], eps))[task_B] + eps
+    known = spread["weight"] > 0
+    return jnp.sqrt(spread["variance"] / jnp.where(known, spread["weight"], 1))[task_B] + eps
   return jnp.ones(len(reward_BR))
 
 

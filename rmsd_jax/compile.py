@@ -129,6 +129,10 @@ def programs(config, mesh) -> dict:
     work = cost.discriminator(c, B, bucket, N + K, remat)
     least = reading(passes) + update_bytes(mesh, state)
     found["discriminator"] = (steps["discriminator"], arguments, work, least)
+    if config.discriminator.probe_every:
+      work = cost.forward(c, B, bucket, N + K, False)
+      work = work.plus(cost.vision(c.vision, B * bucket.frames, bucket.patches))
+      found["probe"] = (steps["probe"], (state, groups, samples, match), work, reading(1))
   return found
 
 
@@ -254,7 +258,9 @@ def _write(path: str, config, devices: int, chip: Chip, reports: list[Report]) -
     "bucket": list(config.compile.bucket),
     "chip": chip._asdict(),
     "programs": [dataclasses.asdict(r) | {"work": r.work._asdict()} for r in reports],
-    "seconds": math.fsum(max(r.seconds.values(), default=0.0) for r in reports),
+    "seconds": math.fsum(  # of a step; few have a probe
+      max(r.seconds.values(), default=0.0) for r in reports if r.name != "probe"
+    ),
   }
   with open(path, "w", encoding="utf-8") as file:
     json.dump(found, file, indent=1)

@@ -42,8 +42,8 @@ def crossed_interval(
   averaged over seeds (linearised ratio of cluster sums to cluster sizes, Cochran 1977, section
   6.3). Both hold the seeds' noise on single prompts, so the interval is a little wide. Student's t
   with the degrees of freedom of Satterthwaite (1946), which three seeds leave few of. One seed has
-  no variance across seeds: the interval is over clips alone. For a paired comparison give
-  differences.
+  no variance across seeds: the interval is over clips alone. One clip tells nothing of others: the
+  interval is NaN. For a paired comparison give differences.
 
   Returns:
     {"mean", "low", "high", "seeds", "n"}.
@@ -53,7 +53,7 @@ def crossed_interval(
   _, member = np.unique(np.asarray(clusters), return_inverse=True)
   sums, counts = np.bincount(member, values_SN.mean(0)), np.bincount(member)
   C = len(sums)
-  across_clips = C / max(C - 1, 1) * np.sum((sums - mean * counts) ** 2) / N**2
+  across_clips = C / (C - 1) * np.sum((sums - mean * counts) ** 2) / N**2 if C > 1 else np.nan
   across_seeds = values_SN.mean(1).var(ddof=1) / S if S > 1 else 0.0
   variance = across_seeds + across_clips
   parts = across_seeds**2 / max(S - 1, 1) + across_clips**2 / max(C - 1, 1)

@@ -138,13 +138,13 @@ class Loop:
       self._checkpoints.save(done, state)
 
   def _check_skipped(self, metrics: Mapping) -> None:
-    limit = self._config.max_skipped
+    config = self._config
     for name, value in metrics.items():
-      if name.endswith("skipped_in_a_row") and value > limit:
+      if name.endswith("skipped_in_a_row") and value > config.max_skipped:
         raise UserError(
-          f"{name} is {int(value)}, more than max_skipped={limit}: the gradient is not finite, and "
-          "nothing was learned from these steps; lower the learning rate, or go back to an earlier "
-          "checkpoint"
+          f"{name} is {int(value)}, more than max_skipped={config.max_skipped}: the gradient is "
+          "not finite, and nothing was learned from these steps; start anew from an earlier "
+          "checkpoint's student (init_from) with a lower learning rate"
         )
 
   def __enter__(self) -> Self:

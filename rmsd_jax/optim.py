@@ -114,20 +114,33 @@ def gradients(loss_fn: Callable, params: dict, batch, microbatches: int):
   if microbatches == 1:
     grads, (sums, outputs) = one(params, batch)
   else:
-    # Row b goes to micro-batch b % microbatches: every device keeps its own rows.
-    cut = lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
-    join = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
     def body(grads, piece_of_batch):
       more, (sums, outputs) = one(params, piece_of_batch)
       return jax.tree.map(jnp.add, grads, more), (sums, outputs)
 
     zero = jax.tree.map(jnp.zeros_like, params)
-    grads, (sums, outputs) = jax.lax.scan(body, zero, jax.tree.map(cut, batch))
+    grads, (sums, outputs) = jax.lax.scan(body, zero, _cut(batch, microbatches))
     sums = jax.tree.map(lambda x: x.sum(0), sums)
-    outputs = jax.tree.map(join, outputs)
+    outputs = _join(outputs)
   count = jnp.maximum(sums.pop("count"), 1)
   return jax.tree.map(lambda g: g / count, grads), {k: v / count for k, v in sums.items()}, outputs
+
+
+def mapped(f: Callable, batch, microbatches: int):
+  """f(batch) by micro-batches, one after the other; outputs have the leading axis B."""
+  return _join(jax.lax.map(f, _cut(batch, microbatches))) if microbatches > 1 else f(batch)
+
+
+def _cut(batch, microbatches: int):
+  """Row b goes to micro-batch b % microbatches: every device keeps its own rows."""
+  cut = lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+  return jax.tree.map(cut, batch)
+
+
+def _join(pieces):
+  """The inverse of `_cut`."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), pieces)
 
 
 def apply(tx: optax.GradientTransformation, grads: dict, opt_state, params: dict):

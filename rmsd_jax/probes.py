@@ -23,8 +23,8 @@ def by_length(margin_BR, student_BR, teacher_BR, pair_BR) -> dict:
   Returns:
     "accuracy_teacher_longer", "accuracy_student_longer", "accuracy_equal_length": of the pairs of
       that kind, NaN without any.
-    "length_only": of the better of the two rules "the longer is the teacher's" and "the shorter
-      is"; equal lengths count half.
+    "length_only": of length alone, see `by_feature`: whether the longer or the shorter is the
+      teacher's; equal lengths count half.
   """
   right_BR, longer_BR = margin_BR > 0, teacher_BR - student_BR
   kinds = {
@@ -33,15 +33,16 @@ def by_length(margin_BR, student_BR, teacher_BR, pair_BR) -> dict:
     "equal_length": longer_BR == 0,
   }
   found = {f"accuracy_{name}": mean(right_BR, pair_BR & kind) for name, kind in kinds.items()}
-  rule = mean((jnp.sign(longer_BR) + 1) / 2, pair_BR)
-  return found | {"length_only": jnp.maximum(rule, 1 - rule)}
+  sign = jnp.sign(longer_BR)
+  return found | {"length_only": by_feature(-sign, sign, pair_BR)}
 
 
 def by_feature(student_BR, teacher_BR, pair_BR) -> jax.Array:
   """Accuracy of telling pairs apart by one feature of each response, e.g. its last token.
 
   The rule is the likelihood ratio of the feature's values, counted (plus 1) on the pairs of every
-  other prompt and tried on those of the others, both ways round; a tie counts half. NaN without
+  other prompt and tried on those of the others, both ways round: a rule judged by the pairs that
+  it was made from would seem to find something in noise. A tie counts half. NaN where a half has no
   pairs.
 
   Args:
@@ -60,7 +61,8 @@ def by_feature(student_BR, teacher_BR, pair_BR) -> jax.Array:
     return jnp.log(seen(teacher_M)) - jnp.log(seen(student_M))
 
   margin_M = evidence(teacher_M) - evidence(student_M)
-  return mean((jnp.sign(margin_M) + 1) / 2, pair_M)
+  both = jnp.any(pair_M & half_M) & jnp.any(pair_M & ~half_M)
+  return jnp.where(both, mean((jnp.sign(margin_M) + 1) / 2, pair_M), jnp.nan)
 
 
 def last_tokens(ids_BRT, length_BR) -> jax.Array:

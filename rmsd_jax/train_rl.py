@@ -55,7 +55,7 @@ def make_steps(config, mesh):
     "rollout": jit(rollout_step(config, model), keep_unused=True),
     "discriminator": jit(discriminator_step(config, mesh, model, optims), donate_argnums=0),
     "policy": jit(policy_step(config, mesh, model, optims), donate_argnums=0),
-    "probe": jit(probe_step(model)),
+    "probe": jit(probe_step(config, model)),
   }
 
 
@@ -203,14 +203,15 @@ def policy_step(config, mesh, model, optims):
   return policy
 
 
-def probe_step(model):
+def probe_step(config, model):
   """(state, teachers, samples, match_BN) -> metrics of fixed pairs: what of D has drifted."""
   critic = Discriminator(model)
 
   def probe(state, teachers: PromptGroups, samples, match_BN):
     students = teachers.with_responses(samples.responses_BRT, samples.length_BR)
     groups = join_responses(students, teachers)
-    score_BR = critic(state_lib.weights(state, "discriminator"), groups)
+    critic_of = functools.partial(critic, state_lib.weights(state, "discriminator"))
+    score_BR = optim.mapped(critic_of, groups, config.microbatches)
     student_BN, teacher_BK = jnp.split(score_BR, [match_BN.shape[1]], 1)
     teacher_BN = jnp.take_along_axis(teacher_BK, jnp.maximum(match_BN, 0), 1)
     differs_BN = (match_BN >= 0) & samples.finished_BR
@@ -354,6 +355,9 @@ def check(config) -> None:
   ):
     if value not in choices:
       raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+  matching.check(**config.supervision)
+  if not 0 <= config.policy.scale_decay < 1:
+    raise UserError(f"policy.scale_decay={config.policy.scale_decay}: it must be in [0, 1)")
   if config.discriminator.probe_every % config.log_every:
     raise UserError(
       f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "

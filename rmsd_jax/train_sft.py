@@ -86,6 +86,7 @@ def init_state(config, mesh, model, optims: dict) -> state_lib.State:
 
 def main(config, workdir: str) -> None:
   """Runs or resumes stage 1."""
+  matching.check(**config.supervision)
   model, optims = hf.load_model(**config.model), make_optims(config)
   loop = Loop(config, workdir, "stage 1")
   rate = optim.schedule(config.optim, config.steps)

@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import pathlib
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -42,6 +45,10 @@ def test_the_baselines():
   assert config("sft_rl").reward.discriminator == 0 and config("sft_rl").reward.content > 0
   gad = config("gad").reward
   assert gad.discriminator == 1 and gad.outer == gad.task == gad.content == 0
+  updates = {
+    row: config(row).steps - config(row).discriminator.warmup_steps for row in ("D", "gad")
+  }
+  assert updates["D"] == updates["gad"] == config("sft_rl").steps
   frozen = config("frozen").discriminator
   assert frozen.warmup_steps < frozen.frozen_after < config("frozen").steps
 
@@ -84,7 +91,7 @@ def test_rows_with_the_same_stage_1_share_it():
 class Commands:
   """Stands for the runner of commands: notes what it was asked and writes an evaluation."""
 
-  ran, fail, lock = [], None, threading.Lock()
+  ran, fail, lock = [], (), threading.Lock()
 
   def __init__(self, folder, compiled, log, cores):
     self.folder, self.cores = folder, cores
@@ -94,8 +101,11 @@ class Commands:
     row, seed, stage = self.folder.parts[-3:]
     with self.lock:
       self.ran.append((module, row, seed, stage, flags))
-    if self.fail == (row, seed, stage):
+    if (row, seed, stage) in self.fail:
       raise UserError("it failed")
+    if module != "evaluate":
+      made = config(row, stage)
+      (self.folder / "config.json").write_text(made.to_json())
     if module == "evaluate":
       path = self.folder / ablations.RESULT
       path.parent.mkdir(parents=True)
@@ -118,7 +128,7 @@ def result(salt=0, prompts=8, ids="p"):
 def stage(tmp_path, monkeypatch):
   monkeypatch.setattr(ablations, "Commands", Commands)
   monkeypatch.setattr(Commands, "ran", [])
-  monkeypatch.setattr(Commands, "fail", None)
+  monkeypatch.setattr(Commands, "fail", ())
   return tmp_path
 
 
@@ -145,10 +155,10 @@ def test_a_grid_trains_each_stage_once_and_in_order(stage, jobs):
 
 
 def test_a_grid_goes_on_where_it_stopped_and_can_be_widened(stage):
-  Commands.fail = ("D", "seed1", "sft")
-  with pytest.raises(UserError, match="it failed"):
+  Commands.fail = [("D", "seed1", "sft")]
+  with pytest.raises(UserError, match="1 runs failed, .*: D seed 1 sft: it failed"):
     run(stage, ["D"], 2)
-  Commands.fail = None
+  Commands.fail = ()
   before = {call[1:4] for call in Commands.ran if call[0] == "evaluate"}
   Commands.ran.clear()
   run(stage, ["D", "C"], 2)
@@ -158,6 +168,56 @@ def test_a_grid_goes_on_where_it_stopped_and_can_be_widened(stage):
   Commands.ran.clear()
   run(stage, ["D", "C"], 2)
   assert Commands.ran == []
+
+
+def test_a_run_that_fails_stops_only_what_starts_from_it(stage):
+  Commands.fail = [("A", "seed0", "sft"), ("D", "seed1", "rl")]
+  for _ in range(2):  # a fault that stays does not block the others next time
+    with pytest.raises(UserError, match="A seed 0 sft"):
+      run(stage, ["A", "sft_rl", "D"], 2, jobs=2)
+  done = {call[1:4] for call in Commands.ran if call[0] == "evaluate"}
+  assert done == {
+    ("A", "seed1", "sft"), ("A", "seed1", "rl"), ("sft_rl", "seed1", "rl"),
+    ("D", "seed0", "sft"), ("D", "seed0", "rl"), ("D", "seed1", "sft"),
+  }  # fmt: skip
+
+
+def test_a_result_of_another_config_is_refused(stage):
+  run(stage, ["D"], 1)
+  path = stage / "runs" / "D" / "seed0" / "rl" / "config.json"
+  changed = json.loads(path.read_text())
+  changed["seed"], changed["data"]["pool"] = 7, "elsewhere"  # given anew each time
+  path.write_text(json.dumps(changed))
+  run(stage, ["D"], 1)
+  changed["steps"] = 80
+  path.write_text(json.dumps(changed))
+  with pytest.raises(UserError, match="steps 80 -> 40"):
+    run(stage, ["D"], 1)
+
+
+def test_an_interrupt_ends_the_commands_and_starts_no_other(stage, monkeypatch):
+  """As a signal to the grid's process alone does, which its commands do not get."""
+  seconds = [sys.executable, "-c", "import time; time.sleep(60)"]
+  children, run_one = [], Commands.__call__
+
+  def slow(self, phase, module, *flags):
+    with subprocess.Popen(seconds) as child:
+      children.append(child)
+      child.wait()
+    run_one(self, phase, module, *flags)
+
+  def interrupt(*arguments, **more):
+    while not children:
+      time.sleep(0.05)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(Commands, "__call__", slow)
+  monkeypatch.setattr(ablations.concurrent.futures, "wait", interrupt)
+  began = time.monotonic()
+  with pytest.raises(KeyboardInterrupt):
+    run(stage, ["A"], 1)
+  assert time.monotonic() - began < 20 and len(children) == 1
+  assert [call[0] for call in Commands.ran] == ["train_sft"]
 
 
 def test_the_command_writes_tables_of_what_is_there(stage, capsys):
@@ -214,6 +274,8 @@ def test_runs_on_other_prompts_are_not_compared():
   for other in (result(1, prompts=6), result(1, ids="q")):
     with pytest.raises(UserError, match="different prompts"):
       grid_tables.score({0: result(0), 1: other}, "greedy")
+    with pytest.raises(UserError, match="different prompts"):
+      grid_tables.difference({0: result(0)}, {0: other}, "greedy")
 
 
 def test_csv_has_a_line_a_run():

@@ -25,7 +25,8 @@ def config(stage):
 
 
 @pytest.mark.parametrize(
-  ("stage", "names"), [("sft", ["sft step"]), ("rl", ["rollout", "policy", "discriminator"])]
+  ("stage", "names"),
+  [("sft", ["sft step"]), ("rl", ["rollout", "policy", "discriminator", "probe"])],
 )
 def test_every_program_of_a_stage_is_reported(stage, names, here, tmp_path, capsys):
   compile_command.main(config(stage), topology="", json=str(tmp_path / "report.json"))

@@ -39,7 +39,8 @@ def variants() -> list[str]:
     if path.name == "ablations.py":
       rows = [(row, stage) for row in ABLATIONS["ROWS"] for stage in ABLATIONS["STAGES"]]
       found += [f"{name}:{row}/{stage}" for row, stage in rows]
-      found += [f"{name}:{row}/rl/qwen3vl_4b_rl" for row in ABLATIONS["ROWS"]]
+      others = sorted(set(ABLATIONS["ROWS"]) - {"gate_off"})  # which presets have off already
+      found += [f"{name}:{row}/rl/qwen3vl_4b_rl" for row in others]
     else:
       found += [f"{name}:{stage}" for stage in STAGES] if staged else [name]
   return found
@@ -148,6 +149,12 @@ def test_an_ablation_that_does_not_exist_is_refused_with_the_choices():
       cli.load_config(f"{CONFIGS / 'ablations.py'}:{name}")
   with pytest.raises(UserError, match="qwen3vl_5b.py; name a file"):
     cli.load_config(f"{CONFIGS / 'ablations.py'}:A/rl/qwen3vl_5b")
+  with pytest.raises(UserError, match="qwen3vl_4b_rl.py is not of stage sft"):
+    cli.load_config(f"{CONFIGS / 'ablations.py'}:A/sft/qwen3vl_4b_rl")
+  with pytest.raises(UserError, match="row gate_off changes nothing of qwen3vl_4b_rl.py"):
+    cli.load_config(f"{CONFIGS / 'ablations.py'}:gate_off/rl/qwen3vl_4b_rl")
+  longer = cli.load_config(f"{CONFIGS / 'ablations.py'}:C/rl/demo_long")
+  assert longer.steps == cli.load_config(f"{CONFIGS / 'demo_long.py'}:rl").steps
 
 
 @pytest.mark.parametrize("key", VALUES)

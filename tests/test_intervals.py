@@ -110,6 +110,11 @@ def test_crossed_interval_of_equal_prompts_is_students_over_seeds():
   assert (made["low"], made["high"]) == pytest.approx((low, high))
 
 
+def test_crossed_interval_of_one_clip_is_unknown():
+  made = crossed_interval(np.array([[0.0, 1.0, 1.0]]), ["c"] * 3)
+  assert made["mean"] == pytest.approx(2 / 3) and np.isnan([made["low"], made["high"]]).all()
+
+
 @pytest.mark.parametrize("seed_sd", [0.0, 0.02, 0.1])
 def test_crossed_interval_covers_the_truth_as_often_as_it_says(seed_sd):
   """3 seeds, 60 clips of 2 questions that succeed and fail together: 95 % of 500 intervals."""

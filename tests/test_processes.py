@@ -35,7 +35,9 @@ def free_port() -> int:
 
 def run(stage: str, processes: int, folder, workdir=None):
   """Starts a stage in `processes` processes with 8 devices together; returns its work folder."""
-  c = tiny_run.config(stage, steps=2, mesh__data=2, mesh__fsdp=4, mesh__tensor=1)
+  c = tiny_run.config(
+    stage, steps=2, discriminator__probe_every=1, mesh__data=2, mesh__fsdp=4, mesh__tensor=1
+  )
   values = c.to_dict()
   config, workdir = folder / f"{stage}.py", workdir or folder / f"{stage}-{processes}"
   lists = json.dumps(values)  # tuples become lists; the command line takes either

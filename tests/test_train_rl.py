@@ -236,6 +236,10 @@ def test_the_probe_scores_fixed_pairs_by_the_weights_of_the_moment():
   margin = (teacher_BN - student_BN)[differs_BN]
   assert float(found["probe/margin"]) == pytest.approx(margin.mean(), rel=1e-3, abs=1e-6)
   assert float(found["probe/accuracy"]) == pytest.approx((margin > 0).mean())
+  pieces = programs(c=CONFIG(microbatches=4))["probe"](
+    fresh(), *put((given["batch"].groups, given["samples"], given["pairs"]["match_BN"]))
+  )
+  assert_close(jax.device_get(pieces), jax.device_get(found))
 
 
 # the policy's step, and both on a mesh
@@ -362,6 +366,9 @@ def test_without_its_reward_there_is_no_discriminator():
     ({"policy__kl_estimator": "k4"}, "policy.kl_estimator is 'k4'; choose one of k1, k2, k3"),
     ({"reward__score": "logit"}, "reward.score is 'logit'; choose one of raw, sigmoid, stand"),
     ({"discriminator__probe_every": 7, "log_every": 5}, "probe_every=7 is not a multiple"),
+    ({"policy__scale_decay": 1.0}, r"scale_decay=1.0: it must be in \[0, 1\)"),
+    ({"supervision__closed": "unifrom"}, "judge 'unifrom' is unknown; use one of ground_truth"),
+    ({"supervision__tau": 3.0}, "tau 3.0: quality is in"),
     ({"reward__outer": -1.0}, "does not pay to say nothing"),
   ],
 )

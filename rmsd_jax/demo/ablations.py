@@ -5,20 +5,26 @@
     python -m rmsd_jax.demo.ablations WORKDIR --show                tables of what is there, no run
 
 A run is both stages and an evaluation of each; rows with the same stage 1 share it. A grid that was
-interrupted goes on where it stopped, and may be widened by more rows or seeds. After every run
+interrupted goes on where it stopped, and may be widened by more rows or seeds; runs that another
+config made are refused. A run that fails is named at the end, the others go on. After every run
 WORKDIR/ablations.{md,csv,png} are written anew. Each run's output is in its log.txt.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
 import queue
 import runpy
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
 
-from rmsd_jax import cli
+import psutil
+
+from rmsd_jax import checkpoint, cli
 from rmsd_jax.demo import grid_tables
 from rmsd_jax.demo.run import ROOT, Commands, make_pool
 from rmsd_jax.errors import UserError
@@ -27,6 +33,7 @@ from rmsd_jax.metrics import Progress
 CONFIG = ROOT / "configs" / "ablations.py"
 ROWS = runpy.run_path(str(CONFIG))["ROWS"]
 RESULT = pathlib.Path("evaluate", "test.json")
+Job = tuple[str, int, str]  # row, seed, stage
 STAGE_2_KEYS = (  # what stage 1 does not read
   "reward.",
   "policy.",
@@ -57,6 +64,7 @@ class Grid:
 
   def __init__(self, workdir: pathlib.Path, cores: Sequence[Sequence[int]]):
     self._workdir = workdir
+    self._stopped = threading.Event()
     self._cores: queue.SimpleQueue[Sequence[int]] = queue.SimpleQueue()
     for some in cores:
       self._cores.put(some)
@@ -64,9 +72,31 @@ class Grid:
   def folder(self, row: str, seed: int, stage: str) -> pathlib.Path:
     return self._workdir / "runs" / row / f"seed{seed}" / stage
 
-  def missing(self, jobs: Sequence[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
-    """The (row, seed, stage) that have no result yet."""
-    return [job for job in jobs if not (self.folder(*job) / RESULT).exists()]
+  def missing(self, jobs: Sequence[Job]) -> list[Job]:
+    """The (row, seed, stage) that have no result yet.
+
+    Raises:
+      UserError: another config than today's made the result of one.
+    """
+    done = {job for job in jobs if (self.folder(*job) / RESULT).exists()}
+    for row, seed, stage in done:
+      self.check(row, seed, stage)
+    return [job for job in jobs if job not in done]
+
+  def check(self, row: str, seed: int, stage: str) -> None:
+    """Raises UserError where another config than today's made the run."""
+    config = cli.load_config(f"{CONFIG}:{row}/{stage}")
+    given = ("seed", "init_from", "data.pool", "model.folder")  # of the command line, or a place
+    checkpoint.guard_config(
+      str(self.folder(row, seed, stage)), config, (*config.operational, *given), write=False
+    )
+
+  def stop(self) -> None:
+    """Ends the commands that run, as Ctrl-C does, and lets no other start."""
+    self._stopped.set()
+    for child in psutil.Process().children(recursive=True):
+      with contextlib.suppress(psutil.NoSuchProcess):
+        child.send_signal(signal.SIGINT)
 
   def run(self, row: str, seed: int, stage: str, start: pathlib.Path | None) -> None:
     """Trains one stage of one row and evaluates it, or goes on with that."""
@@ -77,41 +107,62 @@ class Grid:
       given = (f"--workdir={folder}", f"--config.data.pool={self._workdir / 'pool'}",
                f"--config.seed={seed}")  # fmt: skip
       begin = (f"--config.init_from={start}",) if start else ()
-      run(stage, f"train_{stage}", f"--config={CONFIG}:{row}/{stage}", *given, *begin)
-      run("evaluate", "evaluate", f"--config={CONFIG}:{row}/evaluate", *given)
+      for phase, module in ((stage, f"train_{stage}"), ("evaluate", "evaluate")):
+        if self._stopped.is_set():
+          raise KeyboardInterrupt
+        more = begin if phase == stage else ()
+        run(phase, module, f"--config={CONFIG}:{row}/{phase}", *given, *more)
     finally:
       self._cores.put(cores)
 
 
-def run_all(grid: Grid, rows: Sequence[str], seeds: int, jobs: int, done) -> None:
-  """Runs what is missing, stage 1 before what starts from it; `done` is called after each."""
+def run_all(
+  grid: Grid, rows: Sequence[str], seeds: int, jobs: int, done: Callable[[], None]
+) -> None:
+  """Runs what is missing, stage 1 before what starts from it; `done` is called after each.
+
+  Raises:
+    UserError: at the end, names the runs that failed.
+    KeyboardInterrupt: the commands that ran have ended.
+  """
   shared = stage_1_rows()
   starts = dict.fromkeys(shared[row] for row in rows)
   first = [(row, seed, "sft") for seed in range(seeds) for row in starts]
   second = [(row, seed, "rl") for seed in range(seeds) for row in rows]
   waiting = grid.missing(first) + grid.missing(second)
   waiting.sort(key=lambda job: job[1])  # seed by seed: whole tables early
+  origin = lambda job: (shared[job[0]], job[1], "sft")
+  running: dict[concurrent.futures.Future, Job] = {}
+  failed: dict[Job, str] = {}
   with (
     Progress(len(waiting), "runs") as bar,
     concurrent.futures.ThreadPoolExecutor(jobs) as pool,
   ):
-    running: dict[concurrent.futures.Future, tuple[str, int, str]] = {}
-    while waiting or running:
-      blocked = set(waiting) | set(running.values())
-      for job in list(waiting):
-        row, seed, stage = job
-        origin = (shared[row], seed, "sft")
-        if len(running) == jobs or (stage == "rl" and origin in blocked):
-          continue
-        waiting.remove(job)
-        start = grid.folder(*origin) if stage == "rl" else None
-        running[pool.submit(grid.run, row, seed, stage, start)] = job
-      ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-      for future in ended:
-        row, seed, stage = running.pop(future)
-        future.result()
-        bar.update(1, f"{row} seed {seed} {stage}")
-        done()
+    try:
+      while waiting or running:
+        waiting = [job for job in waiting if job[2] == "sft" or origin(job) not in failed]
+        blocked = set(waiting) | set(running.values())
+        for job in list(waiting):
+          free = job[2] == "sft" or origin(job) not in blocked
+          if len(running) < jobs and free:
+            waiting.remove(job)
+            start = grid.folder(*origin(job)) if job[2] == "rl" else None
+            running[pool.submit(grid.run, *job, start)] = job
+        ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        for future in ended:
+          job = running.pop(future)
+          try:
+            future.result()
+          except UserError as fault:
+            failed[job] = str(fault)
+          bar.update(1, "{} seed {} {}".format(*job))
+          done()
+    except KeyboardInterrupt:
+      grid.stop()
+      raise
+  if failed:
+    named = "; ".join("{} seed {} {}".format(*job) + f": {why}" for job, why in failed.items())
+    raise UserError(f"{len(failed)} runs failed, and none that starts from them was run: {named}")
 
 
 def results(workdir: pathlib.Path, rows: Sequence[str], seeds: int) -> dict:
@@ -158,6 +209,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid_tables.write(workdir, {row: ROWS[row] for row in rows}, found)
 
   if not options.show:
+    if threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: its commands end too
     workdir.mkdir(parents=True, exist_ok=True)
     grid = Grid(workdir, split_cores(options.jobs))
     make_pool(Commands(workdir), workdir, cli.load_config(f"{CONFIG}:D/sft"))

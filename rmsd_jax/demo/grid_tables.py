@@ -31,14 +31,14 @@ COMPARED = (  # (row, stage) minus (row, stage), and the question that it answer
   (("D", "rl"), ("frozen", "rl"), "online discriminator against a frozen one"),
   (("D", "rl"), ("gate_off", "rl"), "with the content gate against without"),
   (("D", "rl"), ("closed_uniform", "rl"), "closed-ended by ground truth against uniform"),
-  (("D", "rl"), ("open_graded", "rl"), "open-ended uniform against by ROUGE-L"),
+  (("D", "rl"), ("open_graded", "rl"), "open-ended uniform against by ROUGE-L: on closed-ended"),
 )
 
 Found = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]  # (row, stage) -> seed -> result
 
 
-def matrix(runs: Mapping[int, Mapping], measure: str) -> tuple[np.ndarray, list[str]]:
-  """values_SN of a measure, seeds in order, and the clip of each of the N prompts.
+def matrix(runs: Mapping[int, Mapping], measure: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
+  """values_SN of a measure, seeds in order, and (id, clip) of each of the N prompts.
 
   Raises:
     UserError: the runs were evaluated on different prompts.
@@ -47,7 +47,8 @@ def matrix(runs: Mapping[int, Mapping], measure: str) -> tuple[np.ndarray, list[
   names = list(rows[0])
   if any(list(row) != names for row in rows):
     raise UserError("the runs of a grid were evaluated on different prompts; evaluate them again")
-  return np.array([[row[n][0] for n in names] for row in rows]), [rows[0][n][1] for n in names]
+  values_SN = np.array([[row[name][0] for name in names] for row in rows])
+  return values_SN, [(name, rows[0][name][1]) for name in names]
 
 
 def _values(result: Mapping, measure: str) -> dict[str, tuple[float, str]]:
@@ -66,7 +67,8 @@ def _values(result: Mapping, measure: str) -> dict[str, tuple[float, str]]:
 
 def score(runs: Mapping[int, Mapping], measure: str) -> dict[str, float]:
   """Mean over seeds and prompts, with its interval."""
-  return intervals.crossed_interval(*matrix(runs, measure))
+  values_SN, prompts = matrix(runs, measure)
+  return intervals.crossed_interval(values_SN, [clip for _, clip in prompts])
 
 
 def difference(first: Mapping, second: Mapping, measure: str) -> dict[str, float] | None:
@@ -74,12 +76,12 @@ def difference(first: Mapping, second: Mapping, measure: str) -> dict[str, float
   seeds = sorted(set(first) & set(second))
   if not seeds:
     return None
-  (a_SN, clips), (b_SN, _) = (
+  (a_SN, prompts), (b_SN, others) = (
     matrix({seed: runs[seed] for seed in seeds}, measure) for runs in (first, second)
   )
-  if a_SN.shape != b_SN.shape:
+  if prompts != others:
     raise UserError("the runs of a grid were evaluated on different prompts; evaluate them again")
-  return intervals.crossed_interval(a_SN - b_SN, clips)
+  return intervals.crossed_interval(a_SN - b_SN, [clip for _, clip in prompts])
 
 
 def markdown(rows: Mapping[str, Any], found: Found) -> str:

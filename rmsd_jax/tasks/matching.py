@@ -5,6 +5,8 @@ rollout with one of them, drawn by quality where the task has a metric and unifo
 Axes: B prompts, K teacher responses of one prompt.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rmsd_jax.errors import UserError
@@ -42,8 +44,7 @@ def judged(
     UserError: an unknown judge.
   """
   for judge in (closed, open_ended):
-    if judge not in JUDGES:
-      raise UserError(f"supervision by {judge!r} is unknown; use one of {', '.join(JUDGES)}")
+    _known(judge, JUDGES, "judge")
   graded_B = np.where(closed_B, closed == "ground_truth", open_ended == "ground_truth")
   return np.where(closed_B[:, None], quality_BK, rouge_BK), graded_B
 
@@ -67,8 +68,7 @@ def survivors(
   Raises:
     UserError: tau is outside its range.
   """
-  if not 0 <= tau <= 1:
-    raise UserError(f"tau {tau}: quality is in [0, 1], so tau must be; the paper has 0.3")
+  _in_range(tau)
   if graded and tau == 0:
     return present_K.copy()
   usable_K = present_K & valid_K
@@ -81,7 +81,7 @@ def eligible(keep_K: np.ndarray, present_K: np.ndarray, rule: str) -> np.ndarray
 
   "best" and "random_survivor" choose among the survivors, "random" and "first" among all.
   """
-  _known(rule)
+  _known(rule, RULES, "target rule")
   return keep_K if rule in ("best", "random_survivor") else present_K
 
 
@@ -102,7 +102,7 @@ def target(
   Raises:
     UserError: the rule is not one of RULES.
   """
-  _known(rule)
+  _known(rule, RULES, "target rule")
   candidates = np.flatnonzero(keep_K)
   if candidates.size == 0:
     return -1
@@ -143,6 +143,23 @@ def draw(
   return rng.choice(candidates, size=count, p=weights / weights.sum()).astype(np.int32)
 
 
-def _known(rule: str) -> None:
-  if rule not in RULES:
-    raise UserError(f"target rule {rule!r} is unknown; use one of {', '.join(RULES)}")
+def check(tau: float, target: str, closed: str, open_ended: str, **others: bool) -> None:
+  """Raises UserError for settings of supervision that the functions above would refuse.
+
+  Args:
+    others: switches that cannot be wrong.
+  """
+  _in_range(tau)
+  _known(target, RULES, "target rule")
+  for judge in (closed, open_ended):
+    _known(judge, JUDGES, "judge")
+
+
+def _in_range(tau: float) -> None:
+  if not 0 <= tau <= 1:
+    raise UserError(f"tau {tau}: quality is in [0, 1], so tau must be; the paper has 0.3")
+
+
+def _known(name: str, names: Sequence[str], what: str) -> None:
+  if name not in names:
+    raise UserError(f"{what} {name!r} is unknown; use one of {', '.join(names)}")
