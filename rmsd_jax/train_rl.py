@@ -361,7 +361,8 @@ def check(config) -> None:
   if config.discriminator.probe_every % config.log_every:
     raise UserError(
       f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "
-      f"log_every={config.log_every}: its figures would not be logged"
+      f"log_every={config.log_every}: its figures would not be logged; give a "
+      "multiple, or 0 for none"
     )
   scoring.audit(dict(config.reward), config.reward.gate)
 
