@@ -16,7 +16,6 @@ from typing import Self, TextIO
 import jax
 import psutil
 from etils import epath
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
@@ -47,6 +46,8 @@ class Writer:
       return
     replace_text(path, "".join(kept))
     self._file = open(path, "a", encoding="utf-8")
+    from tensorboardX import SummaryWriter  # here: it imports torch where that is installed
+
     self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=resume_step + 1)
 
   def write(self, step: int, values: Mapping[str, jax.typing.ArrayLike]) -> None:
