@@ -57,16 +57,19 @@ def _token_logps(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, e
 
 
 def _chunks(x, chunk: int):
-  """[B, R, T, ..] -> [T / chunk, B, R, chunk, ..], zero-padded to whole chunks."""
+  """[B, R, T, ..] -> [T / chunk, M = B * R * chunk, ..], zero-padded to whole chunks."""
   B, R, T = x.shape[:3]
   count = -(-T // chunk)
   x = jnp.pad(x, [(0, 0), (0, 0), (0, count * chunk - T)] + [(0, 0)] * (x.ndim - 3))
-  return jnp.moveaxis(x.reshape(B, R, count, chunk, *x.shape[3:]), 2, 0)
+  x = jnp.moveaxis(x.reshape(B, R, count, chunk, *x.shape[3:]), 2, 0)
+  return x.reshape(count, B * R * chunk, *x.shape[4:])
 
 
-def _unchunk(x, tokens: int):
-  x = jnp.moveaxis(x, 0, 2)
-  return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :tokens]
+def _unchunk(x, like_BRT):
+  """The inverse of `_chunks`, for an array whose first axes are those of `like_BRT`."""
+  B, R, T = like_BRT.shape
+  x = jnp.moveaxis(x.reshape(len(x), B, R, -1, *x.shape[2:]), 0, 2)
+  return x.reshape(B, R, -1, *x.shape[4:])[:, :, :T]
 
 
 def _table(unembedding_VD, dtype):
@@ -83,9 +86,9 @@ def logits(hidden, unembedding_VD):
   return logits_MV.reshape(*hidden.shape[:-1], -1)
 
 
-def _chosen(targets_BRc, vocabulary: int):
+def _chosen(targets_M, vocabulary: int):
   """True at the target. An iota, not a gather, so that V may be sharded."""
-  return jnp.arange(vocabulary) == targets_BRc[..., None]
+  return jnp.arange(vocabulary) == targets_M[:, None]
 
 
 def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy):
@@ -93,18 +96,18 @@ def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk,
   chunk, kernel_VD = min(chunk, T), _table(unembedding_VD, hidden_BRTD.dtype)
 
   def body(_, xs):
-    hidden, targets = xs
-    scaled = logits(hidden, kernel_VD) / temperature
-    lse = jax.nn.logsumexp(scaled, -1)
-    chosen = jnp.sum(jnp.where(_chosen(targets, scaled.shape[-1]), scaled, 0), -1)
-    spread = lse - jnp.sum(jnp.exp(scaled - lse[..., None]) * scaled, -1) if entropy else lse
-    return None, (chosen - lse, spread, lse)
+    hidden_MD, targets_M = xs
+    scaled_MV = logits(hidden_MD, kernel_VD) / temperature
+    lse_M = jax.nn.logsumexp(scaled_MV, -1)
+    chosen_M = jnp.sum(jnp.where(_chosen(targets_M, scaled_MV.shape[1]), scaled_MV, 0), -1)
+    share_MV = jnp.exp(scaled_MV - lse_M[:, None])
+    entropy_M = lse_M - jnp.sum(share_MV * scaled_MV, -1) if entropy else lse_M
+    return None, (chosen_M - lse_M, entropy_M, lse_M)
 
-  _, (logps, spread, lse) = jax.lax.scan(
-    body, None, (_chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk))
-  )
-  found = _unchunk(logps, T), _unchunk(spread, T)
-  return found, (hidden_BRTD, unembedding_VD, targets_BRT, _unchunk(lse, T))
+  xs = _chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk)
+  _, found = jax.lax.scan(body, None, xs)
+  logp_BRT, entropy_BRT, lse_BRT = (_unchunk(x, targets_BRT) for x in found)
+  return (logp_BRT, entropy_BRT), (hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT)
 
 
 def _logps_backward(temperature, chunk, entropy, saved, grads):
@@ -114,21 +117,20 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
   chunk, kernel_VD = min(chunk, T), _table(unembedding_VD, hidden_BRTD.dtype)
 
   def body(d_kernel_VD, xs):
-    hidden, targets, lse, grad = xs
-    scaled = logits(hidden, kernel_VD) / temperature
-    d_logits = _chosen(targets, scaled.shape[-1]) - jnp.exp(scaled - lse[..., None])
-    d_logits = (d_logits * (grad / temperature)[..., None]).astype(hidden.dtype)
-    d_logits_MV, hidden_MD = (x.reshape(-1, x.shape[-1]) for x in (d_logits, hidden))
+    hidden_MD, targets_M, lse_M, grad_M = xs
+    scaled_MV = logits(hidden_MD, kernel_VD) / temperature
+    d_logits_MV = _chosen(targets_M, scaled_MV.shape[1]) - jnp.exp(scaled_MV - lse_M[:, None])
+    d_logits_MV = (d_logits_MV * (grad_M / temperature)[:, None]).astype(hidden_MD.dtype)
     d_kernel_VD += jnp.einsum(
       "MV,MD->VD", d_logits_MV, hidden_MD, preferred_element_type=jnp.float32
     )
-    return d_kernel_VD, (d_logits_MV @ kernel_VD).reshape(hidden.shape)
+    return d_kernel_VD, d_logits_MV @ kernel_VD
 
   xs = tuple(_chunks(x, chunk) for x in (hidden_BRTD, targets_BRT, lse_BRT, grad_BRT))
   nothing_VD = jnp.zeros(unembedding_VD.shape, jnp.float32)
   nothing_VD = sharding.constrained(nothing_VD, Spec("tensor", "fsdp"))
   d_kernel_VD, d_hidden = jax.lax.scan(body, nothing_VD, xs)
-  return _unchunk(d_hidden, T), d_kernel_VD.astype(unembedding_VD.dtype), None
+  return _unchunk(d_hidden, targets_BRT), d_kernel_VD.astype(unembedding_VD.dtype), None
 
 
 _token_logps.defvjp(_logps_forward, _logps_backward)

@@ -42,18 +42,21 @@ class Skipping(NamedTuple):
   in_a_row: jax.Array  # int32, of them the latest without a good one between
 
 
-def skipping(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """`inner`, but an update whose gradient norm is not finite changes nothing and is counted.
+def skipping(inner: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
+  """`inner` on gradients clipped to a global norm; one that is not finite changes nothing.
 
-  optax.apply_if_finite does the same until a limit, from which on it lets the update through.
+  Updates left out are counted. optax.apply_if_finite lets them through from a limit on, and
+  optax.clip_by_global_norm divides before it multiplies, which keeps a second gradient in memory.
   """
 
   def init(params):
     return Skipping(inner.init(params), jnp.int32(0), jnp.int32(0))
 
   def update(grads, state, params):
-    finite = jnp.isfinite(optax.tree.norm(grads))
-    updates, after = inner.update(grads, state.inner, params)
+    norm = optax.tree.norm(grads)
+    finite, scale = jnp.isfinite(norm), jnp.where(norm < clip_norm, 1, clip_norm / norm)
+    clipped = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+    updates, after = inner.update(clipped, state.inner, params)
     keep = lambda new, old: jnp.where(finite, new, old)
     count = jnp.where(finite, 0, 1)
     return (
@@ -87,7 +90,7 @@ def make(optim, steps: int) -> optax.GradientTransformation:
     mu_dtype=optim.moment_dtype,
     mask=decayed,
   )
-  return skipping(optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw))
+  return skipping(adamw, optim.clip_norm)
 
 
 def _never_decayed(name: str) -> bool:
@@ -110,10 +113,16 @@ def gradients(loss_fn: Callable, params: dict, batch, microbatches: int):
     (total, count), (metrics, outputs) = loss_fn(params, batch)
     return total, ({"loss": total, "count": count, **metrics}, outputs)
 
-  one = jax.grad(piece, has_aux=True)
   if microbatches == 1:
-    grads, (sums, outputs) = one(params, batch)
+
+    def mean(params, batch):  # dividing the gradient instead would hold it twice on the CPU
+      total, (sums, outputs) = piece(params, batch)
+      return total / jnp.maximum(sums["count"], 1), (sums, outputs)
+
+    grads, (sums, outputs) = jax.grad(mean, has_aux=True)(params, batch)
+    count = jnp.maximum(sums.pop("count"), 1)
   else:
+    one = jax.grad(piece, has_aux=True)
 
     def body(grads, piece_of_batch):
       more, (sums, outputs) = one(params, piece_of_batch)
@@ -123,8 +132,9 @@ def gradients(loss_fn: Callable, params: dict, batch, microbatches: int):
     grads, (sums, outputs) = jax.lax.scan(body, zero, _cut(batch, microbatches))
     sums = jax.tree.map(lambda x: x.sum(0), sums)
     outputs = _join(outputs)
-  count = jnp.maximum(sums.pop("count"), 1)
-  return jax.tree.map(lambda g: g / count, grads), {k: v / count for k, v in sums.items()}, outputs
+    count = jnp.maximum(sums.pop("count"), 1)
+    grads = jax.tree.map(lambda g: g / count, grads)
+  return grads, {k: v / count for k, v in sums.items()}, outputs
 
 
 def mapped(f: Callable, batch, microbatches: int):

@@ -22,7 +22,13 @@ BATCH = P(("data", "fsdp"))
 Rules = Sequence[tuple[str, P]]
 # v5p would turn each gather of a weight into a loop of partial products, 19 loops in a 4B step.
 _PLAIN_GATHERS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-XLA_OPTIONS = {"TPU v5": _PLAIN_GATHERS, "TPU v5p": _PLAIN_GATHERS}  # device kind -> options
+# Without it the CPU compiler copies both moments before an update reads and writes them.
+_FEWER_COPIES = {"xla_cpu_copy_insertion_use_region_analysis": True}
+XLA_OPTIONS = {  # device kind -> options
+  "cpu": _FEWER_COPIES,
+  "TPU v5": _PLAIN_GATHERS,
+  "TPU v5p": _PLAIN_GATHERS,
+}
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
@@ -49,7 +55,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
   return mesh
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
   """XLA's options for programs on the mesh's chips; the trainers and rmsd_jax.compile use them."""
   return XLA_OPTIONS.get(mesh.devices.flat[0].device_kind, {})
 

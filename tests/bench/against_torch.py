@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rmsd_jax import convert, losses, named, optim
+from rmsd_jax import convert, losses, named, optim, sharding
 from rmsd_jax.data import prompts
 from rmsd_jax.generate import generate
 from rmsd_jax.models import config as config_lib
@@ -91,7 +91,9 @@ def our_step(cases, responses):
       params = named.join(frozen, student)
       prompt_BPD, response_BRTD = model(params, groups)
       hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-      logp = losses.token_logps(hidden, model.unembedding(params), groups.responses_BRT, 1.0, 32)
+      logp = losses.token_logps(
+        hidden, model.unembedding(params), groups.responses_BRT, 1.0, RESPONSE
+      )
       loss, metrics = losses.sft(logp, groups.response_mask_BRT)
       return loss, (metrics, None)
 
@@ -99,7 +101,8 @@ def our_step(cases, responses):
     student, opt_state, _ = optim.apply(tx, grads, opt_state, student)
     return student, opt_state, metrics["loss"]
 
-  step = jax.jit(step, donate_argnums=(0, 1))
+  options = sharding.compiler_options(sharding.make_mesh(1, 1, 1))  # those of the trainers
+  step = jax.jit(step, donate_argnums=(0, 1), compiler_options=options)
 
   def run() -> float:
     state[0], state[1], loss = step(*state, groups)
