@@ -112,13 +112,17 @@ class Commands:
       path.write_text(json.dumps(result(len(row) + (stage == "rl"))))
 
 
+SAID = "<think>So.</think><answer>a red 3, then a green 4</answer>"
+
+
 def result(salt=0, prompts=8, ids="p"):
   """An evaluation of `prompts` closed-ended prompts, two of a clip, and an open-ended one."""
   rng = np.random.default_rng(salt)
   rows = [
     {"id": f"{ids}{i}", "clip": f"c{i // 2}", "closed": i < prompts,
      "greedy": {"quality": [float(rng.random())]},
-     "sampled": {"quality": rng.random(8).tolist()}}
+     "sampled": {"quality": rng.random(8).tolist(), "text": [SAID, "no format"] * 4},
+     "answer": "a red 3, then a blue 4"}
     for i in range(prompts + 1)
   ]  # fmt: skip
   return {"prompts": rows, "sampled": {"format": 1.0, "length": 20.0}}
@@ -251,6 +255,21 @@ def test_scores_are_means_over_seeds_and_closed_prompts():
   assert grid_tables.score(runs, "pass@8")["mean"] == pytest.approx(expected)
   expected = np.mean([[passed(row).mean() for row in some] for some in rows])
   assert grid_tables.score(runs, "pass@1")["mean"] == pytest.approx(expected)
+
+
+def test_open_ended_answers_are_measured_by_rouge():
+  """6 of 7 words in order, in half of the samples; the other half has no answer."""
+  made = grid_tables.score({0: result()}, grid_tables.OPEN_ENDED)
+  assert made["mean"] == pytest.approx(6 / 7 / 2)
+
+
+def test_the_spread_of_seeds_is_that_of_their_means():
+  runs = {seed: result(seed) for seed in range(3)}
+  means = [np.mean([np.mean(r["sampled"]["quality"]) for r in one["prompts"][:8]])
+           for one in runs.values()]  # fmt: skip
+  found = {("A", "rl"): runs}
+  line = grid_tables.markdown({"A": ablations.ROWS["A"]}, found).splitlines()[4]
+  assert f"| {np.std(means, ddof=1):.3f} | 63.8 |" in line
 
 
 def test_a_difference_is_paired_by_seed():

@@ -1,11 +1,13 @@
 """What a grid of ablations came to: Markdown, CSV and a plot, from the evaluations of its runs.
 
-Scores are on the same held-out closed-ended prompts in every run; intervals are over training seeds
-and clips (`intervals.crossed_interval`), differences paired by seed and prompt.
+Scores are on the same held-out prompts in every run, closed-ended ones but for the last measure.
+Intervals are over training seeds and clips (`intervals.crossed_interval`), differences are paired
+by seed and prompt.
 Axes: S seeds, N prompts.
 """
 
 import csv
+import functools
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,14 +18,20 @@ import numpy as np
 from rmsd_jax import intervals, plots
 from rmsd_jax.errors import UserError
 from rmsd_jax.metrics import replace_text
+from rmsd_jax.tasks import quality as quality_lib
+from rmsd_jax.tasks import registry
 
-MEASURES = ("greedy", "sampled", "pass@1", "pass@8")
+OPEN_ENDED = "open-ended ROUGE-L"  # of sampled answers
+MEASURES = ("greedy", "sampled", "pass@1", "pass@8", OPEN_ENDED)
 PASS_ABOVE = 0.5  # quality from which a sample passes
 STAGES = {"sft": "stage 1", "rl": "stage 2"}
 COMPARED = (  # (row, stage) minus (row, stage), and the question that it answers
   (("B", "rl"), ("A", "rl"), "do more samples help (B - A)"),
   (("C", "rl"), ("B", "rl"), "does the filter help (C - B)"),
   (("D", "rl"), ("C", "rl"), "does weighting help (D - C)"),
+  (("B", "sft"), ("A", "sft"), "B - A after stage 1"),
+  (("C", "sft"), ("B", "sft"), "C - B after stage 1"),
+  (("D", "sft"), ("C", "sft"), "D - C after stage 1"),
   (("D", "rl"), ("A", "rl"), "R-MSD against one sample (D - A)"),
   (("D", "rl"), ("D", "sft"), "stage 2 against stage 1, of D"),
   (("D", "rl"), ("sft_rl", "rl"), "R-MSD against SFT + RL"),
@@ -31,7 +39,7 @@ COMPARED = (  # (row, stage) minus (row, stage), and the question that it answer
   (("D", "rl"), ("frozen", "rl"), "online discriminator against a frozen one"),
   (("D", "rl"), ("gate_off", "rl"), "with the content gate against without"),
   (("D", "rl"), ("closed_uniform", "rl"), "closed-ended by ground truth against uniform"),
-  (("D", "rl"), ("open_graded", "rl"), "open-ended uniform against by ROUGE-L: on closed-ended"),
+  (("D", "rl"), ("open_graded", "rl"), "open-ended uniform against by ROUGE-L"),
 )
 
 Found = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]  # (row, stage) -> seed -> result
@@ -52,17 +60,27 @@ def matrix(runs: Mapping[int, Mapping], measure: str) -> tuple[np.ndarray, list[
 
 
 def _values(result: Mapping, measure: str) -> dict[str, tuple[float, str]]:
-  """Prompt id -> value and clip, of closed-ended prompts, sorted by id."""
-  way = "sampled" if measure.startswith("pass@") else measure
-  values = {}
-  for row in sorted(result["prompts"], key=lambda row: row["id"]):
-    if row["closed"]:
-      quality = np.array(row[way]["quality"], np.float64)
-      if way != measure:
-        passed_BN = quality[None] >= PASS_ABOVE
-        quality = intervals.pass_at_k(passed_BN, int(measure.removeprefix("pass@")))
-      values[row["id"]] = float(quality.mean()), row["clip"]
-  return values
+  """Prompt id -> value and clip, of the prompts that the measure is of, sorted by id."""
+  rows = sorted(result["prompts"], key=lambda row: row["id"])
+  return {
+    row["id"]: (_value(row, measure), row["clip"])
+    for row in rows
+    if row["closed"] == (measure != OPEN_ENDED)
+  }
+
+
+def _value(row: Mapping, measure: str) -> float:
+  if measure == OPEN_ENDED:
+    return float(np.mean([_rouge(text, row["answer"]) for text in row["sampled"]["text"]]))
+  if not measure.startswith("pass@"):
+    return float(np.mean(row[measure]["quality"]))
+  passed_BN = np.array([row["sampled"]["quality"]]) >= PASS_ABOVE
+  return float(intervals.pass_at_k(passed_BN, int(measure.removeprefix("pass@"))).mean())
+
+
+@functools.cache  # the same answers are sampled again and again
+def _rouge(text: str, answer: str) -> float:
+  return quality_lib.score(registry.TASKS["open_ended"], text, answer, ()).rouge
 
 
 def score(runs: Mapping[int, Mapping], measure: str) -> dict[str, float]:
@@ -90,20 +108,22 @@ def markdown(rows: Mapping[str, Any], found: Found) -> str:
   if not first:
     return "No run of this grid has ended yet.\n"
   benchmarks = list(dict.fromkeys(name for row in rows.values() for name in row.paper))
-  head = ["row", "", "seeds", "stage 1 greedy", "stage 1 sampled", "greedy", "sampled", "pass@1",
-          "pass@8", *(f"paper: {name}" for name in benchmarks)]  # fmt: skip
+  head = ["row", "", "seeds", "stage 1 greedy", "stage 1 sampled", *MEASURES,
+          "s.d. of seeds, sampled", *(f"paper: {name}" for name in benchmarks)]  # fmt: skip
   table = [head, ["---"] * len(head)]
   for name, row in rows.items():
     before, after = found.get((name, "sft"), {}), found.get((name, "rl"), {})
     cells = [_plain(before, measure) for measure in ("greedy", "sampled")]
     cells += [_cell(score(after, measure)) if after else "-" for measure in MEASURES]
+    cells.append(_spread(after, "sampled"))
     papers = [f"{row.paper[b]:g}" if b in row.paper else "-" for b in benchmarks]
     table.append([name, row.label, str(len(after)), *cells, *papers])
-  n = len(matrix(next(iter(found.values())), "greedy")[1])
+  closed, others = (len(matrix(first, measure)[1]) for measure in ("greedy", OPEN_ENDED))
   text = [
-    f"Quality on {n} held-out closed-ended prompts of the demo world after stage 2 (stage 1 where "
-    "it says so), means over training seeds; 95 % intervals over seeds and clips. The paper's "
-    "figures are accuracies of a 4B student on real benchmarks: not the same scale.",
+    f"Quality on {closed} held-out closed-ended prompts of the demo world after stage 2 (stage 1 "
+    f"where it says so), and ROUGE-L on {others} open-ended ones; means over training seeds; 95 % "
+    "intervals over seeds and clips. The paper's figures are accuracies of a 4B student on real "
+    "benchmarks: not the same scale.",
     _lines(table),
     "Differences, paired by seed and prompt, with 95 % intervals:",
     _lines(_differences(found)),
@@ -124,6 +144,11 @@ def _differences(found: Found) -> list[list[str]]:
 
 def _plain(runs: Mapping, measure: str) -> str:
   return f"{matrix(runs, measure)[0].mean():.3f}" if runs else "-"
+
+
+def _spread(runs: Mapping[int, Mapping], measure: str) -> str:
+  """Standard deviation over seeds of a run's mean."""
+  return f"{matrix(runs, measure)[0].mean(1).std(ddof=1):.3f}" if len(runs) > 1 else "-"
 
 
 def _cell(one: Mapping[str, float], signed: bool = False) -> str:
