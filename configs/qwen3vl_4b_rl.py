@@ -8,7 +8,7 @@ Build the pool with `--frames 16 --buckets 2304,1024,8,1008`: 16 frames of up to
 pair, and their timestamps, fit 2,304 prompt tokens.
 
 By rmsd_jax.compile (not run on chips), with fp32 weights and moments and recomputed layers:
-  v5p:2x2x4, 16 chips: rollouts 37.0 of 95 GiB, policy update 50.1, discriminator update 65.5; 5.8,
+  v5p:2x2x4, 16 chips: rollouts 37.0 of 95 GiB, policy update 49.4, discriminator update 65.5; 5.8,
     8.5 and 8.9 s at the chips' peak, all responses 1,024 tokens long.
   v5e:8x8, 64 chips, with --config.microbatches=2: rollouts 14.8 of 15.75 GiB, policy update 11.2,
     discriminator update 9.1; 12.4, 5.0 and 5.2 s.
