@@ -100,8 +100,9 @@ def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk,
     scaled_MV = logits(hidden_MD, kernel_VD) / temperature
     lse_M = jax.nn.logsumexp(scaled_MV, -1)
     chosen_M = jnp.sum(jnp.where(_chosen(targets_M, scaled_MV.shape[1]), scaled_MV, 0), -1)
-    share_MV = jnp.exp(scaled_MV - lse_M[:, None])
-    entropy_M = lse_M - jnp.sum(share_MV * scaled_MV, -1) if entropy else lse_M
+    entropy_M = lse_M  # a placeholder, unless asked for
+    if entropy:
+      entropy_M -= jnp.sum(jnp.exp(scaled_MV - lse_M[:, None]) * scaled_MV, -1)
     return None, (chosen_M - lse_M, entropy_M, lse_M)
 
   xs = _chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk)
