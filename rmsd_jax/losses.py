@@ -39,7 +39,7 @@ def token_logps(
   """log softmax(hidden @ unembedding^T / temperature) at the targets, fp32 [B, R, T].
 
   Logits exist for `chunk` tokens of each response at a time, forward and backward, so memory does
-  not grow with V x T. The backward pass recomputes them once.
+  not grow with V x T. The backward pass recomputes them once; a single chunk (T <= chunk) is kept.
 
   Args:
     entropy: return (log-probs, entropy of each token's distribution in nats); no gradient flows
@@ -103,23 +103,25 @@ def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk,
     entropy_M = lse_M  # a placeholder, unless asked for
     if entropy:
       entropy_M -= jnp.sum(jnp.exp(scaled_MV - lse_M[:, None]) * scaled_MV, -1)
-    return None, (chosen_M - lse_M, entropy_M, lse_M)
+    return None, (chosen_M - lse_M, entropy_M, lse_M, scaled_MV if chunk == T else None)
 
   xs = _chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk)
-  _, found = jax.lax.scan(body, None, xs)
+  _, (*found, kept_1MV) = jax.lax.scan(body, None, xs)
   logp_BRT, entropy_BRT, lse_BRT = (_unchunk(x, targets_BRT) for x in found)
-  return (logp_BRT, entropy_BRT), (hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT)
+  saved = hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT, kept_1MV
+  return (logp_BRT, entropy_BRT), saved
 
 
 def _logps_backward(temperature, chunk, entropy, saved, grads):
   grad_BRT, _ = grads
-  hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT = saved
+  hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT, kept_1MV = saved
   T = hidden_BRTD.shape[2]
   chunk, kernel_VD = min(chunk, T), _table(unembedding_VD, hidden_BRTD.dtype)
 
   def body(d_kernel_VD, xs):
-    hidden_MD, targets_M, lse_M, grad_M = xs
-    scaled_MV = logits(hidden_MD, kernel_VD) / temperature
+    (hidden_MD, targets_M, lse_M, grad_M), scaled_MV = xs
+    if scaled_MV is None:
+      scaled_MV = logits(hidden_MD, kernel_VD) / temperature
     d_logits_MV = _chosen(targets_M, scaled_MV.shape[1]) - jnp.exp(scaled_MV - lse_M[:, None])
     d_logits_MV = (d_logits_MV * (grad_M / temperature)[:, None]).astype(hidden_MD.dtype)
     d_kernel_VD += jnp.einsum(
@@ -130,7 +132,7 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
   xs = tuple(_chunks(x, chunk) for x in (hidden_BRTD, targets_BRT, lse_BRT, grad_BRT))
   nothing_VD = jnp.zeros(unembedding_VD.shape, jnp.float32)
   nothing_VD = sharding.constrained(nothing_VD, Spec("tensor", "fsdp"))
-  d_kernel_VD, d_hidden = jax.lax.scan(body, nothing_VD, xs)
+  d_kernel_VD, d_hidden = jax.lax.scan(body, nothing_VD, (xs, kept_1MV))
   return _unchunk(d_hidden, targets_BRT), d_kernel_VD.astype(unembedding_VD.dtype), None
 
 
