@@ -77,14 +77,14 @@ def abstract_groups(config, model: ModelConfig, mesh, bucket: Bucket, R: int) ->
 def programs(config, mesh) -> dict:
   """name -> (jitted function, abstract arguments, Work, least HBM bytes of one device)."""
   model, bucket = hf.load_model(**config.model), Bucket(*config.compile.bucket)
-  c, B, remat = model.config, config.batch, config.model.remat
+  c, B, remat, chunk = model.config, config.batch, config.model.remat, config.logit_chunk
   passes = 3 + remat  # forward, two products backward, and the forward again
   if config.compile.stage == "sft":
     state = state_lib.abstract(mesh, model, config.trained, train_sft.make_optims(config))
     groups = abstract_groups(config, c, mesh, bucket, 1)
     train = train_sft.make_steps(config, mesh)["train"]
     least = reading_bytes(config, mesh, state, passes) + update_bytes(mesh, state)
-    return {"sft step": (train, (state, groups), cost.sft(c, B, bucket, remat), least)}
+    return {"sft step": (train, (state, groups), cost.sft(c, B, bucket, remat, chunk), least)}
   if config.compile.stage != "rl":
     raise UserError(f"compile.stage is {config.compile.stage!r}; choose sft or rl")
   N, K = config.rollouts.samples, config.data.responses
@@ -120,7 +120,7 @@ def programs(config, mesh) -> dict:
     "policy": (
       steps["policy"],
       (state, groups, samples, visual, number, terms, pairs),
-      cost.policy(c, B, bucket, N, remat),
+      cost.policy(c, B, bucket, N, remat, chunk),
       reading(passes + 1) + update_bytes(mesh, state),
     ),
   }

@@ -62,20 +62,28 @@ def forward(c: ModelConfig, B: int, bucket: Bucket, R: int, with_logits: bool) -
   )
 
 
-def sft(c: ModelConfig, B: int, bucket: Bucket, remat: bool) -> Work:
-  """One step of stage 1 with a frozen tower. The logits' chunks are always recomputed."""
+def recomputed(one: Work, T: int, remat: bool, chunk: int) -> Work:
+  """What a backward pass computes a second time: layers with remat, logits of several chunks.
+
+  Args:
+    one: the forward pass.
+    chunk: `logit_chunk`, tokens of a response whose logits exist at a time (losses.token_logps).
+  """
+  layers = one if remat else Work()
+  return layers._replace(logits=one.logits if T > chunk else 0.0)
+
+
+def sft(c: ModelConfig, B: int, bucket: Bucket, remat: bool, chunk: int) -> Work:
+  """One step of stage 1 with a frozen tower."""
   one = forward(c, B, bucket, 1, True)
-  step = one.times(3).plus(Work(logits=one.logits))
-  if remat:
-    step = step.plus(one._replace(logits=0.0))
+  step = one.times(3).plus(recomputed(one, bucket.response, remat, chunk))
   return step.plus(vision(c.vision, B * bucket.frames, bucket.patches))
 
 
-def policy(c: ModelConfig, B: int, bucket: Bucket, N: int, remat: bool) -> Work:
+def policy(c: ModelConfig, B: int, bucket: Bucket, N: int, remat: bool, chunk: int) -> Work:
   """The update of stage 2: the student forward and backward, the reference forward."""
   one = forward(c, B, bucket, N, True)
-  step = one.times(4).plus(Work(logits=one.logits))
-  return step.plus(one._replace(logits=0.0)) if remat else step
+  return one.times(4).plus(recomputed(one, bucket.response, remat, chunk))
 
 
 def discriminator(c: ModelConfig, B: int, bucket: Bucket, R: int, remat: bool) -> Work:

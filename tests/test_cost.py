@@ -78,8 +78,18 @@ def test_figures_of_the_4b_model():
   one = cost.forward(PRESETS["4b"], 1, bucket, 8, True)
   assert one.linear == pytest.approx(76e12, rel=0.01)  # 10,496 tokens
   assert one.logits == pytest.approx(6.4e12, rel=0.01)
-  step = cost.policy(PRESETS["4b"], 1, bucket, 8, remat=True)
+  step = cost.policy(PRESETS["4b"], 1, bucket, 8, remat=True, chunk=256)
   assert step.total > 4.5 * (one.linear + one.attention)
+
+
+def test_what_the_backward_pass_computes_again():
+  """Layers with remat; logits where a response has more than one chunk of them."""
+  bucket, c = Bucket(128, 16, 1, 4), PRESETS["2b"]
+  step = lambda remat, chunk: cost.policy(c, 1, bucket, 8, remat, chunk)
+  one, least = cost.forward(c, 1, bucket, 8, True), step(False, 16)
+  assert least.total == pytest.approx(4 * one.total)
+  assert step(False, 15).total - least.total == pytest.approx(one.logits)
+  assert step(True, 16).total - least.total == pytest.approx(one.linear + one.attention)
 
 
 def test_decoding_reads_the_weights_once_a_token():

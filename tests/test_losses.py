@@ -84,6 +84,19 @@ def test_token_logps_keep_the_dtypes_of_the_weights():
   assert_close((d_hidden.astype(np.float32), d_table), want, 0.03)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_single_chunk_of_logits_is_computed_once(dtype):
+  """Three products with the table (forward, d hidden, d table) by XLA's count, not four."""
+  tokens, width, vocabulary = 64, 32, 512
+  hidden = jax.ShapeDtypeStruct((1, 2, tokens, width), dtype)
+  table = jax.ShapeDtypeStruct((vocabulary, width), dtype)
+  targets = jax.ShapeDtypeStruct((1, 2, tokens), jnp.int32)
+  value = lambda h, e, t: jnp.sum(losses.token_logps(h, e, t, 1.0, tokens))
+  compiled = jax.jit(jax.value_and_grad(value, (0, 1))).lower(hidden, table, targets).compile()
+  product = 2 * 2 * tokens * width * vocabulary
+  assert 3 <= compiled.cost_analysis()["flops"] / product < 3.5
+
+
 def test_a_response_token_is_predicted_from_the_token_before_it():
   prompt_BPD, response_BRTD = normal(4, B, 5, D), normal(5, B, R, T, D)
   got = np.asarray(losses.predictors(prompt_BPD, np.array([5, 2]), response_BRTD))
