@@ -6,8 +6,8 @@
 
 A name is ROW/STAGE in the demo world, or ROW/STAGE/FILE for another config of that stage in this
 folder; a row that changes nothing of it is refused. In the demo world a row and seed takes some 10
-minutes. Rows without a discriminator have no warm-up: they take as many steps fewer, so that every
-row's policy is updated equally often.
+minutes. Warm-ups of the discriminator differ, or are not there: steps are added or taken away, so
+that every row's policy is updated equally often.
 """
 
 import inspect
@@ -42,6 +42,14 @@ ONE_SAMPLE = UNWEIGHTED | {
   "supervision.tau": 0.0,
   "supervision.target": "first",
 }
+
+GAD = ONE_SAMPLE | {  # arXiv 2511.10643
+  "reward.discriminator": 1.0,
+  "reward.outer": 0.0,
+  "reward.task": 0.0,
+  "reward.content": 0.0,
+}
+WARM = {"discriminator.warmup_steps": 40, "reward.score": "raw"}
 
 ROWS = {
   "A": Row("K = 1, no filter, no weighting", ONE_SAMPLE, _paper(63.8, 54.4)),
@@ -78,18 +86,15 @@ ROWS = {
     ONE_SAMPLE | {"reward.discriminator": 0.0},
     _paper(64.0, 55.9),
   ),
-  "gad": Row(  # arXiv 2511.10643
-    "GAD: K = 1, the discriminator's reward only",
-    ONE_SAMPLE
-    | {
-      "reward.discriminator": 1.0,
-      "reward.outer": 0.0,
-      "reward.task": 0.0,
-      "reward.content": 0.0,
-    },
-  ),
+  "gad": Row("GAD: K = 1, the discriminator's reward only", GAD),
   "frozen": Row("discriminator frozen after 10 steps", {"discriminator.frozen_after": 10}),
   "gate_off": Row("no content gate", {"reward.gate": False}),
+  # Not of the paper: does a discriminator matter that has learned first and is not bounded?
+  "gad_warm": Row("GAD, 40 steps of warm-up, raw score", GAD | WARM),
+  "warm": Row("D, 40 steps of warm-up, raw score", WARM),
+  "warm_frozen": Row(
+    "the same, frozen after the warm-up", WARM | {"discriminator.frozen_after": 40}
+  ),
 }
 
 
@@ -114,12 +119,12 @@ def get_config(name: str) -> ConfigDict:
     c.world.test_prompts = 600
     if stage == "evaluate":
       c.evaluate.samples = 8
-  before, changes = c.to_json(), ROWS[row].changes
+  before, changes, warmup = c.to_json(), ROWS[row].changes, c.discriminator.warmup_steps
   c.lock()  # so that a key which does not exist is refused
   c.update_from_flattened_dict(dict(changes))
   c.unlock()
   if stage == "rl" and changes and c.to_json() == before:
     raise UserError(f"configs/ablations.py:{name}: row {row} changes nothing of {file}.py")
-  if stage == "rl" and not c.reward.discriminator:
-    c.steps -= c.discriminator.warmup_steps
+  if stage == "rl":
+    c.steps -= warmup - (c.discriminator.warmup_steps if c.reward.discriminator else 0)
   return c

@@ -46,11 +46,15 @@ def test_the_baselines():
   gad = config("gad").reward
   assert gad.discriminator == 1 and gad.outer == gad.task == gad.content == 0
   updates = {
-    row: config(row).steps - config(row).discriminator.warmup_steps for row in ("D", "gad")
+    row: config(row).steps - config(row).discriminator.warmup_steps
+    for row in ablations.ROWS
+    if row != "sft_rl"
   }
-  assert updates["D"] == updates["gad"] == config("sft_rl").steps
+  assert set(updates.values()) == {config("sft_rl").steps}
   frozen = config("frozen").discriminator
   assert frozen.warmup_steps < frozen.frozen_after < config("frozen").steps
+  frozen = config("warm_frozen").discriminator
+  assert frozen.warmup_steps == frozen.frozen_after
 
 
 def test_the_papers_figures_stand_in_the_table_of_the_method():
@@ -72,7 +76,8 @@ def test_the_papers_figures_stand_in_the_table_of_the_method():
 def test_rows_with_the_same_stage_1_share_it():
   shared = ablations.stage_1_rows()
   assert {row: first for row, first in shared.items() if first != row} == {
-    "sft_rl": "A", "gad": "A", "frozen": "D", "gate_off": "D",
+    "sft_rl": "A", "gad": "A", "gad_warm": "A",
+    "frozen": "D", "gate_off": "D", "warm": "D", "warm_frozen": "D",
   }  # fmt: skip
   ignored = ("reward", "policy", "rollouts", "discriminator")
   for row, first in shared.items():
