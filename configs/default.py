@@ -20,7 +20,9 @@ def get_config() -> ConfigDict:
   c.batch = 128  # prompts per step
   c.microbatches = 1  # pieces the gradient of a step is summed over
   c.steps = 390  # updates in all; 50,000 prompts / 128 [paper]
-  c.logit_chunk = 256  # tokens of each response whose logits exist at a time
+  # Tokens of each response whose logits exist at a time: computed anew for the backward pass, or
+  # kept for it where a response has no more tokens than that.
+  c.logit_chunk = 256
 
   c.optim = _optim(learning_rate=2e-6, schedule="cosine", clip_norm=1.0)  # of the student
 
