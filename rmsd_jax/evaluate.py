@@ -109,8 +109,10 @@ def summary(prompts: list[dict], how: str, pass_above: float) -> dict:
     rows = [row for row in prompts if row["task"] == task]
     result["tasks"][task] = interval("quality" if rows[0]["closed"] else "task", rows)
   count = len(prompts[0][how]["quality"])
-  if count > 1:
-    passed_BN = np.array([row[how]["quality"] for row in closed]) >= pass_above
+  if count > 1 and closed:
+    # Qualities are float32: 0.9 of them is below the 0.9 of a config.
+    quality_BN = np.array([row[how]["quality"] for row in closed], np.float32)
+    passed_BN = quality_BN >= np.float32(pass_above)
     ks = [k for k in (1, 2, 4, 8, 16) if k <= count]
     result["pass_at"] = {str(k): float(intervals.pass_at_k(passed_BN, k).mean()) for k in ks}
   return result

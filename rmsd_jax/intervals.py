@@ -20,7 +20,8 @@ def mean_interval(
   comparison give differences.
 
   Returns:
-    {"mean", "low", "high", "n"}; NaN without values.
+    {"mean", "low", "high", "n"}; NaN without values, and an interval of NaN with one clip, which
+    tells nothing of others.
   """
   values = np.asarray(values, np.float64)
   if not len(values):
@@ -30,6 +31,8 @@ def mean_interval(
   drawn = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
   means = sums[drawn].sum(1) / counts[drawn].sum(1)
   low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+  if len(sums) == 1:
+    low = high = np.nan
   return {"mean": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
 
 

@@ -99,6 +99,11 @@ def test_scores_and_pass_at_k_of_given_responses():
   assert scores["tasks"]["open_ended"]["mean"] == 0.5  # no metric: the share in its format
   assert scores["pass_at"] == {"1": 0.5, "2": 1.0}
   assert scores["length"] == 4 and scores["finished"] == 1
+  ninth = float(np.float32(0.9))  # as qualities are stored; below the 0.9 of a config
+  scores = evaluate.summary([row("ocr", True, [ninth, 0.0], [1.0, 1.0])], "sampled", pass_above=0.9)
+  assert scores["pass_at"]["1"] == 0.5
+  scores = evaluate.summary(prompts[2:], "sampled", pass_above=0.4)  # of open-ended prompts alone
+  assert np.isnan(scores["closed"]["mean"]) and "pass_at" not in scores and scores["format"] == 0.5
 
 
 def test_checkpoints_are_restored_by_name(trained, base, monkeypatch):

@@ -238,6 +238,23 @@ def test_faults_name_the_file_and_the_reason(tmp_path, mp4):
       media.decode(mp4, start, end)
 
 
+def test_a_title_that_is_not_utf_8_costs_no_clip(tmp_path, mp4):
+  path = tmp_path / "latin.mp4"
+  with av.open(str(mp4)) as source, av.open(str(path), "w") as made:
+    made.metadata["title"] = "cafe! clip"
+    stream = made.add_stream_from_template(source.streams.video[0])
+    for packet in source.demux(source.streams.video[0]):
+      if packet.size:
+        packet.stream = stream
+        made.mux(packet)
+  written = path.read_bytes()
+  assert written.count(b"cafe! clip") == 1
+  path.write_bytes(written.replace(b"cafe! clip", "café! clip".encode("latin-1")))
+  wanted = media.decode(mp4, sampling=media.Sampling(frames=4)).frames_NHWC
+  found = media.decode(path, sampling=media.Sampling(frames=4)).frames_NHWC
+  np.testing.assert_array_equal(found, wanted)
+
+
 def test_an_error_survives_the_way_back_from_a_child_process():
   error = pickle.loads(pickle.dumps(media.MediaError("a/b.mp4", "no such file")))
   assert isinstance(error, UserError)

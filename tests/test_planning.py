@@ -79,13 +79,14 @@ def test_the_command_prints_sizes_and_buckets_and_names_what_is_unusable(tmp_pat
     "responses": [{"text": "<think>x</think><answer>A</answer>"}],
   }
   missing = record | {"id": "b", "media": [{"type": "video", "path": "no.mp4"}]}
-  lines = [json.dumps(record), json.dumps(missing), "{"]
+  marker = record | {"id": "c", "responses": [{"text": "<|im_end|>"}]}
+  lines = [json.dumps(record), json.dumps(missing), "{", json.dumps(marker)]
   (tmp_path / "pool.jsonl").write_text("\n".join(lines) + "\n")
   arguments = ["--jsonl", str(tmp_path / "pool.jsonl"), "--tokenizer", str(tiny_run.model_folder())]
   command.main(["plan", *arguments])
   printed = capsys.readouterr().out
   assert "1 records fit --buckets" in printed and "no such file" in printed
-  assert "line 3" in printed
+  assert "line 3" in printed and "control token" in printed
   (tmp_path / "pool.jsonl").write_text(json.dumps(missing) + "\n")
   with pytest.raises(UserError, match="no record is usable: .*no such file"):
     command.main(["plan", *arguments])

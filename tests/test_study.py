@@ -155,8 +155,8 @@ def test_curves_have_the_values_of_a_direct_count():
   groups = [[0.0, 0.3, 0.9], [0.6, 0.6], [0.1]]
   taus = [round(0.1 * i, 1) for i in range(11)]
   one = study.by_task(map(question, groups), taus)["all"]
-  every = [np.float64(np.float32(quality)) for group in groups for quality in group]
+  every = [quality for group in groups for quality in group]
   for tau in taus:
     assert one["kept"][tau] == pytest.approx(sum(q >= tau for q in every) / len(every))
-    lost = [all(np.float64(np.float32(q)) < tau for q in group) for group in groups]
+    lost = [all(q < tau for q in group) for group in groups]
     assert one["lost"][tau] == pytest.approx(sum(lost) / len(groups))

@@ -38,6 +38,10 @@ DIFFERENT = [
   ("3 or 4", "3"),
   ("3, 4", "3"),
   ("(4, 3)", "(3, 4)"),
+  ("11/2", "1 1/2"),
+  ("1 1/2", "11/2"),
+  ("3 4", "34"),
+  ("5" + " " * 4_001 + "and also 7", "5"),
   ("[1, 2]", "[1,2)"),
   ("0.333", "\\frac{1}{3}"),
   ("x", "y"),
@@ -63,6 +67,9 @@ BOMBS = [
   "((9!)!)!",
   "2^{100000}",
   "(x+1)^{1000}",
+  "(a+b+c+d+e+f+g)^{20}",
+  "((a+b+c)^{4}+d-f)^{5}",
+  "(a+b+c+d+e)(a+b-c+d+e)(a-b+c+d+e)(a+b+c+d-e)(a+b+c-d+e)",
   "\\sum_{n=1}^{10^9} n",
   "\\int x^{x^x}",
   "\\frac{1}{" * 1_000,
@@ -101,6 +108,29 @@ def test_a_judge_that_hangs_is_replaced(monkeypatch):
   assert not symbolic.equal("9^{9^{9^{9}}}", "\\frac{1}{3}")
   assert time.perf_counter() - began < symbolic.SECONDS + symbolic.START_SECONDS
   assert symbolic.equal("\\frac{2}{6}", "\\frac{1}{3}")
+
+
+def test_a_pair_without_a_verdict_is_not_judged_again(monkeypatch):
+  """Eight rollouts that repeat each other must not cost eight time limits."""
+  asked = []
+
+  class Hung:
+    def ask(self, answer, reference):
+      asked.append(answer)
+      raise TimeoutError
+
+  monkeypatch.setattr(symbolic, "_judge_of", lambda process: Hung())
+  assert not any(symbolic.equal("\\sqrt{7}+\\sqrt{11}", "\\frac{1}{7}") for _ in range(8))
+  assert len(asked) == 1
+
+
+TERMS = [("x", 1), ("a+b", 2), ("(a+b)(c-d)", 4), ("(x+1)^{3} + 5", 5), ("\\frac{a+b}{2}", 2),
+         ("((a+b)^2+c)^{2}", 10), ("{1, 2}", 1), (")) + ((", 4)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "most"), TERMS)
+def test_terms_of_a_formula_multiplied_out(text, most):
+  assert symbolic._terms(text) == most
 
 
 FRACTIONS = st.fractions(-50, 50, max_denominator=40)

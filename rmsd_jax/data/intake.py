@@ -27,7 +27,12 @@ class Quarantine:
   """Collects unusable lines, and stops a build once they are too many."""
 
   def __init__(self, path: pathlib.Path, kept: pathlib.Path, bad_share: float):
-    self._file = open(path, "w", encoding="utf-8")
+    try:
+      self._file = open(path, "w", encoding="utf-8")
+    except OSError as error:
+      raise UserError(
+        f"{path} cannot be written ({error.strerror}); give another folder"
+      ) from error
     self._kept, self._bad_share = kept, bad_share
     self.first = ""  # what is wrong with the first line here
     self.total = 0  # lines of the input, once known
@@ -173,10 +178,14 @@ def new_file(path: str | os.PathLike) -> Iterator[TextIO]:
   out = pathlib.Path(path)
   if out.exists():
     raise UserError(f"{out} exists; give another name, or remove it first")
-  out.parent.mkdir(parents=True, exist_ok=True)
   draft = out.with_name(f".{out.name}.partial")
   try:
-    with open(draft, "w", encoding="utf-8") as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = open(draft, "w", encoding="utf-8")
+  except OSError as error:
+    raise UserError(f"{out} cannot be written ({error.strerror}); give another place") from error
+  try:
+    with file:
       yield file
     os.replace(draft, out)
   finally:

@@ -64,10 +64,14 @@ class Journal:
     """Opens the journal, or begins one.
 
     Raises:
-      UserError: it was begun with other settings, it is damaged, or another process has it open.
+      UserError: it was begun with other settings, it is damaged, it cannot be written, or another
+        process has it open.
     """
     self._path = path
-    self._file = open(path, "ab", buffering=0)
+    try:
+      self._file = open(path, "ab", buffering=0)
+    except OSError as error:
+      raise UserError(f"{path} cannot be written ({error.strerror}); give another --out") from error
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       self.entries, self._size = _read(path, settings)

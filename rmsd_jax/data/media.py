@@ -211,7 +211,7 @@ def load_image(path: str | pathlib.Path) -> np.ndarray:
 def _scan(path: str | pathlib.Path) -> _Index:
   """Time stamps of all frames and key frames, from the packets alone where they carry them."""
   stamps, keys, end = [], [], 0
-  with av.open(str(path)) as container:
+  with _open(path) as container:
     stream = _video_stream(path, container)
     for packet in container.demux(stream):
       if packet.is_corrupt:
@@ -241,11 +241,16 @@ def _scan(path: str | pathlib.Path) -> _Index:
 
 def _count(path: str | pathlib.Path) -> list[int]:
   """Time stamps by decoding everything, for containers whose packets carry none (such as AVI)."""
-  with av.open(str(path)) as container:
+  with _open(path) as container:
     stamps = [frame.pts for frame in container.decode(_video_stream(path, container))]
   if None in stamps:
     raise MediaError(path, "has frames without time stamps; convert it to MP4")
   return stamps
+
+
+def _open(path: str | pathlib.Path) -> av.container.InputContainer:
+  # A title in another encoding than UTF-8 is nothing against the frames.
+  return av.open(str(path), metadata_errors="replace")
 
 
 def _video_stream(path: str | pathlib.Path, container) -> av.VideoStream:
@@ -281,7 +286,7 @@ def _read(
   from the start. A demuxer may land behind its target, hence the second try in `decode`.
   """
   frames = []
-  with av.open(str(path)) as container:
+  with _open(path) as container:
     stream = _video_stream(path, container)
     decoder, place = container.decode(stream), None
     for stamp in stamps_N.tolist():

@@ -61,12 +61,12 @@ def plan(
       record = line.read(rules.closed)
       try:
         bucket, plans = processor.plan(rows.messages(record, line.folder, rules))
+        ended = (r.text for r in record.responses if r.finish_reason == "stop")
+        longest = max((len(processor.tokenizer.encode_response(text)) for text in ended), default=1)
       except UserError as fault:
         count, first = unusable.get(type(fault).__name__, (0, f"record {record.id!r}: {fault}"))
         unusable[type(fault).__name__] = (count + 1, first)
       else:
-        ended = (r.text for r in record.responses if r.finish_reason == "stop")
-        longest = max((len(processor.tokenizer.encode_response(text)) for text in ended), default=1)
         found.append(bucket._replace(response=longest))
         media.update((p.layout.kind, p.frames, p.height, p.width, p.tokens) for p in plans)
       bar.update(1)

@@ -18,6 +18,7 @@ from rmsd_jax.errors import UserError
 
 SPLITS = ("train", "test")
 FINISH_REASONS = ("stop", "length")
+_LONGEST = 1e9  # seconds
 MAX_LINE = 16 * 2**20  # characters; a longer line is a broken file, not a record
 
 
@@ -137,6 +138,10 @@ def _record(value: Any, known_tasks: Collection[str]) -> Record:
     responses=tuple(_response(item) for item in lists["responses"]),
     **fields,
   )
+  try:
+    _text(json.dumps(record.answer, ensure_ascii=False), "answer")
+  except RecursionError:
+    raise _Reason("nested too deeply") from None
   clip = record.clip or (record.media[0].path if record.media else record.id)
   return dataclasses.replace(record, clip=clip)
 
@@ -200,8 +205,8 @@ def _text(value: Any, name: str, empty: bool = False) -> None:
 def _seconds(value: Any, name: str) -> float:
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise _Reason(f"{name} must be a number of seconds, not {_kind(value)}")
-  if not math.isfinite(value) or value < 0:
-    raise _Reason(f"{name} is {value} s; it must be finite and at least 0")
+  if not 0 <= value <= _LONGEST:
+    raise _Reason(f"{name} is {value} s; it must be at least 0 and at most {_LONGEST:g}")
   return float(value)
 
 

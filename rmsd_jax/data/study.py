@@ -231,8 +231,9 @@ def _figures(questions: Sequence[Question], taus: Sequence[float]) -> dict[str, 
     "sd_within": _mean(spreads(questions)),
     "min": float(quality.min()) if quality.size else float("nan"),
     "max": float(quality.max()) if quality.size else float("nan"),
-    "kept": {tau: _mean(quality >= tau) for tau in taus},
-    "lost": {tau: _mean(best_N < tau) for tau in taus},
+    # in float32 as pools keep it, so that files and built pools say the same
+    "kept": {tau: _mean(np.float32(quality) >= np.float32(tau)) for tau in taus},
+    "lost": {tau: _mean(np.float32(best_N) < np.float32(tau)) for tau in taus},
   }
 
 

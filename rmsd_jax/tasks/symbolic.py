@@ -2,7 +2,8 @@
 
 SymPy can be sent into computations that neither end nor can be interrupted (9^{9^9}), so what a
 model wrote is judged in a process of its own, which is killed after SECONDS, and only if it is made
-of harmless pieces; anything else must equal the reference as text.
+of harmless pieces; anything else must equal the reference as text. What took too long is not asked
+again: rollouts repeat each other.
 """
 
 import atexit
@@ -23,6 +24,7 @@ START_SECONDS = 60.0  # for the process to import SymPy
 MAX_CHARS = 200
 MAX_EXPONENT = 20
 MAX_BRACKETS = 20
+MAX_TERMS = 2_000  # of a formula whose brackets are multiplied out
 MEMORY = 4 << 30  # bytes of address space for the process
 TOLERANCE = 1e-6  # relative, between numbers
 
@@ -38,10 +40,14 @@ _HARMLESS = re.compile(
   r"(?:[0-9A-Za-z \n.,;:+\-*/=<>()\[\]{}|^_%&']|\\(?:" + "|".join(_COMMANDS) + r")(?![A-Za-z])"
   r"|\\[{}%,;!: \\])*"
 )
-_UNITS = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}")
+_UNITS = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}|\\(?:begin|end)\{[pb]matrix\}")
 _BOMBS = re.compile(
   r"[0-9]{16}|(?<![\\A-Za-z])[A-Za-z]{4}"  # long numbers, words
   r"|\*\*|\^[^+\-*/=<>(){}]*\^|\^\s*[{(][^{}()]*[\^{(]"  # towers of powers, powers of formulas
+)
+_MIXED = re.compile(r"([+\-]?)([0-9]{1,9})\s+([0-9]{1,9})/([0-9]{1,9})")  # 1 1/2
+_PARTS = re.compile(  # brackets, with the power of a closing one, and signs
+  r"(\\?[{(\[])|(\\?[})\]])(?:\s*\^\s*\{?\s*([0-9]{1,3})(?:\s*\})?)?|([+\-])"
 )
 _EXPONENT = re.compile(r"([)}\]])?\s*\^\s*[{(]?\s*[+\-]?\s*([0-9]+)")
 
@@ -49,11 +55,12 @@ _EXPONENT = re.compile(r"([)}\]])?\s*\^\s*[{(]?\s*[+\-]?\s*([0-9]+)")
 def equal(answer: str, reference: str) -> bool:
   """Whether an answer gives the value of the reference; never raises.
 
-  Texts are compared after removing dollar signs, `\\boxed`, white space and a final full stop;
-  numbers with a relative tolerance of 1e-6; other formulas by math-verify, as sets where they list
-  several values ("3, 4" is "4, 3"), and by their value where they are equations ("x = 3" is "3").
+  Texts are compared after removing dollar signs, `\\boxed`, a final full stop and white space (not
+  between digits: 1 1/2 is 3/2); numbers with a relative tolerance of 1e-6; other formulas by
+  math-verify, as sets where they list several values ("3, 4" is "4, 3"), and by their value where
+  they are equations ("x = 3" is "3").
   """
-  ours, theirs = plain(answer), plain(reference)
+  ours, theirs = _improper(plain(answer)), _improper(plain(reference))
   if not ours or _compact(ours) == _compact(theirs):
     return bool(ours)
   numbers = _number(ours), _number(theirs)
@@ -61,10 +68,7 @@ def equal(answer: str, reference: str) -> bool:
     return abs(numbers[0] - numbers[1]) <= TOLERANCE * abs(numbers[1])
   if not harmless(ours) or not harmless(theirs):
     return False
-  try:
-    return _judged(ours, theirs)
-  except TimeoutError:
-    return False
+  return _judged(ours, theirs)
 
 
 def plain(text: str) -> str:
@@ -78,15 +82,44 @@ def plain(text: str) -> str:
   return text
 
 
+def _improper(text: str) -> str:
+  """A mixed number as a fraction: 1 1/2 is 3/2; anything else as it is."""
+  if not (found := _MIXED.fullmatch(text)):
+    return text
+  whole, over, under = (int(part) for part in found.groups()[1:])
+  return f"{found[1]}{whole * under + over}/{under}"
+
+
 def harmless(text: str) -> bool:
   """Made of few, known pieces, without words and with small numbers in exponents."""
   if len(text) > MAX_CHARS or sum(map(text.count, "[({|")) > MAX_BRACKETS:
     return False
   if not _HARMLESS.fullmatch(text) or _BOMBS.search(_UNITS.sub("", text)):
     return False
+  if _terms(text) > MAX_TERMS:
+    return False
   powers = [(bool(bracket), int(power)) for bracket, power in _EXPONENT.findall(text)]
   of_brackets = math.prod(max(power, 1) for bracket, power in powers if bracket)
   return max([of_brackets, *(power for _, power in powers)]) <= MAX_EXPONENT
+
+
+def _terms(text: str) -> int:
+  """An upper bound of the terms of a formula whose brackets are multiplied out.
+
+  n terms to the power k have C(n + k - 1, k). Every bracket counts as a factor of its term.
+  """
+  sums, factors = [0], [1]  # by depth: the terms until here, and those of the term that is read
+  for opened, closed, power, sign in _PARTS.findall(text):
+    if opened:
+      sums.append(0)
+      factors.append(1)
+    elif closed and len(sums) > 1:
+      inside, k = sums.pop() + factors.pop(), int(power or 1)
+      factors[-1] *= math.comb(inside + k - 1, k) if inside <= MAX_TERMS else inside
+    elif sign:
+      sums[-1] += factors[-1]
+      factors[-1] = 1
+  return sum(sums) + sum(factors)
 
 
 def _number(text: str) -> float | None:
@@ -98,13 +131,18 @@ def _number(text: str) -> float | None:
 
 
 def _compact(text: str) -> str:
-  return re.sub(r"\s+", "", text[: metrics.MAX_CHARS + 1])
+  # White space between digits stays, but where it groups thousands: 1 000 is 1000.
+  text = re.sub(r"(?<=[0-9])\s+(?=[0-9]{3}(?![0-9]))", "", text)
+  return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)
 
 
 @functools.lru_cache(maxsize=20_000)
 def _judged(answer: str, reference: str) -> bool:
-  """Raises TimeoutError, which is not kept, where there was no verdict."""
-  return _judge_of(os.getpid()).ask(answer, reference)
+  """The judge's verdict; False, and no second try in this process, where there was none."""
+  try:
+    return _judge_of(os.getpid()).ask(answer, reference)
+  except TimeoutError:
+    return False
 
 
 @functools.cache
