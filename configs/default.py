@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
   _method(c)
 
   c.evaluate = ConfigDict()
-  c.evaluate.name = "test"  # results go to WORKDIR/evaluate/NAME.json
+  c.evaluate.name = ""  # results go to WORKDIR/evaluate/NAME.json; "": the split's name
   c.evaluate.samples = 8  # responses sampled per prompt at rollouts.temperature, for pass@k
   c.evaluate.pass_above = 0.5  # a response with this content score or more passes, for pass@k
 
@@ -42,6 +42,9 @@ def get_config() -> ConfigDict:
   c.max_skipped = 20  # updates in a row without a finite gradient after which a run stops
   c.save_every = 200  # steps
   c.keep = 2  # checkpoints kept
+  c.best_metric = (
+    ""  # of the step's log, such as rollout/quality: keep the step with its maximum too
+  )
 
   # Keys that change how a run is done, not what it computes: they may differ on resuming.
   c.operational = (
@@ -57,6 +60,7 @@ def get_config() -> ConfigDict:
     "evaluate",
     "compile",
     "discriminator.probe_every",
+    "best_metric",
     "log_every",
     "max_skipped",
     "save_every",
@@ -124,9 +128,10 @@ def _method(c: ConfigDict) -> None:
   c.policy = ConfigDict()
   c.policy.scale = "group"  # advantages over the group's s.d. (GRPO), its "task"'s, or "none"
   c.policy.scale_decay = 0.99  # of the running s.d. of each task, per step
-  c.policy.clip = 0.2  # of the importance ratio [GAD]
+  c.policy.clip = 0.2  # of the importance ratio, which is 1 with one update per batch [GAD]
   c.policy.kl = 0.001  # gamma, weight of KL(student || stage 1 student) per token [GAD]
-  c.policy.kl_estimator = "k3"  # "k1", "k2", "k3" [GAD]
+  # "k3" [GAD]; "k2", whose gradient is the KL's own; "k1", whose expected gradient is 0: to log it
+  c.policy.kl_estimator = "k3"
   c.policy.kl_of_dead = True  # dead groups keep their KL term [ours]
 
   c.discriminator = ConfigDict()

@@ -27,5 +27,9 @@ def get_config() -> ConfigDict:
   c = runpy.run_path(os.path.join(HERE, "default.py"))["get_config"]()
   c.model.folder = "4b"  # the size, to compile with; give the folder of the weights to train
   c.batch = 128
+  c.steps = 469  # 60,000 prompts / 128
+  c.optim.learning_rate = 1e-6
+  for optim in (c.optim, c.discriminator.optim):
+    optim.schedule, optim.warmup_share, optim.clip_norm = "constant", 0.01, 0.2  # 5 steps
   c.compile.topology = "v5p:2x2x4"
   return c

@@ -12,9 +12,10 @@
 #
 # Variables: NAME, ZONE, PROJECT, TYPE (such as v5litepod-16), VERSION (runtime, such as
 # v2-alpha-tpuv5-lite), BUCKET (gs://..), RUN (id of the run, its folder is BUCKET/runs/RUN), STAGE
-# (train_sft, train_rl, evaluate), CONFIG (such as configs/qwen3vl_4b_rl.py), ARGS (further flags,
-# such as --config.init_from=gs://..); MODEL and POOL: gs:// folders of the weights and of the pool,
-# copied to every worker by `setup`; QUEUED=1, SPOT=1 if wanted. PYTHON: the workers' interpreter,
+# (train_sft, train_rl, evaluate), CONFIG (such as configs/qwen3vl_4b_rl.py, to evaluate
+# configs/eval/qwen3vl.py), ARGS (further flags, such as --config.init_from=gs://..); MODEL and POOL:
+# gs:// folders of the weights and of the pool, copied to every worker by `setup`; QUEUED=1, SPOT=1
+# if wanted. PYTHON: the workers' interpreter,
 # 3.11 or later (default python3.11; `setup` installs its apt package where it is missing). REPORT:
 # a file that rmsd_jax.compile wrote with --json; `create` refuses a report whose programs do not
 # fit, or that is of other chips than TYPE. --dry-run prints every command, runs none, needs no
@@ -22,7 +23,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() { sed -n '2,24s/^# \{0,1\}//p' launch/tpu_vm.sh; }
+usage() { sed -n '2,25s/^# \{0,1\}//p' launch/tpu_vm.sh; }
 
 dry=""
 if [ "${1:-}" = "--dry-run" ]; then
@@ -179,7 +180,7 @@ find . -mindepth 1 -maxdepth 1 ! -name .venv ! -name log ! -name model ! -name p
 gcloud storage cp '$BUCKET/runs/$RUN/code/*' .
 tar xzf code.tar.gz; if [ -s diff ]; then git apply diff; fi
 mkdir -p model pool
-gcloud storage rsync --recursive '$MODEL' model; gcloud storage rsync --recursive '$POOL' pool
+gcloud storage rsync --recursive --delete-unmatched-destination-objects '$MODEL' model; gcloud storage rsync --recursive --delete-unmatched-destination-objects '$POOL' pool
 if ! $python -c 'import ensurepip' 2>/dev/null; then
 apt='sudo apt-get -qq -o DPkg::Lock::Timeout=600'
 \$apt update; \$apt install -y $python $python-venv; fi

@@ -5,8 +5,9 @@ item of its own, so evaluation and export read the student without touching the 
 
     WORKDIR/checkpoints/STEP/{student, optim, step, metrics}
 
-Orbax writes a step under a temporary name and marks it committed at the end. A step counts only
-when it and all its items carry that mark, so a save cut short by a kill is never read.
+Orbax writes a step under a temporary name, in a bucket under its own, and marks it committed at the
+end. A step counts only when it and all its items carry that mark, so a save cut short by a kill is
+never read.
 """
 
 import json
@@ -51,8 +52,7 @@ class Checkpoints:
       raise UserError(f"{keep} checkpoints to keep; keep 1 or more")
     self._folder = _folder(workdir)
     self._best_metric = best_metric
-    broken = sorted(set(_numbered(self._folder)) - set(_committed(self._folder)))
-    if broken:
+    if broken := _broken(self._folder):
       raise UserError(
         f"{self._folder / str(broken[0])} is not a complete checkpoint (copied in part?); "
         "remove that folder"
@@ -184,6 +184,7 @@ def guard_config(
   config: ConfigDict | Mapping[str, Any],
   operational: Sequence[str] = (),
   write: bool = True,
+  begun: bool = True,
 ) -> None:
   """Refuses to go on in a work folder that belongs to another config.
 
@@ -196,6 +197,7 @@ def guard_config(
     config: nested values that JSON can hold.
     operational: dotted prefixes of keys that may differ, e.g. ("log", "mesh.data").
     write: False on every process but the first.
+    begun: False where the run has no checkpoint yet; then any config may begin it.
 
   Raises:
     UserError: names every key that differs, old -> new.
@@ -204,7 +206,7 @@ def guard_config(
     config = config.to_dict()
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   path = epath.Path(workdir) / CONFIG_FILE
-  if path.exists():
+  if begun and path.exists():
     old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
     changes = [
       f"{key} {_shown(old, key)} -> {_shown(new, key)}"
@@ -234,7 +236,22 @@ def read_config(workdir: str) -> dict[str, Any]:
 
 
 def _folder(workdir: str) -> epath.Path:
-  return epath.Path(workdir).absolute() / FOLDER
+  path = epath.Path(workdir)
+  return (path if _is_bucket(path) else path.absolute()) / FOLDER
+
+
+def _is_bucket(path: epath.Path) -> bool:
+  return "://" in str(path)  # `absolute` would put the current folder before it
+
+
+def _broken(folder: epath.Path) -> list[int]:
+  """Steps that are named as finished and are not: copies in part.
+
+  In a bucket that is what a kill during a save leaves, which Orbax removes.
+  """
+  if _is_bucket(folder):
+    return []
+  return sorted(set(_numbered(folder)) - set(_committed(folder)))
 
 
 def _numbered(folder: epath.Path) -> list[int]:

@@ -160,9 +160,14 @@ def load_config(path: str) -> ConfigDict:
   spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
     raise UserError(f"--config={path}: {file} defines no get_config(); see configs/default.py")
-  takes_name = bool(inspect.signature(module.get_config).parameters)
+  parameters = inspect.signature(module.get_config).parameters.values()
+  takes_name = bool(parameters)
   if colon and not takes_name:
     raise UserError(f"--config={path}: get_config() of {file} takes no name; drop ':{name}'")
+  if not colon and any(p.default is p.empty for p in parameters):
+    raise UserError(
+      f"--config={path}: {file} makes several configs; give {file}:NAME, see its head"
+    )
   config = module.get_config(name) if colon else module.get_config()
   if not isinstance(config, ConfigDict):
     raise UserError(

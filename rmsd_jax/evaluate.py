@@ -25,6 +25,7 @@ from rmsd_jax.checkpoint import find_step
 from rmsd_jax.data import loader
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.pool import open_pool
+from rmsd_jax.errors import UserError
 from rmsd_jax.metrics import Progress, replace_text
 from rmsd_jax.models import hf
 from rmsd_jax.tasks import registry
@@ -124,6 +125,8 @@ def blind(prompts: list[dict], candidates: int = 400) -> list[dict]:
   Candidates are the tasks' right answers (the first `candidates` different ones).
   """
   graded = []
+  if not any(row["closed"] for row in prompts):
+    raise UserError("the best constant answers are of closed-ended prompts, and there is none")
   for name in sorted({row["task"] for row in prompts if row["closed"]}):
     task, rows = registry.get(name), [row for row in prompts if row["task"] == name]
     answers = list(dict.fromkeys(registry.spelled(row["answer"]) for row in rows))[:candidates]
@@ -150,7 +153,8 @@ def main(config, workdir: str, checkpoint: str) -> None:
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
   pool = open_pool(config.data.pool, config.data.split)
-  total = min(config.data.limit or len(pool), len(pool))
+  chosen = int(loader.chosen(pool, config.data.tasks).sum())
+  total = min(config.data.limit or chosen, chosen)
   batches = loader.sequential(
     pool,
     batch_size=config.batch,
@@ -202,7 +206,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
     **{how: summary(prompts, how, config.evaluate.pass_above) for how in ways},
     "prompts": prompts,
   }
-  path = os.path.join(workdir, "evaluate", f"{config.evaluate.name}.json")
+  path = os.path.join(workdir, "evaluate", f"{config.evaluate.name or config.data.split}.json")
   replace_text(path, json.dumps(result) + "\n")
   for how in ways:
     print(f"{how}: {_line(result[how])}")

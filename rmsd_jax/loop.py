@@ -57,9 +57,12 @@ class Loop:
     self.mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(self.mesh, config.batch, config.microbatches, "config.batch")
     self._pool = open_pool(config.data.pool, config.data.split)
-    guard_config(workdir, config, config.operational, write=first)
-    self._checkpoints = Checkpoints(workdir, config.keep)
+    for name in ("log_every", "save_every", "steps"):
+      if config[name] < 1:
+        raise UserError(f"{name}={config[name]}; give 1 or more")
+    self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
     self.begin = self._checkpoints.latest() or 0
+    guard_config(workdir, config, config.operational, write=first, begun=self.begin > 0)
     self._writer = Writer(workdir, self.begin, first)
     self._progress = Progress(config.steps, label, self.begin, first)
     self._logged, self._clock = self.begin, time.monotonic()
@@ -135,7 +138,7 @@ class Loop:
       self._logged = done
       self._check_skipped(metrics)
     if done % config.save_every == 0 or done == config.steps:
-      self._checkpoints.save(done, state)
+      self._checkpoints.save(done, state, metrics)
 
   def _check_skipped(self, metrics: Mapping) -> None:
     config = self._config

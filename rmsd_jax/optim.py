@@ -79,6 +79,8 @@ def make(optim, steps: int) -> optax.GradientTransformation:
       moment_dtype (of the first moment).
     steps: updates in all.
   """
+  if optim.moment_dtype not in ("float32", "bfloat16"):
+    raise UserError(f"optim.moment_dtype is {optim.moment_dtype!r}; choose float32 or bfloat16")
   decayed = lambda params: named.unflatten(
     {name: not _never_decayed(name) for name in named.flatten(params)}
   )

@@ -30,11 +30,11 @@ DEGENERATE = (  # what a policy may slide into when the reward does not ask for 
 
 
 def check_ends(tokenizer: ChatTokenizer, stop_ids: Sequence[int]) -> None:
-  """Raises UserError unless sampling stops where the teacher's responses end."""
-  if tokenizer.im_end not in stop_ids:
+  """Raises UserError unless the first stop id is the token that ends the teacher's responses."""
+  if tokenizer.im_end not in stop_ids[:1]:
     raise UserError(
       f"the model stops at the tokens {list(stop_ids)}, but responses end in {tokenizer.im_end} "
-      "(<|im_end|>); add it to eos_token_id in the folder's generation_config.json"
+      "(<|im_end|>); put it first in eos_token_id of the folder's generation_config.json"
     )
 
 

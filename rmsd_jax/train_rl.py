@@ -15,6 +15,7 @@ Axes: B prompts, N rollouts, K teacher responses, R responses of a group, P prom
 T response tokens, D width.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -62,6 +63,8 @@ def make_steps(config, mesh):
 def rollout_step(config, model):
   """(state, groups, key) -> (samples, visual): N responses per prompt, and the encoded media.
 
+  A response is finished where it ends as the teacher's do, by the model's first stop id: D would
+  tell any other ending apart. One that ends otherwise counts as cut off.
   `visual` is None where the tower learns: each set of weights then encodes for itself.
   """
 
@@ -77,6 +80,10 @@ def rollout_step(config, model):
       visual=visual,
       **config.rollouts,
     )
+    last_BN1 = jnp.maximum(samples.length_BR - 1, 0)[..., None]
+    last_BN = jnp.take_along_axis(samples.responses_BRT, last_BN1, 2)[..., 0]
+    alike_BN = samples.finished_BR & (last_BN == model.config.stop_ids[0])
+    samples = dataclasses.replace(samples, finished_BR=alike_BN)
     samples = jax.tree.map(sharding.by_prompt, samples)  # each process grades its own rows
     return samples, visual if "vision" not in state["student"] else None
 
@@ -356,6 +363,9 @@ def check(config) -> None:
     if value not in choices:
       raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
   matching.check(**config.supervision)
+  for name in ("temperature", "samples"):
+    if not config.rollouts[name] > 0:
+      raise UserError(f"rollouts.{name}={config.rollouts[name]}: it must be above 0")
   if not 0 <= config.policy.scale_decay < 1:
     raise UserError(f"policy.scale_decay={config.policy.scale_decay}: it must be in [0, 1)")
   if config.discriminator.probe_every % config.log_every:

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from rmsd_jax import checkpoint
 from rmsd_jax.checkpoint import Checkpoints, find_step, guard_config, restore_item
 from rmsd_jax.errors import UserError
 
@@ -213,6 +215,14 @@ def test_every_difference_to_the_model_is_in_one_message(tmp_path):
     restore_item(tmp_path, "student", {"b": {"c": leaf, "d": leaf}})
   for words in ("a is not expected", "b/d is missing", "b/c has shape (2, 3), expected (4,)"):
     assert words in str(caught.value)
+
+
+def test_the_folder_of_a_run_in_a_bucket_is_in_the_bucket(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert str(checkpoint._folder("gs://bucket/runs/1")) == "gs://bucket/runs/1/checkpoints"
+  assert str(checkpoint._folder("runs/1")) == str(tmp_path / "runs/1/checkpoints")
+  # A kill during a save leaves a folder of the step's own name there: Orbax removes it.
+  assert checkpoint._broken(epath.Path("gs://bucket/runs/1/checkpoints")) == []
 
 
 def test_misuse_is_refused(tmp_path):

@@ -138,12 +138,14 @@ def test_bad_arguments_are_named(folder, line, words):
     ("--config=empty.py --workdir=out", "defines no get_config()"),
     ("--config=nameless.py:x --workdir=out", "takes no name"),
     ("--config=wrong.py --workdir=out", "returned a dict"),
+    ("--config=staged.py --workdir=out", "give staged.py:NAME"),
   ],
 )
 def test_bad_config_files_are_named(folder, line, word):
   (folder / "plain.txt").write_text(CONFIG)
   (folder / "empty.py").write_text("")
   (folder / "nameless.py").write_text(CONFIG.replace('name="plain"', "").replace("= name", "= ''"))
+  (folder / "staged.py").write_text("def get_config(stage):\n  return {}\n")
   (folder / "wrong.py").write_text("def get_config():\n  return {}\n")
   with pytest.raises(UserError, match=word.replace("(", r"\(").replace(")", r"\)")):
     parse(line)

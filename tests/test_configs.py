@@ -143,6 +143,18 @@ def test_a_stage_that_does_not_exist_is_refused_with_the_choices():
     cli.load_config(f"{CONFIGS / 'demo.py'}:dpo")
 
 
+@pytest.mark.parametrize("size", ["2b", "4b"])
+def test_presets_have_the_settings_of_the_method(size):
+  """The table of training settings, typed a second time: rate, schedule, warm-up, clip, steps."""
+  of = lambda o, steps: (o.learning_rate, o.schedule, round(o.warmup_share * steps), o.clip_norm)
+  sft, rl = (cli.load_config(str(CONFIGS / f"qwen3vl_{size}_{s}.py")) for s in ("sft", "rl"))
+  assert (sft.steps, *of(sft.optim, sft.steps)) == (390, 2e-6, "cosine", 8, 1.0)
+  assert (rl.steps, *of(rl.optim, rl.steps)) == (469, 1e-6, "constant", 5, 0.2)
+  assert of(rl.discriminator.optim, rl.steps) == (1e-6, "constant", 5, 0.2)
+  assert rl.batch == sft.batch == 128 and rl.discriminator.warmup_steps == 10
+  assert (rl.rollouts.samples, rl.rollouts.temperature, rl.policy.kl) == (8, 0.8, 0.001)
+
+
 def test_an_ablation_that_does_not_exist_is_refused_with_the_choices():
   for name in ("E/rl", "A/dpo", "A"):
     with pytest.raises(UserError, match=f"no '{name}'; give ROW/STAGE, a row of A, B, C, D"):

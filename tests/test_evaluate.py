@@ -18,7 +18,7 @@ TEST_PROMPTS = 16
 def evaluated(monkeypatch, workdir, checkpoint, **changes) -> dict:
   c = tiny_run.config("evaluate", **changes)
   tiny_run.run(monkeypatch, evaluate, c, workdir, checkpoint=checkpoint)
-  return json.loads((workdir / "evaluate" / f"{c.evaluate.name}.json").read_text())
+  return json.loads((workdir / "evaluate" / f"{c.evaluate.name or 'test'}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,8 @@ def test_scores_and_pass_at_k_of_given_responses():
   ninth = float(np.float32(0.9))  # as qualities are stored; below the 0.9 of a config
   scores = evaluate.summary([row("ocr", True, [ninth, 0.0], [1.0, 1.0])], "sampled", pass_above=0.9)
   assert scores["pass_at"]["1"] == 0.5
+  with pytest.raises(UserError, match="closed-ended prompts, and there is none"):
+    evaluate.blind(prompts[2:])
   scores = evaluate.summary(prompts[2:], "sampled", pass_above=0.4)  # of open-ended prompts alone
   assert np.isnan(scores["closed"]["mean"]) and "pass_at" not in scores and scores["format"] == 0.5
 

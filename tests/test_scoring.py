@@ -25,6 +25,8 @@ def test_weights_that_pay_for_nothing_are_refused(changes):
 
 def test_sampling_must_stop_where_responses_end():
   tokenizer = ChatTokenizer(tiny_run.model_folder())
-  scoring.check_ends(tokenizer, (tokenizer.pad, tokenizer.im_end))
+  scoring.check_ends(tokenizer, (tokenizer.im_end, tokenizer.pad))
+  with pytest.raises(UserError, match="put it first in eos_token_id"):
+    scoring.check_ends(tokenizer, (tokenizer.pad, tokenizer.im_end))
   with pytest.raises(UserError, match="end_of_turn|im_end"):
     scoring.check_ends(tokenizer, (tokenizer.pad,))

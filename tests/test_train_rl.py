@@ -116,6 +116,23 @@ def scores() -> tuple[np.ndarray, np.ndarray]:
   )
 
 
+def test_a_rollout_that_ends_otherwise_than_the_teacher_counts_as_cut_off():
+  c, given = CONFIG(), case()
+  model = tiny_run.model_of(c)
+  end = model.config.stop_ids[0]
+  others = tuple(i for i in range(0, model.config.text.vocab, 2) if i != end)
+  model = dataclasses.replace(
+    model, config=dataclasses.replace(model.config, stop_ids=(end, *others))
+  )
+  state, groups = start(c), given["batch"].groups
+  with jax.set_mesh(tiny_run.mesh()):
+    samples, _ = jax.jit(train_rl.rollout_step(c, model))(state, groups, jax.random.key(0))
+  place_BN1 = np.maximum(np.asarray(samples.length_BR) - 1, 0)[..., None]
+  last_BN = np.take_along_axis(np.asarray(samples.responses_BRT), place_BN1, 2)[..., 0]
+  assert np.isin(last_BN, others).sum() > last_BN.size / 2
+  np.testing.assert_array_equal(samples.finished_BR, last_BN == end)
+
+
 # the discriminator's step
 
 
@@ -369,6 +386,8 @@ def test_without_its_reward_there_is_no_discriminator():
     ({"policy__scale_decay": 1.0}, r"scale_decay=1.0: it must be in \[0, 1\)"),
     ({"supervision__closed": "unifrom"}, "judge 'unifrom' is unknown; use one of ground_truth"),
     ({"supervision__tau": 3.0}, "tau 3.0: quality is in"),
+    ({"rollouts__temperature": 0.0}, "rollouts.temperature=0.0: it must be above 0"),
+    ({"rollouts__samples": 0}, "rollouts.samples=0: it must be above 0"),
     ({"reward__outer": -1.0}, "does not pay to say nothing"),
   ],
 )

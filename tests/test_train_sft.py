@@ -160,6 +160,43 @@ def test_a_changed_config_is_refused_by_name_unless_the_key_is_operational(strai
   assert json.loads((straight / "config.json").read_text())["microbatches"] == 2
 
 
+def test_a_first_start_that_failed_does_not_bind_the_folder(tmp_path, monkeypatch):
+  c = functools.partial(tiny_run.config, "sft", data__limit=8, steps=1)
+  with pytest.raises(UserError, match="typo"):
+    tiny_run.run(monkeypatch, train_sft, c(init_from=str(tmp_path / "typo")), tmp_path / "run")
+  tiny_run.run(monkeypatch, train_sft, c(), tmp_path / "run")
+  assert checkpoint.find_step(str(tmp_path / "run")) == 1
+  assert json.loads((tmp_path / "run" / "config.json").read_text())["init_from"] == ""
+
+
+def test_the_best_step_of_a_run_is_kept_and_found(tmp_path, monkeypatch):
+  c = tiny_run.config("sft", data__limit=8, steps=4, save_every=1, keep=1, log_every=1)
+  c.best_metric = "host_memory_gb"
+  with pytest.raises(UserError, match="'host_memory_gb' is not measured; choose one of"):
+    tiny_run.run(monkeypatch, train_sft, c, tmp_path / "none")
+  c.best_metric = "grad_norm"
+  tiny_run.run(monkeypatch, train_sft, c, tmp_path / "run")
+  norms = {line["step"]: line["grad_norm"] for line in tiny_run.lines(tmp_path / "run")}
+  best = max(norms, key=norms.get)
+  assert checkpoint.find_step(str(tmp_path / "run"), "best") == best
+  kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+  assert kept == {best, 4}
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"log_every": 0}, "log_every=0; give 1 or more"),
+    ({"save_every": 0}, "save_every=0; give 1 or more"),
+    ({"model__dtype": "fp32"}, "model.dtype is 'fp32'; give a type such as"),
+    ({"optim__moment_dtype": "bf16"}, "moment_dtype is 'bf16'; choose float32 or bfloat16"),
+  ],
+)
+def test_values_that_make_no_sense_are_refused(changes, words, tmp_path, monkeypatch):
+  with pytest.raises(UserError, match=words):
+    tiny_run.run(monkeypatch, train_sft, tiny_run.config("sft", **changes), tmp_path / "run")
+
+
 def test_a_run_without_finite_gradients_stops_and_says_so(tmp_path, monkeypatch):
   """Its steps change nothing, so the state is left as it is."""
 

@@ -119,7 +119,7 @@ class Steps:
     share.size(batch_size)
     _check_k(pool, k)
     used_N = np.full(len(pool), -1)
-    rows_N = np.flatnonzero(_chosen(pool, tasks))[: limit or None]
+    rows_N = np.flatnonzero(chosen(pool, tasks))[: limit or None]
     used_N[rows_N] = pool.bucket_N[rows_N]
     self._bucket_N = fill(used_N, pool.buckets, batch_size)
     self._pool, self._batch_size, self._seed, self._k = pool, batch_size, seed, k
@@ -207,7 +207,7 @@ def sequential(
   share = Share(process_index, process_count)
   share.size(batch_size)
   _check_k(pool, k)
-  rows_N = np.flatnonzero(_chosen(pool, tasks))
+  rows_N = np.flatnonzero(chosen(pool, tasks))
   rows_N = rows_N[: limit or len(rows_N)]
   turns = []
   for bucket in np.unique(pool.bucket_N[rows_N]):
@@ -294,7 +294,7 @@ def _collate(pool: Pool, rows_B: np.ndarray, bucket: Bucket, k: int) -> batch.Ba
   return batch.collate([pool[row] for row in rows_B], rows_B, bucket, k, pool.layout)
 
 
-def _chosen(pool: Pool, tasks: Sequence[str]) -> np.ndarray:
+def chosen(pool: Pool, tasks: Sequence[str]) -> np.ndarray:
   """bool [N]: rows of the named tasks, or all."""
   known = sorted(set(pool.task_N.tolist()))
   if unknown := sorted(set(tasks) - set(known)):

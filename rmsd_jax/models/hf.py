@@ -115,7 +115,16 @@ def load_model(folder: str | pathlib.Path, **options) -> Qwen3VL:
   Args:
     folder: or, where there is no such folder, the name of a released size, one of
       `config.PRESETS`: a model without weights.
+
+  Raises:
+    UserError: the folder holds no Qwen3-VL that is supported, or `dtype` is not a type.
   """
+  try:
+    np.dtype(options.get("dtype", "float32"))
+  except TypeError:
+    raise UserError(
+      f"model.dtype is {options['dtype']!r}; give a type such as float32 or bfloat16"
+    ) from None
   preset = None if pathlib.Path(folder).is_dir() else config_lib.PRESETS.get(str(folder))
   config = preset or config_lib.from_hf(folder)
   return Qwen3VL(config, **options)

@@ -1,0 +1,24 @@
+"""Held-out questions for Qwen3-VL of any size: greedy, and 8 samples per prompt for pass@k.
+
+    python -m rmsd_jax.evaluate --config=configs/eval/qwen3vl.py --workdir=RUN \\
+        --config.model.folder=FOLDER --config.data.pool=POOL
+
+POOL is a pool with a split "test"; the paper evaluates with 64 frames a clip (`pool build --frames
+64`) [paper]. Give the run's own `--config.trained` if that was changed. The batch is what 16 chips
+of 16 GB take with 2,304 prompt tokens, by the compile report of stage 2's rollouts; it was not
+compiled itself.
+"""
+
+import os
+import runpy
+
+from ml_collections import ConfigDict
+
+CONFIGS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def get_config() -> ConfigDict:
+  c = runpy.run_path(os.path.join(CONFIGS, "default.py"))["get_config"]()
+  c.data.split = "test"
+  c.batch = 32
+  return c
