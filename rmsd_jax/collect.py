@@ -122,6 +122,8 @@ def _print_collected(
   )
   if withheld:
     print(f"answers withheld, left out and not asked again: {_spelled(withheld)}")
+  if job.lost:
+    print(f"answers that did not come, counted with all they may have cost: {job.lost}")
   if endpoint.repeated:
     print(f"requests sent again: {_spelled(endpoint.repeated)}")
   if job.failures:
@@ -230,7 +232,10 @@ def _add_limit_flags(group: argparse._ArgumentGroup) -> None:
   ):
     text = f"{text} (default: %(default)s)"
     add(name, type=type(value), default=value, metavar=metavar, help=text)
-  text = "stop before more is spent, over all runs of the journal; needs the prices"
+  text = (
+    "stop before more is spent, over all runs of the journal, answers that did not come included; "
+    "needs the prices"
+  )
   add("--budget", type=float, default=math.inf, metavar="COST", help=text)
   text = "the same in tokens, in and out"
   add("--token-budget", type=float, default=math.inf, metavar="N", help=text)

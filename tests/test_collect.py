@@ -111,7 +111,9 @@ def test_every_prompt_gets_its_responses_from_a_server_that_misbehaves(folder, s
   teacher = start(lambda question, n: next(plan))
   job, there = collect(folder, teacher, patience=Patience(timeout=1.5, backoff=0.01))
   assert counts(folder) == dict.fromkeys("012345", 3) and list(read(folder)) == list("012345")
-  assert teacher.served.total() == 18 and job.spent == Tokens(1_800, 900)
+  assert teacher.served.total() == 18
+  assert job.lost == sum(there.repeated[kind] for kind in ("connection", "malformed", "timeout"))
+  assert job.lost > 0 and job.spent.written == 900 + job.lost * ASKING.max_tokens
   assert set(there.repeated) == {"429", "500", "connection", "malformed", "timeout"}
   names = ["pool.jsonl", "pool.jsonl.journal.jsonl", "prompts.jsonl"]
   assert sorted(path.name for path in folder.iterdir()) == names
@@ -208,6 +210,23 @@ def test_the_budget_holds_over_runs_and_what_is_complete_can_be_taken(folder, st
   assert "2 of 6 prompts" in capsys.readouterr().out
   collect(folder, teacher, budget=Budget(10, 100, 1.0))
   assert teacher.served.total() == 18 and counts(folder) == dict.fromkeys("012345", 3)
+
+
+def test_answers_that_do_not_come_count_and_end_at_the_budget(folder, start, capsys):
+  teacher = start(lambda question, n: "malformed")
+  with pytest.raises(
+    UserError, match="budget is reached: 1,[0-9]+ tokens so far.*18 responses are"
+  ):
+    collect(folder, teacher, budget=Budget(tokens=1_500), concurrency=2)
+  sent = len(teacher.requests)
+  assert 2 <= sent <= 8 and not (folder / "pool.jsonl").exists()
+  with pytest.raises(UserError, match="budget is reached"):
+    collect(folder, teacher, budget=Budget(tokens=1_500))
+  assert len(teacher.requests) == sent
+  teacher.behave = lambda question, n: {}
+  job, _ = collect(folder, teacher)
+  assert counts(folder) == dict.fromkeys("012345", 3) and job.lost == sent
+  assert job.spent.written == 900 + sent * ASKING.max_tokens
 
 
 def test_answers_without_usage_count_all_they_may(folder, start):

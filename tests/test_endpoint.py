@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rmsd_jax.data import endpoint
+from rmsd_jax.data import endpoint, records
 from rmsd_jax.data.asking import Tokens
 
 
@@ -36,10 +36,15 @@ def test_usage_that_leaves_thoughts_out_is_completed_from_the_total():
   assert read(prompt_tokens=None) is None and read() is None
 
 
+def test_an_answer_whose_end_is_not_told_is_not_asked_again():
+  whole = {"choices": [{"message": {"content": "a"}, "finish_reason": None}]}
+  assert endpoint.read_answer(json.dumps(whole)) == endpoint.Answer("a", "unknown", None)
+  assert endpoint.UNKNOWN_END not in records.FINISH_REASONS
+
+
 A = {"content": "a"}
 CHOICES = [
   {"message": A},
-  {"message": A, "finish_reason": None},
   {"message": A, "finish_reason": "error"},
   {"message": None, "finish_reason": "stop"},
   {"message": {"content": ["a"]}, "finish_reason": "stop"},

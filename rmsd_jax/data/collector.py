@@ -10,6 +10,7 @@ At most `concurrency` calls are under way; a kill or Ctrl-C loses those and noth
 import asyncio
 import collections
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 
 from rmsd_jax.data import asking, journal
 from rmsd_jax.data.asking import Asking, Tokens
-from rmsd_jax.data.endpoint import Endpoint, Unanswered
+from rmsd_jax.data.endpoint import Endpoint, OverBudget, Unanswered
 from rmsd_jax.data.intake import Line, Quarantine, scan
 from rmsd_jax.data.journal import Entry, Journal
 from rmsd_jax.data.records import Record
@@ -40,7 +41,8 @@ class Rules(Protocol):
 class Budget:
   """What may be spent, over all runs of a journal.
 
-  A call under way counts with the most it may take (`Asking.bound`). Where a service counts more
+  A call under way counts with the most it may take (`Asking.bound`), and so does an answer that did
+  not come, since it may have been made. Where a service counts more
   for a prompt than that, the calls under way can exceed the caps by the difference.
 
   Attributes:
@@ -90,6 +92,7 @@ class Job:
     answers: id -> entries of the journal, `wanted` at most.
     failures: kind -> lines that are unusable and prompts that stay without answers.
     spent: tokens of all entries of the journal.
+    lost: those of them that are answers which did not come.
   """
 
   asking: Asking
@@ -100,6 +103,7 @@ class Job:
   answers: collections.defaultdict[str, list[Entry]]
   failures: collections.Counter[str]
   spent: Tokens = Tokens(0, 0)
+  lost: int = 0
 
   def missing(self, line: Line) -> int:
     """Responses to a line that are still to be asked for."""
@@ -108,7 +112,9 @@ class Job:
   def add(self, entry: Entry) -> None:
     """Counts an entry of the journal."""
     self.spent += entry.tokens
-    if entry.id in self.wanted and len(self.answers[entry.id]) < self.wanted[entry.id]:
+    if entry.finish_reason == journal.LOST:
+      self.lost += 1
+    elif entry.id in self.wanted and len(self.answers[entry.id]) < self.wanted[entry.id]:
       self.answers[entry.id].append(entry)
 
   def take(self, path: pathlib.Path, entries: Sequence[Entry]) -> None:
@@ -343,6 +349,7 @@ class _Run:
     self._bar = bar
     self._calls: dict[asyncio.Task, Tokens] = {}  # those under way, with what they may count
     self._failed: set[str] = set()
+    self._over: Tokens | None = None  # what a call may take that was not sent again
 
   async def ask(self) -> None:
     """Asks for all that is missing. A prompt's media are read once, for all its samples."""
@@ -355,6 +362,8 @@ class _Run:
           await self._ask_line(line, record, text)
         while self._calls:
           await self._one_done()
+        if self._over is not None:
+          raise self._spent(self._over)
       finally:
         for call in self._calls:
           call.cancel()
@@ -378,9 +387,12 @@ class _Run:
 
   async def _call(self, line: Line, body: dict[str, Any], bound: Tokens) -> None:
     try:
-      answer = await self._endpoint.ask(body, bound)
+      answer = await self._endpoint.ask(body, bound, functools.partial(self._lose, line))
     except Unanswered as fault:
       self._fail(line, fault.kind, str(fault))
+      return
+    except OverBudget:
+      self._over = bound
       return
     read, written = answer.tokens or bound
     prompt = self._job.prompts[line.id]
@@ -391,11 +403,20 @@ class _Run:
     if reason := self._job.withheld(line):
       self._fail(line, "withheld", reason)
 
+  def _lose(self, line: Line, tokens: Tokens) -> bool:
+    """Counts an answer that did not come; whether the budget holds if it is asked for again."""
+    entry = Entry(line.id, self._job.prompts[line.id], "", journal.LOST, *tokens)
+    self._journal.add(entry)
+    self._job.add(entry)
+    return self._affords(Tokens(0, 0))
+
   async def _room(self, bound: Tokens) -> None:
     """Waits until one more call may be made."""
-    while len(self._calls) >= self._concurrency or not self._affords(bound):
+    while (
+      len(self._calls) >= self._concurrency or self._over is not None or not self._affords(bound)
+    ):
       if not self._calls:
-        raise self._spent(bound)
+        raise self._spent(self._over or bound)
       await self._one_done()
 
   def _affords(self, bound: Tokens) -> bool:

@@ -13,16 +13,18 @@ import json
 import random
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from rmsd_jax.data.asking import Tokens
 from rmsd_jax.errors import UserError
 
+UNKNOWN_END = "unknown"  # a finish_reason
 MAX_WAIT = 300.0  # seconds between two tries, whatever a server asks for
 _BACKOFF_CEILING = 60.0  # seconds
 _AGAIN = (408, 409, 425, 429)  # and every 5xx
 _MAX_REASON = 300  # characters of a server's message
+_NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # httpx: there was no connection
 _SHORTEST_KEY = 8  # characters; less is a word for a server that needs no key
 
 
@@ -76,12 +78,21 @@ class Patience:
       raise UserError(f"--timeout {self.timeout}: it must be above 0 seconds")
 
 
-class _Again(Exception):
-  """A fault that may pass."""
+class OverBudget(Exception):
+  """A request was not sent again, because `lost` forbade it."""
 
-  def __init__(self, kind: str, reason: str, wait: float = 0.0):
+
+class _Again(Exception):
+  """A fault that may pass.
+
+  Attributes:
+    wait: seconds that the server asks for.
+    billed: the answer may have been made, and so be paid for, though it did not come.
+  """
+
+  def __init__(self, kind: str, reason: str, wait: float = 0.0, billed: bool = False):
     super().__init__(reason)
-    self.kind, self.wait = kind, wait  # seconds that the server asks for
+    self.kind, self.wait, self.billed = kind, wait, billed
 
 
 class Endpoint:
@@ -124,14 +135,22 @@ class Endpoint:
   async def __aexit__(self, *exc: object) -> None:
     await self._client.close()
 
-  async def ask(self, body: Mapping[str, Any], bound: Tokens) -> Answer:
+  async def ask(
+    self,
+    body: Mapping[str, Any],
+    bound: Tokens,
+    lost: Callable[[Tokens], bool] = lambda tokens: True,
+  ) -> Answer:
     """Sends one request until it is answered.
 
     Args:
       body: the fields of the request, model and messages among them.
       bound: the most tokens it may count; for the rate limit, until the server has told.
+      lost: told of what an answer that did not come may have cost (a time limit, a broken
+        connection, no whole completion); says whether the request may be sent again.
 
     Raises:
+      OverBudget: `lost` said no.
       Unanswered: the server refuses this request, or the retries are used up.
       UserError: the server will refuse every request: the key, the model, no credit.
     """
@@ -140,8 +159,11 @@ class Endpoint:
       try:
         answer = await self._once(body)
       except _Again as fault:
-        self._pace.give_back(sum(bound))
         last = fault
+        if not fault.billed:
+          self._pace.give_back(sum(bound))
+        elif not lost(bound):
+          raise OverBudget(str(fault)) from None
       else:
         self._answered = True
         self._pace.give_back(sum(bound) - sum(answer.tokens or bound))
@@ -162,16 +184,19 @@ class Endpoint:
           model=body["model"], messages=body["messages"], extra_body=dict(body)
         )
     except TimeoutError:
-      raise _Again("timeout", f"nothing within {self._patience.timeout:g} s") from None
+      reason = f"nothing within {self._patience.timeout:g} s"
+      raise _Again("timeout", reason, billed=True) from None
     except self._openai.APIStatusError as error:
       raise self._refused(error) from None
     except self._openai.APIConnectionError as error:
       cause = error.__cause__ or error
-      raise _Again("connection", self._clean(f"{type(cause).__name__}: {cause}")) from None
+      reason = self._clean(f"{type(cause).__name__}: {cause}")
+      sent = type(cause).__name__ not in _NOT_SENT
+      raise _Again("connection", reason, billed=sent) from None
     try:
       return read_answer(raw.http_response.text)
     except ValueError as error:
-      raise _Again("malformed", self._clean(str(error))) from None
+      raise _Again("malformed", self._clean(str(error)), billed=True) from None
 
   def _refused(self, error) -> _Again | UserError:
     """What an error status means for the request, or for the run."""
@@ -228,7 +253,8 @@ def read_answer(text: str) -> Answer:
   """Reads a chat completion with one choice.
 
   Servers may give a model's thoughts apart, as `reasoning_content` or `reasoning`: they are put in
-  think tags before the content, unless it has such tags itself.
+  think tags before the content, unless it has such tags itself. Of a finish_reason of null nobody
+  knows whether the answer is whole: it is UNKNOWN_END, which no record takes.
 
   Raises:
     ValueError: it is not a whole completion.
@@ -236,7 +262,7 @@ def read_answer(text: str) -> Answer:
   try:
     completion = json.loads(text)
     choice = completion["choices"][0]
-    message, ending = choice["message"], choice["finish_reason"]
+    message, ending = choice["message"], choice["finish_reason"] or UNKNOWN_END
     content = message.get("content") or message.get("refusal") or ""
     thoughts = message.get("reasoning_content") or message.get("reasoning") or ""
     if not all(isinstance(part, str) for part in (content, thoughts, ending)):

@@ -4,6 +4,7 @@
     {"id": "7", "prompt": "0f3a..", "text": "...", "finish_reason": "stop", "read": 900,
      "written": 120}
 
+An answer that did not come, and may be paid for, has the finish_reason "lost": a cost, no response.
 Lines are only ever appended. A process that is killed while it writes leaves a torn last line,
 which is dropped; so a restart asks again for the calls that were under way, and for nothing else.
 """
@@ -22,6 +23,7 @@ from rmsd_jax.data.records import FINISH_REASONS
 from rmsd_jax.errors import UserError
 
 VERSION = 1
+LOST = "lost"  # finish_reason of an entry that is a cost alone
 
 
 @dataclasses.dataclass(frozen=True)
