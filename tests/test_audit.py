@@ -143,6 +143,22 @@ def test_a_clip_in_both_splits_is_a_leak_by_name_and_by_content(folder):
   assert "split" in fatal
 
 
+def test_a_file_is_one_clip_by_whatever_path_and_two_files_are_two(folder):
+  other = {"split": "test", "question": "Another?"}
+  found = look(folder, [record("1"), record("2", "./a.mp4", **other)])
+  assert [fatal.partition(":")[0] for fatal in found.fatal][0] == "clips in both splits"
+  found = look(folder, [record("1"), record("2", str(folder / "a.mp4"), **other)])
+  assert found.fatal[0].startswith("clips in both splits: 1, such as 'a.mp4'")
+  paths = []
+  for split, content in (("train", b"one"), ("test", b"two")):
+    (folder / split).mkdir()
+    (folder / split / "1.mp4").write_bytes(content)
+    values = [record(split, "1.mp4", split=split, question="The same?")]
+    paths.append(str(small_records.write(folder / split / "pool.jsonl", values)))
+  found = audit.of_files(paths, command.rules(), Read())
+  assert found.fatal == [] and line_of(found, "the same question").endswith(": 0")
+
+
 def test_media_shared_with_another_file_are_found_by_content(folder):
   other = folder / "benchmark"
   other.mkdir()

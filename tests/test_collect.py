@@ -62,14 +62,8 @@ def start():
 
 
 def prompt(id_, **changes):
-  return {
-    "id": id_,
-    "task": "multiple_choice",
-    "question": f"Which card? ({id_})",
-    "options": ["A. red", "B. blue"],
-    "answer": "B",
-    **changes,
-  }
+  asked = {"task": "multiple_choice", "question": f"Which card? ({id_})"}
+  return asked | {"id": id_, "options": ["A. red", "B. blue"], "answer": "B"} | changes
 
 
 @pytest.fixture

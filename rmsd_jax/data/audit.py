@@ -90,9 +90,9 @@ def of_files(
   Raises:
     UserError: a file is missing.
   """
-  sweep = _Sweep(rules)
+  sweep, root = _Sweep(rules), intake.common_folder(jsonl)
   for path in jsonl:
-    for number, _, _, record in intake.read(path, rules.closed):
+    for number, _, _, record in intake.read(path, rules.closed, root):
       place = f"line {number}" if len(jsonl) == 1 else f"{path} line {number}"
       sweep.look(path, place, record)
   found = sweep.findings(bad_share)
@@ -117,7 +117,8 @@ def of_pool(
 ) -> Findings:
   """Reads every row of a built pool and scores its responses again.
 
-  Clips are compared by their frames, which is what a pool keeps of them.
+  Clips are compared by their frames, which is what a pool keeps of them. Where a row shows several
+  media, all of them together are compared: `of_files` also finds a clip that stands beside others.
 
   Args:
     progress: called with the number of rows of a split.
@@ -288,7 +289,8 @@ def _compare(
   progress: Callable[[int], intake.Progress],
 ) -> None:
   theirs, faulty = set(), 0
-  for _, _, _, record in intake.read(against, rules.closed):
+  root = intake.common_folder([against])
+  for _, _, _, record in intake.read(against, rules.closed, root):
     if isinstance(record, records.RecordFault):
       faulty += 1
     else:

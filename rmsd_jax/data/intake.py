@@ -84,7 +84,8 @@ class Line:
     """The record again, from its file."""
     with open(self.path, "rb") as file:
       file.seek(self.offset)
-      return records.parse(file.read(self.size).decode("utf-8"), self.number, known_tasks)
+      record = records.parse(file.read(self.size).decode("utf-8"), self.number, known_tasks)
+    return dataclasses.replace(record, clip=self.clip)
 
 
 def scan(
@@ -96,9 +97,9 @@ def scan(
     UserError: a file is missing, no record is usable, or a clip is in both splits.
   """
   lines: dict[str, Line] = {}
-  total = 0
+  total, root = 0, common_folder(jsonl)
   for path in map(str, jsonl):
-    for number, offset, size, record in read(path, known_tasks):
+    for number, offset, size, record in read(path, known_tasks, root):
       total += 1
       if isinstance(record, records.RecordFault):
         quarantine.add(path, number, "", "RecordFault", record.reason)
@@ -118,17 +119,30 @@ def scan(
   return list(lines.values())
 
 
+def common_folder(jsonl: Sequence[str | os.PathLike]) -> str:
+  """The innermost folder that holds all files."""
+  return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in jsonl])
+
+
 def read(
-  path: str, known_tasks: Collection[str]
+  path: str, known_tasks: Collection[str], root: str
 ) -> Iterator[tuple[int, int, int, records.Record | records.RecordFault]]:
-  """(number, offset, bytes, record or its fault) of the lines of a file that are not blank."""
+  """(number, offset, bytes, record or its fault) of the lines of a file that are not blank.
+
+  Args:
+    root: see `common_folder`. Records without a `clip` are named by the place of their first media
+      file in it, so that a file is one clip whoever names it, and two files are two.
+  """
   if not os.path.isfile(path):
     raise UserError(f"no file {path}; give the JSON Lines files of the pool")
   with open(path, "rb") as file:
     offset = 0
     for number, raw in enumerate(file, 1):
       if raw.strip():
-        yield number, offset, len(raw), _parse(raw, number, known_tasks)
+        record = _parse(raw, number, known_tasks)
+        if isinstance(record, records.Record):
+          record = _placed(record, os.path.dirname(os.path.abspath(path)), root)
+        yield number, offset, len(raw), record
       offset += len(raw)
 
 
@@ -141,6 +155,14 @@ def _parse(
     return records.RecordFault(number, "not UTF-8")
   except records.RecordFault as fault:
     return fault
+
+
+def _placed(record: records.Record, folder: str, root: str) -> records.Record:
+  if not record.media or record.clip != record.media[0].path:
+    return record
+  path = os.path.abspath(os.path.join(folder, record.clip))
+  inside = os.path.commonpath([path, root]) == root
+  return dataclasses.replace(record, clip=os.path.relpath(path, root) if inside else path)
 
 
 def usable(

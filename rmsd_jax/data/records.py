@@ -65,7 +65,9 @@ class Record:
   responses: tuple[Response, ...] = ()
   source: str = ""
   split: str = "train"
-  clip: str = ""  # questions of one clip share it; default: the first media path, else the id
+  # Questions of one clip share it. Default: the first media path (where it lies, once the file is
+  # known: see intake.read), else the id.
+  clip: str = ""
 
 
 def parse(line: str, line_number: int, known_tasks: Collection[str]) -> Record:
