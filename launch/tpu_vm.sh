@@ -186,7 +186,7 @@ apt='sudo apt-get -qq -o DPkg::Lock::Timeout=600'
 \$apt update; \$apt install -y $python $python-venv; fi
 export PYTHON=$python
 source launch/_env.sh; env_install requirements.txt
-.venv/bin/python -m pip install --quiet gcsfs 'jax[tpu]'=='$(sed -n 's/^jax==//p' requirements.txt)'"
+.venv/bin/python -m pip install --quiet 'jax[tpu]'=='$(sed -n 's/^jax==//p' requirements.txt)'"
     ;;
   run)
     line="python -m rmsd_jax.$STAGE --config=$CONFIG --workdir=$BUCKET/runs/$RUN"

@@ -213,10 +213,14 @@ def rss_gb() -> float:
 def replace_text(path: str | os.PathLike, text: str) -> None:
   """Writes a file in one step: a reader finds the old text or the new, never a part.
 
-  The path may lie in a bucket (gs://..); its folder is made if missing.
+  The path may lie in a bucket (gs://..), where every write is one step. Its folder is made if
+  missing.
   """
   target = epath.Path(path)
   target.parent.mkdir(parents=True, exist_ok=True)
+  if "://" in str(path):
+    target.write_text(text)
+    return
   draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
   draft.write_text(text)
   draft.replace(target)
