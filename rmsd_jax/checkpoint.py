@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from rmsd_jax.errors import UserError
-from rmsd_jax.metrics import replace_text
+from rmsd_jax.metrics import in_bucket, replace_text
 
 PyTree = Any
 State = dict[str, PyTree]
@@ -237,11 +237,8 @@ def read_config(workdir: str) -> dict[str, Any]:
 
 def _folder(workdir: str) -> epath.Path:
   path = epath.Path(workdir)
-  return (path if _is_bucket(path) else path.absolute()) / FOLDER
-
-
-def _is_bucket(path: epath.Path) -> bool:
-  return "://" in str(path)  # `absolute` would put the current folder before it
+  # `absolute` would put the current folder before the address of a bucket.
+  return (path if in_bucket(path) else path.absolute()) / FOLDER
 
 
 def _broken(folder: epath.Path) -> list[int]:
@@ -249,7 +246,7 @@ def _broken(folder: epath.Path) -> list[int]:
 
   In a bucket that is what a kill during a save leaves, which Orbax removes.
   """
-  if _is_bucket(folder):
+  if in_bucket(folder):
     return []
   return sorted(set(_numbered(folder)) - set(_committed(folder)))
 

@@ -41,7 +41,7 @@ class Writer:
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     path = epath.Path(workdir) / FILE
     kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
-    if "://" in str(workdir):
+    if in_bucket(workdir):
       self._file = _Rewritten(path, kept)
       return
     replace_text(path, "".join(kept))
@@ -210,6 +210,11 @@ def rss_gb() -> float:
   return (own + max(ended, live)) / _GB
 
 
+def in_bucket(path: str | os.PathLike) -> bool:
+  """Whether a path is an address such as gs://bucket/runs/1, not one of a local disk."""
+  return "://" in str(path)
+
+
 def replace_text(path: str | os.PathLike, text: str) -> None:
   """Writes a file in one step: a reader finds the old text or the new, never a part.
 
@@ -218,7 +223,7 @@ def replace_text(path: str | os.PathLike, text: str) -> None:
   """
   target = epath.Path(path)
   target.parent.mkdir(parents=True, exist_ok=True)
-  if "://" in str(path):
+  if in_bucket(path):
     target.write_text(text)
     return
   draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
