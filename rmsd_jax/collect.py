@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from rmsd_jax.data import asking, collector
-from rmsd_jax.data.asking import Asking
+from rmsd_jax.data.asking import Asking, Budget
 from rmsd_jax.data.endpoint import Endpoint, Patience
 from rmsd_jax.errors import UserError
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, rules: collector.Rules) -> None:
     max_side=args.max_side,
     url_prefix=args.url_prefix,
   )
-  budget = collector.Budget(args.price_in, args.price_out, args.budget, args.token_budget)
+  budget = Budget(args.price_in, args.price_out, args.budget, args.token_budget)
   if args.dry_run:
     job = collector.look(args.prompts, args.out, how, rules, args.samples)
     _print_estimate(job, budget)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, rules: collector.Rules) -> None:
     _collect(args, how, rules, budget)
 
 
-def _collect(args, how: Asking, rules: collector.Rules, budget: collector.Budget) -> None:
+def _collect(args, how: Asking, rules: collector.Rules, budget: Budget) -> None:
   endpoint = Endpoint(
     args.base_url,
     _key(args.api_key_env, args.base_url),
@@ -93,7 +93,7 @@ def _key(variable: str, base_url: str) -> str:
   return os.environ[variable].strip()
 
 
-def _print_estimate(job: collector.Job, budget: collector.Budget) -> None:
+def _print_estimate(job: collector.Job, budget: Budget) -> None:
   requests, most = collector.estimate(job)
   asked = sum(job.missing(line) > 0 for line in job.lines)
   print(f"{len(job.lines)} prompts; unusable lines: {_spelled(job.failures) or 'none'}")
@@ -110,9 +110,7 @@ def _print_estimate(job: collector.Job, budget: collector.Budget) -> None:
   print("nothing was sent")
 
 
-def _print_collected(
-  out: str, job: collector.Job, budget: collector.Budget, endpoint: Endpoint
-) -> None:
+def _print_collected(out: str, job: collector.Job, budget: Budget, endpoint: Endpoint) -> None:
   answers = [answer for given in job.answers.values() for answer in given]
   used = collections.Counter(answer.finish_reason for answer in answers if answer.usable)
   withheld = collections.Counter(answer.finish_reason for answer in answers if not answer.usable)

@@ -1,6 +1,7 @@
 """What a teacher is shown: frames of the stated size with their times, or links."""
 
 import base64
+import contextlib
 import io
 import json
 
@@ -9,7 +10,7 @@ import PIL.Image
 import pytest
 from test_pool import write_clip
 
-from rmsd_jax.data import asking, media, records
+from rmsd_jax.data import asking, children, media, records
 from rmsd_jax.data.asking import Asking, Tokens
 from rmsd_jax.errors import UserError
 
@@ -45,6 +46,20 @@ def folder(tmp_path_factory):
   colours[:, 30:] = (250, 0, 0)
   PIL.Image.fromarray(colours).save(folder / "b.png")
   return folder
+
+
+def test_media_are_read_apart_within_a_time_limit(folder):
+  shown = record(video(), image())
+  with contextlib.closing(asking.Reader(FRAMES, 60.0)) as read:
+    assert read(shown, folder, "?") == FRAMES.content(shown, folder, "?")
+    gone = read(record(video("gone.mp4")), folder, "?")
+    assert gone.kind == "MediaError" and "gone.mp4" in gone.reason
+  with contextlib.closing(asking.Reader(FRAMES, 0.0)) as read:
+    late = children.Failure("TimeLimit", "took more than 0 s")
+    assert [read(shown, folder, "?") for _ in range(2)] == [late, late]
+    assert read(record(), folder, "?") == FRAMES.content(record(), folder, "?")
+  part = asking.Reader(LINKS, 0.0)(record(video(end=1.0)), folder, "?")
+  assert part.kind == "UserError" and "shown in part" in part.reason
 
 
 def test_frames_are_jpeg_files_of_the_stated_size_with_their_times(folder):

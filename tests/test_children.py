@@ -1,6 +1,8 @@
 """Children: order, refusals, time limits and crashes of isolated work."""
 
+import contextlib
 import os
+import threading
 import time
 
 import pytest
@@ -62,3 +64,22 @@ def test_no_tasks_and_a_child_that_cannot_start():
   assert list(children.run(work, [], workers=2, limit_s=1.0)) == []
   with pytest.raises(RuntimeError, match="exit code 3"):
     list(children.run(DiesWhenUnpickled(), [("ok", 1)], workers=1, limit_s=1.0))
+
+
+def test_a_worker_outlives_its_bad_tasks_and_ends_when_closed():
+  worker = children.Worker(work, limit_s=1.0)
+  with contextlib.closing(worker):
+    assert [worker(("ok", i)) for i in range(3)] == [0, 1, 2]
+    assert worker(("refuse", 2)) == children.Failure("UserError", "2 is too much")
+    assert worker(("die", 7)).kind == "Crash"
+    assert worker(("sleep", 60)) == children.Failure("TimeLimit", "took more than 1 s")
+    assert worker(("ok", 4)) == 4
+  worker = children.Worker(work, limit_s=60.0)
+  assert worker(("ok", 5)) == 5
+  closing = threading.Timer(0.3, worker.close)
+  closing.start()
+  begun = time.monotonic()
+  assert worker(("sleep", 60)).kind == "Crash" and time.monotonic() - begun < 30
+  closing.join()
+  with pytest.raises(RuntimeError, match="exit code 3"):
+    children.Worker(DiesWhenUnpickled(), 1.0)(("ok", 1))

@@ -17,8 +17,7 @@ from chat_server import FAULTS, TEXT, Teacher
 from rmsd_jax import cli
 from rmsd_jax import pool as command
 from rmsd_jax.data import collector, intake, records
-from rmsd_jax.data.asking import Asking, Tokens
-from rmsd_jax.data.collector import Budget
+from rmsd_jax.data.asking import Asking, Budget, Tokens
 from rmsd_jax.data.endpoint import Endpoint, Patience
 from rmsd_jax.errors import UserError
 from rmsd_jax.tasks import registry
@@ -140,7 +139,7 @@ prompts, out, url = sys.argv[1:]
 rules = types.SimpleNamespace(  # without the imports of pool.py, which take seconds
     closed={"multiple_choice": True}, validate=lambda *a: None, prompt_text=lambda t, q, o: q)
 bar = types.SimpleNamespace(update=lambda n, note: None)
-there = endpoint.Endpoint(url, "x", endpoint.Patience(timeout=20, backoff=0.01))
+there = endpoint.Endpoint(url, "x", endpoint.Patience(timeout=20, retries=30, backoff=0.01))
 collector.collect([prompts], out, asking.Asking("m", "t"), rules, there, samples=4, concurrency=5,
                   progress=lambda total, start: contextlib.nullcontext(bar))
 """

@@ -1,4 +1,4 @@
-"""A record -> what a teacher is asked: the student's own prompt, as a chat request.
+"""A record -> what a teacher is asked, the student's own prompt as a chat request, and its cost.
 
 Media come first and the text last, as the student sees them. A clip is its frames with their times
 between them, as Qwen3-VL reads clips, or a link:
@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import pathlib
 import urllib.parse
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 
-from rmsd_jax.data import media
+from rmsd_jax.data import children, media
 from rmsd_jax.data.records import Media, Record
 from rmsd_jax.errors import UserError
 
@@ -33,6 +34,7 @@ _OWN_FIELDS = ("model", "messages", "n", "stream")
 _PICTURE_TOKENS, _PIXELS_OF_TOKEN = 1_120, 500
 _LINK_TOKENS = {"video": 24_576, "image": 16_384}
 _TEMPLATE_TOKENS, _TIME_TOKENS = 64, 16
+_MILLION = 1e6
 
 
 class Tokens(NamedTuple):
@@ -43,6 +45,53 @@ class Tokens(NamedTuple):
 
   def __add__(self, other: "Tokens") -> "Tokens":
     return Tokens(self.read + other.read, self.written + other.written)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """What may be spent, over all runs of a journal.
+
+  A call under way counts with the most it may take (`Asking.bound`), and so does an answer that did
+  not come, since it may have been made. Where a service counts more for a prompt than that, the
+  calls under way can exceed the caps by the difference.
+
+  Attributes:
+    price_in, price_out: of a million tokens read and written, in any currency. What a service
+      takes off for cached tokens is not known here, so the sums are upper bounds.
+    money: cap in that currency.
+    tokens: cap on tokens read and written together.
+  """
+
+  price_in: float = 0.0
+  price_out: float = 0.0
+  money: float = math.inf
+  tokens: float = math.inf
+
+  def __post_init__(self):
+    for name in ("price_in", "price_out", "money", "tokens"):
+      if not getattr(self, name) >= 0:
+        raise UserError(f"the budget's {name} is {getattr(self, name)}; it must be 0 or more")
+    if self.money < math.inf and not self.price_in + self.price_out:
+      raise UserError(
+        f"--budget {self.money:g} needs the prices --price-in and --price-out; to cap tokens "
+        "instead, give --token-budget"
+      )
+
+  def cost(self, tokens: Tokens) -> float:
+    """Price of so many tokens."""
+    return (tokens.read * self.price_in + tokens.written * self.price_out) / _MILLION
+
+  def holds(self, tokens: Tokens) -> bool:
+    """Whether so many tokens stay within both caps."""
+    return sum(tokens) <= self.tokens and self.cost(tokens) <= self.money
+
+  def spelled(self, tokens: Tokens) -> str:
+    """What so many tokens are, in words: "cost 1.25, 31,000 tokens"."""
+    cost = f"cost {self.cost(tokens):.2f}, " if self.price_in + self.price_out else ""
+    return f"{cost}{sum(tokens):,} tokens"
+
+
+UNBOUNDED = Budget()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +218,41 @@ class Asking:
       )
     kind = f"{medium.type}_url"
     return [{"type": kind, kind: {"url": self.url_prefix + urllib.parse.quote(medium.path)}}]
+
+
+class Reader:
+  """`Asking.content`, with media decoded by a process that is killed after `limit_s` seconds.
+
+  A decoder that hangs or crashes inside a C library costs its record alone.
+  """
+
+  def __init__(self, asking: Asking, limit_s: float):
+    self._content = _Content(asking)
+    self._apart = children.Worker(self._content, limit_s)
+
+  def __call__(
+    self, record: Record, folder: str, text: str
+  ) -> list[dict[str, Any]] | children.Failure:
+    """The content, or why there is none. Not for two threads at once."""
+    if record.media and self._content.asking.media == "frames":
+      return self._apart((record, folder, text))
+    try:
+      return self._content((record, folder, text))
+    except UserError as fault:
+      return children.Failure(type(fault).__name__, str(fault))
+
+  def close(self) -> None:
+    self._apart.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+  """`Asking.content` as a task of `children`."""
+
+  asking: Asking
+
+  def __call__(self, of: tuple[Record, str, str]) -> list[dict[str, Any]]:
+    return self.asking.content(*of)
 
 
 def fingerprint(record: Record, text: str) -> str:

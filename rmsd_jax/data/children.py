@@ -37,11 +37,7 @@ def run(
   Raises:
     RuntimeError: a child died without a task, so a new one would too (its own traceback says why).
   """
-  # A fork of this process would inherit its threads and locks; one of a fresh server does not, and
-  # the server imports everything once for all children.
-  context = multiprocessing.get_context("forkserver")
-  context.set_forkserver_preload([type(work).__module__])
-  children = [_Child(context, work) for _ in range(workers)]
+  children = [_Child(work) for _ in range(workers)]
   queue, more = enumerate(tasks), True
   pending: dict[int, Any] = {}  # tasks handed out and not yet yielded
   results: dict[int, Any] = {}
@@ -59,7 +55,7 @@ def run(
         results.update(_collect(children))
       for i, child in enumerate(children):
         if child.process is None:
-          children[i] = _Child(context, work)
+          children[i] = _Child(work)
       while turn in results:
         yield pending.pop(turn), results.pop(turn)
         turn += 1
@@ -68,10 +64,44 @@ def run(
       child.kill()
 
 
+class Worker:
+  """One child process for tasks that come one at a time; it starts with the first.
+
+  Args:
+    work, limit_s: see `run`.
+  """
+
+  def __init__(self, work: Callable[[Any], Any], limit_s: float):
+    self._work, self._limit_s = work, limit_s
+    self._child: _Child | None = None
+
+  def __call__(self, task: Any) -> Any:
+    """The result, or a Failure. Not for two threads at once.
+
+    Raises:
+      RuntimeError: the child died without a task (its own traceback says why).
+    """
+    if self._child is None or self._child.process is None:
+      self._child = _Child(self._work)
+    while not self._child.ready:
+      _collect([self._child])
+    self._child.give(0, task, self._limit_s)
+    return _collect([self._child])[0]
+
+  def close(self) -> None:
+    """Ends the child; a task under way in another thread returns as a Failure."""
+    if self._child is not None and self._child.process is not None:
+      self._child.process.kill()
+
+
 class _Child:
   """A process, its pipe and the task in its hands."""
 
-  def __init__(self, context: Any, work: Callable[[Any], Any]):
+  def __init__(self, work: Callable[[Any], Any]):
+    # A fork of this process would inherit its threads and locks; one of a fresh server does not,
+    # and the server imports everything once for all children.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([type(work).__module__])
     self.pipe, theirs = context.Pipe()
     self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
     self.process.start()

@@ -12,21 +12,20 @@ import collections
 import dataclasses
 import functools
 import json
-import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from rmsd_jax.data import asking, journal
-from rmsd_jax.data.asking import Asking, Tokens
+from rmsd_jax.data import asking, children, journal
+from rmsd_jax.data.asking import UNBOUNDED, Asking, Budget, Tokens
 from rmsd_jax.data.endpoint import Endpoint, OverBudget, Unanswered
 from rmsd_jax.data.intake import Line, Quarantine, scan
 from rmsd_jax.data.journal import Entry, Journal
 from rmsd_jax.data.records import Record
 from rmsd_jax.errors import UserError
 
-_MILLION = 1e6
+SECONDS = 60.0  # to read the media of one record
 
 
 class Rules(Protocol):
@@ -35,50 +34,6 @@ class Rules(Protocol):
   closed: Mapping[str, bool]
   prompt_text: Callable[[str, str, Sequence[str]], str]
   validate: Callable[[str, Any, Sequence[str]], str | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-  """What may be spent, over all runs of a journal.
-
-  A call under way counts with the most it may take (`Asking.bound`), and so does an answer that did
-  not come, since it may have been made. Where a service counts more
-  for a prompt than that, the calls under way can exceed the caps by the difference.
-
-  Attributes:
-    price_in, price_out: of a million tokens read and written, in any currency. What a service
-      takes off for cached tokens is not known here, so the sums are upper bounds.
-    money: cap in that currency.
-    tokens: cap on tokens read and written together.
-  """
-
-  price_in: float = 0.0
-  price_out: float = 0.0
-  money: float = math.inf
-  tokens: float = math.inf
-
-  def __post_init__(self):
-    for name in ("price_in", "price_out", "money", "tokens"):
-      if not getattr(self, name) >= 0:
-        raise UserError(f"the budget's {name} is {getattr(self, name)}; it must be 0 or more")
-    if self.money < math.inf and not self.price_in + self.price_out:
-      raise UserError(
-        f"--budget {self.money:g} needs the prices --price-in and --price-out; to cap tokens "
-        "instead, give --token-budget"
-      )
-
-  def cost(self, tokens: Tokens) -> float:
-    """Price of so many tokens."""
-    return (tokens.read * self.price_in + tokens.written * self.price_out) / _MILLION
-
-  def holds(self, tokens: Tokens) -> bool:
-    """Whether so many tokens stay within both caps."""
-    return sum(tokens) <= self.tokens and self.cost(tokens) <= self.money
-
-  def spelled(self, tokens: Tokens) -> str:
-    """What so many tokens are, in words: "cost 1.25, 31,000 tokens"."""
-    cost = f"cost {self.cost(tokens):.2f}, " if self.price_in + self.price_out else ""
-    return f"{cost}{sum(tokens):,} tokens"
 
 
 @dataclasses.dataclass
@@ -247,7 +202,7 @@ def collect(
   progress: Callable[..., Progress],
   samples: int = 4,
   concurrency: int = 8,
-  budget: Budget = Budget(),
+  budget: Budget = UNBOUNDED,
   bad_share: float = 0.05,
 ) -> Job:
   """Asks for what is missing, then writes `out`.
@@ -347,6 +302,7 @@ class _Run:
     self._job, self._endpoint, self._journal = job, endpoint, journal_
     self._quarantine, self._budget, self._concurrency = quarantine, budget, concurrency
     self._bar = bar
+    self._read = asking.Reader(job.asking, SECONDS)
     self._calls: dict[asyncio.Task, Tokens] = {}  # those under way, with what they may count
     self._failed: set[str] = set()
     self._over: Tokens | None = None  # what a call may take that was not sent again
@@ -365,6 +321,7 @@ class _Run:
         if self._over is not None:
           raise self._spent(self._over)
       finally:
+        self._read.close()
         for call in self._calls:
           call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
@@ -373,10 +330,9 @@ class _Run:
     asking_ = self._job.asking
     bound = asking_.bound(record, text)
     await self._room(bound)
-    try:
-      content = await asyncio.to_thread(asking_.content, record, line.folder, text)
-    except UserError as fault:
-      self._fail(line, type(fault).__name__, str(fault))
+    content = await asyncio.to_thread(self._read, record, line.folder, text)
+    if isinstance(content, children.Failure):
+      self._fail(line, content.kind, content.reason)
       return
     body = asking_.body(content)
     for _ in range(self._job.missing(line)):
