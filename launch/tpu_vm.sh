@@ -15,10 +15,10 @@
 # (train_sft, train_rl, evaluate), CONFIG (such as configs/qwen3vl_4b_rl.py, to evaluate
 # configs/eval/qwen3vl.py), ARGS (further flags, such as --config.init_from=gs://..); MODEL and POOL:
 # gs:// folders of the weights and of the pool, copied to every worker by `setup`; QUEUED=1, SPOT=1
-# if wanted. PYTHON: the workers' interpreter, 3.11 or later (default python3.11; `setup` installs its apt package where it is missing). REPORT:
-# a file that rmsd_jax.compile wrote with --json; `create` refuses a report whose programs do not
-# fit, or that is of other chips than TYPE. --dry-run prints every command, runs none, needs no
-# gcloud.
+# if wanted. PYTHON: the workers' interpreter, 3.11 or later (default python3.11; `setup` installs its
+# apt package where it is missing). REPORT: a file that rmsd_jax.compile wrote with --json; `create`
+# refuses a report whose programs do not fit, or that is of other chips than TYPE. --dry-run prints
+# every command, runs none, needs no gcloud.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,15 +1,18 @@
 """Checks of a pool: every fault with its line, every leak by content, nothing where all is well."""
 
+import dataclasses
 import json
+import math
 import os
 import shutil
 
+import numpy as np
 import pytest
 import small_records
-from small_pool import make_pool
+from small_pool import MemoryPool, make_pool, make_row
 
 from rmsd_jax import pool as command
-from rmsd_jax.data import audit
+from rmsd_jax.data import audit, rows
 from rmsd_jax.errors import UserError
 from rmsd_jax.metrics import Progress
 
@@ -187,13 +190,18 @@ def test_lines_of_several_files_are_told_apart(folder):
   )
 
 
-def test_a_built_pool_is_searched_for_frames_that_both_splits_show(monkeypatch):
-  splits = {"train": make_pool(4, tasks=("ocr",)), "test": make_pool(5, seed=1, tasks=("ocr",))}
+def searched(monkeypatch, splits, **how):
+  """What is found in a pool of these rows."""
   metadata = {"scorer": command.quality.SCORER_VERSION, "rows": dict.fromkeys(splits, {"ocr": 1})}
   monkeypatch.setattr(audit.pool, "read_metadata", lambda folder: metadata)
   monkeypatch.setattr(audit.pool, "open_pool", lambda folder, split: splits[split])
   monkeypatch.setattr(audit, "_check_row", lambda *given: None)  # held by test_pool
-  found = audit.of_pool("nowhere", command.rules(), Read(), k=4)
+  return audit.of_pool("nowhere", command.rules(), Read(), **how)
+
+
+def test_a_built_pool_is_searched_for_frames_that_both_splits_show(monkeypatch):
+  splits = {"train": make_pool(4, tasks=("ocr",)), "test": make_pool(5, seed=1, tasks=("ocr",))}
+  found = searched(monkeypatch, splits, k=4)
   assert found.fatal == []
   assert found.lines[:2] == ["train: 4 rows are sound", "test: 5 rows are sound"]
   assert line_of(found, "responses:") == "responses: 27, at most 3 per prompt"
@@ -201,6 +209,36 @@ def test_a_built_pool_is_searched_for_frames_that_both_splits_show(monkeypatch):
     "prompts with fewer than 4 responses: 9 (train 'row 0', "
   )
   splits["test"] = make_pool(5, seed=0, tasks=("ocr",))
-  found = audit.of_pool("nowhere", command.rules(), Read())
+  found = searched(monkeypatch, splits)
   assert found.fatal[0].startswith("clips with the same frames in both splits: ")
   assert json.dumps(found.lines)
+
+
+def test_a_medium_that_stands_beside_others_is_found(monkeypatch):
+  rng, still = np.random.default_rng(0), (math.nan, math.nan)
+
+  def row(index, *media):
+    """Of media that are each a list of frame pairs: (picture, its times)."""
+    pairs = [pair for medium in media for pair in medium]
+    changes = rows.pack([picture for picture, _ in pairs]) | {
+      "grid_F2": np.full((len(pairs), 2), 2, np.int32),
+      "times_F2": np.array([times for _, times in pairs], np.float32),
+    }
+    return dataclasses.replace(make_row(rng, 2 * index), **changes)
+
+  def medium(*times):
+    return [(rng.integers(0, 256, (16, 8, 3), np.uint8), pair) for pair in times]
+
+  clip, other = (medium((0.0, 0.5), (1.0, 1.5)) for _ in range(2))
+  picture, another = medium(still), medium(still)
+  begun = [clip[0], medium((1.0, 1.5))[0]]  # the same first frames alone are no leak
+
+  def leaks(train, test):
+    splits = {"train": MemoryPool((row(0, *train),)), "test": MemoryPool((row(1, *test),))}
+    name = "clips with the same frames in both splits: "
+    return int(line_of(searched(monkeypatch, splits), name).removeprefix(name))
+
+  assert leaks([clip, other], [clip]) == leaks([other, clip, picture], [another, clip]) == 1
+  assert leaks([clip, picture, another], [another]) == leaks([picture, clip], [clip, other]) == 1
+  assert leaks([clip, picture], [picture, clip]) == 2
+  assert leaks([clip, picture], [other, another]) == leaks([clip], [begun]) == 0

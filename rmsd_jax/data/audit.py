@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from rmsd_jax.data import batch, intake, pool, records, rows
 from rmsd_jax.errors import UserError
@@ -117,8 +118,8 @@ def of_pool(
 ) -> Findings:
   """Reads every row of a built pool and scores its responses again.
 
-  Clips are compared by their frames, which is what a pool keeps of them. Where a row shows several
-  media, all of them together are compared: `of_files` also finds a clip that stands beside others.
+  Clips and stills are compared by their frames, which is what a pool keeps of them, each by itself:
+  see `_media`.
 
   Args:
     progress: called with the number of rows of a split.
@@ -141,10 +142,10 @@ def of_pool(
       for index in range(len(opened)):
         row = opened[index]
         _check_row(opened, index, row, rules.score)
-        digest = hashlib.sha256(b"".join(row.pictures)).hexdigest()
-        if row.pictures:
+        shown = _media(row)
+        for digest in shown:
           frames[split].setdefault(digest, row.clip)
-        about = (row.clip if not row.pictures else digest, row.options)
+        about = (shown or row.clip, row.options)
         tally.add(f"{split} {row.id!r}", about, row.question, row.texts, row.finish_reasons)
         bar.update(1)
     found.lines.append(f"{split}: {len(opened)} rows are sound")
@@ -153,6 +154,22 @@ def of_pool(
   same = [(clip, test[digest]) for digest, clip in train.items() if digest in test]
   found.shared("clips with the same frames in both splits", same, "give a clip one split")
   return found
+
+
+def _media(row: rows.Row) -> tuple[str, ...]:
+  """SHA-256 of the frames of each medium that a row shows, in order.
+
+  A row does not say where one medium ends. A still is a frame pair without times, and a clip ends
+  where the size changes or time goes back; so two clips of one size, the second shown from a later
+  time on than the first ends at, count as one.
+  """
+  shown: list[Any] = []
+  for f, picture_HWC in enumerate(rows.unpack(row)):
+    goes_on = f and row.times_F2[f, 0] > row.times_F2[f - 1, 1]  # never where one is NaN
+    if not goes_on or (row.grid_F2[f] != row.grid_F2[f - 1]).any():
+      shown.append(hashlib.sha256())
+    shown[-1].update(picture_HWC.tobytes())
+  return tuple(digest.hexdigest() for digest in shown)
 
 
 def _check_row(
