@@ -168,6 +168,11 @@ def export(args: argparse.Namespace) -> None:
   """Writes the student of a run as a Hugging Face folder."""
   config = checkpoint.read_config(args.workdir)
   base = args.base or config["model"]["folder"]
+  if not pathlib.Path(base).is_dir():
+    raise UserError(
+      f"the folder {base!r} is not here; give --base FOLDER, a copy of the weights that the run "
+      "began from (for config.json and the tokenizer)"
+    )
   step = checkpoint.find_step(args.workdir, args.checkpoint)
   mesh = sharding.make_mesh(1, 1, 1, jax.devices("cpu")[:1])  # host memory
   model = hf.load_model(base)

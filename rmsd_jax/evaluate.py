@@ -6,8 +6,9 @@
     ... --checkpoint=blind              no model: the best constant answer of each task, a bound
                                         on what can be had without looking at the clip
 
-Writes WORKDIR/evaluate/NAME.json: greedy and sampled scores per task with 95 % bootstrap intervals
-over clips, format rate, pass@k, lengths, and every prompt's scores for paired comparisons.
+Writes WORKDIR/evaluate/NAME.json (config.evaluate.name, or the split's name): greedy and sampled
+scores per task with 95 % bootstrap intervals over clips, format rate, pass@k, lengths, and every
+prompt's scores for paired comparisons. A file of another checkpoint or pool is not written over.
 
 Axes: B prompts, N samples of a prompt.
 """
@@ -18,6 +19,7 @@ import os
 
 import jax
 import numpy as np
+from etils import epath
 
 from rmsd_jax import cli, generate, intervals, loop, scoring, sharding
 from rmsd_jax import state as state_lib
@@ -147,9 +149,24 @@ def blind(prompts: list[dict], candidates: int = 400) -> list[dict]:
   return graded
 
 
+def _check_free(path: str, asked: dict[str, str]) -> None:
+  """Refuses to write over an evaluation of something else."""
+  if not epath.Path(path).exists():
+    return
+  there = json.loads(epath.Path(path).read_text())
+  if changes := [f"{k} {there.get(k)} -> {v}" for k, v in asked.items() if there.get(k) != v]:
+    raise UserError(
+      f"{path} is an evaluation of something else: {', '.join(changes)}; give another "
+      "--config.evaluate.name, or remove it"
+    )
+
+
 def main(config, workdir: str, checkpoint: str) -> None:
   """Evaluates one checkpoint."""
   first = jax.process_index() == 0
+  path = os.path.join(workdir, "evaluate", f"{config.evaluate.name or config.data.split}.json")
+  asked = {"checkpoint": checkpoint, "pool": config.data.pool, "split": config.data.split}
+  _check_free(path, asked)
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
   pool = open_pool(config.data.pool, config.data.split)
@@ -197,16 +214,13 @@ def main(config, workdir: str, checkpoint: str) -> None:
   if not first:
     return
   result = {
-    "checkpoint": checkpoint,
+    **asked,
     "step": step,
-    "pool": config.data.pool,
-    "split": config.data.split,
     "samples": config.evaluate.samples,
     "rollouts": dict(config.rollouts),
     **{how: summary(prompts, how, config.evaluate.pass_above) for how in ways},
     "prompts": prompts,
   }
-  path = os.path.join(workdir, "evaluate", f"{config.evaluate.name or config.data.split}.json")
   replace_text(path, json.dumps(result) + "\n")
   for how in ways:
     print(f"{how}: {_line(result[how])}")

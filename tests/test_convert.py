@@ -48,6 +48,8 @@ def test_export_writes_what_transformers_loads(folder, tmp_path, monkeypatch, ca
   """The student of a run, its trained weights new and its frozen ones as they were."""
   tiny_run.run(monkeypatch, train_sft, tiny_run.config("sft", steps=2), tmp_path / "run")
   out = tmp_path / "exported"
+  with pytest.raises(UserError, match="'model' is not here; give --base FOLDER"):
+    convert.main(["export", "--workdir", str(tmp_path / "run"), "--out", str(out), "--base=model"])
   convert.main(["export", "--workdir", str(tmp_path / "run"), "--out", str(out)])
   assert "student of step 2" in capsys.readouterr().out
   loaded, info = Qwen3VLForConditionalGeneration.from_pretrained(out, output_loading_info=True)

@@ -113,6 +113,8 @@ def test_checkpoints_are_restored_by_name(trained, base, monkeypatch):
   assert (latest["checkpoint"], latest["step"]) == ("latest", 2)
   assert [row["id"] for row in latest["prompts"]] == [row["id"] for row in base["prompts"]]
   assert latest["greedy"]["length"] != base["greedy"]["length"]
+  with pytest.raises(UserError, match="checkpoint latest -> 1; give another --config.evaluate.name"):
+    evaluated(monkeypatch, trained, "1")
   first = evaluated(monkeypatch, trained, "1", evaluate__name="first")
   assert first["step"] == 1 and first["prompts"] != latest["prompts"]
   assert sorted(path.name for path in (trained / "evaluate").iterdir()) == [
@@ -123,7 +125,7 @@ def test_checkpoints_are_restored_by_name(trained, base, monkeypatch):
 @pytest.mark.parametrize("checkpoint, words", [("9", "step 9"), ("best", "no checkpoint has")])
 def test_a_missing_checkpoint_is_refused(trained, checkpoint, words, monkeypatch):
   with pytest.raises(UserError, match=words):
-    evaluated(monkeypatch, trained, checkpoint)
+    evaluated(monkeypatch, trained, checkpoint, evaluate__name="none")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, monkeypatch):
