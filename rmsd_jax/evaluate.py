@@ -36,12 +36,16 @@ OPTIONS = {"checkpoint": ("latest", "latest, best, a step, base or blind; see ab
 
 
 def make_steps(config, mesh):
-  """The jitted programs: {"greedy", "sampled": (params, groups, key) -> Samples}."""
+  """The jitted programs: {"greedy", "sampled": (params, groups, key) -> Samples}.
+
+  A response is finished where it ends as the teacher's do, as in stage 2.
+  """
   model = hf.load_model(**config.model)
 
   def run(params, groups, key, **options):
     tokens = groups.responses_BRT.shape[2]
     samples = generate.generate(model, params, groups, key, max_tokens=tokens, **options)
+    samples = generate.ended_by(samples, model.config.stop_ids[0])
     return jax.tree.map(sharding.by_prompt, samples)
 
   jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))

@@ -134,6 +134,13 @@ def _grow(model: Qwen3VL, params, groups: PromptGroups, started, sizes, draw, en
   return dataclasses.replace(out, finished_BR=done_BR | ends(token_BR))
 
 
+def ended_by(samples: Samples, token: int) -> Samples:
+  """Samples of which only those that end in `token` count as finished."""
+  last_BR1 = jnp.maximum(samples.length_BR - 1, 0)[..., None]
+  last_BR = jnp.take_along_axis(samples.responses_BRT, last_BR1, 2)[..., 0]
+  return dataclasses.replace(samples, finished_BR=samples.finished_BR & (last_BR == token))
+
+
 def sample_token(logits_BRV, key: jax.Array, temperature: float, top_p: float, top_k: int):
   """One token per response, int32 [B, R], and its log-prob, fp32 [B, R]; see `generate`."""
   logits_BRV = _restrict(logits_BRV / (temperature or 1.0), top_p, top_k)

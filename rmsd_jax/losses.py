@@ -183,11 +183,14 @@ def policy_gradient(
   ratio = jnp.exp(logp_BRT - old_logp_BRT)
   advantage = advantage_BR[..., None]
   gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
-  kl_BRT = KL_ESTIMATORS[kl_estimator](ref_logp_BRT - logp_BRT)
-  kl_mask = mask_BRT & keep_kl_BR[..., None]
-  loss = -masked.total(gain, mask_BRT) + kl_weight * masked.total(kl_BRT, kl_mask)
+
+  def kl(mask):  # masked before the estimator: where it overflows, its gradient is not finite
+    gap_BRT = jnp.where(mask, ref_logp_BRT - logp_BRT, 0)
+    return masked.total(KL_ESTIMATORS[kl_estimator](gap_BRT), mask)
+
+  loss = -masked.total(gain, mask_BRT) + kl_weight * kl(mask_BRT & keep_kl_BR[..., None])
   metrics = {
-    "kl": masked.total(kl_BRT, mask_BRT),
+    "kl": kl(mask_BRT),
     "ratio_clipped": masked.total(jnp.abs(ratio - 1) > clip, mask_BRT),
   }
   return (loss, jnp.sum(mask_BRT).astype(jnp.float32)), metrics

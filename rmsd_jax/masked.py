@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def total(x: jax.Array, mask: jax.Array, axis=None, keepdims: bool = False) -> jax.Array:
-  """Sum of x where mask is true. Masked values may be NaN."""
+  """Sum of x where mask is true. Masked values may be NaN, but not their derivatives."""
   return jnp.sum(jnp.where(mask, x, 0), axis, keepdims=keepdims)
 
 

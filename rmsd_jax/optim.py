@@ -43,10 +43,12 @@ class Skipping(NamedTuple):
 
 
 def skipping(inner: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
-  """`inner` on gradients clipped to a global norm; one that is not finite changes nothing.
+  """`inner` on gradients clipped to a global norm; one that is not finite, or 0, changes nothing.
 
-  Updates left out are counted. optax.apply_if_finite lets them through from a limit on, and
-  optax.clip_by_global_norm divides before it multiplies, which keeps a second gradient in memory.
+  Updates that are not finite are counted. A gradient is 0 where a batch has nothing to learn from,
+  no pair or no target; momentum and decay alone must not move the weights then.
+  optax.apply_if_finite lets updates through from a limit on, and optax.clip_by_global_norm divides
+  before it multiplies, which keeps a second gradient in memory.
   """
 
   def init(params):
@@ -57,10 +59,11 @@ def skipping(inner: optax.GradientTransformation, clip_norm: float) -> optax.Gra
     finite, scale = jnp.isfinite(norm), jnp.where(norm < clip_norm, 1, clip_norm / norm)
     clipped = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
     updates, after = inner.update(clipped, state.inner, params)
-    keep = lambda new, old: jnp.where(finite, new, old)
+    moves = finite & (norm > 0)
+    keep = lambda new, old: jnp.where(moves, new, old)
     count = jnp.where(finite, 0, 1)
     return (
-      jax.tree.map(lambda u: jnp.where(finite, u, 0), updates),
+      jax.tree.map(lambda u: jnp.where(moves, u, 0), updates),
       Skipping(
         jax.tree.map(keep, after, state.inner),
         state.skipped + count,

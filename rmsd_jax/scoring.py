@@ -39,7 +39,7 @@ def check_ends(tokenizer: ChatTokenizer, stop_ids: Sequence[int]) -> None:
 
 
 def texts_of(samples: Samples, tokenizer: ChatTokenizer) -> list[list[str]]:
-  """The B x R texts of this process's prompts, without control tokens."""
+  """The B x R texts of this process's prompts, see `ChatTokenizer.decode`."""
   ids_BRT, length_BR = local_rows(samples.responses_BRT), local_rows(samples.length_BR)
   return tokenizer.decode_groups(ids_BRT, length_BR)
 

@@ -15,7 +15,6 @@ Axes: B prompts, N rollouts, K teacher responses, R responses of a group, P prom
 T response tokens, D width.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -80,10 +79,7 @@ def rollout_step(config, model):
       visual=visual,
       **config.rollouts,
     )
-    last_BN1 = jnp.maximum(samples.length_BR - 1, 0)[..., None]
-    last_BN = jnp.take_along_axis(samples.responses_BRT, last_BN1, 2)[..., 0]
-    alike_BN = samples.finished_BR & (last_BN == model.config.stop_ids[0])
-    samples = dataclasses.replace(samples, finished_BR=alike_BN)
+    samples = generate.ended_by(samples, model.config.stop_ids[0])
     samples = jax.tree.map(sharding.by_prompt, samples)  # each process grades its own rows
     return samples, visual if "vision" not in state["student"] else None
 
@@ -312,11 +308,18 @@ def init_state(config, mesh, model, optims: dict) -> state_lib.State:
 
 
 def make_optims(config) -> dict:
-  """Role -> its optimizer; the discriminator is there only if its reward counts."""
-  optims = {"student": optim.make(config.optim, config.steps), "reference": None}
-  if config.reward.discriminator:
-    optims["discriminator"] = optim.make(config.discriminator.optim, config.steps)
-  return optims
+  """Role -> its optimizer; the discriminator is there only if its reward counts.
+
+  Schedules are over the updates that each makes: the student waits for the discriminator's warm-up.
+  """
+  if not config.reward.discriminator:
+    return {"student": optim.make(config.optim, config.steps), "reference": None}
+  frozen = config.discriminator.frozen_after or config.steps
+  return {
+    "student": optim.make(config.optim, config.steps - config.discriminator.warmup_steps),
+    "reference": None,
+    "discriminator": optim.make(config.discriminator.optim, min(frozen, config.steps)),
+  }
 
 
 def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: Batch):
@@ -363,6 +366,16 @@ def check(config) -> None:
     if value not in choices:
       raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
   matching.check(**config.supervision)
+  if config.reward.discriminator and config.discriminator.warmup_steps >= config.steps:
+    raise UserError(
+      f"discriminator.warmup_steps={config.discriminator.warmup_steps} of steps={config.steps} "
+      "leave the student none; raise steps or lower the warm-up"
+    )
+  if config.rollouts.top_p < 1 or config.rollouts.top_k:
+    raise UserError(
+      "rollouts.top_p and top_k must be 1 and 0 in stage 2: the policy gradient is of the whole "
+      "distribution that the rollouts are drawn from"
+    )
   for name in ("temperature", "samples"):
     if not config.rollouts[name] > 0:
       raise UserError(f"rollouts.{name}={config.rollouts[name]}: it must be above 0")

@@ -195,6 +195,18 @@ def test_k1_and_k3_are_unbiased(kl):
     assert (estimate >= 0).all()
 
 
+@pytest.mark.parametrize("kl", KL)
+@pytest.mark.parametrize("keep", [True, False], ids=["padding", "a dropped group"])
+def test_an_overflow_where_nothing_counts_leaves_the_gradient_finite(kl, keep):
+  logp, counts = np.zeros((B, R, T), np.float32), MASK.copy()
+  if not keep:
+    counts[0] = False
+  ref = np.where(counts, -0.5, 200).astype(np.float32)  # exp(200) is inf
+  given = dict(keep=counts.any(-1), advantage=np.zeros((B, R)), kl_weight=1.0, kl=kl)
+  grad = np.asarray(jax.grad(lambda x: policy(x, ref=ref, **given)[0][0])(logp))
+  assert np.isfinite(grad).all() and (grad[counts] != 0).all() and (grad[~counts] == 0).all()
+
+
 def test_the_kl_gradient_pulls_towards_the_reference():
   """k2 and k3 at any token: below the reference the loss falls as logp grows, above it rises."""
   logp = np.zeros((B, R, T), np.float32)

@@ -57,6 +57,17 @@ def test_the_warm_up_is_one_step_at_least_and_the_run_may_be_one_step(schedule):
   assert np.isfinite(rates(3, range(6), schedule=schedule, warmup_share=1.0)).all()
 
 
+def test_an_update_without_a_gradient_moves_nothing():
+  """Neither momentum nor decay act on a batch that has nothing to learn from."""
+  params = {"w": jnp.ones(3)}
+  tx = optim.make(settings(weight_decay=0.1), 10)
+  after, state, _ = optim.apply(tx, {"w": jnp.full(3, 0.5)}, tx.init(params), params)
+  assert (after["w"] < 1).all()
+  still, same, health = optim.apply(tx, {"w": jnp.zeros(3)}, state, after)
+  jax.tree.map(np.testing.assert_array_equal, (still, same), (after, state))
+  assert health["skipped"] == 0
+
+
 def test_an_unknown_schedule_is_refused_with_the_choices():
   with pytest.raises(UserError, match="optim.schedule is 'linear'; choose one of cosine, constant"):
     optim.make(settings(schedule="linear"), 10)
@@ -117,12 +128,14 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad):
 
 
 def test_norms_and_biases_are_never_decayed_and_every_matrix_is():
-  """On every leaf of the model: with no gradient, AdamW only decays."""
+  """On every leaf of the model: where it has no gradient, AdamW only decays."""
   params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), MODEL.abstract())
   params["value_head"] = {"kernel": np.ones(4, np.float32)}
-  zero = jax.tree.map(np.zeros_like, params)
+  params["other"] = {"bias": np.ones(4, np.float32)}  # with no gradient at all nothing moves
+  grads = jax.tree.map(np.zeros_like, params) | {"other": {"bias": np.ones(4, np.float32)}}
   tx = optim.make(settings(weight_decay=0.5, learning_rate=0.1), 10)
-  after = named.flatten(run(tx, [zero], params)[-1][0])
+  after = named.flatten(run(tx, [grads], params)[-1][0])
+  assert (after.pop("other/bias") < 1).all()
   kept = {name for name, x in after.items() if np.all(x == 1)}
   assert all(np.allclose(x, 0.95) for name, x in after.items() if name not in kept)
   stacked = ("text/layers/", "vision/blocks/", "vision/deepstack/")

@@ -1,7 +1,9 @@
 """The audit of reward weights, and the tokens that end a response."""
 
+import numpy as np
 import pytest
 import tiny_run
+import tiny_tokenizer
 
 from rmsd_jax import scoring
 from rmsd_jax.data.chat import ChatTokenizer
@@ -21,6 +23,29 @@ def test_the_papers_weights_pass(gate):
 def test_weights_that_pay_for_nothing_are_refused(changes):
   with pytest.raises(UserError, match="the reward of .* that of an honest wrong answer"):
     scoring.audit(WEIGHTS | changes, False)
+
+
+@pytest.mark.parametrize("token", tiny_tokenizer.SPECIAL)
+def test_a_rollout_with_a_control_token_in_sight_is_worth_nothing(token):
+  """As in a teacher's text, which is refused; only what ends the reply is left out."""
+  tokenizer = ChatTokenizer(tiny_run.model_folder())
+  parts = [
+    tokenizer.encode_response(text)[:-1] for text in ("<think>x</think>", "<answer>B", "</answer>")
+  ]
+  stray, end = tokenizer._tokenizer.convert_tokens_to_ids(token), tokenizer.im_end
+  info = [{"task": "multiple_choice", "answer": "B", "options": ("A. red", "B. blue")}]
+
+  def worth(*pieces):
+    ids = np.concatenate([*pieces, [end]]).astype(int)
+    texts = tokenizer.decode_groups(ids[None, None], np.array([[len(ids)]]))
+    return float(scoring.quality(scoring.rule_terms(texts, info, np.ones((1, 1), bool)))[0, 0])
+
+  think, answer, close = parts
+  assert worth(think, answer, close) == 1
+  assert worth(think, answer, [stray], close) == 0
+  assert worth([stray], think, answer, close) == worth(think, [stray], answer, close) == 0
+  if stray not in (end, tokenizer.pad):  # those end a reply
+    assert worth(think, answer, close, [stray]) == 0
 
 
 def test_sampling_must_stop_where_responses_end():

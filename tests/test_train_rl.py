@@ -387,6 +387,9 @@ def test_without_its_reward_there_is_no_discriminator():
     ({"supervision__closed": "unifrom"}, "judge 'unifrom' is unknown; use one of ground_truth"),
     ({"supervision__tau": 3.0}, "tau 3.0: quality is in"),
     ({"rollouts__temperature": 0.0}, "rollouts.temperature=0.0: it must be above 0"),
+    ({"rollouts__top_p": 0.9}, "top_p and top_k must be 1 and 0 in stage 2"),
+    ({"rollouts__top_k": 5}, "top_p and top_k must be 1 and 0 in stage 2"),
+    ({"discriminator__warmup_steps": 6, "steps": 6}, "warmup_steps=6 of steps=6 leave the student"),
     ({"rollouts__samples": 0}, "rollouts.samples=0: it must be above 0"),
     ({"reward__outer": -1.0}, "does not pay to say nothing"),
   ],
@@ -437,3 +440,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(straight, tmp_path, 
   assert tiny_run.lines(tmp_path) == tiny_run.lines(straight)
   resumed, whole = (tiny_run.restored(d, train_rl, CONFIG(), 6) for d in (tmp_path, straight))
   tiny_run.assert_same(resumed, whole)
+
+
+def test_schedules_are_over_the_updates_that_each_makes(monkeypatch):
+  monkeypatch.setattr(train_rl.optim, "make", lambda section, steps: steps)
+  c = CONFIG(steps=8, discriminator__warmup_steps=2, discriminator__frozen_after=4)
+  assert train_rl.make_optims(c) == {"student": 6, "reference": None, "discriminator": 4}
+  c.reward.discriminator = 0.0
+  assert train_rl.make_optims(c) == {"student": 8, "reference": None}

@@ -149,11 +149,16 @@ class ChatTokenizer:
     return [*self._encode(text), self.im_end]
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of a reply: control tokens are left out, `<think>` and `</think>` are kept."""
+    """Text of a reply, without the end-of-turn token and padding at its end.
+
+    Any other control token stays in sight, as do `<think>` and `</think>`: a reply that holds one
+    is not what the rules ask for, and no teacher's response may hold one.
+    """
+    kept = [int(token) for token in ids]
+    while kept and kept[-1] in (self.im_end, self.pad):
+      kept.pop()
     return self._tokenizer.decode(
-      [int(token) for token in ids if int(token) not in self._control_ids],
-      skip_special_tokens=False,
-      clean_up_tokenization_spaces=False,
+      kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
 
   def decode_groups(self, ids_BRT, length_BR) -> list[list[str]]:
@@ -163,10 +168,6 @@ class ChatTokenizer:
       [self.decode(ids_T[:length]) for ids_T, length in zip(*group, strict=True)]
       for group in zip(ids_BRT, length_BR, strict=True)
     ]
-
-  @functools.cached_property
-  def _control_ids(self) -> frozenset[int]:
-    return frozenset(self._tokenizer.convert_tokens_to_ids(list(_CONTROL)))
 
   def _encode(self, text: str) -> list[int]:
     return self._tokenizer.encode(text, add_special_tokens=False)

@@ -174,7 +174,7 @@ class Processor:
     return Bucket(len(ids), 0, max(1, len(counts_F)), patches), plans
 
   def decode(self, samples) -> list[list[str]]:
-    """The texts of a `generate.Samples`: B lists of R, control tokens left out."""
+    """The texts of a `generate.Samples`: B lists of R, see `ChatTokenizer.decode`."""
     return self.tokenizer.decode_groups(samples.responses_BRT, samples.length_BR)
 
   def settings(self) -> dict:
