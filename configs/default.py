@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
   c.max_skipped = 20  # updates in a row without a finite gradient after which a run stops
   c.save_every = 200  # steps
   c.keep = 2  # checkpoints kept
-  c.best_metric = ""  # of the log, such as rollout/quality: its best saved step is kept too
+  c.best_metric = ""  # of the log, such as rollout/quality or -loss: its best saved step is kept
 
   # Keys that change how a run is done, not what it computes: they may differ on resuming.
   c.operational = (

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
   c.model.folder = "4b"  # the size, to compile with; give the folder of the weights to train
   c.batch = 128
   c.steps = 469  # 60,000 prompts / 128
+  c.save_every = 50  # 20 minutes at the chips' peak
   c.optim.learning_rate = 1e-6
   for optim in (c.optim, c.discriminator.optim):
     optim.schedule, optim.warmup_share, optim.clip_norm = "constant", 0.01, 0.2  # 5 steps

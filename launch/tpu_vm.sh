@@ -7,7 +7,7 @@
 #   run      starts the command on every worker, in the background; the same RUN resumes
 #   logs     follows the output of worker 0
 #   status   the slice, and whether the command still runs on each worker
-#   stop     ends the command on every worker (the run can be resumed)
+#   stop     saves and ends the command on every worker (the run can be resumed)
 #   down     deletes the slice
 #
 # Variables: NAME, ZONE, PROJECT, TYPE (such as v5litepod-16), VERSION (runtime, such as
@@ -136,6 +136,18 @@ on() { # on WORKER COMMAND: runs a shell command on one worker, or on all
   do_ gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"
 }
 
+# The commit and what differs from it, new files too (in an index of our own), into $code: together
+# the code that runs. $stamp says what a worker was set up with.
+snapshot() {
+  code=$(mktemp -d)
+  trap 'rm -rf "$code"' EXIT
+  git rev-parse HEAD >"$code/commit"
+  GIT_INDEX_FILE=$code/index git read-tree HEAD
+  GIT_INDEX_FILE=$code/index git add --all -- .
+  GIT_INDEX_FILE=$code/index git diff --cached HEAD --binary --relative >"$code/diff"
+  stamp="$MODEL $POOL $RUN $(cat "$code/commit" "$code/diff" | git hash-object --stdin)"
+}
+
 case $command in
   create)
     spot=()
@@ -149,19 +161,10 @@ case $command in
     fi
     ;;
   setup)
-    code=$(mktemp -d)
-    trap 'rm -rf "$code"' EXIT
-    # The commit and what differs from it, new files too (in an index of our own): together the code
-    # that runs, kept beside the run.
+    snapshot
     new=$(git ls-files --others --exclude-standard -- .)
     [ -z "$new" ] || printf 'new files that are copied too:\n%s\n' "$new"
     if [ -z "$dry" ]; then
-      git rev-parse HEAD >"$code/commit"
-      export GIT_INDEX_FILE="$code/index"
-      git read-tree HEAD
-      git add --all -- .
-      git diff --cached HEAD --binary --relative >"$code/diff"
-      unset GIT_INDEX_FILE
       git archive --format=tar.gz -o "$code/code.tar.gz" HEAD
       if [ "$(wc -c <"$code/diff")" -gt 50000000 ]; then
         echo "error: the changes are over 50 MB; commit, ignore or remove large files:" >&2
@@ -185,13 +188,17 @@ apt='sudo apt-get -qq -o DPkg::Lock::Timeout=600'
 \$apt update; \$apt install -y $python $python-venv; fi
 export PYTHON=$python
 source launch/_env.sh; env_install requirements.txt
-.venv/bin/python -m pip install --quiet 'jax[tpu]'=='$(sed -n 's/^jax==//p' requirements.txt)'"
+.venv/bin/python -m pip install --quiet 'jax[tpu]'=='$(sed -n 's/^jax==//p' requirements.txt)'
+echo '$stamp' >stamp"
     ;;
   run)
     line="python -m rmsd_jax.$STAGE --config=$CONFIG --workdir=$BUCKET/runs/$RUN"
     line+=" --config.model.folder=model --config.data.pool=pool ${ARGS:-}"
+    snapshot
     on all "cd rmsd
 if [ -f pid ] && kill -0 \$(cat pid) 2>/dev/null; then echo 'it runs already'; exit 1; fi
+if [ \"\$(cat stamp 2>/dev/null)\" != '$stamp' ]; then
+echo 'this worker was not set up with this MODEL, POOL, RUN and code; run setup first'; exit 1; fi
 RMSD_PROCESSES=auto nohup .venv/bin/$line >>log 2>&1 & echo \$! >pid"
     ;;
   logs) on 0 "tail -n 200 -f rmsd/log" ;;
@@ -204,10 +211,13 @@ RMSD_PROCESSES=auto nohup .venv/bin/$line >>log 2>&1 & echo \$! >pid"
     on all "if kill -0 \$(cat rmsd/pid) 2>/dev/null; then echo running; else echo 'not running'; tail -n 3 rmsd/log; fi"
     ;;
   stop)
+    # Trainers save and end by TERM, after the step that is under way; an evaluation ends by INT.
     on all "cd rmsd; [ -f pid ] || exit 0
-kill -INT \$(cat pid) 2>/dev/null
-for i in \$(seq 60); do kill -0 \$(cat pid) 2>/dev/null || { rm pid; exit 0; }; sleep 1; done
-echo 'it still runs after a minute; kill it by hand'; exit 1"
+for signal in TERM INT; do
+kill -\$signal \$(cat pid) 2>/dev/null
+for i in \$(seq 180); do kill -0 \$(cat pid) 2>/dev/null || { rm pid; exit 0; }; sleep 1; done
+done
+echo 'it still runs after six minutes; kill it by hand'; exit 1"
     ;;
   down)
     if [ -n "${QUEUED:-}" ]; then

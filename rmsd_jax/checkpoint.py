@@ -44,12 +44,15 @@ class Checkpoints:
   Args:
     workdir: folder of the run, shared by all processes.
     keep: how many of the latest steps to keep.
-    best_metric: also keep the step with the largest value of this metric.
+    best_metric: also keep the step with the largest value of this metric; with a minus before its
+      name, such as "-loss", the smallest.
   """
 
   def __init__(self, workdir: str, keep: int = 3, best_metric: str | None = None):
     if keep < 1:
       raise UserError(f"{keep} checkpoints to keep; keep 1 or more")
+    if best_metric and best_metric.endswith("loss") and not best_metric.startswith("-"):
+      raise UserError(f"best_metric={best_metric} would keep the worst step; give -{best_metric}")
     self._folder = _folder(workdir)
     self._best_metric = best_metric
     if broken := _broken(self._folder):
@@ -95,6 +98,14 @@ class Checkpoints:
       step, args=ocp.args.Composite(**items), metrics=self._scored(metrics), force=True
     )
 
+  def preempted(self, step: int) -> bool:
+    """Whether all processes are to save at this step and end, since one got SIGTERM.
+
+    Asked after every step: the processes agree on a step that none has passed. Always False where
+    there is one process; its own handler must see the signal.
+    """
+    return self._manager.reached_preemption(step)
+
   def wait(self) -> None:
     """Returns when the last save is committed."""
     self._manager.wait_until_finished()
@@ -136,14 +147,16 @@ class Checkpoints:
     self.close()
 
   def _scored(self, metrics: Mapping[str, float] | None) -> dict[str, float] | None:
-    """The number "best" compares; a value that is not finite competes for nothing."""
+    """The number "best" compares; a step without one, or one that is not finite, cannot win."""
     if self._best_metric is None or metrics is None:
       return None
-    if self._best_metric not in metrics:
-      raise UserError(
-        f"best metric {self._best_metric!r} is not measured; choose one of {sorted(metrics)}"
+    name = self._best_metric.removeprefix("-")
+    if name not in metrics:
+      print(
+        f"this step cannot become the best: it has no {name!r}, only {', '.join(sorted(metrics))}"
       )
-    score = float(metrics[self._best_metric])
+      return None
+    score = float(metrics[name]) * (-1 if self._best_metric.startswith("-") else 1)
     return {_SCORE: score} if math.isfinite(score) else None
 
 

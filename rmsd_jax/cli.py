@@ -1,7 +1,8 @@
 """Front door of every command: reads the command line, turns bad input into one line and exit 2.
 
-Exit status: 0 success, 2 bad input (`UserError`), 130 interrupted from the keyboard. Anything else
-that escapes a command is a fault of this software and keeps its traceback.
+Exit status: 0 success, 2 bad input (`UserError`), 130 interrupted from the keyboard, 143 ended by
+SIGTERM after saving (`Terminated`). Anything else that escapes a command is a fault of this
+software and keeps its traceback.
 """
 
 import argparse
@@ -20,10 +21,11 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.errors import Terminated, UserError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 _HELP_FLAGS = ("-h", "-help", "--help")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -45,6 +47,9 @@ def run(main: Callable[[], object]) -> NoReturn:
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)
+  except Terminated as ended:
+    print(ended, file=sys.stderr)
+    sys.exit(EXIT_TERMINATED)
   sys.exit(0)
 
 

@@ -1,4 +1,4 @@
-"""What both trainers do around a step: check the run, resume, read, log, save, show progress.
+"""What both trainers do around a step: check the run, resume, read, log, save, show progress, end.
 
 loop = Loop(config, workdir, "stage 1")
 with jax.set_mesh(loop.mesh), loop:
@@ -9,6 +9,8 @@ with jax.set_mesh(loop.mesh), loop:
 """
 
 import dataclasses
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Self
@@ -22,7 +24,7 @@ from rmsd_jax.checkpoint import Checkpoints, guard_config
 from rmsd_jax.data import loader
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.pool import open_pool
-from rmsd_jax.errors import UserError
+from rmsd_jax.errors import Terminated, UserError
 from rmsd_jax.metrics import Progress, Writer, rss_gb
 from rmsd_jax.models.student import Qwen3VL
 
@@ -37,6 +39,9 @@ def blinded(batch: Batch) -> Batch:
 
 class Loop:
   """The running gear of one training run; a context manager.
+
+  SIGTERM, the notice of a preemption, makes it save after the step that is under way and end; where
+  several processes train together, one of them that gets it is enough.
 
   Args:
     config: of the run; configs/default.py says what each key means.
@@ -66,6 +71,10 @@ class Loop:
     self._writer = Writer(workdir, self.begin, first)
     self._progress = Progress(config.steps, label, self.begin, first)
     self._logged, self._clock = self.begin, time.monotonic()
+    self._ends = False  # SIGTERM came; where processes are joined, JAX takes the signal
+    self._handler = None  # the one before ours
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      self._handler = signal.signal(signal.SIGTERM, self._end)
 
   def start(
     self, model: Qwen3VL, optims: dict, make: Callable[[], state_lib.State]
@@ -122,8 +131,10 @@ class Loop:
 
     Raises:
       UserError: too many updates in a row had no finite gradient.
+      Terminated: SIGTERM came, and the state is saved.
     """
     config, done = self._config, step + 1
+    ends = (self._ends or self._checkpoints.preempted(done)) and done < config.steps
     if done % config.log_every == 0 or done == config.steps:
       metrics = {
         name: value
@@ -137,8 +148,14 @@ class Loop:
       self._progress.update(done - self._logged, note=f"{note} {float(metrics[note]):.3f}")
       self._logged = done
       self._check_skipped(metrics)
-    if done % config.save_every == 0 or done == config.steps:
+    if done % config.save_every == 0 or done == config.steps or ends:
       self._checkpoints.save(done, state, metrics)
+    if ends:
+      self._checkpoints.wait()
+      raise Terminated(f"ended by SIGTERM: step {done} is saved; the same command goes on from it")
+
+  def _end(self, *_: object) -> None:
+    self._ends = True
 
   def _check_skipped(self, metrics: Mapping) -> None:
     config = self._config
@@ -154,6 +171,8 @@ class Loop:
     return self
 
   def __exit__(self, *exc: object) -> None:
+    if self._handler is not None:
+      signal.signal(signal.SIGTERM, self._handler)
     self._progress.close()
     self._writer.close()
     self._checkpoints.close()

@@ -138,6 +138,17 @@ def test_latest_steps_and_the_best_are_kept(tmp_path):
   np.testing.assert_array_equal(best["w"], [1, 1, 1, 1])
 
 
+def test_the_best_may_be_the_smallest_and_a_step_without_the_metric_is_saved(tmp_path, capsys):
+  with Checkpoints(tmp_path, keep=1, best_metric="-loss") as checkpoints:
+    for step, metrics in enumerate([{"loss": 2.0}, {"loss": 1.0}, {"norm": 0.0}, {"loss": 1.5}]):
+      checkpoints.save(step, {"student": {"w": jnp.full((4,), step)}}, metrics)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 3] and find_step(tmp_path, "best") == 1
+  assert (
+    capsys.readouterr().out == "this step cannot become the best: it has no 'loss', only norm\n"
+  )
+
+
 def test_saving_a_step_again_changes_nothing(tmp_path):
   save_steps(tmp_path, [1, 2, 2])
   save_steps(tmp_path, [2, 3])
@@ -228,9 +239,9 @@ def test_the_folder_of_a_run_in_a_bucket_is_in_the_bucket(tmp_path, monkeypatch)
 def test_misuse_is_refused(tmp_path):
   with pytest.raises(UserError, match="0 checkpoints to keep"):
     Checkpoints(tmp_path, keep=0)
+  with pytest.raises(UserError, match="would keep the worst step; give -probe/loss"):
+    Checkpoints(tmp_path, best_metric="probe/loss")
   with Checkpoints(tmp_path, best_metric="quality") as checkpoints:
-    with pytest.raises(UserError, match=r"'quality' is not measured; choose one of \['loss'\]"):
-      checkpoints.save(1, {"student": jnp.zeros(4)}, {"loss": 1.0})
     with pytest.raises(ValueError, match="metrics"):
       checkpoints.save(1, {"metrics": jnp.zeros(4)})
     checkpoints.save(1, {"student": jnp.zeros(4)})

@@ -10,12 +10,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import tiny_run
 
-from rmsd_jax import metrics, train_rl, train_sft
+from rmsd_jax import cli, metrics, train_rl, train_sft
 
 WRAPPER = """\
 import json
@@ -33,10 +34,19 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
-def run(stage: str, processes: int, folder, workdir=None):
-  """Starts a stage in `processes` processes with 8 devices together; returns its work folder."""
+def run(stage: str, processes: int, folder, workdir=None, steps=2, terminate=False):
+  """Starts a stage in `processes` processes with 8 devices together; returns its work folder.
+
+  With `terminate`, the last process gets SIGTERM after some steps, and all are to end by it.
+  """
   c = tiny_run.config(
-    stage, steps=2, discriminator__probe_every=1, mesh__data=2, mesh__fsdp=4, mesh__tensor=1
+    stage,
+    steps=steps,
+    save_every=steps,
+    discriminator__probe_every=1,
+    mesh__data=2,
+    mesh__fsdp=4,
+    mesh__tensor=1,
   )
   values = c.to_dict()
   config, workdir = folder / f"{stage}.py", workdir or folder / f"{stage}-{processes}"
@@ -63,13 +73,23 @@ def run(stage: str, processes: int, folder, workdir=None):
     for i in range(processes)
   ]
   try:
+    if terminate:
+      wait_for_steps(workdir, 3)
+      started[-1].terminate()
     outputs = [process.communicate(timeout=400)[0] for process in started]
   finally:
     for process in started:
       process.kill()
   for process, output in zip(started, outputs, strict=True):
-    assert process.returncode == 0, output[-3000:]
+    assert process.returncode == (cli.EXIT_TERMINATED if terminate else 0), output[-3000:]
   return workdir
+
+
+def wait_for_steps(workdir, count: int, seconds: float = 300):
+  end = time.monotonic() + seconds
+  while not (workdir / metrics.FILE).exists() or len(metrics.read(str(workdir))) < count:
+    assert time.monotonic() < end, "no steps were logged"
+    time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +115,12 @@ def test_processes_together_equal_one(stage, processes, alone, tmp_path):
   assert wanted.keys() == got.keys()
   for name, leaf in wanted.items():
     np.testing.assert_allclose(got[name], leaf, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_sigterm_to_one_process_ends_all_at_one_saved_step(tmp_path):
+  workdir = run("sft", 2, tmp_path, steps=2_000, terminate=True)
+  (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
+  assert 3 <= step < 2_000 and len(metrics.read(str(workdir))) == step
 
 
 def test_evaluation_in_two_processes_equals_one(alone, tmp_path):

@@ -217,9 +217,9 @@ def test_the_workers_commands_are_valid_bash_and_name_the_run(gcloud):
 
 def test_a_worker_runs_refuses_to_run_twice_and_stops(tmp_path, gcloud):
   """The shell text itself, on this machine: a stand-in python that sleeps."""
-  launch("run", folder=gcloud)
-  launch("stop", folder=gcloud)
-  run, stop = [
+  for command in ("setup", "run", "stop"):
+    launch(command, folder=gcloud)
+  _, run, stop = [
     a.removeprefix("--command=") for c in calls(gcloud) for a in c if a.startswith("--command=")
   ]
   home = tmp_path / "home"
@@ -232,6 +232,12 @@ def test_a_worker_runs_refuses_to_run_twice_and_stops(tmp_path, gcloud):
   worker = lambda script: subprocess.run(
     ["bash", "-c", script], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
   )
+  unlike = worker(run)
+  assert (
+    unlike.returncode == 1 and "not set up with this MODEL, POOL, RUN and code" in unlike.stdout
+  )
+  setup = next(a for c in calls(gcloud) for a in c if "pip install" in a)
+  worker(f"cd rmsd; {setup.splitlines()[-1]}")  # the last thing that setup does
   assert worker(run).returncode == 0
   again = worker(run)
   assert again.returncode == 1 and "it runs already" in again.stdout

@@ -1,7 +1,10 @@
 """Stage 1: the same step on any mesh and in any pieces, exact resumption, what counts and moves."""
 
 import functools
+import itertools
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -10,7 +13,7 @@ import tiny_run
 from tiny_model import assert_close
 
 from rmsd_jax import checkpoint, sharding, train_sft
-from rmsd_jax.errors import UserError
+from rmsd_jax.errors import Terminated, UserError
 
 RATE = 3e-3  # the highest learning rate of the config
 
@@ -171,9 +174,6 @@ def test_a_first_start_that_failed_does_not_bind_the_folder(tmp_path, monkeypatc
 
 def test_the_best_step_of_a_run_is_kept_and_found(tmp_path, monkeypatch):
   c = tiny_run.config("sft", data__limit=8, steps=4, save_every=1, keep=1, log_every=1)
-  c.best_metric = "host_memory_gb"
-  with pytest.raises(UserError, match="'host_memory_gb' is not measured; choose one of"):
-    tiny_run.run(monkeypatch, train_sft, c, tmp_path / "none")
   c.best_metric = "grad_norm"
   tiny_run.run(monkeypatch, train_sft, c, tmp_path / "run")
   norms = {line["step"]: line["grad_norm"] for line in tiny_run.lines(tmp_path / "run")}
@@ -208,6 +208,32 @@ def test_a_run_without_finite_gradients_stops_and_says_so(tmp_path, monkeypatch)
   with pytest.raises(UserError, match="skipped_in_a_row is 4, more than max_skipped=3: the grad"):
     tiny_run.run(monkeypatch, train_sft, tiny_run.config("sft", max_skipped=3), tmp_path)
   assert [line["step"] for line in tiny_run.lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_sigterm_saves_the_step_under_way_and_the_same_command_goes_on(tmp_path, monkeypatch):
+  """As before a preemption; a run that is not asked to end saves at its end alone."""
+  make, c = train_sft.make_steps, tiny_run.config("sft", steps=4, save_every=100)
+  ended, handler = tmp_path / "ended", signal.getsignal(signal.SIGTERM)
+
+  def signalled(config, mesh):
+    train, numbers = make(config, mesh)["train"], itertools.count(1)
+
+    def step(*given):
+      if next(numbers) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return train(*given)
+
+    return {"train": step}
+
+  monkeypatch.setattr(train_sft, "make_steps", signalled)
+  with pytest.raises(Terminated, match="step 2 is saved; the same command goes on"):
+    tiny_run.run(monkeypatch, train_sft, c, ended)
+  assert checkpoint.find_step(str(ended)) == 2 and signal.getsignal(signal.SIGTERM) is handler
+  monkeypatch.setattr(train_sft, "make_steps", make)
+  for folder in (ended, tmp_path / "straight"):
+    tiny_run.run(monkeypatch, train_sft, c, folder)
+  states = (tiny_run.restored(tmp_path / name, train_sft, c) for name in ("ended", "straight"))
+  tiny_run.assert_same(*states)
 
 
 def test_init_from_goes_on_from_another_runs_student(straight):
