@@ -236,7 +236,7 @@ def _line(scores: dict) -> str:
   tasks = ", ".join(f"{name} {value['mean']:.3f}" for name, value in scores["tasks"].items())
   return (
     f"closed-ended quality {closed['mean']:.3f} [{closed['low']:.3f}, {closed['high']:.3f}], "
-    f"format {scores['format']:.3f}; {tasks}"
+    f"format {scores['format']:.3f}, finished within T {scores['finished']:.3f}; {tasks}"
   )
 
 

@@ -83,7 +83,8 @@ def plan(args: argparse.Namespace) -> None:
   from rmsd_jax.metrics import Progress  # not at the top: worker processes import this file
 
   bar = functools.partial(Progress, label="records")
-  print(planning.table(planning.plan(args.jsonl, processor_of(args), rules(), bar)))
+  given = args.jsonl, processor_of(args), rules(), bar, args.workers, args.time_limit
+  print(planning.table(planning.plan(*given)))
 
 
 def build(args: argparse.Namespace) -> None:
@@ -103,6 +104,9 @@ def build(args: argparse.Namespace) -> None:
     overwrite=args.overwrite,
   )
   _print_summary(args.out, metadata)
+  if len(limits := {bucket.response for bucket in args.buckets}) > 1:
+    sizes = " or ".join(map(str, sorted(limits)))
+    print(f"T is {sizes}, by the bucket: it limits what the student may write about a prompt")
 
 
 def scorer() -> scores.Scorer:
@@ -259,6 +263,10 @@ def parser() -> argparse.ArgumentParser:
   one = commands.add_parser("plan", help="what records will take: frames, sizes, tokens, buckets")
   one.set_defaults(run=plan)
   _add_source_flags(one)
+  workers = {"type": int, "default": 2, "help": "processes that read (default: %(default)s)"}
+  one.add_argument("--workers", **workers)
+  limit = {"type": float, "metavar": "SECONDS", "default": pool.Limits.seconds}
+  one.add_argument("--time-limit", help="for one record (default: %(default)s)", **limit)
   one = commands.add_parser("build", help="JSON Lines -> pool")
   one.set_defaults(run=build)
   _add_source_flags(one)

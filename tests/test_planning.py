@@ -41,7 +41,7 @@ def test_every_record_needs_what_its_row_has(files):
     (
       len(row.ids_P),
       max((int(n) for n, r in zip(row.tokens_K, row.finish_reasons, strict=True) if r == "stop"),
-          default=1),
+          default=0),
       len(row.grid_F2),
       int(row.grid_F2.prod(1).max()),
     )
@@ -59,6 +59,9 @@ def test_the_suggested_bucket_holds_every_record_and_little_more(files):
   assert (whole - found.needs_N4.max(0) < [128, 128, 1, 1]).all()
   half = np.array(planning.suggested(found.needs_N4, 0.5))
   assert (half <= whole).all() and (found.needs_N4 <= half).mean(0).min() >= 0.5
+  found.needs_N4[0, 1] = 900  # T limits what the student may write, so it is the same in both
+  shares = [planning.suggested(found.needs_N4, share).response for share in (0.5, 1.0)]
+  assert shares == [1024, 1024]
 
 
 def test_fewer_pixels_cost_fewer_tokens(files):
@@ -87,6 +90,13 @@ def test_the_command_prints_sizes_and_buckets_and_names_what_is_unusable(tmp_pat
   printed = capsys.readouterr().out
   assert "1 records fit --buckets" in printed and "no such file" in printed
   assert "line 3" in printed and "control token" in printed
+  (tmp_path / "pool.jsonl").write_text(json.dumps(record | {"responses": []}) + "\n")
+  command.main(["plan", *arguments])
+  printed = capsys.readouterr().out
+  assert ",T," in printed and "no responses: choose T" in printed
+  assert "pictures: at most 3.69e-05 GB" in printed  # 4 x 48 x 64 pixels x 3 bytes
+  with pytest.raises(UserError, match="no record is usable: record 'a': took more than 0 s"):
+    command.main(["plan", *arguments, "--time-limit=0"])
   (tmp_path / "pool.jsonl").write_text(json.dumps(missing) + "\n")
   with pytest.raises(UserError, match="no record is usable: .*no such file"):
     command.main(["plan", *arguments])

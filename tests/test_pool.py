@@ -358,6 +358,7 @@ def test_the_command_builds_without_tensorflow_and_says_what_it_left_out(world, 
   assert done.returncode == 0, done.stderr
   assert "4 lines in quarantine (MediaError 1, RecordFault 3)" in done.stdout
   assert "train: 4 rows (multiple_choice 3, open_ended 1)" in done.stdout
+  assert "T is 60 or 80, by the bucket" in done.stdout
 
 
 def call(capsys, *args):

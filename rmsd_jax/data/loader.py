@@ -64,7 +64,8 @@ def plan(bucket_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.nda
 def fill(bucket_N: np.ndarray, buckets: Sequence[Bucket], batch_size: int) -> np.ndarray:
   """Moves rows of buckets that cannot fill one batch to the next bucket that holds them.
 
-  Buckets differ in padding only, and without this such rows would never be seen.
+  Without this such rows would never be seen. Larger buckets cost padding alone, but for T, which
+  limits what the student may write.
 
   Args:
     bucket_N: bucket of each row; negative: never used.
