@@ -198,6 +198,7 @@ def guard_config(
   operational: Sequence[str] = (),
   write: bool = True,
   begun: bool = True,
+  file: str = CONFIG_FILE,
 ) -> None:
   """Refuses to go on in a work folder that belongs to another config.
 
@@ -211,6 +212,7 @@ def guard_config(
     operational: dotted prefixes of keys that may differ, e.g. ("log", "mesh.data").
     write: False on every process but the first.
     begun: False where the run has no checkpoint yet; then any config may begin it.
+    file: the name of the file, for other things that a run belongs to, such as its pool.
 
   Raises:
     UserError: names every key that differs, old -> new.
@@ -218,7 +220,7 @@ def guard_config(
   if isinstance(config, ConfigDict):
     config = config.to_dict()
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-  path = epath.Path(workdir) / CONFIG_FILE
+  path = epath.Path(workdir) / file
   if begun and path.exists():
     old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
     changes = [
@@ -228,7 +230,7 @@ def guard_config(
     ]
     if changes:
       raise UserError(
-        f"{path} belongs to another config: {'; '.join(changes)}; "
+        f"{path} belongs to another {path.stem}: {'; '.join(changes)}; "
         "undo the change or use a new workdir"
       )
   if write:

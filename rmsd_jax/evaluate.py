@@ -31,6 +31,7 @@ from rmsd_jax.errors import UserError
 from rmsd_jax.metrics import Progress, replace_text
 from rmsd_jax.models import hf
 from rmsd_jax.tasks import registry
+from rmsd_jax.tasks.quality import SCORER_VERSION
 
 OPTIONS = {"checkpoint": ("latest", "latest, best, a step, base or blind; see above")}
 
@@ -153,12 +154,14 @@ def blind(prompts: list[dict], candidates: int = 400) -> list[dict]:
   return graded
 
 
-def _check_free(path: str, asked: dict[str, str]) -> None:
+def _check_free(path: str, asked: dict) -> None:
   """Refuses to write over an evaluation of something else."""
   if not epath.Path(path).exists():
     return
   there = json.loads(epath.Path(path).read_text())
-  if changes := [f"{k} {there.get(k)} -> {v}" for k, v in asked.items() if there.get(k) != v]:
+  shown = lambda value: "other contents" if isinstance(value, dict) else value
+  differ = [name for name, value in asked.items() if there.get(name) != value]
+  if changes := [f"{name} {shown(there.get(name))} -> {shown(asked[name])}" for name in differ]:
     raise UserError(
       f"{path} is an evaluation of something else: {', '.join(changes)}; give another "
       "--config.evaluate.name, or remove it"
@@ -169,11 +172,19 @@ def main(config, workdir: str, checkpoint: str) -> None:
   """Evaluates one checkpoint."""
   first = jax.process_index() == 0
   path = os.path.join(workdir, "evaluate", f"{config.evaluate.name or config.data.split}.json")
-  asked = {"checkpoint": checkpoint, "pool": config.data.pool, "split": config.data.split}
-  _check_free(path, asked)
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
   pool = open_pool(config.data.pool, config.data.split)
+  asked = {
+    "checkpoint": checkpoint,
+    "pool": config.data.pool,
+    **{name: config.data[name] for name in ("split", "blind", "limit")},
+    "tasks": list(config.data.tasks),
+    "samples": config.evaluate.samples,
+    "rollouts": config.rollouts.to_dict(),
+    "pool_identity": pool.identity,
+  }
+  _check_free(path, asked)
   chosen = int(loader.chosen(pool, config.data.tasks).sum())
   total = min(config.data.limit or chosen, chosen)
   batches = loader.sequential(
@@ -197,6 +208,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
     ]
     prompts, ways = blind(sorted(sharding.gathered(rows), key=lambda row: row["id"])), ("greedy",)
   else:
+    pool.check_reader(config.model.folder, SCORER_VERSION)
     model = hf.load_model(**config.model)
     init_from = "" if checkpoint == "base" else workdir
     step = find_step(workdir, checkpoint) if init_from else None
@@ -220,8 +232,6 @@ def main(config, workdir: str, checkpoint: str) -> None:
   result = {
     **asked,
     "step": step,
-    "samples": config.evaluate.samples,
-    "rollouts": dict(config.rollouts),
     **{how: summary(prompts, how, config.evaluate.pass_above) for how in ways},
     "prompts": prompts,
   }

@@ -167,6 +167,12 @@ def lead(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
   ]
   if len(set(counts.values())) > 1:
     text.append("The runs were not evaluated on the same number of prompts.")
+  made = [run.evaluation.get("pool_identity") for run in graded]
+  if any(identity != made[0] for identity in made):
+    text.append(
+      "The runs were evaluated on pools of different contents (frames, pixels, questions or "
+      "rules), so differences are the pools', too."
+    )
   for one in differences:
     parts = [f"{_interval(one[way])} {way}: {verdict(one[way])}" for way in WAYS if one[way]]
     said = [verdict(one[way]) for way in WAYS if one[way]]

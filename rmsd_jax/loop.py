@@ -27,6 +27,7 @@ from rmsd_jax.data.pool import open_pool
 from rmsd_jax.errors import Terminated, UserError
 from rmsd_jax.metrics import Progress, Writer, rss_gb
 from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.tasks.quality import SCORER_VERSION
 
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
 MAY_BE_EMPTY = ("task/", "pairs/", "probe/")
@@ -67,7 +68,12 @@ class Loop:
         raise UserError(f"{name}={config[name]}; give 1 or more")
     self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
     self.begin = self._checkpoints.latest() or 0
-    guard_config(workdir, config, config.operational, write=first, begun=self.begin > 0)
+    kept = {"write": first, "begun": self.begin > 0}
+    guard_config(workdir, config, config.operational, **kept)
+    self._pool.check_reader(config.model.folder, SCORER_VERSION)
+    guard_config(workdir, self._pool.identity, file="pool.json", **kept)
+    if first:
+      print(self._pool_line())
     self._writer = Writer(workdir, self.begin, first)
     self._progress = Progress(config.steps, label, self.begin, first)
     self._logged, self._clock = self.begin, time.monotonic()
@@ -75,6 +81,16 @@ class Loop:
     self._handler = None  # the one before ours
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
       self._handler = signal.signal(signal.SIGTERM, self._end)
+
+  def _pool_line(self) -> str:
+    """What there is to learn from."""
+    pool, used = self._pool, self._config.data.responses
+    sizes = " ".join(",".join(map(str, bucket)) for bucket in pool.buckets)
+    line = f"pool: {len(pool):,} prompts, buckets P,T,F,S {sizes}, "
+    if (there := pool.metadata["k"]) <= used:
+      return f"{line}up to {there} responses each"
+    more = f"data.responses={there} takes all"
+    return f"{line}the first {used} of up to {there} responses each; {more}"
 
   def start(
     self, model: Qwen3VL, optims: dict, make: Callable[[], state_lib.State]

@@ -115,6 +115,8 @@ def test_checkpoints_are_restored_by_name(trained, base, monkeypatch):
   assert latest["greedy"]["length"] != base["greedy"]["length"]
   with pytest.raises(UserError, match="latest -> 1; give another --config.evaluate.name"):
     evaluated(monkeypatch, trained, "1")
+  with pytest.raises(UserError, match="something else: limit 0 -> 4;"):
+    evaluated(monkeypatch, trained, "latest", data__limit=4)
   first = evaluated(monkeypatch, trained, "1", evaluate__name="first")
   assert first["step"] == 1 and first["prompts"] != latest["prompts"]
   assert sorted(path.name for path in (trained / "evaluate").iterdir()) == [

@@ -138,7 +138,9 @@ def test_numbers_of_the_first_paragraph_are_the_paired_intervals(tmp_path):
   shown = "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**by_hand).replace("-", "\u2212")
   assert f"Stage 2 minus continued SFT: {shown}" in text
   sentence = next(part for part in text.split(". ") if "minus the best constant answers" in part)
-  assert ": better (sampled +0." in sentence
+  assert ": better (sampled +0." in sentence and "pools of different contents" not in text
+  runs["rl"].evaluation["pool_identity"] = {"source_sha256": "another"}
+  assert "pools of different contents" in findings.lead(list(runs.values()), [])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Stage 1: the same step on any mesh and in any pieces, exact resumption, what counts and moves."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -12,7 +13,8 @@ import pytest
 import tiny_run
 from tiny_model import assert_close
 
-from rmsd_jax import checkpoint, sharding, train_sft
+from rmsd_jax import checkpoint, loop, sharding, train_sft
+from rmsd_jax.data import pool
 from rmsd_jax.errors import Terminated, UserError
 
 RATE = 3e-3  # the highest learning rate of the config
@@ -208,6 +210,28 @@ def test_a_run_without_finite_gradients_stops_and_says_so(tmp_path, monkeypatch)
   with pytest.raises(UserError, match="skipped_in_a_row is 4, more than max_skipped=3: the grad"):
     tiny_run.run(monkeypatch, train_sft, tiny_run.config("sft", max_skipped=3), tmp_path)
   assert [line["step"] for line in tiny_run.lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_pool_that_was_not_built_for_the_run_is_refused(straight, monkeypatch):
+  opened = pool.open_pool(tiny_run.pool_folder(), "train")
+
+  def refused(words, **changes):
+    other = dataclasses.replace(opened, metadata={**opened.metadata, **changes})
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=words):
+      patch.setattr(loop, "open_pool", lambda *_: other)
+      tiny_run.run(patch, train_sft, tiny_run.config("sft", data__limit=8), straight)
+
+  refused("scored by version 0 of the rules, this is", scorer="0")
+  processor = {**opened.metadata["processor"], "tokenizer": "0" * 16}
+  refused("another tokenizer or chat template than that of", processor=processor)
+  refused("pool.json belongs to another pool: source_sha256 .* -> 'x'", source_sha256="x")
+
+
+def test_responses_that_are_not_used_are_named(tmp_path, monkeypatch, capsys):
+  c = tiny_run.config("sft", data__responses=3, steps=1)
+  tiny_run.run(monkeypatch, train_sft, c, tmp_path)
+  said = "the first 3 of up to 4 responses each; data.responses=4 takes all"
+  assert said in capsys.readouterr().out
 
 
 def test_sigterm_saves_the_step_under_way_and_the_same_command_goes_on(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rmsd_jax.data import children, prompts, records, rows
+from rmsd_jax.data import chat, children, prompts, records, rows
 from rmsd_jax.data.intake import Line, Progress, Quarantine, scan, usable
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
@@ -34,6 +34,7 @@ _NAME, _VERSION = "rmsd_pool", "1.0.0"
 ROWS_PER_FILE = 2_000
 ROWS_AT_A_TIME = 32  # held in memory by a build
 _METADATA, _QUARANTINE = "metadata.json", "quarantine.jsonl"
+_IDENTITY = ("source_sha256", "processor", "buckets", "scorer")  # of the metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,32 @@ class Pool:
   @property
   def layout(self) -> prompts.Layout:
     return prompts.Layout(**self.metadata["layout"])
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """What its rows were made from and how: two pools that agree in it are the same."""
+    return {name: self.metadata[name] for name in _IDENTITY}
+
+  def check_reader(self, folder: str, scorer: str) -> None:
+    """Refuses a model, or rules, for which the pool was not built.
+
+    Args:
+      folder: Hugging Face folder of the model that reads it.
+      scorer: version of the rules that grade the responses to come.
+
+    Raises:
+      UserError: another tokenizer or chat template made the prompts, or other rules the scores.
+    """
+    if chat.ChatTokenizer(folder).fingerprint != self.metadata["processor"]["tokenizer"]:
+      raise UserError(
+        f"the pool {self.directory} was built with another tokenizer or chat template than that of "
+        f"{folder}; build it again with --tokenizer {folder}"
+      )
+    if scorer != self.metadata["scorer"]:
+      raise UserError(
+        f"the pool {self.directory} was scored by version {self.metadata['scorer']} of the rules, "
+        f"this is {scorer}; build it again"
+      )
 
 
 def open_pool(directory: str | os.PathLike, split: str) -> Pool:
