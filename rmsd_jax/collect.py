@@ -16,6 +16,7 @@ from rmsd_jax.data import asking, collector
 from rmsd_jax.data.asking import Asking, Budget
 from rmsd_jax.data.endpoint import Endpoint, Patience
 from rmsd_jax.errors import UserError
+from rmsd_jax.tasks import response
 
 
 def run(args: argparse.Namespace, rules: collector.Rules) -> None:
@@ -118,6 +119,8 @@ def _print_collected(out: str, job: collector.Job, budget: Budget, endpoint: End
     f"{out}: {len(job.lines)} prompts, {used.total()} responses by {job.asking.teacher!r}, "
     f"{used['length']} of them cut off by --max-tokens; {budget.spelled(job.spent)}"
   )
+  if unlike := sum(not response.parse(answer.text).outer for answer in answers if answer.usable):
+    print(f"responses without <think>..</think><answer>..</answer>, worth nothing: {unlike}")
   if withheld:
     print(f"answers withheld, left out and not asked again: {_spelled(withheld)}")
   if job.lost:

@@ -13,6 +13,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from rmsd_jax.data import chat
 from rmsd_jax.errors import UserError
+from rmsd_jax.tasks import response
 
 CLIP = chat.MediaTokens("video", (4, 4), (0.25, 1.75))
 IMAGE = chat.MediaTokens("image", (6,))
@@ -132,6 +133,28 @@ def test_decode_is_the_inverse(tokenizer, words):
   ids = tokenizer.encode_response(reply)
   assert tokenizer.decode(ids) == normal
   assert tokenizer.decode(np.array([*ids, tokenizer.pad, tokenizer.pad])) == normal
+
+
+def test_a_template_that_opens_the_thoughts_has_them_opened_once(tmp_path, tokenizer):
+  """As those of Thinking models do: the tag is the prompt's, and the text of a reply has it."""
+  begin = "<|im_start|>assistant\n"
+  template = tiny_tokenizer.TEMPLATE.replace(f"{begin}'", f"{begin}<think>\n'")
+  assert template.count("<think>") == 1
+  thinking = chat.ChatTokenizer(tiny_tokenizer.write(tmp_path, template))
+  assert (tokenizer.opening, thinking.opening) == ("", "<think>\n")
+  reply = "<think>it is 7</think><answer>7</answer>"
+  prompt = thinking.encode_messages(user(text("?")))
+  whole = thinking.decode([*prompt, *thinking.encode_response(reply)]).removeprefix("<think>\n")
+  assert whole.endswith("assistant\n<think>\nit is 7</think><answer>7</answer>")
+  assert whole.count("<think>") == 1
+  told = thinking.decode(thinking.encode_response(reply))
+  assert (
+    told
+    == "<think>\nit is 7</think><answer>7</answer>"
+    == thinking.decode(thinking.encode_response(told))
+  )
+  assert response.parse(told) == response.parse(reply)
+  assert thinking.decode(thinking.encode_response("no tags")) == "<think>\nno tags"
 
 
 @pytest.mark.parametrize("token", tiny_tokenizer.SPECIAL)

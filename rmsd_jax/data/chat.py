@@ -20,6 +20,7 @@ from rmsd_jax.data import images
 from rmsd_jax.errors import UserError
 
 _START, _END = "<|vision_start|>", "<|vision_end|>"
+_REPLY = "<|im_start|>assistant\n"
 _PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 _CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", _START, _END, *_PADS.values())
 _PLACE = re.compile(
@@ -71,6 +72,7 @@ class ChatTokenizer:
   Attributes:
     im_end, image_pad, video_pad, vision_start, vision_end: ids of Qwen's control tokens.
     pad: id that fills unused places (`<|endoftext|>`); never the end of a turn.
+    opening: what the template itself begins a reply with: "", or "<think>\\n" of Thinking models.
   """
 
   def __init__(self, folder: str | pathlib.Path):
@@ -100,6 +102,12 @@ class ChatTokenizer:
     self.pad, _, self.im_end, self.vision_start, self.vision_end, self.image_pad, self.video_pad = (
       vocabulary[token] for token in _CONTROL
     )
+
+    *_, self.opening = self._tokenizer.apply_chat_template(
+      [{"role": "user", "content": [{"type": "text", "text": "?"}]}],
+      tokenize=False,
+      add_generation_prompt=True,
+    ).partition(_REPLY)
 
   def __len__(self) -> int:
     """Number of ids, special ones included (a model's vocabulary may be padded beyond it)."""
@@ -140,16 +148,18 @@ class ChatTokenizer:
     return self._encode(_expand(text, media, outer_vision_wrapper))
 
   def encode_response(self, text: str) -> list[int]:
-    """Ids of an assistant's reply, ending in `<|im_end|>`.
+    """Ids of an assistant's reply, ending in `<|im_end|>`, without what the prompt has of it.
 
     Raises:
       UserError: the text holds a control token.
     """
     _refuse_control(text, "a response")
+    if self.opening and text.lstrip().startswith(self.opening.strip()):
+      text = text.lstrip().removeprefix(self.opening.strip()).lstrip("\n")
     return [*self._encode(text), self.im_end]
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of a reply, without the end-of-turn token and padding at its end.
+    """Text of a reply with its `opening`, without the end-of-turn token and padding at its end.
 
     Any other control token stays in sight, as do `<think>` and `</think>`: a reply that holds one
     is not what the rules ask for, and no teacher's response may hold one.
@@ -157,7 +167,7 @@ class ChatTokenizer:
     kept = [int(token) for token in ids]
     while kept and kept[-1] in (self.im_end, self.pad):
       kept.pop()
-    return self._tokenizer.decode(
+    return self.opening + self._tokenizer.decode(
       kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
 

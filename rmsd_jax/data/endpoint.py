@@ -253,8 +253,9 @@ def read_answer(text: str) -> Answer:
   """Reads a chat completion with one choice.
 
   Servers may give a model's thoughts apart, as `reasoning_content` or `reasoning`: they are put in
-  think tags before the content, unless it has such tags itself. Of a finish_reason of null nobody
-  knows whether the answer is whole: it is UNKNOWN_END, which no record takes.
+  think tags before the content, unless it has such tags itself. A server that does not know of them
+  leaves them in front of a </think> whose beginning stood in its prompt. Of a finish_reason of null
+  nobody knows whether the answer is whole: it is UNKNOWN_END, which no record takes.
 
   Raises:
     ValueError: it is not a whole completion.
@@ -274,6 +275,9 @@ def read_answer(text: str) -> Answer:
     raise ValueError(f"not a chat completion ({what}): {text[:100]!r}") from None
   if thoughts and "<think>" not in content and "</think>" not in content:
     content = f"<think>{thoughts}</think>{content}"
+  before, closing, after = content.partition("</think>")
+  if closing and "<think>" not in before:  # the asked-for reasoning may follow the model's own
+    content = after.lstrip() if "<think>" in after else f"<think>{content}"
   # half of a surrogate pair is no character: no file or tokenizer takes it
   text = content.encode("utf-8", "replace").decode("utf-8")
   return Answer(text, ending, _tokens(completion.get("usage")))
