@@ -252,6 +252,11 @@ def write(directory: str, name: str) -> tuple[pathlib.Path, str]:
     UserError: the folder is not there or holds neither a run nor a pool; a file in it is broken.
   """
   top = pathlib.Path(directory)
+  if metrics.in_bucket(directory):
+    raise UserError(
+      f"{directory} is in a bucket, and the page is made from local files; copy the runs without "
+      f"their checkpoints: gcloud storage rsync -r -x '.*checkpoints/.*' {directory} runs"
+    )
   if not top.is_dir():
     raise UserError(f"{directory} is not a folder; give the folder that holds the runs")
   runs = findings.find_runs(top, name)

@@ -123,6 +123,11 @@ def test_a_whole_demo_makes_one_complete_page(tmp_path, stored):
   assert "What is &lt;b&gt;?" in page and "\x00" not in page
 
 
+def test_a_run_in_a_bucket_is_to_be_copied_first():
+  with pytest.raises(UserError, match="gs://b/runs is in a bucket.*storage rsync -r -x .* runs$"):
+    report.write("gs://b/runs", "test")
+
+
 def test_numbers_of_the_first_paragraph_are_the_paired_intervals(tmp_path):
   make_runs(tmp_path)
   runs = {run.name: run for run in findings.find_runs(tmp_path, "test")}
