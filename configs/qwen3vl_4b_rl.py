@@ -4,8 +4,9 @@
         --config.model.folder=FOLDER --config.data.pool=POOL --config.init_from=SFT_DIR
     python -m rmsd_jax.compile --config=configs/qwen3vl_4b_rl.py     does it fit, what bounds it
 
-Build the pool with `--frames 16 --buckets 2304,1024,8,1008`: 16 frames of up to 252 tokens a frame
-pair, and their timestamps, fit 2,304 prompt tokens.
+Build the pool with `--frames 16 --video-pixels 4096,4128768 --image-pixels 4096,258048 --buckets
+2304,1024,8,1008`: 16 frames of up to 252 tokens a frame pair (16 * 252 * 32 * 32 pixels), and their
+timestamps, fit 2,304 prompt tokens.
 
 By rmsd_jax.compile (not run on chips), with fp32 weights and moments and recomputed layers:
   v5p:2x2x4, 16 chips: rollouts 37.0 of 95 GiB, policy update 49.4, discriminator update 65.5; 5.8,

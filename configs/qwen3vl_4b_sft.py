@@ -4,8 +4,9 @@
         --config.model.folder=FOLDER --config.data.pool=POOL
     python -m rmsd_jax.compile --config=configs/qwen3vl_4b_sft.py     does it fit, what bounds it
 
-Build the pool with `--frames 16 --buckets 2304,1024,8,1008`: 16 frames of up to 252 tokens a frame
-pair, and their timestamps, fit 2,304 prompt tokens.
+Build the pool with `--frames 16 --video-pixels 4096,4128768 --image-pixels 4096,258048 --buckets
+2304,1024,8,1008`: 16 frames of up to 252 tokens a frame pair (16 * 252 * 32 * 32 pixels), and their
+timestamps, fit 2,304 prompt tokens.
 
 On v5e:4x4, 16 chips, by rmsd_jax.compile (not run on chips): 12.6 of 15.75 GiB, 4.8 s of compute a
 step at the chips' peak. Weights, moments and gradients are fp32 and split 16 ways (3 GiB a chip),

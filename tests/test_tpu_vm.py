@@ -215,6 +215,20 @@ def test_the_workers_commands_are_valid_bash_and_name_the_run(gcloud):
   assert "--config.steps=10" in run and "RMSD_PROCESSES=auto" in run
 
 
+def test_a_worker_whose_disk_is_too_small_says_so_before_anything_is_copied(tmp_path, gcloud):
+  launch("setup", folder=gcloud)
+  (setup,) = [a.removeprefix("--command=") for c in calls(gcloud) for a in c if "--command=" in a]
+  (gcloud / "bin" / "gcloud").write_text(
+    "#!/usr/bin/env bash\necho 1000000000000000 gs://bucket/x\n"
+  )
+  environment = os.environ | {"PATH": f"{gcloud / 'bin'}:{os.environ['PATH']}"}
+  done = subprocess.run(
+    ["bash", "-c", setup], cwd=tmp_path, env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 1 and "MODEL and POOL take 931322 GiB" in done.stdout
+  assert not any((tmp_path / "rmsd").iterdir())
+
+
 def test_a_worker_runs_refuses_to_run_twice_and_stops(tmp_path, gcloud):
   """The shell text itself, on this machine: a stand-in python that sleeps."""
   for command in ("setup", "run", "stop"):
