@@ -100,7 +100,8 @@ def test_the_projects_chat_reads_the_folder(folder):
   content = [{"type": "video", "video": "x"}, {"type": "text", "text": "Where?"}]
   ids = chat.encode_messages([{"role": "user", "content": content}], media)
   assert ids.count(chat.video_pad) == 18
-  assert "<0.2 seconds><1.2 seconds>Where?" in chat.decode(ids)
+  pads = "<|vision_start|>" + 9 * "<|video_pad|>" + "<|vision_end|>"
+  assert f"<0.2 seconds>{pads}<1.2 seconds>{pads}Where?" in chat.decode(ids)
   assert chat.encode_response("Hi")[-1] == chat.im_end
 
 
