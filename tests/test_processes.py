@@ -44,6 +44,7 @@ def run(stage: str, processes: int, folder, workdir=None, steps=2, terminate=Fal
     steps=steps,
     save_every=steps,
     discriminator__probe_every=1,
+    discriminator__warmup_steps=1,  # so that one of two steps is the policy's
     mesh__data=2,
     mesh__fsdp=4,
     mesh__tensor=1,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import signal
@@ -236,24 +235,19 @@ def test_responses_that_are_not_used_are_named(tmp_path, monkeypatch, capsys):
 
 def test_sigterm_saves_the_step_under_way_and_the_same_command_goes_on(tmp_path, monkeypatch):
   """As before a preemption; a run that is not asked to end saves at its end alone."""
-  make, c = train_sft.make_steps, tiny_run.config("sft", steps=4, save_every=100)
+  after, c = loop.Loop.after, tiny_run.config("sft", steps=4, save_every=100)
   ended, handler = tmp_path / "ended", signal.getsignal(signal.SIGTERM)
 
-  def signalled(config, mesh):
-    train, numbers = make(config, mesh)["train"], itertools.count(1)
+  def signalled(self, step, *arguments, **more):
+    if step + 1 == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+    after(self, step, *arguments, **more)
 
-    def step(*given):
-      if next(numbers) == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
-      return train(*given)
-
-    return {"train": step}
-
-  monkeypatch.setattr(train_sft, "make_steps", signalled)
+  monkeypatch.setattr(loop.Loop, "after", signalled)
   with pytest.raises(Terminated, match="step 2 is saved; the same command goes on"):
     tiny_run.run(monkeypatch, train_sft, c, ended)
   assert checkpoint.find_step(str(ended)) == 2 and signal.getsignal(signal.SIGTERM) is handler
-  monkeypatch.setattr(train_sft, "make_steps", make)
+  monkeypatch.setattr(loop.Loop, "after", after)
   for folder in (ended, tmp_path / "straight"):
     tiny_run.run(monkeypatch, train_sft, c, folder)
   states = (tiny_run.restored(tmp_path / name, train_sft, c) for name in ("ended", "straight"))
