@@ -77,6 +77,8 @@ class Loop:
     self._writer = Writer(workdir, self.begin, first)
     self._progress = Progress(config.steps, label, self.begin, first)
     self._logged, self._clock = self.begin, time.monotonic()
+    # JAX agrees on a step behind the last one asked about, so it must know where this run begins.
+    self._checkpoints.preempted(self.begin)
     self._ends = False  # SIGTERM came; where processes are joined, JAX takes the signal
     self._handler = None  # the one before ours
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
@@ -187,8 +189,10 @@ class Loop:
     return self
 
   def __exit__(self, *exc: object) -> None:
-    if self._handler is not None:
-      signal.signal(signal.SIGTERM, self._handler)
-    self._progress.close()
-    self._writer.close()
-    self._checkpoints.close()
+    try:
+      self._progress.close()
+      self._writer.close()
+      self._checkpoints.close()
+    finally:  # last: SIGTERM must not end the process while the last save is written
+      if self._handler is not None:
+        signal.signal(signal.SIGTERM, self._handler)

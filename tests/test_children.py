@@ -62,6 +62,8 @@ def test_tasks_are_drawn_as_needed():
 
 def test_no_tasks_and_a_child_that_cannot_start():
   assert list(children.run(work, [], workers=2, limit_s=1.0)) == []
+  with pytest.raises(UserError, match="0 workers; at least 1"):
+    list(children.run(work, [("ok", 1)], workers=0, limit_s=1.0))
   with pytest.raises(RuntimeError, match="exit code 3"):
     list(children.run(DiesWhenUnpickled(), [("ok", 1)], workers=1, limit_s=1.0))
 
@@ -74,6 +76,9 @@ def test_a_worker_outlives_its_bad_tasks_and_ends_when_closed():
     assert worker(("die", 7)).kind == "Crash"
     assert worker(("sleep", 60)) == children.Failure("TimeLimit", "took more than 1 s")
     assert worker(("ok", 4)) == 4
+    worker._child.process.kill()  # between two tasks, as when memory runs out
+    worker._child.process.join()
+    assert worker(("ok", 5)) == 5
   worker = children.Worker(work, limit_s=60.0)
   assert worker(("ok", 5)) == 5
   closing = threading.Timer(0.3, worker.close)

@@ -35,8 +35,11 @@ def run(
     limit_s: seconds a task may take before its process is killed.
 
   Raises:
+    UserError: no workers.
     RuntimeError: a child died without a task, so a new one would too (its own traceback says why).
   """
+  if workers < 1:
+    raise UserError(f"{workers} workers; at least 1 is needed")
   children = [_Child(work) for _ in range(workers)]
   queue, more = enumerate(tasks), True
   pending: dict[int, Any] = {}  # tasks handed out and not yet yielded
@@ -81,7 +84,8 @@ class Worker:
     Raises:
       RuntimeError: the child died without a task (its own traceback says why).
     """
-    if self._child is None or self._child.process is None:
+    child = self._child
+    if child is None or child.process is None or not child.process.is_alive():
       self._child = _Child(self._work)
     while not self._child.ready:
       _collect([self._child])

@@ -7,7 +7,7 @@ from rmsd_jax.tasks import response, reward
 from rmsd_jax.tasks.registry import Task
 
 # Stored with every pool. Raise it whenever a change in tasks/ can change a stored score.
-SCORER_VERSION = "4"
+SCORER_VERSION = "5"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,8 +132,9 @@ def _number(text: str) -> float | None:
 
 def _compact(text: str) -> str:
   # White space between digits stays, but where it groups thousands: 1 000 is 1000. So does that
-  # after a comma which would group thousands without it: 1, 234 is a list.
-  text = re.sub(r",\s+(?=[0-9]{3}(?![0-9]))", ";", text)
+  # after commas which would group thousands without it: 1, 234 is a list.
+  if re.fullmatch(r"[1-9][0-9]{0,2}(?:,\s*[0-9]{3})+", text):
+    return re.sub(r"\s+", " ", text)
   text = re.sub(r"(?<=[0-9])\s+(?=[0-9]{3}(?![0-9]))", "", text)
   return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)
 
