@@ -175,13 +175,16 @@ def main(config, workdir: str, checkpoint: str) -> None:
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
   pool = open_pool(config.data.pool, config.data.split)
+  step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
+  drawn = {name: value for name, value in config.rollouts.items() if name != "gather"}
   asked = {
-    "checkpoint": checkpoint,
-    "pool": config.data.pool,
+    "weights": checkpoint if step is None else f"step {step}",
+    "folder": config.model.folder,
+    "seed": config.seed,
     **{name: config.data[name] for name in ("split", "blind", "limit")},
     "tasks": list(config.data.tasks),
     "samples": config.evaluate.samples,
-    "rollouts": config.rollouts.to_dict(),
+    "rollouts": drawn,
     "pool_identity": pool.identity,
   }
   _check_free(path, asked)
@@ -198,7 +201,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
     prefetch=config.data.prefetch,
   )
   batches = (loop.blinded(batch) if config.data.blind else batch for batch in batches)
-  ways, step = ("greedy", "sampled"), None
+  ways = ("greedy", "sampled")
   if checkpoint == "blind":
     rows = [
       info | {"closed": bool(closed)}
@@ -211,7 +214,6 @@ def main(config, workdir: str, checkpoint: str) -> None:
     pool.check_reader(config.model.folder, SCORER_VERSION)
     model = hf.load_model(**config.model)
     init_from = "" if checkpoint == "base" else workdir
-    step = find_step(workdir, checkpoint) if init_from else None
     with jax.set_mesh(mesh), Progress(total, f"evaluate {checkpoint}", write=first) as progress:
       state = state_lib.load_student(
         mesh, model, config.model.folder, init_from, config.trained, step
@@ -231,6 +233,8 @@ def main(config, workdir: str, checkpoint: str) -> None:
     return
   result = {
     **asked,
+    "checkpoint": checkpoint,
+    "pool": config.data.pool,
     "step": step,
     **{how: summary(prompts, how, config.evaluate.pass_above) for how in ways},
     "prompts": prompts,

@@ -113,7 +113,7 @@ def test_checkpoints_are_restored_by_name(trained, base, monkeypatch):
   assert (latest["checkpoint"], latest["step"]) == ("latest", 2)
   assert [row["id"] for row in latest["prompts"]] == [row["id"] for row in base["prompts"]]
   assert latest["greedy"]["length"] != base["greedy"]["length"]
-  with pytest.raises(UserError, match="latest -> 1; give another --config.evaluate.name"):
+  with pytest.raises(UserError, match="step 2 -> step 1; give another --config.evaluate.name"):
     evaluated(monkeypatch, trained, "1")
   with pytest.raises(UserError, match="something else: limit 0 -> 4;"):
     evaluated(monkeypatch, trained, "latest", data__limit=4)
