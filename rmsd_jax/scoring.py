@@ -14,6 +14,7 @@ from rmsd_jax.generate import Samples
 from rmsd_jax.sharding import local_rows
 from rmsd_jax.tasks import registry, reward
 
+CONTROL_MARK = "(control token) "  # before a text that holds one: text before <think> is no format
 DEGENERATE = (  # what a policy may slide into when the reward does not ask for an answer
   "",
   " ",
@@ -39,9 +40,14 @@ def check_ends(tokenizer: ChatTokenizer, stop_ids: Sequence[int]) -> None:
 
 
 def texts_of(samples: Samples, tokenizer: ChatTokenizer) -> list[list[str]]:
-  """The B x R texts of this process's prompts, see `ChatTokenizer.decode`."""
+  """The B x R texts of this process's prompts, see `ChatTokenizer.decode`.
+
+  One with a control token in it, even inside the reasoning, is put in a form that no rule accepts:
+  behind a mark. A teacher's response with one is refused.
+  """
   ids_BRT, length_BR = local_rows(samples.responses_BRT), local_rows(samples.length_BR)
-  return tokenizer.decode_groups(ids_BRT, length_BR)
+  mark = lambda text: CONTROL_MARK + text if tokenizer.has_control(text) else text
+  return [[mark(text) for text in row] for row in tokenizer.decode_groups(ids_BRT, length_BR)]
 
 
 def rule_terms(texts: Sequence[Sequence[str]], info: Sequence[dict], finished_BR) -> dict:

@@ -1,11 +1,12 @@
 """The audit of reward weights, and the tokens that end a response."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
 import tiny_tokenizer
 
-from rmsd_jax import scoring
+from rmsd_jax import generate, scoring
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.errors import UserError
 
@@ -37,12 +38,15 @@ def test_a_rollout_with_a_control_token_in_sight_is_worth_nothing(token):
 
   def worth(*pieces):
     ids = np.concatenate([*pieces, [end]]).astype(int)
-    texts = tokenizer.decode_groups(ids[None, None], np.array([[len(ids)]]))
+    samples = generate.Samples(jnp.array(ids)[None, None], jnp.array([[len(ids)]]), None, None)
+    texts = scoring.texts_of(samples, tokenizer)
     return float(scoring.quality(scoring.rule_terms(texts, info, np.ones((1, 1), bool)))[0, 0])
 
   think, answer, close = parts
   assert worth(think, answer, close) == 1
   assert worth(think, answer, [stray], close) == 0
+  inside = [*think[:2], stray, *think[2:]]  # of the reasoning, where anything else may stand
+  assert worth(inside, answer, close) == 0
   assert worth([stray], think, answer, close) == worth(think, [stray], answer, close) == 0
   if stray not in (end, tokenizer.pad):  # those end a reply
     assert worth(think, answer, close, [stray]) == 0

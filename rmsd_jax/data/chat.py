@@ -147,6 +147,10 @@ class ChatTokenizer:
     )
     return self._encode(_expand(text, media, outer_vision_wrapper))
 
+  def has_control(self, text: str) -> bool:
+    """Whether a text holds a control token, as no teacher's response may."""
+    return any(token in text for token in _CONTROL)
+
   def encode_response(self, text: str) -> list[int]:
     """Ids of an assistant's reply, ending in `<|im_end|>`, without what the prompt has of it.
 
@@ -161,8 +165,7 @@ class ChatTokenizer:
   def decode(self, ids: Sequence[int]) -> str:
     """Text of a reply with its `opening`, without the end-of-turn token and padding at its end.
 
-    Any other control token stays in sight, as do `<think>` and `</think>`: a reply that holds one
-    is not what the rules ask for, and no teacher's response may hold one.
+    Any other control token stays in sight, as do `<think>` and `</think>`.
     """
     kept = [int(token) for token in ids]
     while kept and kept[-1] in (self.im_end, self.pad):
