@@ -66,7 +66,7 @@ class Checkpoints:
         preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
       )
     options = ocp.CheckpointManagerOptions(
-      best_fn=_score,
+      best_fn=_score if best_metric else None,  # with one, Orbax warns of each save without a score
       preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,
     )

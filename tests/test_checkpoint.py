@@ -149,6 +149,12 @@ def test_the_best_may_be_the_smallest_and_a_step_without_the_metric_is_saved(tmp
   )
 
 
+def test_a_run_without_a_best_step_is_saved_without_a_word(tmp_path, caplog):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(mesh(8, 1)), metrics={"loss": 1.0})
+  assert not caplog.records
+
+
 def test_saving_a_step_again_changes_nothing(tmp_path):
   save_steps(tmp_path, [1, 2, 2])
   save_steps(tmp_path, [2, 3])
