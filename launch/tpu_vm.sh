@@ -136,15 +136,23 @@ on() { # on WORKER COMMAND: runs a shell command on one worker, or on all
   do_ gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"
 }
 
-# The commit and what differs from it, new files too (in an index of our own), into $code: together
-# the code that runs. $stamp says what a worker was set up with.
+# The commit and what differs from it, new files too, into $code: together the code that runs. Index
+# and objects are our own, so that this checkout's git stays as it is. $stamp says what a worker was
+# set up with.
 snapshot() {
   code=$(mktemp -d)
   trap 'rm -rf "$code"' EXIT
+  local objects
+  objects=$(git rev-parse --path-format=absolute --git-path objects)
+  apart() {
+    GIT_INDEX_FILE=$code/index GIT_OBJECT_DIRECTORY=$code/objects \
+      GIT_ALTERNATE_OBJECT_DIRECTORIES=$objects git "$@"
+  }
+  mkdir "$code/objects"
   git rev-parse HEAD >"$code/commit"
-  GIT_INDEX_FILE=$code/index git read-tree HEAD
-  GIT_INDEX_FILE=$code/index git add --all -- .
-  GIT_INDEX_FILE=$code/index git diff --cached HEAD --binary --relative >"$code/diff"
+  apart read-tree HEAD
+  apart add --all -- .
+  apart diff --cached HEAD --binary --relative >"$code/diff"
   stamp="$MODEL $POOL $RUN $(cat "$code/commit" "$code/diff" | git hash-object --stdin)"
 }
 

@@ -156,8 +156,8 @@ def test_a_report_that_does_not_fit_stops_the_purchase(
 
 
 def test_the_code_that_is_copied_has_new_files_too(tmp_path, gcloud):
-  """A clone with a config nobody committed: commit and diff together give it, and git sees no
-  change in the clone."""
+  """A clone with a config nobody committed: commit and diff together give it, and the clone's git
+  has neither a change nor an object more."""
   clone = tmp_path / "clone"
   git = lambda *arguments: (
     subprocess.run(
@@ -167,7 +167,8 @@ def test_the_code_that_is_copied_has_new_files_too(tmp_path, gcloud):
   subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
   shutil.copy(ROOT / "launch" / "tpu_vm.sh", clone / "launch")
   (clone / "configs" / "mine.py").write_text("# an ablation\n")
-  before = git("status", "--porcelain")
+  state = lambda: (git("status", "--porcelain"), git("count-objects"))
+  before = state()
   kept = tmp_path / "bin" / "gcloud"
   kept.write_text(
     kept.read_text() + f'case "$3" in */diff) [ "$2" != cp ] || cp "$3" {tmp_path}/sent ;; esac\n'
@@ -180,7 +181,7 @@ def test_the_code_that_is_copied_has_new_files_too(tmp_path, gcloud):
   assert (done.returncode, done.stderr) == (0, "")
   assert "new files that are copied too:\nconfigs/mine.py\n" in done.stdout
   assert "+# an ablation" in (tmp_path / "sent").read_text()
-  assert git("status", "--porcelain") == before
+  assert state() == before
 
 
 def test_a_config_that_git_ignores_is_refused(tmp_path):
