@@ -22,54 +22,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() { sed -n '2,24s/^# \{0,1\}//p' launch/tpu_vm.sh; }
+source launch/_run.sh
+begin launch/tpu_vm.sh create setup run logs status stop down -- "$@"
 
-dry=""
-if [ "${1:-}" = "--dry-run" ]; then
-  dry=1
-  shift
-fi
-command=${1:-}
-case $command in
-  --help | -h)
-    usage
-    exit 0
-    ;;
-  create | setup | run | logs | status | stop | down) ;;
-  *)
-    echo "error: command '$command' is none of create, setup, run, logs, status, stop, down; see --help" >&2
-    exit 2
-    ;;
-esac
-
-# Every fault is collected, so that they are seen at once.
-faults=()
-
-need() {
-  local name
-  for name in "$@"; do
-    [ -n "${!name:-}" ] || faults+=("$name is not set")
-  done
-}
-
-check_run() {
-  need BUCKET RUN STAGE CONFIG MODEL POOL
+check_buckets() {
+  need BUCKET
   local name
   for name in BUCKET MODEL POOL; do
     case ${!name:-gs://} in gs://*) ;; *) faults+=("$name=${!name} does not begin with gs://") ;; esac
   done
-  case ${RUN:-x} in *[!A-Za-z0-9._-]*) faults+=("RUN=$RUN: use letters, digits, . _ -") ;; esac
-  case ${STAGE:-train_sft} in
-    train_sft | train_rl | evaluate) ;;
-    *) faults+=("STAGE=$STAGE is none of train_sft, train_rl, evaluate") ;;
-  esac
-  local file=${CONFIG:-}
-  file=${file%%:*}
-  if [ -n "$file" ] && [ ! -f "$file" ]; then
-    faults+=("CONFIG=$CONFIG: no such file")
-  elif [ -n "$file" ] && git check-ignore -q "$file"; then
-    faults+=("CONFIG=$CONFIG is ignored by git, so it would not be copied; put it under configs/")
-  fi
 }
 
 check_report() {
@@ -106,29 +67,21 @@ case $command in
     need TYPE VERSION
     check_report
     ;;
-  setup | run) check_run ;;
+  setup | run)
+    check_run
+    check_buckets
+    ;;
 esac
 if [ -z "$dry" ]; then
   command -v gcloud >/dev/null || faults+=("gcloud is not installed; --dry-run needs none")
 fi
 if [ ${#faults[@]} -eq 0 ] && [ -z "$dry" ] && [ "$command" = run ]; then
   gcloud storage ls "$BUCKET" >/dev/null 2>&1 || faults+=("BUCKET=$BUCKET cannot be listed")
-  schema=$(sed -n 's/^SCHEMA = \([0-9]*\).*/\1/p' rmsd_jax/data/pool.py)
+  schema=$(schema_of_pools)
   gcloud storage cat "$POOL/metadata.json" 2>/dev/null | grep -qE "\"schema\": $schema([^0-9]|$)" ||
     faults+=("POOL=$POOL is no pool of schema $schema; build it with this checkout")
 fi
-if [ ${#faults[@]} -gt 0 ]; then
-  printf 'error: %s\n' "${faults[@]}" >&2
-  exit 2
-fi
-
-# do COMMAND...: prints it; runs it unless --dry-run was given.
-do_() {
-  printf '%s' "+"
-  printf ' %q' "$@"
-  printf '\n'
-  [ -n "$dry" ] || "$@"
-}
+refuse_faults
 
 where=(--zone="$ZONE" --project="$PROJECT")
 on() { # on WORKER COMMAND: runs a shell command on one worker, or on all
@@ -136,22 +89,10 @@ on() { # on WORKER COMMAND: runs a shell command on one worker, or on all
   do_ gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"
 }
 
-# The commit and what differs from it, new files too, into $code: together the code that runs. Index
-# and objects are our own, so that this checkout's git stays as it is. $stamp says what a worker was
-# set up with.
-snapshot() {
-  code=$(mktemp -d)
-  trap 'rm -rf "$code"' EXIT
-  local objects
-  objects=$(git rev-parse --path-format=absolute --git-path objects)
-  apart() {
-    GIT_INDEX_FILE=$code/index GIT_OBJECT_DIRECTORY=$code/objects \
-      GIT_ALTERNATE_OBJECT_DIRECTORIES=$objects git "$@"
-  }
-  mkdir "$code/objects"
+# Commit and diff in $code are the code that runs; $stamp says what a worker was set up with.
+pack() {
+  snapshot
   git rev-parse HEAD >"$code/commit"
-  apart read-tree HEAD
-  apart add --all -- .
   apart diff --cached HEAD --binary --relative >"$code/diff"
   stamp="$MODEL $POOL $RUN $(cat "$code/commit" "$code/diff" | git hash-object --stdin)"
 }
@@ -169,9 +110,8 @@ case $command in
     fi
     ;;
   setup)
-    snapshot
-    new=$(git ls-files --others --exclude-standard -- .)
-    [ -z "$new" ] || printf 'new files that are copied too:\n%s\n' "$new"
+    pack
+    name_new_files
     if [ -z "$dry" ]; then
       git archive --format=tar.gz -o "$code/code.tar.gz" HEAD
       if [ "$(wc -c <"$code/diff")" -gt 50000000 ]; then
@@ -207,7 +147,7 @@ echo '$stamp' >stamp"
   run)
     line="python -m rmsd_jax.$STAGE --config=$CONFIG --workdir=$BUCKET/runs/$RUN"
     line+=" --config.model.folder=model --config.data.pool=pool ${ARGS:-}"
-    snapshot
+    pack
     on all "cd rmsd
 if [ -f pid ] && kill -0 \$(cat pid) 2>/dev/null; then echo 'it runs already'; exit 1; fi
 if [ \"\$(cat stamp 2>/dev/null)\" != '$stamp' ]; then

@@ -165,7 +165,7 @@ def test_the_code_that_is_copied_has_new_files_too(tmp_path, gcloud):
     ).stdout
   )
   subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
-  shutil.copy(ROOT / "launch" / "tpu_vm.sh", clone / "launch")
+  shutil.copytree(ROOT / "launch", clone / "launch", dirs_exist_ok=True)
   (clone / "configs" / "mine.py").write_text("# an ablation\n")
   state = lambda: (git("status", "--porcelain"), git("count-objects"))
   before = state()
