@@ -67,11 +67,15 @@ refuse_faults() {
 # schema_of_pools: what this checkout reads.
 schema_of_pools() { sed -n 's/^SCHEMA = \([0-9]*\).*/\1/p' rmsd_jax/data/pool.py; }
 
-# do_ COMMAND...: prints it; runs it unless --dry-run was given.
-do_() {
+show() {
   printf '%s' "+"
   printf ' %q' "$@"
   printf '\n'
+}
+
+# do_ COMMAND...: prints it; runs it unless --dry-run was given.
+do_() {
+  show "$@"
   [ -n "$dry" ] || "$@"
 }
 

@@ -84,7 +84,8 @@ def join_processes() -> None:
   """Joins the processes of a run on several hosts, where RMSD_PROCESSES says that there are more.
 
       RMSD_PROCESSES=auto                on each host of a TPU slice (launch/tpu_vm.sh sets it)
-      RMSD_PROCESSES=4 RMSD_PROCESS=0 JAX_COORDINATOR_ADDRESS=host:port    elsewhere
+      RMSD_PROCESSES=4 RMSD_PROCESS=0 JAX_COORDINATOR_ADDRESS=host:port    elsewhere, with all
+                                         the devices that the process can see
 
   Raises:
     UserError: the variables make no sense.
@@ -107,7 +108,11 @@ def join_processes() -> None:
       f"RMSD_PROCESSES={count!r} RMSD_PROCESS={number!r} JAX_COORDINATOR_ADDRESS={address!r}: give "
       "'auto', or a number of processes, this process's number from 0, and process 0's HOST:PORT"
     )
-  jax.distributed.initialize(num_processes=int(count), process_id=int(number))
+  jax.distributed.initialize(
+    num_processes=int(count),
+    process_id=int(number),
+    cluster_detection_method="deactivate",  # Slurm's would leave each process one GPU
+  )
 
 
 def parse_config(

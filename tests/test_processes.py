@@ -155,3 +155,28 @@ def test_a_process_without_its_place_is_refused(variables):
   assert done.returncode == 2
   assert done.stderr.startswith("error: RMSD_PROCESSES='2' RMSD_PROCESS=")
   assert "HOST:PORT" in done.stderr
+
+
+def test_a_process_of_a_slurm_job_sees_all_gpus_of_its_node():
+  """JAX by itself would leave it the one of its number."""
+  code = "from rmsd_jax import cli; cli.join_processes()"
+  code += "; import jax; print(jax.config.values['jax_cuda_visible_devices'], jax.process_count())"
+  environment = os.environ | {
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+    "RMSD_PROCESSES": "2",
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_LOCALID": "0",
+  }
+  started = [
+    subprocess.Popen(
+      [sys.executable, "-c", code],
+      cwd=tiny_run.ROOT,
+      env=environment | {"RMSD_PROCESS": str(i), "SLURM_PROCID": str(i)},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  assert [process.communicate(timeout=100)[0] for process in started] == ["all 2\n"] * 2
