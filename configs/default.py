@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
     "best_metric",
     "log_every",
     "max_skipped",
+    "policy.max_kl",
     "save_every",
     "keep",
     "operational",
@@ -131,6 +132,8 @@ def _method(c: ConfigDict) -> None:
   # "k3" [GAD]; "k2", whose gradient is the KL's own; "k1", whose expected gradient is 0: to log it
   c.policy.kl_estimator = "k3"
   c.policy.kl_of_dead = True  # dead groups keep their KL term [ours]
+  c.policy.max_kl = 0.0  # nats per token, of a logged step, above which a run stops; 0: never
+  c.policy.mask_cut_off = False  # rollouts cut off at T count neither in their group nor the loss
 
   c.discriminator = ConfigDict()
   c.discriminator.optim = _optim(learning_rate=1e-6, schedule="constant", clip_norm=0.2)

@@ -54,6 +54,7 @@ def get_config(stage: str) -> ConfigDict:
     return c
 
   c.init_from = "runs/demo/sft"
+  c.seed = 1  # stage 1's batches and targets would come again, in the same order
   c.steps = 40
   c.optim.learning_rate = 1e-4
   c.optim.schedule = "constant"  # continued SFT has as many steps at the same rate as stage 2

@@ -109,6 +109,19 @@ def group_advantages(reward_BR, mask_BR, alive_B, scale_B) -> jax.Array:
   return jnp.where(alive_B[:, None] & mask_BR, advantage_BR / scale_B[:, None], 0.0)
 
 
+def tied_share(advantage_BR, content_BR, mask_BR, closed_B) -> jax.Array:
+  """Share of the push, sum |A|, in closed-ended groups whose content scores are all alike.
+
+  There nothing tells right from wrong: what pushes is format and the discriminator alone. 0 where
+  nothing pushes.
+  """
+  highest_B = jnp.max(jnp.where(mask_BR, content_BR, -jnp.inf), -1)
+  lowest_B = jnp.min(jnp.where(mask_BR, content_BR, jnp.inf), -1)
+  tied_B = closed_B & (highest_B == lowest_B)
+  push_BR = jnp.abs(advantage_BR)
+  return masked.total(push_BR, tied_B[:, None]) / jnp.maximum(jnp.sum(push_BR), 1e-12)
+
+
 def reward_metrics(weighted: dict, mask_BR: jax.Array) -> dict:
   """Per term: mean, mean s.d. inside a group, and share of the reward's variance inside groups.
 

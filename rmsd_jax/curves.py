@@ -162,17 +162,23 @@ def _rollouts(run: Run, of: Callable[..., Curve]) -> Shown:
 def _reward(run: Run, of: Callable[..., Curve]) -> Shown:
   by_term = lambda what: [of(f"reward/{t}/{what}", t, plots.TERM_COLOURS[t]) for t in TERMS]
   total = [of("reward/std_in_group", "sum", plots.INK)]
+  idle = [
+    of("reward/dead_groups", "dead groups, of prompts", plots.MUTED),
+    of("policy/tied_share", "tied groups, of the push", run.colour),
+  ]
   panels = [
     Panel("Weighted terms, mean", "reward", by_term("mean")),
     Panel("Spread inside a prompt's group", "s.d. of reward", by_term("std_in_group") + total),
     Panel("Share of the variance inside groups", "sums to 1", by_term("variance_share"), level=0),
-    Panel("Dead groups", "share of prompts", [of("reward/dead_groups")], share=True),
+    Panel("Dead and tied groups", "share", idle, share=True),
   ]
   return Shown(f"{run.name}_reward", curves(panels),
     "Only differences inside a group of rollouts teach anything, so the spread and its share, not "
     "the mean, tell which term drives the policy. A term whose spread is near 0 is inert; where "
     "the rules tie, division by the group's s.d. blows its noise up to full size. Dead groups, "
-    "whose rewards are all alike, teach nothing.")  # fmt: skip
+    "whose rewards are all alike, teach nothing. In tied groups all answers to a closed-ended "
+    "question are right alike or wrong alike: where much of the push comes from them, the policy "
+    "learns from format and the discriminator, not from being right.")  # fmt: skip
 
 
 def _discriminator(run: Run, of: Callable[..., Curve]) -> Shown:
@@ -188,7 +194,7 @@ def _discriminator(run: Run, of: Callable[..., Curve]) -> Shown:
   accuracy = [
     Curve(differing, key("accuracy"), "", colour),  # it reads 0 where there was no pair
     of("pairs/length_only", "by length alone", plots.MUTED),
-    of("pairs/ending_only", "by the last word alone", plots.OTHER_COLOURS[1]),
+    of("pairs/ending_only", "by the last tokens alone", plots.OTHER_COLOURS[1]),
   ]
   lengths = [
     of(f"pairs/accuracy_{kind}", kind.replace("_", " "), plots.OTHER_COLOURS[i])
@@ -207,8 +213,9 @@ def _discriminator(run: Run, of: Callable[..., Curve]) -> Shown:
   ]
   return Shown(f"{run.name}_discriminator", curves(panels),
     "0.5 (dashed) is guessing. A useful discriminator sits above it without reaching 1: at 1 it "
-    "has found something that gives every rollout away. Where length or the last word alone tell "
-    "the pairs apart as well, it may have learned no more than that. Pairs of identical texts "
+    "has found something that gives every rollout away. Where length, or the last tokens before "
+    "the end of turn, tell the pairs apart as well, it may have learned no more than that. Pairs "
+    "of identical texts "
     "cannot be told apart and count neither in the loss nor in the accuracy; where they are many, "
     "student and teacher already write alike. The pairs of the first step never change, so their "
     "scores move with the discriminator alone.")  # fmt: skip

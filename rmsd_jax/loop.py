@@ -30,7 +30,7 @@ from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks.quality import SCORER_VERSION
 
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
-MAY_BE_EMPTY = ("task/", "pairs/", "probe/")
+MAY_BE_EMPTY = ("task/", "pairs/", "probe/", "rollout/quality")
 
 
 def blinded(batch: Batch) -> Batch:
@@ -148,7 +148,8 @@ class Loop:
       note: name of the metric that the progress bar shows.
 
     Raises:
-      UserError: too many updates in a row had no finite gradient.
+      UserError: too many updates in a row had no finite gradient, or the student is too far from
+        where it began; what is saved is from before.
       Terminated: SIGTERM came, and the state is saved.
     """
     config, done = self._config, step + 1
@@ -163,9 +164,10 @@ class Loop:
       seconds, self._clock = (now - self._clock) / (done - self._logged), now
       costs = {"seconds_per_step": seconds, "prompts_per_second": config.batch / seconds}
       self._writer.write(done, metrics | costs | {"host_memory_gb": rss_gb()})
-      self._progress.update(done - self._logged, note=f"{note} {float(metrics[note]):.3f}")
+      shown = f"{note} {float(metrics[note]):.3f}" if note in metrics else ""
+      self._progress.update(done - self._logged, note=shown)
       self._logged = done
-      self._check_skipped(metrics)
+      self._check_health(done, metrics)
     if done % config.save_every == 0 or done == config.steps or ends:
       self._checkpoints.save(done, state, metrics)
     if ends:
@@ -175,8 +177,14 @@ class Loop:
   def _end(self, *_: object) -> None:
     self._ends = True
 
-  def _check_skipped(self, metrics: Mapping) -> None:
-    config = self._config
+  def _check_health(self, done: int, metrics: Mapping) -> None:
+    config, kl = self._config, metrics.get("policy/kl", 0.0)
+    if (limit := config.policy.max_kl) and not kl <= limit:
+      raise UserError(
+        f"policy/kl is {kl:.3g} nats per token at step {done}, over policy.max_kl={limit}: the "
+        "student runs away from where it began; take an earlier checkpoint, or begin again with a "
+        "lower optim.learning_rate or a higher policy.kl"
+      )
     for name, value in metrics.items():
       if name.endswith("skipped_in_a_row") and value > config.max_skipped:
         raise UserError(

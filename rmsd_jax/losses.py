@@ -148,10 +148,18 @@ def sft(logp_BRT, mask_BRT):
   return (loss, tokens.astype(jnp.float32)), {}
 
 
+MAX_GAP, MAX_K3 = 20.0, 10.0  # nats: one token far off must not decide a whole step
+
+
+def _k3(gap):
+  gap = jnp.clip(gap, -MAX_GAP, MAX_GAP)
+  return jnp.clip(jnp.exp(gap) - gap - 1, max=MAX_K3)
+
+
 KL_ESTIMATORS = {  # of KL(pi_S || pi_ref) from samples of pi_S, with d = log pi_ref - log pi_S
   "k1": lambda d: -d,
   "k2": lambda d: d**2 / 2,
-  "k3": lambda d: jnp.exp(d) - d - 1,
+  "k3": _k3,  # exp(d) - d - 1, held as in verl's low_var_kl: no gradient from where it is 10
 }
 
 

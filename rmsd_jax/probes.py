@@ -65,11 +65,20 @@ def by_feature(student_BR, teacher_BR, pair_BR) -> jax.Array:
   return jnp.where(both, mean((jnp.sign(margin_M) + 1) / 2, pair_M), jnp.nan)
 
 
-def last_tokens(ids_BRT, length_BR) -> jax.Array:
-  """The token before the end-of-turn token of each response, int32 [B, R]; -1 where none is."""
-  at_BR = length_BR - 2
-  last_BR = jnp.take_along_axis(ids_BRT, jnp.maximum(at_BR, 0)[..., None], 2)[..., 0]
-  return jnp.where(at_BR >= 0, last_BR, -1)
+ENDING = 4  # tokens: the end tag of the answer takes three in Qwen's vocabulary, and one before
+
+
+def endings(ids_BRT, length_BR) -> jax.Array:
+  """How each response ends: one number for the ENDING tokens before its end-of-turn token.
+
+  Endings that differ have different numbers, but for one pair in some 2^32. int32 [B, R].
+  """
+  number_BR = jnp.zeros(length_BR.shape, jnp.int32)
+  for back in range(2, 2 + ENDING):
+    at_BR = length_BR - back
+    token_BR = jnp.take_along_axis(ids_BRT, jnp.maximum(at_BR, 0)[..., None], 2)[..., 0]
+    number_BR = number_BR * 1_000_003 + jnp.where(at_BR >= 0, token_BR, -1)  # wraps around
+  return number_BR
 
 
 def mean(x, mask) -> jax.Array:

@@ -161,22 +161,23 @@ def policy_step(config, mesh, model, optims):
     closed_B, task_B = pairs["closed_B"], pairs["task_B"]
     groups = groups.with_responses(samples.responses_BRT, samples.length_BR)
     everyone_BN = samples.length_BR > 0
+    counts_BN = everyone_BN & (samples.finished_BR | (not config.policy.mask_cut_off))
     score_BN = advantages.score_term(score_BN, samples.finished_BR, config.reward.score)
     reward = advantages.composite(
       terms | {"discriminator": score_BN}, dict(config.reward), closed_B, config.reward.gate
     )
     total_BN, running = sum(reward.values()), state["running"]
-    alive_B = advantages.alive(total_BN, everyone_BN, config.reward.dead_below)
+    alive_B = advantages.alive(total_BN, counts_BN, config.reward.dead_below)
     spread = advantages.follow_spread(
-      running["spread"], total_BN, everyone_BN, alive_B, task_B, config.policy.scale_decay
+      running["spread"], total_BN, counts_BN, alive_B, task_B, config.policy.scale_decay
     )
-    scale_B = advantages.scales(config.policy.scale, total_BN, everyone_BN, spread, task_B)
-    advantage_BN = advantages.group_advantages(total_BN, everyone_BN, alive_B, scale_B)
+    scale_B = advantages.scales(config.policy.scale, total_BN, counts_BN, spread, task_B)
+    advantage_BN = advantages.group_advantages(total_BN, counts_BN, alive_B, scale_B)
     keep_kl_BN = jnp.broadcast_to((alive_B | config.policy.kl_of_dead)[:, None], advantage_BN.shape)
 
     def loss_fn(student, batch):
-      groups, visual, advantage_BN, keep_kl_BN, sampled_BNT = batch
-      mask_BNT, c = groups.response_mask_BRT, config.policy
+      groups, visual, counts_BN, advantage_BN, keep_kl_BN, sampled_BNT = batch
+      mask_BNT, c = groups.response_mask_BRT & counts_BN[..., None], config.policy
       logp_BNT, entropy_BNT = logps(
         named.join(state["frozen"], student), groups, visual, entropy=True
       )
@@ -189,12 +190,16 @@ def policy_step(config, mesh, model, optims):
       gap_BNT = jnp.where(mask_BNT, jnp.abs(logp_BNT - sampled_BNT), 0.0)
       return loss, (metrics, gap_BNT.max((1, 2)))
 
-    batch, old = (groups, visual, advantage_BN, keep_kl_BN, samples.logp_BRT), state["student"]
+    batch = (groups, visual, counts_BN, advantage_BN, keep_kl_BN, samples.logp_BRT)
+    old = state["student"]
     grads, metrics, gap_B = optim.gradients(loss_fn, old, batch, config.microbatches)
     new, opt_state, health = optim.apply(optims["student"], grads, state["student_optim"], old)
     metrics = {f"policy/{k}": v for k, v in (metrics | health).items()}
     metrics |= advantages.reward_metrics(reward, everyone_BN)
     metrics["reward/dead_groups"] = 1 - jnp.mean(alive_B)
+    metrics["policy/tied_share"] = advantages.tied_share(
+      advantage_BN, terms["content"], counts_BN, closed_B
+    )
     metrics["policy/sampler_trainer_gap"] = gap_B.max()  # nats; same weights, so rounding only
     quality_BN = scoring.quality(terms)
     metrics |= probes.by_label(
@@ -244,22 +249,24 @@ def _identical(samples, ids_BNT, length_BN) -> jax.Array:
 def _pair_probes(samples, matched, margin_BN, pair_BN) -> dict:
   """How far length and endings alone would tell the pairs apart, beside D's accuracy."""
   ids_BNT, length_BN = matched
-  last_BN = probes.last_tokens(samples.responses_BRT, samples.length_BR)
   found = probes.by_length(margin_BN, samples.length_BR, length_BN, pair_BN)
-  found["ending_only"] = probes.by_feature(last_BN, probes.last_tokens(ids_BNT, length_BN), pair_BN)
+  student_BN = probes.endings(samples.responses_BRT, samples.length_BR)
+  found["ending_only"] = probes.by_feature(
+    student_BN, probes.endings(ids_BNT, length_BN), pair_BN
+  )
   return {f"pairs/{name}": value for name, value in found.items()}
 
 
 def _task_figures(pairs: dict, right_BN, pair_BN) -> dict:
-  """By task: the discriminator's accuracy; per prompt the teacher responses that supervise; per
-  rollout the share in an effective pair, and the weight of those."""
+  """By task: the discriminator's accuracy; per prompt the teacher responses that supervise; the
+  share of rollouts in an effective pair, one that differs, and their weight, 0 for the others."""
   mean = functools.partial(probes.by_label, label_B=pairs["task_B"], labels=state_lib.TASK_NAMES)
   weight_BN, everyone_BN = jnp.where(pair_BN, pairs["weight_BN"], 0), jnp.ones_like(pair_BN)
   return {
     **mean("accuracy", right_BN, pair_BN),
     **mean("survivors", pairs["survivors_B"][:, None], everyone_BN[:, :1]),
-    **mean("pairs", pair_BN, everyone_BN),
-    **mean("weight", weight_BN, everyone_BN),
+    **mean("effective_pairs", pair_BN, everyone_BN),
+    **mean("effective_weight", weight_BN, everyone_BN),
   }
 
 
@@ -311,14 +318,14 @@ def make_optims(config) -> dict:
   """Role -> its optimizer; the discriminator is there only if its reward counts.
 
   Schedules are over the updates that each makes: the student waits for the discriminator's warm-up.
+  One that is frozen after some steps has learned as fast until then as one that is not.
   """
   if not config.reward.discriminator:
     return {"student": optim.make(config.optim, config.steps), "reference": None}
-  frozen = config.discriminator.frozen_after or config.steps
   return {
     "student": optim.make(config.optim, config.steps - config.discriminator.warmup_steps),
     "reference": None,
-    "discriminator": optim.make(config.discriminator.optim, min(frozen, config.steps)),
+    "discriminator": optim.make(config.discriminator.optim, config.steps),
   }
 
 
@@ -334,7 +341,7 @@ def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: B
   metrics = {"rollout/length": samples.length_BR.mean()}
   metrics["rollout/finished"] = samples.finished_BR.mean()
   metrics |= {f"rollout/{name}": term_BN.mean() for name, term_BN in terms.items()}
-  metrics["rollout/quality"] = masked.mean(scoring.quality(terms), pairs["closed_B"][:, None])
+  metrics["rollout/quality"] = probes.mean(scoring.quality(terms), pairs["closed_B"][:, None])
   score_BN = jnp.zeros(samples.length_BR.shape)
   if config.reward.discriminator:
     learn = not config.discriminator.frozen_after or step < config.discriminator.frozen_after

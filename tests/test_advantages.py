@@ -232,6 +232,17 @@ def test_dead_groups_and_absent_tasks_leave_the_spread_as_it_is():
   assert float(after["variance"][0]) == pytest.approx(float(lonely), rel=1e-5)
 
 
+def test_the_push_of_tied_groups_is_told_from_that_of_right_against_wrong():
+  advantage = np.array([[1.0, -1.0], [2.0, -2.0], [0.5, -0.5], [3.0, -3.0]], np.float32)
+  content = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]], np.float32)
+  closed, mask = np.array([True, True, True, False]), np.ones((4, 2), bool)
+  share = advantages.tied_share(advantage, content, mask, closed)
+  assert float(share) == pytest.approx((4 + 1) / 13)  # the open-ended group has no right or wrong
+  mask[0, 1] = False  # what does not count unties nothing
+  assert float(advantages.tied_share(advantage, content, mask, closed)) == pytest.approx(7 / 13)
+  assert float(advantages.tied_share(0 * advantage, content, mask, closed)) == 0
+
+
 # against the formulas of other trainers, written out
 
 

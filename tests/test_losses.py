@@ -207,6 +207,18 @@ def test_an_overflow_where_nothing_counts_leaves_the_gradient_finite(kl, keep):
   assert np.isfinite(grad).all() and (grad[counts] != 0).all() and (grad[~counts] == 0).all()
 
 
+def test_one_token_far_off_is_held_as_in_verls_low_var_kl():
+  """Written out in torch: the gap held at 20 nats either way, the estimate at 10."""
+  torch = pytest.importorskip("torch")
+  gap = np.array([-300.0, -20.5, -12, -9, -0.1, 0.0, 2.4, 2.6, 25, 300], np.float32)
+  theirs = torch.tensor(gap, requires_grad=True)
+  held = torch.clamp(theirs, min=-20, max=20)
+  torch.clamp(torch.exp(held) - held - 1, min=-10, max=10).sum().backward()
+  k3 = losses.KL_ESTIMATORS["k3"]
+  np.testing.assert_allclose(jax.grad(lambda x: k3(x).sum())(gap), theirs.grad.numpy(), rtol=1e-5)
+  assert float(k3(jnp.float32(300))) == float(k3(jnp.float32(-300))) == 10
+
+
 def test_the_kl_gradient_pulls_towards_the_reference():
   """k2 and k3 at any token: below the reference the loss falls as logp grows, above it rises."""
   logp = np.zeros((B, R, T), np.float32)

@@ -86,10 +86,28 @@ def test_pairs_that_do_not_count_teach_the_rule_nothing():
   assert probes.by_feature(student, teacher, pair) == 1
 
 
-def test_the_last_token_stands_before_the_end_of_turn():
-  ids = np.array([[[4, 5, 9, 0], [9, 0, 0, 0], [0, 0, 0, 0], [6, 7, 8, 9]]])
-  length = np.array([[3, 1, 0, 4]])
-  assert probes.last_tokens(ids, length).tolist() == [[5, -1, -1, 8]]
+def test_an_ending_is_what_stands_before_the_end_of_turn():
+  """Alike where the four tokens before the last one are, whatever came before and comes after."""
+  ids = np.array([[[8, 4, 5, 6, 7, 9, 0], [1, 8, 4, 5, 6, 7, 9], [8, 4, 5, 6, 3, 9, 0]]])
+  one, later, other = probes.endings(ids, np.array([[6, 7, 6]]))[0].tolist()
+  assert one == later != other
+  short, empty, shorter = probes.endings(ids, np.array([[3, 0, 1]]))[0].tolist()
+  assert short != empty == shorter
+
+
+@pytest.mark.parametrize(("last", "found"), [(None, 0.5), (13, 1.0)], ids=["alike", "a full stop"])
+def test_an_ending_inside_the_tag_gives_a_teacher_away(last, found):
+  """Both sides end in </answer>, three tokens here; one may end its answer in a full stop."""
+  answer = RNG.integers(20, 30, (*EVERYONE.shape, 5))
+  tag = np.broadcast_to([2, 3, 4, 9], (*EVERYONE.shape, 4))
+  teacher, student = answer.copy(), RNG.permutation(answer)
+  if last:
+    teacher[..., -1] = last
+  ends = [
+    probes.endings(np.concatenate([x, tag], -1), np.full(EVERYONE.shape, 9))
+    for x in (student, teacher)
+  ]
+  assert probes.by_feature(*ends, EVERYONE) == pytest.approx(found, abs=0.07)
 
 
 def test_means_by_label():

@@ -74,11 +74,11 @@ def discriminate(state, samples=None, learn=True, devices=1, c=None, **changes):
   )
 
 
-def improve(state, score_BN, samples, devices=1):
-  """One policy step of `case`."""
+def improve(state, score_BN, samples, devices=1, c=None):
+  """One policy step of `case`, under config c."""
   given = case()
   arrays = (samples, given["visual"], score_BN, given["terms"], given["pairs"])
-  return programs(devices)["policy"](
+  return programs(devices, c)["policy"](
     state, put(given["batch"].groups, devices), *put(arrays, devices)
   )
 
@@ -226,14 +226,14 @@ def test_figures_by_task_count_survivors_pairs_and_weights():
   for name in state_lib.TASK_NAMES:
     mine = np.array([task == name for task in names])
     got = {key: float(metrics[f"task/{name}/{key}"])
-           for key in ("survivors", "pairs", "weight", "accuracy")}  # fmt: skip
+           for key in ("survivors", "effective_pairs", "effective_weight", "accuracy")}  # fmt: skip
     if not mine.any():
       assert np.isnan([*got.values()]).all()
       continue
     assert got["survivors"] == pytest.approx(pairs["survivors_B"][mine].mean())
-    assert got["pairs"] == pytest.approx(differs_BN[mine].mean())
+    assert got["effective_pairs"] == pytest.approx(differs_BN[mine].mean())
     weight = (pairs["weight_BN"] * differs_BN)[mine].mean()
-    assert got["weight"] == pytest.approx(weight, rel=1e-5)
+    assert got["effective_weight"] == pytest.approx(weight, rel=1e-5)
     if differs_BN[mine].any():
       share = right_BN[mine].sum() / differs_BN[mine].sum()
       assert got["accuracy"] == pytest.approx(share)
@@ -294,6 +294,26 @@ def test_task_scale_divides_by_the_running_spread_of_the_task():
     quality = scoring.quality(given["terms"])[mine]
     got = float(metrics[f"task/{name}/quality"])
     assert got == pytest.approx(quality.mean(), rel=1e-5) if mine.any() else np.isnan(got)
+
+
+def test_masked_cut_off_rollouts_neither_push_nor_count_in_their_group():
+  """Their tokens and rewards may be anything."""
+  c, given, sampled = CONFIG(policy__mask_cut_off=True), case(), case()["sampled"]
+  cut_BN = ~np.asarray(sampled.finished_BR)
+  assert cut_BN.any() and not cut_BN.all()
+  results = []
+  for value in (0, 5):
+    score_BN = np.where(cut_BN, 7.0 * value, updated()[1]).astype(np.float32)
+    ids = np.where(cut_BN[..., None], 60 + value, sampled.responses_BRT)
+    other = dataclasses.replace(sampled, responses_BRT=ids)
+    with pytest.MonkeyPatch.context() as patch:
+      terms = {k: np.where(cut_BN, value, x) for k, x in given["terms"].items()}
+      patch.setitem(given, "terms", terms)
+      state, metrics = jax.device_get(improve(fresh(), score_BN, other, c=c))
+    results.append((state["student"], state["student_optim"], metrics["policy/loss"]))
+  tiny_run.assert_same(*results)
+  free, _ = improve(fresh(), updated()[1], sampled)
+  assert tiny_run.moves(free["student_optim"], results[0][1])
 
 
 def test_eight_devices_take_the_steps_of_one():
@@ -430,6 +450,7 @@ def test_every_step_of_a_run_agrees_with_its_sampler(straight):
   assert gaps[:2] == [None, None] and max(gaps[2:]) < 3e-5
   for line in written:
     assert line["rollout/quality"] == 0 and 0 < line["rollout/finished"] < 1
+    assert line.get("policy/tied_share", 0) in (0, 1)  # no closed-ended answer is ever right
     assert 0 < line["discriminator/pairs"] <= line["rollout/finished"]
 
 
@@ -442,9 +463,16 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(straight, tmp_path, 
   tiny_run.assert_same(resumed, whole)
 
 
+def test_a_student_that_runs_away_is_stopped_before_it_is_saved(tmp_path, monkeypatch):
+  c = CONFIG(policy__max_kl=1e-9, save_every=1)
+  with pytest.raises(UserError, match="nats per token at step 4, over policy.max_kl=1e-09: the"):
+    tiny_run.run(monkeypatch, train_rl, c, tmp_path)
+  assert checkpoint.find_step(str(tmp_path)) == 3  # at its first update it was the reference
+
+
 def test_schedules_are_over_the_updates_that_each_makes(monkeypatch):
   monkeypatch.setattr(train_rl.optim, "make", lambda section, steps: steps)
   c = CONFIG(steps=8, discriminator__warmup_steps=2, discriminator__frozen_after=4)
-  assert train_rl.make_optims(c) == {"student": 6, "reference": None, "discriminator": 4}
+  assert train_rl.make_optims(c) == {"student": 6, "reference": None, "discriminator": 8}
   c.reward.discriminator = 0.0
   assert train_rl.make_optims(c) == {"student": 8, "reference": None}

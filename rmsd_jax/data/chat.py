@@ -163,12 +163,14 @@ class ChatTokenizer:
     return [*self._encode(text), self.im_end]
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of a reply with its `opening`, without the end-of-turn token and padding at its end.
+    """Text of a reply with its `opening`, without padding and the end-of-turn token at its end.
 
     Any other control token stays in sight, as do `<think>` and `</think>`.
     """
     kept = [int(token) for token in ids]
-    while kept and kept[-1] in (self.im_end, self.pad):
+    while kept and kept[-1] == self.pad:
+      kept.pop()
+    if kept and kept[-1] == self.im_end:
       kept.pop()
     return self.opening + self._tokenizer.decode(
       kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
