@@ -48,6 +48,8 @@ GAD = ONE_SAMPLE | {  # arXiv 2511.10643
   "reward.outer": 0.0,
   "reward.task": 0.0,
   "reward.content": 0.0,
+  "reward.score": "raw",
+  "policy.scale": "group",
 }
 WARM = {"discriminator.warmup_steps": 40, "reward.score": "raw"}
 

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
   c.evaluate = ConfigDict()
   c.evaluate.name = ""  # results go to WORKDIR/evaluate/NAME.json; "": the split's name
   c.evaluate.samples = 8  # responses sampled per prompt at rollouts.temperature, for pass@k
-  c.evaluate.pass_above = 0.5  # a response with this content score or more passes, for pass@k
+  c.evaluate.pass_above = 0.5  # a response of this quality or more passes, for pass@k
 
   c.compile = ConfigDict()  # what rmsd_jax.compile plans for
   c.compile.stage = "rl"  # "sft" or "rl"
@@ -96,6 +96,10 @@ def _model_and_data(c: ConfigDict) -> None:
 
 
 def _method(c: ConfigDict) -> None:
+  c.tasks = ConfigDict()  # as the pool was built: `rmsd_jax.pool build --eps-abs, --eps-rel`
+  c.tasks.eps_abs = 0.0  # "numerical": an answer may differ by that much,
+  c.tasks.eps_rel = 0.0  # or by that share of the truth; with both 0 it is rounded to 2 decimals
+
   c.supervision = ConfigDict()  # which teacher responses teach
   c.supervision.tau = (
     0.3  # closed-ended responses of lower quality are dropped; 0 keeps all [paper]

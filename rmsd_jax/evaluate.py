@@ -30,8 +30,7 @@ from rmsd_jax.data.pool import open_pool
 from rmsd_jax.errors import UserError
 from rmsd_jax.metrics import Progress, replace_text
 from rmsd_jax.models import hf
-from rmsd_jax.tasks import registry
-from rmsd_jax.tasks.quality import SCORER_VERSION
+from rmsd_jax.tasks import quality, registry
 
 OPTIONS = {"checkpoint": ("latest", "latest, best, a step, base or blind; see above")}
 
@@ -59,9 +58,15 @@ def make_steps(config, mesh):
   }
 
 
-def grade(steps, params, mesh, batches, tokenizer, seed: int, progress: Progress) -> list[dict]:
-  """Per prompt: id, clip, task, closed, and under "greedy" and "sampled" lists over responses of
-  quality, outer, task (format), length, finished, text."""
+def grade(
+  steps, params, mesh, batches, tokenizer, tasks, seed: int, progress: Progress
+) -> list[dict]:
+  """Per prompt: id, clip, task, question, options, answer, closed, and under "greedy" and "sampled"
+  lists over responses of quality, outer, task (format), length, finished, text.
+
+  Args:
+    tasks: by name, as `registry.make_tasks`.
+  """
   prompts = []
   for number, batch in enumerate(batches):
     groups = sharding.put_batch(mesh, batch.groups)
@@ -77,7 +82,7 @@ def grade(steps, params, mesh, batches, tokenizer, seed: int, progress: Progress
         scoring.texts_of(samples, tokenizer),
         sharding.local_rows(samples.finished_BR),
       )
-      terms = scoring.rule_terms(texts, batch.info, finished_BN)
+      terms = scoring.rule_terms(texts, batch.info, finished_BN, tasks)
       columns = {
         "quality": scoring.quality(terms),
         "outer": terms["outer"],
@@ -126,7 +131,7 @@ def summary(prompts: list[dict], how: str, pass_above: float) -> dict:
   return result
 
 
-def blind(prompts: list[dict], candidates: int = 400) -> list[dict]:
+def blind(prompts: list[dict], tasks=registry.TASKS, candidates: int = 400) -> list[dict]:
   """The best constant answer of each closed-ended task, chosen on these very prompts: a bound.
 
   Candidates are the tasks' right answers (the first `candidates` different ones).
@@ -135,7 +140,7 @@ def blind(prompts: list[dict], candidates: int = 400) -> list[dict]:
   if not any(row["closed"] for row in prompts):
     raise UserError("the best constant answers are of closed-ended prompts, and there is none")
   for name in sorted({row["task"] for row in prompts if row["closed"]}):
-    task, rows = registry.get(name), [row for row in prompts if row["task"] == name]
+    task, rows = registry.get(name, tasks), [row for row in prompts if row["task"] == name]
     answers = list(dict.fromkeys(registry.spelled(row["answer"]) for row in rows))[:candidates]
     scores = np.array(
       [
@@ -174,7 +179,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
   path = os.path.join(workdir, "evaluate", f"{config.evaluate.name or config.data.split}.json")
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
-  pool = open_pool(config.data.pool, config.data.split)
+  pool, tasks = open_pool(config.data.pool, config.data.split), registry.make_tasks(**config.tasks)
   step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
   drawn = {name: value for name, value in config.rollouts.items() if name != "gather"}
   asked = {
@@ -184,6 +189,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
     **{name: config.data[name] for name in ("split", "blind", "limit")},
     "tasks": list(config.data.tasks),
     "samples": config.evaluate.samples,
+    "pass_above": config.evaluate.pass_above,
     "rollouts": drawn,
     "pool_identity": pool.identity,
   }
@@ -209,9 +215,10 @@ def main(config, workdir: str, checkpoint: str) -> None:
       for info, closed, real in zip(batch.info, batch.closed_B, batch.real_B, strict=True)
       if real
     ]
-    prompts, ways = blind(sorted(sharding.gathered(rows), key=lambda row: row["id"])), ("greedy",)
+    rows = sorted(sharding.gathered(rows), key=lambda row: row["id"])
+    prompts, ways = blind(rows, tasks), ("greedy",)
   else:
-    pool.check_reader(config.model.folder, SCORER_VERSION)
+    pool.check_reader(config.model.folder, quality.version(**config.tasks))
     model = hf.load_model(**config.model)
     init_from = "" if checkpoint == "base" else workdir
     with jax.set_mesh(mesh), Progress(total, f"evaluate {checkpoint}", write=first) as progress:
@@ -226,6 +233,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
         mesh,
         batches,
         tokenizer,
+        tasks,
         config.seed,
         progress,
       )

@@ -69,7 +69,7 @@ def _read_run(folder: pathlib.Path, run: str, others: Sequence[str], name: str) 
       f"{folder / metrics.FILE} has a line that is not JSON ({error}); remove the line"
     ) from error
   keys = set().union(*lines)
-  stage = 2 if "rollout/quality" in keys else int("loss" in keys)
+  stage = 2 if "rollout/length" in keys else int("loss" in keys)
   label, colour = NAMES.get(run, run), plots.colour_of(run, others)
   path = folder / "evaluate" / f"{name}.json"
   return Run(run, label, colour, folder, lines, stage, _read_evaluation(path))
@@ -167,11 +167,17 @@ def lead(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
   ]
   if len(set(counts.values())) > 1:
     text.append("The runs were not evaluated on the same number of prompts.")
-  made = [run.evaluation.get("pool_identity") for run in graded]
-  if any(identity != made[0] for identity in made):
+  unlike = lambda name: any(run.evaluation.get(name) != first.get(name) for run in graded)
+  first = graded[0].evaluation
+  if unlike("pool_identity"):
     text.append(
       "The runs were evaluated on pools of different contents (frames, pixels, questions or "
       "rules), so differences are the pools', too."
+    )
+  if any(map(unlike, ("rollouts", "samples", "pass_above"))):
+    text.append(
+      "They were sampled in different ways (temperature, number of samples, or what passes), so "
+      "sampled scores and pass@k cannot be compared."
     )
   for one in differences:
     parts = [f"{_interval(one[way])} {way}: {verdict(one[way])}" for way in WAYS if one[way]]

@@ -27,7 +27,7 @@ from rmsd_jax.data.pool import open_pool
 from rmsd_jax.errors import Terminated, UserError
 from rmsd_jax.metrics import Progress, Writer, rss_gb
 from rmsd_jax.models.student import Qwen3VL
-from rmsd_jax.tasks.quality import SCORER_VERSION
+from rmsd_jax.tasks import quality
 
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
 MAY_BE_EMPTY = ("task/", "pairs/", "probe/", "rollout/quality")
@@ -70,7 +70,7 @@ class Loop:
     self.begin = self._checkpoints.latest() or 0
     kept = {"write": first, "begun": self.begin > 0}
     guard_config(workdir, config, config.operational, **kept)
-    self._pool.check_reader(config.model.folder, SCORER_VERSION)
+    self._pool.check_reader(config.model.folder, quality.version(**config.tasks))
     guard_config(workdir, self._pool.identity, file="pool.json", **kept)
     if first:
       print(self._pool_line())

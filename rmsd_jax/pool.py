@@ -2,7 +2,7 @@
 
 Prompts and a teacher's responses to them:
   python -m rmsd_jax.pool collect --prompts prompts.jsonl --out pool.jsonl --model NAME --base-url U
-With JSON Lines, before any build; no tokenizer and no clips are needed:
+With JSON Lines, before any build; no tokenizer is needed, and clips only to check:
   python -m rmsd_jax.pool import --format onethinker FILE --out pool.jsonl
   python -m rmsd_jax.pool check pool.jsonl [--against benchmark.jsonl]
   python -m rmsd_jax.pool score pool.jsonl --out scores.jsonl
@@ -49,16 +49,24 @@ def score(
   finish_reason: str,
   tokens: int,
   max_tokens: int,
+  **tolerances: float,
 ) -> quality.Score:
   """The scorer of tasks/ in the form that the builder calls."""
   given = (text, answer, options, finish_reason, tokens, max_tokens)
-  return quality.score(registry.get(task), *given)
+  return quality.score(registry.get(task, registry.make_tasks(**tolerances)), *given)
 
 
-def rules() -> rows.Rules:
-  """The tasks as the builder sees them."""
-  closed = {name: task.closed for name, task in registry.TASKS.items()}
-  return rows.Rules(quality.SCORER_VERSION, closed, prompt_text, validate, score)
+def rules(eps_abs: float = 0.0, eps_rel: float = 0.0) -> rows.Rules:
+  """The tasks as the builder sees them, with the tolerances of `registry.make_tasks`."""
+  tolerances = {"eps_abs": eps_abs, "eps_rel": eps_rel}
+  closed = {name: task.closed for name, task in registry.make_tasks(**tolerances).items()}
+  grade = functools.partial(score, **tolerances)
+  return rows.Rules(quality.version(**tolerances), closed, prompt_text, validate, grade)
+
+
+def rules_of(args: argparse.Namespace) -> rows.Rules:
+  """The rules that the flags describe."""
+  return rules(args.eps_abs, args.eps_rel)
 
 
 def processor_of(args: argparse.Namespace) -> Processor:
@@ -96,7 +104,7 @@ def build(args: argparse.Namespace) -> None:
     args.jsonl,
     args.out,
     processor,
-    rules(),
+    rules_of(args),
     args.buckets,
     progress=functools.partial(Progress, label="records"),
     limits=pool.Limits(args.time_limit, args.max_bad_share, args.max_long_share),
@@ -109,9 +117,9 @@ def build(args: argparse.Namespace) -> None:
     print(f"T is {sizes}, by the bucket: it limits what the student may write about a prompt")
 
 
-def scorer() -> scores.Scorer:
-  """The tasks as the scoring of JSON Lines sees them."""
-  return scores.Scorer(rules(), answer_of)
+def scorer(made_of: rows.Rules) -> scores.Scorer:
+  """Rules as the scoring of JSON Lines sees them."""
+  return scores.Scorer(made_of, answer_of)
 
 
 def answer_of(text: str) -> str:
@@ -124,11 +132,11 @@ def score_files(args: argparse.Namespace) -> None:
   from rmsd_jax.metrics import Progress  # as in plan
 
   share = pool.Limits(bad_share=args.max_bad_share).bad_share
-  bar = functools.partial(Progress, label="questions")
+  bar, by = functools.partial(Progress, label="questions"), rules_of(args)
   responses, bad = scores.write(
-    args.files, args.out, scorer(), bar, workers=args.workers, bad_share=share
+    args.files, args.out, scorer(by), bar, workers=args.workers, bad_share=share
   )
-  print(f"{responses} responses scored by version {quality.SCORER_VERSION} into {args.out}")
+  print(f"{responses} responses scored by rules {by.version!r} into {args.out}")
   _print_quarantine(bad, f"{args.out}.quarantine.jsonl")
 
 
@@ -142,7 +150,7 @@ def report(args: argparse.Namespace) -> None:
   if folder := _folder(args.paths):
     scored = scores.of_pool(folder, args.split, answer_of, bar)
   else:
-    scored = scores.of_files(args.paths, args.split, scorer(), bar, args.workers)
+    scored = scores.of_files(args.paths, args.split, scorer(rules_of(args)), bar, args.workers)
   figures, teachers = study.by_task(scored.questions), study.by_teacher(scored.questions)
   if args.json:
     both = figures | ({"teachers": teachers} if teachers else {})
@@ -174,11 +182,12 @@ def check(args: argparse.Namespace) -> None:
   if folder := _folder(args.paths):
     if args.against:
       raise UserError("--against needs JSON Lines: a built pool does not keep its media files")
-    found = audit.of_pool(folder, rules(), functools.partial(Progress, label="rows"), k=args.k)
+    bar = functools.partial(Progress, label="rows")
+    found = audit.of_pool(folder, rules_of(args), bar, k=args.k)
   else:
     found = audit.of_files(
       args.paths,
-      rules(),
+      rules_of(args),
       functools.partial(Progress, label="media files"),
       k=args.k,
       bad_share=pool.Limits(bad_share=args.max_bad_share).bad_share,
@@ -286,6 +295,7 @@ def _add_toolkit(commands: Any) -> None:
   one.add_argument("--out", required=True, metavar="FILE", help="scores, one question a line")
   one.add_argument("--workers", **workers)
   one.add_argument("--max-bad-share", **share)
+  _add_tolerances(one)
   one = commands.add_parser("report", help="quality and variance of the teacher, by task")
   one.set_defaults(run=report)
   one.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
@@ -293,6 +303,7 @@ def _add_toolkit(commands: Any) -> None:
   one.add_argument("--json", action="store_true", help="print JSON instead of a table")
   one.add_argument("--html", metavar="FOLDER", help="write a page with figures there, too")
   one.add_argument("--workers", **workers)
+  _add_tolerances(one)
   one = commands.add_parser("check", help="faults, duplicates, leaks; a built pool: every score")
   one.set_defaults(run=check)
   one.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
@@ -300,6 +311,7 @@ def _add_toolkit(commands: Any) -> None:
   k_help = "responses wanted per prompt (default: as many as the fullest prompt has)"
   one.add_argument("--k", type=int, default=0, help=k_help)
   one.add_argument("--max-bad-share", **share)
+  _add_tolerances(one)
   one = commands.add_parser("import", help="prompts of another project -> JSON Lines")
   one.set_defaults(run=import_file)
   one.add_argument("file", metavar="FILE", help="a JSON list, or JSON Lines")
@@ -308,6 +320,13 @@ def _add_toolkit(commands: Any) -> None:
   root_help = "folder that the paths of media start from (default: that of the file)"
   one.add_argument("--media-root", default="", metavar="FOLDER", help=root_help)
   one.add_argument("--split", default="train", choices=records.SPLITS, help="default: train")
+
+
+def _add_tolerances(one: argparse.ArgumentParser) -> None:
+  """How near a number must be in the task "numerical"."""
+  for name, what in (("--eps-abs", "much"), ("--eps-rel", "large a share of the truth")):
+    text = f"numerical: an answer may differ by that {what} (default: 0; both: 2 decimals count)"
+    one.add_argument(name, type=float, default=0.0, metavar="EPS", help=text)
 
 
 def _add_source_flags(one: argparse.ArgumentParser) -> None:
@@ -343,6 +362,7 @@ def _add_build_flags(one: argparse.ArgumentParser) -> None:
     text = f"{text} (default: %(default)s)"
     add(name, type=float, default=value, metavar=metavar, help=text)
   add("--overwrite", action="store_true", help="replace a pool that is there already")
+  _add_tolerances(one)
 
 
 def _add_media_flags(group: argparse._ArgumentGroup) -> None:

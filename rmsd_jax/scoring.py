@@ -50,21 +50,28 @@ def texts_of(samples: Samples, tokenizer: ChatTokenizer) -> list[list[str]]:
   return [[mark(text) for text in row] for row in tokenizer.decode_groups(ids_BRT, length_BR)]
 
 
-def rule_terms(texts: Sequence[Sequence[str]], info: Sequence[dict], finished_BR) -> dict:
+def rule_terms(
+  texts: Sequence[Sequence[str]],
+  info: Sequence[dict],
+  finished_BR,
+  tasks: Mapping[str, registry.Task] = registry.TASKS,
+) -> dict:
   """Grades texts: {"outer", "task", "content"}, each float32 [B, R] in [0, 1].
 
   Args:
+    texts: B lists of R responses.
     info: per prompt its task, answer and options, as `data.batch.Batch.info`.
     finished_BR: bool, False for a response that was cut off: it scores 0.
+    tasks: by name.
   """
-  outer, inner, content = reward.rule_terms_BR(
-    texts,
-    [registry.get(row["task"]) for row in info],
-    [row["answer"] for row in info],
-    [row["options"] for row in info],
-    finished_BR,
-  )
-  return {"outer": outer, "task": inner, "content": content}
+  terms_3BR = np.zeros((3, *finished_BR.shape), np.float32)
+  for b, (row, texts_R) in enumerate(zip(info, texts, strict=True)):
+    task = registry.get(row["task"], tasks)
+    for r, (text, finished) in enumerate(zip(texts_R, finished_BR[b], strict=True)):
+      terms_3BR[:, b, r] = reward.rule_terms(
+        task, text, row["answer"], row["options"], bool(finished)
+      )
+  return dict(zip(("outer", "task", "content"), terms_3BR, strict=True))
 
 
 def audit(weights: Mapping[str, float], gate: bool) -> None:
@@ -82,8 +89,8 @@ def audit(weights: Mapping[str, float], gate: bool) -> None:
     info = [{"task": name, "answer": reference, "options": options}]
     terms = rule_terms([texts], info, np.ones((1, len(texts)), bool))
     terms["discriminator"] = np.zeros((1, len(texts)), np.float32)
-    reward = advantages.composite(terms, weights, np.array([task.closed]), gate)
-    honest, *others = np.asarray(sum(reward.values()))[0].tolist()
+    weighted = advantages.composite(terms, weights, np.array([task.closed]), gate)
+    honest, *others = np.asarray(sum(weighted.values()))[0].tolist()
     if max(others) > honest:
       text = texts[1 + others.index(max(others))]
       raise UserError(

@@ -41,7 +41,7 @@ from rmsd_jax.groups import PromptGroups, join_responses
 from rmsd_jax.loop import Loop
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
-from rmsd_jax.tasks import matching
+from rmsd_jax.tasks import matching, registry
 
 ACCURACY_DECAY = 0.9  # of the running accuracy, per step: it follows some 10 steps
 
@@ -398,8 +398,13 @@ def check(config) -> None:
 
 
 def main(config, workdir: str, grade=scoring.rule_terms) -> None:
-  """Runs or resumes stage 2."""
+  """Runs or resumes stage 2.
+
+  Args:
+    grade: as `scoring.rule_terms`, called with the tasks that the config makes.
+  """
   check(config)
+  grade = functools.partial(grade, tasks=registry.make_tasks(**config.tasks))
   model, optims = hf.load_model(**config.model), make_optims(config)
   loop = Loop(config, workdir, "stage 2")
   tokenizer = ChatTokenizer(config.model.folder)

@@ -399,7 +399,7 @@ def test_the_page_of_a_built_pool_counts_tokens(built, capsys, tmp_path):
 def test_check_notices_a_changed_scorer(built, capsys, monkeypatch):
   built_by = quality.SCORER_VERSION
   monkeypatch.setattr(command.quality, "SCORER_VERSION", "0")
-  with pytest.raises(UserError, match=f"scored by version {built_by}, this is 0"):
+  with pytest.raises(UserError, match=f"scored by rules {built_by!r}, these are .0."):
     call(capsys, "check", built[0])
 
 

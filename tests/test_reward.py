@@ -1,6 +1,5 @@
 """The rule terms of the reward."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,25 +65,6 @@ def test_terms_are_bounded_and_each_needs_the_one_before(task, text):
   assert 0.0 <= inner <= outer
   assert 0.0 <= content <= 1.0
   assert inner > 0 or content == 0
-
-
-def test_block_equals_one_by_one():
-  tasks, references, options = [CHOICE, OCR, OPEN], ["B", "3 7", "a dog"], [OPTIONS, (), ()]
-  texts = [[render(answer) for answer in ("A", "B", "3 8", "3 7", "")] for _ in tasks]
-  finished_BR = np.random.default_rng(0).random((3, 5)) < 0.7
-  terms_3BR = reward.rule_terms_BR(texts, tasks, references, options, finished_BR)
-  assert terms_3BR.shape == (3, 3, 5) and terms_3BR.dtype == np.float32
-  for b in range(3):
-    for r in range(5):
-      one = reward.rule_terms(tasks[b], texts[b][r], references[b], options[b], finished_BR[b, r])
-      np.testing.assert_array_equal(terms_3BR[:, b, r], np.float32(one))
-
-
-def test_block_refuses_ragged_input():
-  with pytest.raises(ValueError, match="zip"):
-    reward.rule_terms_BR([["x"]], [CHOICE], ["B"], [OPTIONS], np.ones((1, 2), bool))
-  with pytest.raises(ValueError, match="zip"):
-    reward.rule_terms_BR([["x"]], [CHOICE, OCR], ["B"], [OPTIONS], np.ones((1, 1), bool))
 
 
 def test_a_bad_reference_stops_instead_of_grading_zero():

@@ -9,6 +9,7 @@ import tiny_tokenizer
 from rmsd_jax import generate, scoring
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.errors import UserError
+from rmsd_jax.tasks import registry, reward
 
 WEIGHTS = {"discriminator": 0.4, "outer": 0.1, "task": 0.1, "content": 0.4}
 
@@ -48,8 +49,36 @@ def test_a_rollout_with_a_control_token_in_sight_is_worth_nothing(token):
   inside = [*think[:2], stray, *think[2:]]  # of the reasoning, where anything else may stand
   assert worth(inside, answer, close) == 0
   assert worth([stray], think, answer, close) == worth(think, [stray], answer, close) == 0
-  if stray not in (end, tokenizer.pad):  # those end a reply
-    assert worth(think, answer, close, [stray]) == 0
+  assert worth(think, answer, close, [stray]) == 0  # only the last end of turn ends a reply
+
+
+def test_terms_of_a_batch_are_those_of_each_response():
+  names, references = ("multiple_choice", "ocr", "open_ended"), ("B", "3 7", "a dog")
+  options = ("A. red", "B. blue")
+  info = [{"task": name, "answer": answer, "options": options if name == names[0] else ()}
+          for name, answer in zip(names, references, strict=True)]  # fmt: skip
+  answers = ("A", "B", "3 8", "3 7", "")
+  texts = [[f"<think>x</think><answer>{answer}</answer>" for answer in answers]] * 3
+  finished_BR = np.random.default_rng(0).random((3, 5)) < 0.7
+  terms = scoring.rule_terms(texts, info, finished_BR)
+  for b, row in enumerate(info):
+    for r in range(5):
+      given = texts[b][r], row["answer"], row["options"], bool(finished_BR[b, r])
+      one = reward.rule_terms(registry.get(row["task"]), *given)
+      assert tuple(terms[name][b, r] for name in ("outer", "task", "content")) == one
+  assert {(x.shape, x.dtype.name) for x in terms.values()} == {((3, 5), "float32")}
+  with pytest.raises(ValueError, match="zip"):
+    scoring.rule_terms([["x"]], info[:1], np.ones((1, 2), bool))
+  with pytest.raises(ValueError, match="zip"):
+    scoring.rule_terms([["x"]], info[:2], np.ones((2, 1), bool))
+
+
+def test_numbers_are_graded_by_the_tolerances_that_are_given():
+  info = [{"task": "numerical", "answer": 100.0, "options": ()}]
+  texts, finished = [["<think>x</think><answer>104</answer>"]], np.ones((1, 1), bool)
+  for tolerances, content in (({}, 0), ({"eps_abs": 5.0}, 1), ({"eps_rel": 0.03}, 0)):
+    terms = scoring.rule_terms(texts, info, finished, registry.make_tasks(**tolerances))
+    assert terms["content"] == content
 
 
 def test_sampling_must_stop_where_responses_end():

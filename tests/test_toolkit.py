@@ -30,9 +30,29 @@ def file(tmp_path_factory):
 def test_score_says_what_it_wrote_and_what_it_left_out(file, tmp_path, capsys):
   out = tmp_path / "new" / "scores.jsonl"
   said = call(capsys, "score", file, "--out", out, "--workers", 1, "--max-bad-share", 0.5)
-  assert f"40 responses scored by version {command.quality.SCORER_VERSION} into {out}" in said
+  assert f"40 responses scored by rules {command.quality.SCORER_VERSION!r} into {out}" in said
   assert f"1 lines in quarantine (RecordFault 1); reasons in {out}.quarantine.jsonl" in said
   assert len(out.read_text().splitlines()) == len(TASKS)
+
+
+def test_tolerances_change_scores_and_the_rules_name(tmp_path, capsys):
+  made = small_records.of_task("numerical", answer=100.0)
+  made["responses"] = [{"text": "<think>x</think><answer>104</answer>"}]
+  file, version = small_records.write(tmp_path / "pool.jsonl", [made]), command.quality.SCORER_VERSION
+  for flags, name, content in (
+    ((), version, 0.0),
+    (("--eps-abs", 4), f"{version} eps_abs=4", 1.0),
+    (("--eps-rel", 0.03), f"{version} eps_rel=0.03", 0.0),
+  ):
+    out = tmp_path / f"{name}.jsonl"
+    said = call(capsys, "score", file, "--out", out, "--workers", 1, *flags)
+    assert f"1 responses scored by rules {name!r}" in said
+    entry = json.loads(out.read_text())
+    assert (entry["scorer"], entry["responses"][0]["content"]) == (name, content)
+  figures = json.loads(call(capsys, "report", file, "--json", "--eps-abs", 4))
+  assert figures["numerical"]["mean"] == 1
+  with pytest.raises(UserError, match="eps_rel -1.0: a tolerance must be 0 or more"):
+    call(capsys, "score", file, "--out", tmp_path / "x", "--eps-rel", -1)
 
 
 def test_a_report_of_a_file_is_a_table_a_page_or_json(file, tmp_path, capsys):

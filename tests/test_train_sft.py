@@ -15,6 +15,7 @@ from tiny_model import assert_close
 from rmsd_jax import checkpoint, loop, sharding, train_sft
 from rmsd_jax.data import pool
 from rmsd_jax.errors import Terminated, UserError
+from rmsd_jax.tasks import quality
 
 RATE = 3e-3  # the highest learning rate of the config
 
@@ -220,7 +221,9 @@ def test_a_pool_that_was_not_built_for_the_run_is_refused(straight, monkeypatch)
       patch.setattr(loop, "open_pool", lambda *_: other)
       tiny_run.run(patch, train_sft, tiny_run.config("sft", data__limit=8), straight)
 
-  refused("scored by version 0 of the rules, this is", scorer="0")
+  refused("scored by rules .0., these are", scorer="0")
+  near = quality.version(eps_rel=0.05)
+  refused(f"rules '{near}', these are '[0-9]+'; build it again, or give the tol", scorer=near)
   processor = {**opened.metadata["processor"], "tokenizer": "0" * 16}
   refused("another tokenizer or chat template than that of", processor=processor)
   refused("pool.json belongs to another pool: source_sha256 .* -> .x.", source_sha256="x")

@@ -131,8 +131,8 @@ def of_pool(
   metadata = pool.read_metadata(directory)
   if metadata["scorer"] != rules.version:
     raise UserError(
-      f"the pool was scored by version {metadata['scorer']}, this is {rules.version}; "
-      "build it again"
+      f"the pool was scored by rules {metadata['scorer']!r}, these are {rules.version!r}; "
+      "give the tolerances that it names, --eps-abs and --eps-rel, or build it again"
     )
   found, tally = Findings(), Tally()
   frames: dict[str, dict[str, str]] = {}  # split -> digest -> clip

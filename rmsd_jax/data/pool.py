@@ -93,7 +93,7 @@ class Pool:
 
     Args:
       folder: Hugging Face folder of the model that reads it.
-      scorer: version of the rules that grade the responses to come.
+      scorer: the rules that grade the responses to come, as they name themselves.
 
     Raises:
       UserError: another tokenizer or chat template made the prompts, or other rules the scores.
@@ -105,8 +105,8 @@ class Pool:
       )
     if scorer != self.metadata["scorer"]:
       raise UserError(
-        f"the pool {self.directory} was scored by version {self.metadata['scorer']} of the rules, "
-        f"this is {scorer}; build it again"
+        f"the pool {self.directory} was scored by rules {self.metadata['scorer']!r}, these are "
+        f"{scorer!r}; build it again, or give the tolerances that it names as --config.tasks.eps_.."
       )
 
 

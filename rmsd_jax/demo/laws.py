@@ -102,8 +102,8 @@ def shuffled_grade(seed: int):
   """`scoring.rule_terms` with each group's rewards, and so advantages, given to random rollouts."""
   rng = np.random.default_rng(seed)
 
-  def grade(texts, info, finished_BN):
-    terms = scoring.rule_terms(texts, info, finished_BN)
+  def grade(texts, info, finished_BN, tasks):
+    terms = scoring.rule_terms(texts, info, finished_BN, tasks)
     order_BN = rng.permuted(np.tile(np.arange(finished_BN.shape[1]), (len(texts), 1)), axis=1)
     return {name: np.take_along_axis(term_BN, order_BN, 1) for name, term_BN in terms.items()}
 
@@ -153,7 +153,7 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
   style = out.parent / "style"
   student, seen, log = style_student(style), [], out / "seen.json"
 
-  def grade(texts, info, finished_BN):
+  def grade(texts, info, finished_BN, tasks):
     flat = [text for row in texts for text in row]
     words = [text.split() for text in flat]
     seen.append(
@@ -165,7 +165,7 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
       }
     )
     metrics.replace_text(log, json.dumps(seen))
-    return scoring.rule_terms(texts, info, finished_BN)
+    return scoring.rule_terms(texts, info, finished_BN, tasks)
 
   config = config_of("rl", **{
     "data.pool": str(style / "always_pool"), "init_from": str(student), "steps": steps,

@@ -10,6 +10,12 @@ from rmsd_jax.tasks.registry import Task
 SCORER_VERSION = "5"
 
 
+def version(eps_abs: float = 0.0, eps_rel: float = 0.0) -> str:
+  """The rules that make a score: SCORER_VERSION, and the tolerances of `registry.make_tasks`."""
+  set_ = {"eps_abs": eps_abs, "eps_rel": eps_rel}
+  return " ".join([SCORER_VERSION, *(f"{name}={eps:g}" for name, eps in set_.items() if eps)])
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
   """What a pool stores of a response; every number is in [0, 1]."""

@@ -255,7 +255,8 @@ _FIXED_TASKS = (
 )
 
 
-def make_tasks(*, eps_abs: float = 0.0, eps_rel: float = 0.0) -> dict[str, Task]:
+@functools.cache
+def make_tasks(*, eps_abs: float = 0.0, eps_rel: float = 0.0) -> Mapping[str, Task]:
   """All tasks by name.
 
   Args:
@@ -283,12 +284,11 @@ def make_tasks(*, eps_abs: float = 0.0, eps_rel: float = 0.0) -> dict[str, Task]
 TASKS: Mapping[str, Task] = make_tasks()
 
 
-def get(name: str, tasks: Mapping[str, Task] | None = None) -> Task:
-  """The task of that name, from `tasks` or else from TASKS; UserError names those there are."""
-  known = TASKS if tasks is None else tasks
-  if name not in known:
-    raise UserError(f"task {name!r} is unknown; use one of {', '.join(sorted(known))}")
-  return known[name]
+def get(name: str, tasks: Mapping[str, Task] = TASKS) -> Task:
+  """The task of that name; UserError names those there are."""
+  if name not in tasks:
+    raise UserError(f"task {name!r} is unknown; use one of {', '.join(sorted(tasks))}")
+  return tasks[name]
 
 
 def spelled(reference: object) -> str:

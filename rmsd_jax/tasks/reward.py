@@ -3,12 +3,9 @@
 R(S) = alpha * D(S) + beta * R_outer + eta * R_task + delta * R_content (R-MSD, arXiv 2603.11423);
 weights, discriminator and gates belong to the trainer. The terms of a teacher response, from which
 `quality` is made, are these too.
-Axes: B prompts, R responses.
 """
 
 from collections.abc import Sequence
-
-import numpy as np
 
 from rmsd_jax.tasks import response
 from rmsd_jax.tasks.registry import Task
@@ -33,25 +30,3 @@ def rule_terms(
   inner = task.check(parsed.answer, options, reference)
   content = task.metric(parsed.answer, options, reference) if task.closed else 0.0
   return 1.0, inner, content
-
-
-def rule_terms_BR(
-  texts: Sequence[Sequence[str]],
-  tasks: Sequence[Task],
-  references: Sequence[object],
-  options: Sequence[Sequence[str]],
-  finished_BR: np.ndarray,
-) -> np.ndarray:
-  """The rule terms of R responses to each of B prompts, as float32 [3, B, R].
-
-  Args:
-    texts: B lists of R responses.
-    tasks, references, options: one of each for every prompt.
-    finished_BR: bool.
-  """
-  terms_3BR = np.zeros((3, *finished_BR.shape), np.float32)
-  prompts = zip(texts, tasks, references, options, finished_BR, strict=True)
-  for b, (texts_R, task, reference, choices, finished_R) in enumerate(prompts):
-    for r, (text, finished) in enumerate(zip(texts_R, finished_R, strict=True)):
-      terms_3BR[:, b, r] = rule_terms(task, text, reference, choices, bool(finished))
-  return terms_3BR
