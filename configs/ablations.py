@@ -1,4 +1,4 @@
-"""Every row of the paper's tables, as changes to one config: R-MSD (arXiv 2603.11423), section 4.
+"""Every row of the paper's tables and some of ours, as changes to one config (arXiv 2603.11423).
 
     python -m rmsd_jax.demo.ablations runs/ablations     rows x seeds in the demo world, with tables
     python -m rmsd_jax.train_rl --config=configs/ablations.py:C/rl --workdir=DIR     one row alone
@@ -88,10 +88,11 @@ ROWS = {
     ONE_SAMPLE | {"reward.discriminator": 0.0},
     _paper(64.0, 55.9),
   ),
+  # Not in the paper's tables.
   "gad": Row("GAD: K = 1, the discriminator's reward only", GAD),
   "frozen": Row("discriminator frozen after 10 steps", {"discriminator.frozen_after": 10}),
   "gate_off": Row("no content gate", {"reward.gate": False}),
-  # Not of the paper: does a discriminator matter that has learned first and is not bounded?
+  # Does a discriminator matter that has learned first and is not bounded?
   "gad_warm": Row("GAD, 40 steps of warm-up, raw score", GAD | WARM),
   "warm": Row("D, 40 steps of warm-up, raw score", WARM),
   "warm_frozen": Row(

@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
   c.operational = (
     "mesh",
     "microbatches",
+    "logit_chunk",
     "model.attention",
     "model.remat",
     "model.unroll",
@@ -72,7 +73,7 @@ def get_config() -> ConfigDict:
 def _model_and_data(c: ConfigDict) -> None:
   c.model = ConfigDict()
   c.model.folder = (
-    ""  # Hugging Face Qwen3-VL folder: config, tokenizer, weights; to compile, a size
+    ""  # Hugging Face Qwen3-VL folder: config, tokenizer, weights; for rmsd_jax.compile also a size
   )
   c.model.dtype = "bfloat16"  # of activations; weights stay fp32
   c.model.remat = True  # recompute layers in the backward pass: less memory, a third more work

@@ -1,9 +1,10 @@
 """Checkpoints of a run (Orbax) and the guard that keeps one config per work folder.
 
-A state is a dict of pytrees, e.g. {"student": .., "optim": .., "step": ..}. Each entry is an Orbax
-item of its own, so evaluation and export read the student without touching the optimizer:
+A state is a dict of pytrees, e.g. {"student": .., "frozen": .., "student_optim": ..}, see
+`rmsd_jax.state`. Each entry is an Orbax item of its own, so evaluation and export read the student
+without touching the optimizer:
 
-    WORKDIR/checkpoints/STEP/{student, optim, step, metrics}
+    WORKDIR/checkpoints/STEP/{student, frozen, student_optim, .., metrics}
 
 Orbax writes a step under a temporary name, in a bucket under its own, and marks it committed at the
 end. A step counts only when it and all its items carry that mark, so a save cut short by a kill is
@@ -22,6 +23,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from rmsd_jax import sharding
 from rmsd_jax.errors import UserError
 from rmsd_jax.metrics import in_bucket, replace_text
 
@@ -88,8 +90,8 @@ class Checkpoints:
       return
     if latest is not None and step < latest:
       raise UserError(
-        f"{self._folder}: step {step} would be saved behind step {latest}; go on from the latest "
-        "step or use a new workdir"
+        f"{self._folder}: step {step} would be saved although step {latest} is there; go on from "
+        "the latest step or use a new workdir"
       )
     if _METRICS in state:
       raise ValueError(f"a state may have no entry called {_METRICS!r}")
@@ -152,9 +154,10 @@ class Checkpoints:
       return None
     name = self._best_metric.removeprefix("-")
     if name not in metrics:
-      print(
-        f"this step cannot become the best: it has no {name!r}, only {', '.join(sorted(metrics))}"
-      )
+      if jax.process_index() == 0:
+        print(
+          f"this step cannot become the best: it has no {name!r}, only {', '.join(sorted(metrics))}"
+        )
       return None
     score = float(metrics[name]) * (-1 if self._best_metric.startswith("-") else 1)
     return {_SCORE: score} if math.isfinite(score) else None
@@ -222,13 +225,8 @@ def guard_config(
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   path = epath.Path(workdir) / file
   if begun and path.exists():
-    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
-    changes = [
-      f"{key} {_shown(old, key)} -> {_shown(new, key)}"
-      for key in sorted(old.keys() | new.keys())
-      if _shown(old, key) != _shown(new, key) and not _covered(key, operational)
-    ]
-    if changes:
+    old, new = json.loads(path.read_text()), json.loads(text)
+    if changes := _changes(old, new, operational):
       raise UserError(
         f"{path} belongs to another {path.stem}: {'; '.join(changes)}; "
         "undo the change or use a new workdir"
@@ -236,6 +234,26 @@ def guard_config(
   if write:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, text)
+
+
+def check_alike(values: Mapping[str, Mapping[str, Any]], operational: Sequence[str]) -> None:
+  """Refuses a run whose processes were started with different settings.
+
+  Args:
+    values: of this process, by what they are of; nested values that JSON can hold.
+    operational: as in `guard_config`; the processes may differ in them.
+
+  Raises:
+    UserError: on every process; names what one has otherwise than process 0.
+  """
+  first, *others = sharding.gathered([values])
+  for process, other in enumerate(others, 1):
+    for name in values:
+      if changes := _changes(first[name], other[name], operational):
+        raise UserError(
+          f"process {process} has another {name} than process 0: {'; '.join(changes)}; start all "
+          "processes with the same command and copies of the same pool"
+        )
 
 
 def read_config(workdir: str) -> dict[str, Any]:
@@ -359,6 +377,18 @@ def _stored_shape(leaf: Any) -> tuple[int, ...]:
   if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     return jax.eval_shape(jax.random.key_data, leaf).shape
   return np.shape(leaf)
+
+
+def _changes(
+  old: Mapping[str, Any], new: Mapping[str, Any], operational: Sequence[str]
+) -> list[str]:
+  """ "key old -> new" of every dotted key in which two configs differ, but for operational ones."""
+  old, new = _flat(old), _flat(new)
+  return [
+    f"{key} {_shown(old, key)} -> {_shown(new, key)}"
+    for key in sorted(old.keys() | new.keys())
+    if _shown(old, key) != _shown(new, key) and not _covered(key, operational)
+  ]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

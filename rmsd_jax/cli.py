@@ -30,7 +30,7 @@ EXIT_TERMINATED = 143
 _HELP_FLAGS = ("-h", "-help", "--help")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIG_HELP = "Python file with get_config(); FILE:NAME passes NAME to it"
-_WORKDIR_HELP = "folder of the run; a folder that holds a run of the same config resumes it"
+_WORKDIR_HELP = "folder of the run: to train, made, or resumed by the same config; else it is read"
 
 
 def run(main: Callable[[], object]) -> NoReturn:
@@ -96,7 +96,13 @@ def join_processes() -> None:
   import jax  # not at the top: --help and errors of the command line should not wait for it
 
   if count == "auto":
-    jax.distributed.initialize()
+    try:
+      jax.distributed.initialize()
+    except ValueError as error:
+      raise UserError(
+        f"RMSD_PROCESSES=auto: {error} JAX knows no cluster here; give a number, RMSD_PROCESS and "
+        "JAX_COORDINATOR_ADDRESS"
+      ) from error
     return
   number, address = (
     os.environ.get("RMSD_PROCESS", ""),

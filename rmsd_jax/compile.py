@@ -53,7 +53,7 @@ class Report:
   hbm_bytes: float = 0.0
   collectives: dict = dataclasses.field(default_factory=dict)
   seconds: dict = dataclasses.field(default_factory=dict)  # compute, hbm, network
-  fault: str = ""  # why it does not compile
+  fault: str = ""  # why it does not compile, or what cannot be read off it
 
 
 def abstract_groups(config, model: ModelConfig, mesh, bucket: Bucket, R: int) -> PromptGroups:
@@ -78,7 +78,8 @@ def programs(config, mesh) -> dict:
   """name -> (jitted function, abstract arguments, Work, least HBM bytes of one device)."""
   model, bucket = hf.load_model(**config.model), Bucket(*config.compile.bucket)
   c, B, remat, chunk = model.config, config.batch, config.model.remat, config.logit_chunk
-  passes = 3 + remat  # forward, two products backward, and the forward again
+  pieces = config.microbatches  # each reads the weights
+  passes = (3 + remat) * pieces  # forward, two products backward, and the forward again
   if config.compile.stage == "sft":
     state = state_lib.abstract(mesh, model, config.trained, train_sft.make_optims(config))
     groups = abstract_groups(config, c, mesh, bucket, 1)
@@ -109,7 +110,7 @@ def programs(config, mesh) -> dict:
   }
   learn = jax.ShapeDtypeStruct((), jnp.bool_)
   reading = functools.partial(reading_bytes, config, mesh, state)
-  caches = cost.decode_bytes(c, B, bucket, N, 0) / sharding.batch_shards(mesh)
+  caches = cost.decode_bytes(c, B, bucket, N, 0) / mesh.size
   found = {
     "rollout": (
       steps["rollout"],
@@ -121,7 +122,7 @@ def programs(config, mesh) -> dict:
       steps["policy"],
       (state, groups, samples, visual, number, terms, pairs),
       cost.policy(c, B, bucket, N, remat, chunk),
-      reading(passes + 1) + update_bytes(mesh, state),
+      reading(passes + pieces) + update_bytes(mesh, state),
     ),
   }
   if "discriminator" in state:
@@ -132,7 +133,7 @@ def programs(config, mesh) -> dict:
     if config.discriminator.probe_every:
       work = cost.forward(c, B, bucket, N + K, False)
       work = work.plus(cost.vision(c.vision, B * bucket.frames, bucket.patches))
-      found["probe"] = (steps["probe"], (state, groups, samples, match), work, reading(1))
+      found["probe"] = (steps["probe"], (state, groups, samples, match), work, reading(pieces))
   return found
 
 

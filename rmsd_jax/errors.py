@@ -1,11 +1,26 @@
 """The exceptions that are no faults of this software."""
 
+import operator
+from collections.abc import Mapping
+
 
 class UserError(Exception):
   """Bad input. The message is one line that names the value, the limit and the remedy.
 
   Commands print it without a traceback and exit with status 2 (see `rmsd_jax.cli`).
   """
+
+
+def check_least(config, least: Mapping[str, float]) -> None:
+  """Raises UserError where a value of a config is below its least.
+
+  Args:
+    least: by dotted name.
+  """
+  for name, lowest in least.items():
+    value = operator.attrgetter(name)(config)
+    if not value >= lowest:
+      raise UserError(f"{name}={value}; give {lowest} or more")
 
 
 class Terminated(Exception):

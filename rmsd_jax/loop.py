@@ -20,15 +20,16 @@ import numpy as np
 
 from rmsd_jax import sharding
 from rmsd_jax import state as state_lib
-from rmsd_jax.checkpoint import Checkpoints, guard_config
+from rmsd_jax.checkpoint import Checkpoints, check_alike, guard_config
 from rmsd_jax.data import loader
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.pool import open_pool
-from rmsd_jax.errors import Terminated, UserError
+from rmsd_jax.errors import Terminated, UserError, check_least
 from rmsd_jax.metrics import Progress, Writer, rss_gb
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import quality
 
+LEAST = {"log_every": 1, "save_every": 1, "steps": 1, "logit_chunk": 1, "max_skipped": 0}
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
 MAY_BE_EMPTY = ("task/", "pairs/", "probe/", "rollout/quality")
 
@@ -63,21 +64,20 @@ class Loop:
     self.mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(self.mesh, config.batch, config.microbatches, "config.batch")
     self._pool = open_pool(config.data.pool, config.data.split)
-    for name in ("log_every", "save_every", "steps"):
-      if config[name] < 1:
-        raise UserError(f"{name}={config[name]}; give 1 or more")
+    check_least(config, LEAST)
     self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
     self.begin = self._checkpoints.latest() or 0
     kept = {"write": first, "begun": self.begin > 0}
     guard_config(workdir, config, config.operational, **kept)
     self._pool.check_reader(config.model.folder, quality.version(**config.tasks))
     guard_config(workdir, self._pool.identity, file="pool.json", **kept)
+    check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
     if first:
       print(self._pool_line())
     self._writer = Writer(workdir, self.begin, first)
     self._progress = Progress(config.steps, label, self.begin, first)
     self._logged, self._clock = self.begin, time.monotonic()
-    # JAX agrees on a step behind the last one asked about, so it must know where this run begins.
+    # JAX agrees on a step later than the last one asked about, so it must know where a run begins.
     self._checkpoints.preempted(self.begin)
     self._ends = False  # SIGTERM came; where processes are joined, JAX takes the signal
     self._handler = None  # the one before ours
@@ -108,7 +108,8 @@ class Loop:
       state = self._checkpoints.restore(saved)
     else:
       state = make()
-    print(state_lib.summary(state))
+    if jax.process_index() == 0:
+      print(state_lib.summary(state))
     self._clock = time.monotonic()
     return state
 

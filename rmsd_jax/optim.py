@@ -25,6 +25,8 @@ def schedule(optim, steps: int) -> optax.Schedule:
   """
   if optim.schedule not in SCHEDULES:
     raise UserError(f"optim.schedule is {optim.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+  if not 0 <= optim.warmup_share <= 1:
+    raise UserError(f"optim.warmup_share={optim.warmup_share}: it is a share of the steps, 0 to 1")
   rate, warmup = optim.learning_rate, max(1, round(optim.warmup_share * steps))
   if optim.schedule == "cosine":
     shape = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1))

@@ -36,13 +36,22 @@ from rmsd_jax import (
 from rmsd_jax import state as state_lib
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.errors import UserError
+from rmsd_jax.errors import UserError, check_least
 from rmsd_jax.groups import PromptGroups, join_responses
 from rmsd_jax.loop import Loop
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.tasks import matching, registry
 
+LEAST = {
+  "log_every": 1,
+  "reward.dead_below": 0,
+  "policy.kl": 0,
+  "policy.max_kl": 0,
+  "discriminator.warmup_steps": 0,
+  "discriminator.probe_every": 0,
+  "discriminator.frozen_after": 0,
+}
 ACCURACY_DECAY = 0.9  # of the running accuracy, per step: it follows some 10 steps
 
 
@@ -51,7 +60,7 @@ def make_steps(config, mesh):
   model, optims = hf.load_model(**config.model), make_optims(config)
   jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
   return {
-    # Unused parts of the state stay arguments: they stay in memory too (rmsd_jax.compile).
+    # keep_unused: the whole state stays in memory meanwhile, so rmsd_jax.compile must count it.
     "rollout": jit(rollout_step(config, model), keep_unused=True),
     "discriminator": jit(discriminator_step(config, mesh, model, optims), donate_argnums=0),
     "policy": jit(policy_step(config, mesh, model, optims), donate_argnums=0),
@@ -251,9 +260,7 @@ def _pair_probes(samples, matched, margin_BN, pair_BN) -> dict:
   ids_BNT, length_BN = matched
   found = probes.by_length(margin_BN, samples.length_BR, length_BN, pair_BN)
   student_BN = probes.endings(samples.responses_BRT, samples.length_BR)
-  found["ending_only"] = probes.by_feature(
-    student_BN, probes.endings(ids_BNT, length_BN), pair_BN
-  )
+  found["ending_only"] = probes.by_feature(student_BN, probes.endings(ids_BNT, length_BN), pair_BN)
   return {f"pairs/{name}": value for name, value in found.items()}
 
 
@@ -388,7 +395,10 @@ def check(config) -> None:
       raise UserError(f"rollouts.{name}={config.rollouts[name]}: it must be above 0")
   if not 0 <= config.policy.scale_decay < 1:
     raise UserError(f"policy.scale_decay={config.policy.scale_decay}: it must be in [0, 1)")
-  if config.discriminator.probe_every % config.log_every:
+  if not config.policy.clip > 0:
+    raise UserError(f"policy.clip={config.policy.clip}: it must be above 0; 0.2 in GAD")
+  check_least(config, LEAST)
+  if config.reward.discriminator and config.discriminator.probe_every % config.log_every:
     raise UserError(
       f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "
       f"log_every={config.log_every}: its figures would not be logged; give a "

@@ -149,6 +149,24 @@ def test_the_best_may_be_the_smallest_and_a_step_without_the_metric_is_saved(tmp
   )
 
 
+def test_processes_with_other_settings_are_told_apart(monkeypatch):
+  mine = {"config": {"seed": 0, "mesh": {"data": 2}}, "pool": {"buckets": [[1, 2]]}}
+  others = lambda *values: monkeypatch.setattr(
+    checkpoint.sharding, "gathered", lambda own: [*own, *values]
+  )
+  moved = {"config": {"seed": 0, "mesh": {"data": 4}}, "pool": {"buckets": [[1, 2]]}}
+  others(mine, moved)
+  checkpoint.check_alike(mine, ("mesh",))
+  others(mine, moved | {"pool": {"buckets": [[1, 3]]}})
+  with pytest.raises(
+    UserError, match=r"process 2 has another pool .* buckets \[\[1, 2\]\] -> \[\[1, 3"
+  ):
+    checkpoint.check_alike(mine, ("mesh",))
+  others(mine | {"config": {"seed": 1}})
+  with pytest.raises(UserError, match="process 1 has another config than process 0: .*seed 0 -> 1"):
+    checkpoint.check_alike(mine, ("mesh",))
+
+
 def test_a_run_without_a_best_step_is_saved_without_a_word(tmp_path, caplog):
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, make_state(mesh(8, 1)), metrics={"loss": 1.0})

@@ -131,7 +131,8 @@ def test_tasks_are_chosen_by_the_index():
 
 REFUSED = [
   ({"tasks": ("poetry",)}, "no task 'poetry'; it has ocr, open_ended"),
-  ({"k": 4}, "k is 4, but the pool has 3"),
+  ({"k": 4}, "data.responses=4, but the pool has 3 .* give 1 to 3"),
+  ({"k": 0}, "data.responses=0, but the pool has 3"),
   ({"process_count": 3}, "batch of 4 prompts cannot be split over 3 processes"),
   ({"batch_size": 0}, "batch of 0"),
   ({"batch_size": 24}, "fewer than a batch of 24"),

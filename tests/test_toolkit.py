@@ -38,7 +38,10 @@ def test_score_says_what_it_wrote_and_what_it_left_out(file, tmp_path, capsys):
 def test_tolerances_change_scores_and_the_rules_name(tmp_path, capsys):
   made = small_records.of_task("numerical", answer=100.0)
   made["responses"] = [{"text": "<think>x</think><answer>104</answer>"}]
-  file, version = small_records.write(tmp_path / "pool.jsonl", [made]), command.quality.SCORER_VERSION
+  file, version = (
+    small_records.write(tmp_path / "pool.jsonl", [made]),
+    command.quality.SCORER_VERSION,
+  )
   for flags, name, content in (
     ((), version, 0.0),
     (("--eps-abs", 4), f"{version} eps_abs=4", 1.0),

@@ -5,9 +5,9 @@
 
 POOL is a pool with a split "test", built as the presets say. The paper evaluates with 64 frames a
 clip [paper]: `pool build --frames 64` with pixels and a bucket of its own (`pool plan` prints one),
-and a batch that fits. Give the run's own `--config.trained` if that was changed. The batch, which
-must be a multiple of the devices, is what 16 chips of 16 GB take with 2,304 prompt tokens, by the
-compile report of stage 2's rollouts; it was not compiled itself.
+and a batch that fits. The batch, which must be a multiple of the devices, is what 16 chips of 16 GB
+take with 2,304 prompt tokens, by the compile report of stage 2's rollouts; it was not compiled
+itself.
 """
 
 import os

@@ -118,7 +118,7 @@ class Steps:
     share: Share = Share(),
   ):
     share.size(batch_size)
-    _check_k(pool, k)
+    _check_k(pool, k, 1)
     used_N = np.full(len(pool), -1)
     rows_N = np.flatnonzero(chosen(pool, tasks))[: limit or None]
     used_N[rows_N] = pool.bucket_N[rows_N]
@@ -207,7 +207,7 @@ def sequential(
   """
   share = Share(process_index, process_count)
   share.size(batch_size)
-  _check_k(pool, k)
+  _check_k(pool, k, 0)
   rows_N = np.flatnonzero(chosen(pool, tasks))
   rows_N = rows_N[: limit or len(rows_N)]
   turns = []
@@ -303,7 +303,9 @@ def chosen(pool: Pool, tasks: Sequence[str]) -> np.ndarray:
   return np.isin(pool.task_N, tasks) if tasks else np.ones(len(pool), bool)
 
 
-def _check_k(pool: Pool, k: int) -> None:
+def _check_k(pool: Pool, k: int, least: int) -> None:
   most = pool.metadata["k"]
-  if not 0 <= k <= most:
-    raise UserError(f"k is {k}, but the pool has {most} responses per prompt; choose 0 to {most}")
+  if not least <= k <= most:
+    raise UserError(
+      f"data.responses={k}, but the pool has {most} responses per prompt; give {least} to {most}"
+    )

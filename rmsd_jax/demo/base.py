@@ -2,9 +2,10 @@
 
 It stands in for Qwen3-VL's pretraining: it learns to answer plain questions about clips and
 pictures (rmsd_jax.demo.plain_texts) and never sees a task's format. The result is an ordinary
-Hugging Face folder. Run once; the folder is part of the repository:
+Hugging Face folder, part of the repository: made in three runs, each `--start`ed from the one
+before. This makes one like it:
 
-    python -m rmsd_jax.demo.base --out rmsd_jax/demo/tiny_base
+    python -m rmsd_jax.demo.base --out DIR
 
 A training row is one clip with R questions: the prompt group at work. The prompt is the user's turn
 up to the clip; a "response" is a question, the turn's end and the reply, and only replies are
