@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -199,6 +200,21 @@ class Parser(argparse.ArgumentParser):
     raise UserError(f"{message}; see {self.prog} --help")
 
 
+def parser_of(main: Callable[..., object]) -> Parser:
+  """The parser of a command, without its flags; the docstring of main's module is the help."""
+  module = inspect.getmodule(main)
+  return Parser(
+    prog=f"python -m {_module_name(module)}",
+    description=module.__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+
+
+def _module_name(module: types.ModuleType) -> str:
+  """As after `python -m`."""
+  return module.__spec__.name if module.__spec__ else Path(module.__file__).stem
+
+
 def _override_names(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
   """Dotted names of the overridden values; each must exist and hold a value, not a section."""
   known = _keys(config)
@@ -255,7 +271,6 @@ def _help(
 ) -> str:
   """The docstring of the command's module and its flags."""
   module = inspect.getmodule(main)
-  name = module.__spec__.name if module.__spec__ else Path(module.__file__).stem
   rows = [("--config=FILE", _CONFIG_HELP)]
   if workdir:
     rows.append(("--workdir=DIR", _WORKDIR_HELP))
@@ -266,7 +281,9 @@ def _help(
   rows.append(("--config.KEY=VALUE", "overrides one value of the config; may be repeated"))
   width = max(len(flag) for flag, _ in rows) + 2
   needed = "--config=FILE --workdir=DIR" if workdir else "--config=FILE"
-  usage = f"usage: python -m {name} {needed} [--flag=VALUE ...] [--config.KEY=VALUE ...]"
+  usage = (
+    f"usage: python -m {_module_name(module)} {needed} [--flag=VALUE ...] [--config.KEY=VALUE ...]"
+  )
   table = "\n".join(f"  {flag.ljust(width)}{text}" for flag, text in rows)
   return f"{usage}\n\n{inspect.cleandoc(module.__doc__ or '')}\n\nflags:\n{table}"
 

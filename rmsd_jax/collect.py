@@ -15,11 +15,13 @@ from typing import Any
 from rmsd_jax.data import asking, collector
 from rmsd_jax.data.asking import Asking, Budget
 from rmsd_jax.data.endpoint import Endpoint, Patience
+from rmsd_jax.data.rows import Rules
 from rmsd_jax.errors import UserError
+from rmsd_jax.metrics import Progress
 from rmsd_jax.tasks import response
 
 
-def run(args: argparse.Namespace, rules: collector.Rules) -> None:
+def run(args: argparse.Namespace, rules: Rules) -> None:
   """Asks a teacher for responses, and prints what came.
 
   Args:
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace, rules: collector.Rules) -> None:
     _collect(args, how, rules, budget)
 
 
-def _collect(args, how: Asking, rules: collector.Rules, budget: Budget) -> None:
+def _collect(args, how: Asking, rules: Rules, budget: Budget) -> None:
   endpoint = Endpoint(
     args.base_url,
     _key(args.api_key_env, args.base_url),
@@ -80,8 +82,6 @@ def _collect(args, how: Asking, rules: collector.Rules, budget: Budget) -> None:
 
 
 def _progress(total: int, start: int) -> collector.Progress:
-  from rmsd_jax.metrics import Progress  # not at the top: the pool's worker processes import this
-
   return Progress(total, "responses", start)
 
 

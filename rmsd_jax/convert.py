@@ -183,11 +183,7 @@ def export(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
   """The command line."""
-  top = cli.Parser(
-    prog="python -m rmsd_jax.convert",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  top = cli.parser_of(main)
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
   one = commands.add_parser("inspect", help="sizes of a folder, and whether its weights fit them")
   one.set_defaults(run=inspect)

@@ -28,6 +28,7 @@ from rmsd_jax.data import audit, media, onethinker, planning, pool, records, row
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
+from rmsd_jax.metrics import Progress
 from rmsd_jax.tasks import quality, registry, response
 
 
@@ -88,8 +89,6 @@ def processor_of(args: argparse.Namespace) -> Processor:
 
 def plan(args: argparse.Namespace) -> None:
   """Prints what the media and texts of records will take, without decoding the clips."""
-  from rmsd_jax.metrics import Progress  # not at the top: worker processes import this file
-
   bar = functools.partial(Progress, label="records")
   given = args.jsonl, processor_of(args), rules(), bar, args.workers, args.time_limit
   print(planning.table(planning.plan(*given)))
@@ -97,8 +96,6 @@ def plan(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace) -> None:
   """Builds a pool and prints what went in and what did not."""
-  from rmsd_jax.metrics import Progress  # as in plan
-
   processor = processor_of(args)
   metadata = pool.build(
     args.jsonl,
@@ -129,8 +126,6 @@ def answer_of(text: str) -> str:
 
 def score_files(args: argparse.Namespace) -> None:
   """Writes the scores of JSON Lines records, and prints what could not be scored."""
-  from rmsd_jax.metrics import Progress  # as in plan
-
   share = pool.Limits(bad_share=args.max_bad_share).bad_share
   bar, by = functools.partial(Progress, label="questions"), rules_of(args)
   responses, bad = scores.write(
@@ -142,8 +137,6 @@ def score_files(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
   """Prints the study of one split, and writes its page where that is asked for."""
-  from rmsd_jax.metrics import Progress  # as in plan
-
   if args.html and pathlib.Path(args.html).is_file():
     raise UserError(f"--html {args.html} is a file; name a folder for the page and its pictures")
   bar = functools.partial(Progress, label="questions")
@@ -175,8 +168,6 @@ def report(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
   """Looks for everything that is wrong with a pool; prints it, and fails if it is unusable."""
-  from rmsd_jax.metrics import Progress  # as in plan
-
   if args.k < 0:
     raise UserError(f"--k {args.k}: give the number of responses wanted per prompt, 1 or more")
   if folder := _folder(args.paths):
@@ -260,11 +251,7 @@ def parse_pixels(text: str) -> tuple[int, int]:
 
 def parser() -> argparse.ArgumentParser:
   """The command line."""
-  top = cli.Parser(
-    prog="python -m rmsd_jax.pool",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  top = cli.parser_of(main)
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
   one = commands.add_parser("collect", help="ask a teacher: prompts -> JSON Lines with responses")
   one.set_defaults(run=functools.partial(collect.run, rules=rules()))

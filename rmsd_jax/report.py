@@ -6,7 +6,6 @@ DIR/report/index.html, complete in one file, and its pictures as PNG files besid
 there is left out, and the page says so.
 """
 
-import argparse
 import json
 import pathlib
 import time
@@ -282,11 +281,7 @@ def write(directory: str, name: str) -> tuple[pathlib.Path, str]:
 
 
 def main() -> None:
-  parser = cli.Parser(
-    prog="python -m rmsd_jax.report",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = cli.parser_of(main)
   parser.add_argument("directory", metavar="DIR", help="a folder of runs, or one run")
   parser.add_argument(
     "--evaluation",

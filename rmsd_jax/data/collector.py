@@ -14,26 +14,19 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rmsd_jax.data import asking, children, journal
 from rmsd_jax.data.asking import UNBOUNDED, Asking, Budget, Tokens
 from rmsd_jax.data.endpoint import Endpoint, OverBudget, Unanswered
-from rmsd_jax.data.intake import Line, Quarantine, scan
+from rmsd_jax.data.intake import Line, Progress, Quarantine, scan
 from rmsd_jax.data.journal import Entry, Journal
 from rmsd_jax.data.records import Record
+from rmsd_jax.data.rows import Rules
 from rmsd_jax.errors import UserError
 
 SECONDS = 60.0  # to read the media of one record
-
-
-class Rules(Protocol):
-  """What must be known of the tasks; `rows.Rules` has it, and its documentation."""
-
-  closed: Mapping[str, bool]
-  prompt_text: Callable[[str, str, Sequence[str]], str]
-  validate: Callable[[str, Any, Sequence[str]], str | None]
 
 
 @dataclasses.dataclass
@@ -100,16 +93,6 @@ class Job:
       if self.missing(line):
         record = line.read(self.rules.closed)
         yield line, record, self.rules.prompt_text(record.task, record.question, record.options)
-
-
-class Progress(Protocol):
-  """What `collect` reports to: a context manager that counts responses."""
-
-  def __enter__(self) -> "Progress": ...
-
-  def __exit__(self, *exc: object) -> None: ...
-
-  def update(self, n: int = 1, note: str = "") -> None: ...
 
 
 def journal_path(out: str | os.PathLike) -> pathlib.Path:

@@ -10,7 +10,6 @@ config made are refused. A run that fails is named at the end, the others go on.
 WORKDIR/ablations.{md,csv,png} are written anew. Each run's output is in its log.txt.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import json
@@ -190,7 +189,7 @@ def split_cores(jobs: int) -> list[list[int]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs a grid, or goes on with it, and writes its tables."""
-  parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = cli.parser_of(main)
   parser.add_argument("workdir", help="folder of the grid; made if missing")
   parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW",
                       help=f"of {', '.join(ROWS)} (default: all)")  # fmt: skip

@@ -33,8 +33,7 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
-from rmsd_jax import losses, masked, optim
-from rmsd_jax.cli import Parser, run
+from rmsd_jax import cli, losses, masked, optim
 from rmsd_jax.data import media, prompts
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.processor import Processor
@@ -328,7 +327,7 @@ def train(folder: pathlib.Path, options: argparse.Namespace, log) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = cli.parser_of(main)
   parser.add_argument("--out", required=True, help="the Hugging Face folder to write")
   parser.add_argument("--start", help="a folder this command wrote, to go on from")
   parser.add_argument("--steps", type=int, default=2_400, help="of 16 clips (default 2400)")
@@ -352,4 +351,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  run(main)
+  cli.run(main)

@@ -11,7 +11,6 @@
 Writes WORKDIR/laws/LAW.json and LAW.png.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -215,7 +214,7 @@ def _plot(path: pathlib.Path, title: str, curves: dict) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs one law, or goes on with it."""
-  parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = cli.parser_of(main)
   parser.add_argument("workdir", help="of a demo that has run")
   parser.add_argument("--law", choices=("a", "b", "c"), required=True)
   parser.add_argument("--steps", type=int, default=100, help="of stage 2 (default 100)")

@@ -7,7 +7,6 @@ Every step is a command that a user would type; it is printed before it runs. A 
 interrupted goes on where it stopped. WORKDIR/results.json is written last.
 """
 
-import argparse
 import contextlib
 import importlib.metadata
 import json
@@ -210,7 +209,7 @@ def _commit() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the demo, or goes on with it."""
-  parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = cli.parser_of(main)
   parser.add_argument("workdir", help="folder of the demo; made if missing")
   parser.add_argument("--config", default=str(ROOT / "configs" / "demo.py"))
   options = parser.parse_args(argv)

@@ -6,7 +6,6 @@ Digits and the letters of options are tokens of their own wherever they stand.
     python -m rmsd_jax.demo.tokenizer OUT_DIR
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -17,6 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from rmsd_jax import cli
 from rmsd_jax.demo import teacher, world
 from rmsd_jax.demo.plain_texts import plain_texts
 from rmsd_jax.demo.questions import LETTERS, questions
@@ -150,10 +150,10 @@ def write(tokenizer: tokenizers.Tokenizer, out_dir: str | os.PathLike) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description="Train and write the tiny base's tokenizer.")
+  parser = cli.parser_of(main)
   parser.add_argument("out_dir", help="folder to write to; made if missing")
   write(train(corpus()), parser.parse_args().out_dir)
 
 
 if __name__ == "__main__":
-  main()
+  cli.run(main)
