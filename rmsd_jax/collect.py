@@ -81,7 +81,7 @@ def _collect(args, how: Asking, rules: Rules, budget: Budget) -> None:
   _print_collected(args.out, job, budget, endpoint)
 
 
-def _progress(total: int, start: int) -> collector.Progress:
+def _progress(total: int, start: int) -> Progress:
   return Progress(total, "responses", start)
 
 

@@ -78,35 +78,34 @@ def programs(config, mesh) -> dict:
   """name -> (jitted function, abstract arguments, Work, least HBM bytes of one device)."""
   model, bucket = hf.load_model(**config.model), Bucket(*config.compile.bucket)
   c, B, remat, chunk = model.config, config.batch, config.model.remat, config.logit_chunk
-  pieces = config.microbatches  # each reads the weights
-  passes = (3 + remat) * pieces  # forward, two products backward, and the forward again
+  pieces = config.microbatches
+  passes = (3 + remat) * pieces  # of each: forward, two products backward, the forward again
   if config.compile.stage == "sft":
     state = state_lib.abstract(mesh, model, config.trained, train_sft.make_optims(config))
     groups = abstract_groups(config, c, mesh, bucket, 1)
     train = train_sft.make_steps(config, mesh)["train"]
+    work = cost.sft(c, B, bucket, remat, chunk)
     least = reading_bytes(config, mesh, state, passes) + update_bytes(mesh, state)
-    return {"sft step": (train, (state, groups), cost.sft(c, B, bucket, remat, chunk), least)}
+    return {"sft step": (train, (state, groups), work, least)}
   if config.compile.stage != "rl":
     raise UserError(f"compile.stage is {config.compile.stage!r}; choose sft or rl")
   N, K = config.rollouts.samples, config.data.responses
   over = NamedSharding(mesh, sharding.BATCH)
-  like = lambda tree: jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=over), tree
-  )
+  shaped = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=over)
+  like = lambda tree: jax.tree.map(shaped, tree)
   state = state_lib.abstract(mesh, model, config.trained, train_rl.make_optims(config))
   steps, groups = train_rl.make_steps(config, mesh), abstract_groups(config, c, mesh, bucket, K)
   key = jax.eval_shape(lambda: jax.random.key(0))
   samples, visual = like(jax.eval_shape(steps["rollout"], state, groups, key))
-  number = jax.ShapeDtypeStruct((B, N), jnp.float32, sharding=over)
-  match = jax.ShapeDtypeStruct((B, N), jnp.int32, sharding=over)
+  array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=over)
+  number, match = array(B, N), array(B, N, dtype=jnp.int32)
   terms = {name: number for name in ("outer", "task", "content")}
-  of_prompt = lambda dtype: jax.ShapeDtypeStruct((B,), dtype, sharding=over)
   pairs = {
     "match_BN": match,
     "weight_BN": number,
-    "survivors_B": of_prompt(jnp.float32),
-    "closed_B": of_prompt(jnp.bool_),
-    "task_B": of_prompt(jnp.int32),
+    "survivors_B": array(B),
+    "closed_B": array(B, dtype=jnp.bool_),
+    "task_B": array(B, dtype=jnp.int32),
   }
   learn = jax.ShapeDtypeStruct((), jnp.bool_)
   reading = functools.partial(reading_bytes, config, mesh, state)

@@ -5,24 +5,16 @@ Figures come with the sentences that stand below them in the report; nothing is 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmsd_jax import plots
+from rmsd_jax.findings import Run
 
 TERMS = ("content", "discriminator", "outer", "task")
-
-
-class Run(Protocol):
-  """What a figure needs to know of a run; `lines` are those of its metrics.jsonl."""
-
-  name: str
-  label: str
-  colour: str
-  lines: list[dict[str, float]]
 
 
 class Shown(NamedTuple):

@@ -169,8 +169,7 @@ def policy_step(config, mesh, model, optims):
   def policy(state, groups: PromptGroups, samples, visual, score_BN, terms, pairs: dict):
     closed_B, task_B = pairs["closed_B"], pairs["task_B"]
     groups = groups.with_responses(samples.responses_BRT, samples.length_BR)
-    everyone_BN = samples.length_BR > 0
-    counts_BN = everyone_BN & (samples.finished_BR | (not config.policy.mask_cut_off))
+    counts_BN = samples.finished_BR | (not config.policy.mask_cut_off)
     score_BN = advantages.score_term(score_BN, samples.finished_BR, config.reward.score)
     reward = advantages.composite(
       terms | {"discriminator": score_BN}, dict(config.reward), closed_B, config.reward.gate
@@ -187,9 +186,8 @@ def policy_step(config, mesh, model, optims):
     def loss_fn(student, batch):
       groups, visual, counts_BN, advantage_BN, keep_kl_BN, sampled_BNT = batch
       mask_BNT, c = groups.response_mask_BRT & counts_BN[..., None], config.policy
-      logp_BNT, entropy_BNT = logps(
-        named.join(state["frozen"], student), groups, visual, entropy=True
-      )
+      params = named.join(state["frozen"], student)
+      logp_BNT, entropy_BNT = logps(params, groups, visual, entropy=True)
       ref_BNT = logps(state_lib.weights(state, "reference"), groups, visual)
       old_BNT = jax.lax.stop_gradient(logp_BNT)  # one update per rollout batch: the ratio is 1
       loss, metrics = losses.policy_gradient(
@@ -204,16 +202,13 @@ def policy_step(config, mesh, model, optims):
     grads, metrics, gap_B = optim.gradients(loss_fn, old, batch, config.microbatches)
     new, opt_state, health = optim.apply(optims["student"], grads, state["student_optim"], old)
     metrics = {f"policy/{k}": v for k, v in (metrics | health).items()}
-    metrics |= advantages.reward_metrics(reward, everyone_BN)
-    metrics["reward/dead_groups"] = 1 - jnp.mean(alive_B)
-    metrics["policy/tied_share"] = advantages.tied_share(
-      advantage_BN, terms["content"], counts_BN, closed_B
-    )
+    metrics |= advantages.reward_metrics(reward, counts_BN)
+    tied = advantages.tied_share(advantage_BN, terms["content"], counts_BN, closed_B)
+    metrics |= {"reward/dead_groups": 1 - jnp.mean(alive_B), "policy/tied_share": tied}
     metrics["policy/sampler_trainer_gap"] = gap_B.max()  # nats; same weights, so rounding only
-    quality_BN = scoring.quality(terms)
-    metrics |= probes.by_label(
-      "quality", quality_BN, everyone_BN & closed_B[:, None], task_B, state_lib.TASK_NAMES
-    )
+    closed_BN = jnp.broadcast_to(closed_B[:, None], counts_BN.shape)
+    quality = "quality", scoring.quality(terms), closed_BN
+    metrics |= probes.by_label(*quality, task_B, state_lib.TASK_NAMES)
     learned = {"student": new, "student_optim": opt_state, "running": running | {"spread": spread}}
     return state_lib.pinned(mesh, state | learned), metrics
 

@@ -32,7 +32,7 @@ class Batch:
   closed_B: np.ndarray  # bool, closed-ended task
   row_B: np.ndarray  # int64, index of the row in its split
   real_B: np.ndarray  # bool, False for repeats that fill the last batch of an evaluation
-  info: list[dict[str, Any]]  # per prompt: id, clip, task, question, options, answer, texts
+  info: list[dict[str, Any]]  # per prompt: id, clip, task, question, options, answer
 
 
 def collate(
@@ -94,5 +94,5 @@ def prompt_of(row: rows.Row, layout: prompts.Layout) -> prompts.Prompt:
 
 
 def _info(row: rows.Row) -> dict[str, Any]:
-  names = ("id", "clip", "task", "question", "options", "answer", "texts")
+  names = ("id", "clip", "task", "question", "options", "answer")
   return {name: getattr(row, name) for name in names}
