@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment if need be, then runs the linter and the test suite on the CPU.
-#   ./launch/test.sh                        everything but the slow tests
+#   ./launch/test.sh                        everything but the slow tests, files side by side
 #   ./launch/test.sh tests/test_losses.py   further arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,4 +13,5 @@ fi
 source launch/_env.sh
 env_install requirements.txt tests/requirements.txt
 .venv/bin/python -m ruff check .
+[ $# -gt 0 ] || set -- --numprocesses=auto --maxprocesses=4 --dist=loadfile
 exec .venv/bin/python -m pytest "$@"

@@ -35,7 +35,8 @@ def weights(state: State, role: str = "student") -> dict:
 def load_student(
   mesh: Mesh, model: Qwen3VL, folder: str, init_from: str, trained: Sequence[str], step="latest"
 ) -> State:
-  """{"student", "frozen"} from an earlier run's checkpoint, or from a Hugging Face folder.
+  """{"student", "frozen"} from an earlier run's checkpoint, which is named, or from a Hugging Face
+  folder.
 
   Args:
     init_from: work folder of the earlier run; "" reads `folder`.
@@ -44,6 +45,9 @@ def load_student(
   if not init_from:
     student, frozen = named.split(hf.load_params(folder, mesh), trained)
     return {"student": student, "frozen": frozen}
+  step, steps = checkpoint.find_step(init_from, step), checkpoint.read_config(init_from)["steps"]
+  if jax.process_index() == 0:
+    print(f"the student of {init_from}, step {step} of {steps}")
   entries = saved_entries(mesh, model, init_from)
   read = lambda name: checkpoint.restore_item(init_from, name, entries[name], step)
   student, frozen = named.split(named.join(read("frozen"), read("student")), trained)

@@ -178,7 +178,7 @@ def test_saving_a_step_again_changes_nothing(tmp_path):
   save_steps(tmp_path, [2, 3])
   with Checkpoints(tmp_path) as checkpoints:
     assert checkpoints.steps() == [1, 2, 3]
-    with pytest.raises(UserError, match="step 2 would be saved behind step 3"):
+    with pytest.raises(UserError, match="step 2 would be saved although step 3 is there"):
       checkpoints.save(2, {"student": {"w": jnp.zeros(4)}})
 
 

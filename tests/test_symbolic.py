@@ -101,10 +101,12 @@ def test_a_different_result(answer, reference):
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=[repr(bomb[:16]) for bomb in BOMBS])
 def test_a_bomb_is_not_even_judged(bomb):
-  began = time.perf_counter()
-  assert not symbolic.equal(bomb, "\\frac{1}{2}")
-  assert time.perf_counter() - began < 0.05
-  assert not symbolic.harmless(bomb)
+  seconds = []
+  for _ in range(3):  # the machine may be busy
+    began = time.perf_counter()
+    assert not symbolic.equal(bomb, "\\frac{1}{2}")
+    seconds.append(time.perf_counter() - began)
+  assert min(seconds) < 0.05 and not symbolic.harmless(bomb)
 
 
 def test_a_judge_that_hangs_is_replaced(monkeypatch):
