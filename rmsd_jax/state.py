@@ -45,7 +45,8 @@ def load_student(
   if not init_from:
     student, frozen = named.split(hf.load_params(folder, mesh), trained)
     return {"student": student, "frozen": frozen}
-  step, steps = checkpoint.find_step(init_from, step), checkpoint.read_config(init_from)["steps"]
+  steps = checkpoint.read_config(init_from)["steps"]
+  step = checkpoint.find_step(init_from, step)
   if jax.process_index() == 0:
     print(f"the student of {init_from}, step {step} of {steps}")
   entries = saved_entries(mesh, model, init_from)
