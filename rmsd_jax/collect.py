@@ -98,6 +98,8 @@ def _print_estimate(job: collector.Job, budget: Budget) -> None:
   requests, most = collector.estimate(job)
   asked = sum(job.missing(line) > 0 for line in job.lines)
   print(f"{len(job.lines)} prompts; unusable lines: {_spelled(job.failures) or 'none'}")
+  if job.asking.media == "frames":
+    _print_missing(job)
   print(f"{requests} requests to send, for {asked} of the prompts")
   print(f"so far: {budget.spelled(job.spent)}")
   print(
@@ -109,6 +111,16 @@ def _print_estimate(job: collector.Job, budget: Budget) -> None:
     print(f"the first prompt is {line.id!r} ({shown}):\n{text}")
     break
   print("nothing was sent")
+
+
+def _print_missing(job: collector.Job) -> None:
+  """Media files that the requests would need and that are not there."""
+  there = {}  # path as it is written -> whether it is a file
+  for line, record, _ in job.questions():
+    for medium in record.media:
+      there[medium.path] = os.path.isfile(os.path.join(line.folder, medium.path))
+  if missing := [path for path, found in there.items() if not found]:
+    print(f"{len(missing)} of {len(there)} media files are not there, such as {missing[0]}")
 
 
 def _print_collected(out: str, job: collector.Job, budget: Budget, endpoint: Endpoint) -> None:

@@ -206,8 +206,8 @@ def teacher_study(
   with styled(2, 2, 3.0) as (figure, axes):
     task_bars(axes[0], "Mean quality [0 to 1]", figures, paper, graded, {"mean": ("mean", blue)})
     spreads = {
-      "sd_across": ("across questions", blue),
-      "sd_within": ("within one", light),
+      "sd_across": ("across", blue),
+      "sd_within": ("within a question", light),
     }
     task_bars(axes[1], "Spread of quality [s.d.]", figures, paper, graded, spreads)
     violations = {"violations": ("share of responses", blue)}
@@ -222,7 +222,7 @@ def teacher_study(
     )  # fmt: skip
     ax.set_ylim(0, 1.05)
     ax.set_xlabel("threshold tau on quality")
-    ax.set_title("Kept by the filter [share of responses]", pad=20)
+    ax.set_title("Kept by the filter [share]", pad=20)
     ax.legend(**LEGEND, ncols=2)
   return figure
 

@@ -29,7 +29,7 @@ from rmsd_jax.data.processor import Processor
 from rmsd_jax.errors import UserError
 from rmsd_jax.groups import Bucket
 from rmsd_jax.metrics import Progress
-from rmsd_jax.tasks import quality, registry, response
+from rmsd_jax.tasks import quality, registry
 
 
 def prompt_text(task: str, question: str, options: Sequence[str]) -> str:
@@ -116,12 +116,7 @@ def build(args: argparse.Namespace) -> None:
 
 def scorer(made_of: rows.Rules) -> scores.Scorer:
   """Rules as the scoring of JSON Lines sees them."""
-  return scores.Scorer(made_of, answer_of)
-
-
-def answer_of(text: str) -> str:
-  """The answer in a response, "" where it lacks the outer format."""
-  return response.parse(text).answer
+  return scores.Scorer(made_of, registry.answer_of)
 
 
 def score_files(args: argparse.Namespace) -> None:
@@ -137,11 +132,11 @@ def score_files(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
   """Prints the study of one split, and writes its page where that is asked for."""
-  if args.html and pathlib.Path(args.html).is_file():
-    raise UserError(f"--html {args.html} is a file; name a folder for the page and its pictures")
+  if args.html:
+    _make_folder(args.html)
   bar = functools.partial(Progress, label="questions")
   if folder := _folder(args.paths):
-    scored = scores.of_pool(folder, args.split, answer_of, bar)
+    scored = scores.of_pool(pool.open_pool(folder, args.split), registry.answer_of, bar)
   else:
     scored = scores.of_files(args.paths, args.split, scorer(rules_of(args)), bar, args.workers)
   figures, teachers = study.by_task(scored.questions), study.by_teacher(scored.questions)
@@ -155,6 +150,8 @@ def report(args: argparse.Namespace) -> None:
       "questions without any): closed-ended tasks only; rouge: open-ended, for the log only"
     )
     first, bad = scored.unusable
+    if scored.silent:
+      print(f"{scored.silent} questions have no response and are left out")
     if bad:
       print(f"{bad} unusable lines are left out, the first: {first}; `pool check` lists all")
   if args.html:
@@ -198,6 +195,16 @@ def import_file(args: argparse.Namespace) -> None:
   _print_quarantine(made.refused, f"{args.out}.quarantine.jsonl")
   hint = "; is --media-root the folder that their paths start from?" if made.missing else ""
   print(f"{made.missing} of {made.media} media files are not there{hint}")
+
+
+def _make_folder(path: str) -> None:
+  """The folder of a page, before the work of an hour."""
+  if pathlib.Path(path).is_file():
+    raise UserError(f"--html {path} is a file; name a folder for the page and its pictures")
+  try:
+    pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--html {path}: no folder can be made there ({error.strerror})") from error
 
 
 def _folder(paths: Sequence[str]) -> str | None:

@@ -6,10 +6,11 @@ DIR/report/index.html, complete in one file, and its pictures as PNG files besid
 there is left out, and the page says so.
 """
 
+import functools
 import json
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ import numpy as np
 from rmsd_jax import cli, curves, findings, metrics, plots, teacher_page
 from rmsd_jax.data import pool, rows, study
 from rmsd_jax.data.prompts import Layout
+from rmsd_jax.data.scores import of_pool
 from rmsd_jax.errors import UserError
 from rmsd_jax.findings import NAMES, WAYS, Run, scores
 from rmsd_jax.page import Page, plain, render
-from rmsd_jax.tasks import response
+from rmsd_jax.tasks import registry
 
 TEMPLATE = "report.html.jinja"
 MAX_COLUMNS = 8  # frame pairs shown of an example
@@ -113,20 +115,13 @@ def teacher_study(page: Page, runs: Sequence[Run]) -> dict[str, Any] | None:
   opened = open_split(page, runs, "pool", "train")
   if opened is None:
     return None
-  teachers: set[str] = set()
-
-  def watched() -> Iterator[rows.Row]:
-    with metrics.Progress(len(opened), "teacher's figures") as progress:
-      for index in range(len(opened)):
-        row = opened[index]
-        teachers.update(row.teachers)
-        progress.update()
-        yield row
-
-  figures = study.variance(watched(), lambda text: response.parse(text).answer)
-  if not figures:
+  bar = functools.partial(metrics.Progress, label="teacher's figures")
+  questions = of_pool(opened, registry.answer_of, bar).questions
+  if not questions:
     page.lacks("pool", "The pool holds no teacher responses.")
     return None
+  teachers = {name for question in questions for name in question.teachers}
+  figures = study.by_task(questions)
   return teacher_page.study_section(page, figures, teachers)
 
 

@@ -50,7 +50,7 @@ def write(folder: str, title: str, scored: scores.Scored) -> pathlib.Path:
   _spreads(page, scored.questions, figures)
   _faults(page, figures, by_teacher, scored.unit)
   html = render(
-    TEMPLATE, title=title, lead=lead(figures), study=section, by_teacher=by_teacher,
+    TEMPLATE, title=title, lead=lead(figures, scored.silent), study=section, by_teacher=by_teacher,
     everything=study.ALL, tau=study.TAU, unit=scored.unit, examples=examples(scored),
     unusable=scored.unusable, figures=page.figures, missing=page.missing,
     made=time.strftime("%Y-%m-%d %H:%M"),
@@ -88,8 +88,9 @@ def _faults(page: Page, figures: study.Figures, by_teacher: study.Figures, unit:
   page.figure("faults", "faults", teacher_plots.faults(figures, study.PAPER),
     "Left: a response without the outer blocks, or without the task's own format inside them, is "
     "not valid and has quality 0, whatever it says; a response that was cut off is not valid "
-    "either. Diamonds: the paper's teacher. Right: how often two responses to one question give "
-    "the same answer, case and white space apart; among right and wrong ones alike.",
+    "either. Diamonds: the paper's teacher. Right: how often two responses of one teacher to a "
+    "question give the same answer, by its value where the task reads one, else by its text (case "
+    "and white space apart); among right and wrong ones alike.",
     "No responses.")  # fmt: skip
   page.figure("faults", "lengths", teacher_plots.lengths(figures, unit),
     "Dot: median; thick: the middle half; thin: 5 to 95 %. Reasoning included.",
@@ -133,8 +134,8 @@ def _example(scored: scores.Scored, place: int, spread: float) -> dict[str, Any]
   }  # fmt: skip
 
 
-def lead(figures: study.Figures) -> str:
-  """What was found, in words, from the numbers alone."""
+def lead(figures: study.Figures, silent: int = 0) -> str:
+  """What was found, in words, from the numbers alone; `silent` questions have no response."""
   everything = figures[study.ALL]
   text = [f"{everything['responses']:,} responses to {everything['questions']:,} questions."]
   if math.isnan(everything["mean"]):
@@ -151,6 +152,8 @@ def lead(figures: study.Figures) -> str:
     f"{everything['violations']:.1%} of all responses miss the format, {everything['cut_off']:.1%} "
     "were cut off."
   )
+  if silent:
+    text.append(f"{silent:,} questions have no response and are left out.")
   return " ".join(text)
 
 

@@ -36,9 +36,13 @@ def spreads(means_N: np.ndarray, spreads_N: np.ndarray) -> Figure | None:
     left.set_title("Mean quality of a question")
     left.set_xlabel("quality, 0 to 1")
     left.set_ylabel("questions")
+    right.set_title("Spread within a question")
+    if not len(spreads_N):
+      right.set_axis_off()
+      right.text(0.5, 0.5, "one response per question", ha="center", transform=right.transAxes)
+      return figure
     # No unbiased s.d. of values in [0, 1] is above that of 0 and 1.
     _histogram(right, spreads_N, np.linspace(0, math.sqrt(0.5), 21), ORANGE)
-    right.set_title("Spread within a question")
     right.set_xlabel("s.d. of the quality of its responses")
   return figure
 

@@ -381,6 +381,9 @@ def test_a_dry_run_sends_nothing_and_needs_no_key(folder, start, capsys, monkeyp
   assert "24 requests to send, for 6 of the prompts" in out and "24,000 out" in out
   assert "Which card? (0)\nA. red" in out and "cost 0.24" in out
   assert not teacher.requests and sorted(p.name for p in folder.iterdir()) == ["prompts.jsonl"]
+  put(folder, [prompt("0"), prompt("1", media=[{"type": "video", "path": "none.mp4"}])])
+  call(folder, teacher, "--dry-run")
+  assert "1 of 1 media files are not there, such as none.mp4" in capsys.readouterr().out
 
 
 REFUSED = [

@@ -1,11 +1,14 @@
 """What a server's answer says; tests/test_collect.py has the calls themselves."""
 
+import asyncio
 import json
+import socket
 
 import pytest
 
 from rmsd_jax.data import endpoint, records
 from rmsd_jax.data.asking import Tokens
+from rmsd_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -67,3 +70,18 @@ def test_what_is_no_whole_completion_is_refused(text):
 )
 def test_retry_after_is_a_number_or_a_date(value, seconds):
   assert endpoint._retry_after({"retry-after": value}) == seconds
+
+
+def test_a_server_that_is_not_there_is_named(capsys):
+  with socket.socket() as nobody:  # a port that nobody listens to
+    nobody.bind(("localhost", 0))
+    url = f"http://localhost:{nobody.getsockname()[1]}/v1"
+    there = endpoint.Endpoint(url, "key", endpoint.Patience(retries=1, backoff=0.01))
+
+    async def ask():
+      async with there:
+        await there.ask({"model": "m", "messages": []}, Tokens(1, 1))
+
+    with pytest.raises(UserError, match=f"{url} cannot be reached .*; see --base-url"):
+      asyncio.run(ask())
+  assert "no answer yet" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Import of OneThinker's files: every task finds its place; what has none is counted by reason."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -171,11 +172,21 @@ def test_refusals_are_counted_and_the_others_taken(tmp_path):
   assert found[0].id == "train-2"
 
 
+def test_lines_are_parted_by_line_ends_alone_and_a_broken_one_is_refused_by_its_number(tmp_path):
+  odd = item("OCR", "STOP\u2028\u0085 7")
+  lines = ["\ufeff" + json.dumps(odd, ensure_ascii=False), "", "{", json.dumps(TRAINING[0]), ""]
+  (tmp_path / "train.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
+  out = tmp_path / "pool.jsonl"
+  made = onethinker.convert(tmp_path / "train.jsonl", out, command.rules())
+  assert sum(made.tasks.values()) == 2 and made.refused == {"form": 1}
+  (entry,) = map(json.loads, pathlib.Path(f"{out}.quarantine.jsonl").read_text().splitlines())
+  assert entry["line"] == 3 and "not JSON" in entry["reason"]
+
+
 def test_files_that_are_not_of_the_form_are_one_error(tmp_path):
-  for content in ("[1", '{"a": 1}\n{'):
-    (tmp_path / "bad.json").write_text(content)
-    with pytest.raises(UserError, match="cannot be read"):
-      onethinker.convert(tmp_path / "bad.json", tmp_path / "out.jsonl", command.rules())
+  (tmp_path / "bad.json").write_text("[1")
+  with pytest.raises(UserError, match="cannot be read"):
+    onethinker.convert(tmp_path / "bad.json", tmp_path / "out.jsonl", command.rules())
   with pytest.raises(UserError, match="nowhere.json cannot be read"):
     onethinker.convert(tmp_path / "nowhere.json", tmp_path / "out.jsonl", command.rules())
   (tmp_path / "bad.json").write_text("[]")

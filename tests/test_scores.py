@@ -17,6 +17,7 @@ from rmsd_jax.metrics import Progress
 from rmsd_jax.tasks import metrics, quality, registry, response
 
 TASKS = sorted(registry.TASKS)
+SCORER = command.scorer(command.rules())
 BAD = ["{", {"id": "x"}, small_records.of_task("ocr", id="no truth", answer="")]
 
 
@@ -27,7 +28,7 @@ def silent(total):
 def write(folder, values, **changes):
   jsonl = small_records.write(folder / "pool.jsonl", values)
   out = folder / "scores.jsonl"
-  result = scores.write([str(jsonl)], out, command.scorer(), silent, workers=1, **changes)
+  result = scores.write([str(jsonl)], out, SCORER, silent, workers=1, **changes)
   return result, [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -94,7 +95,7 @@ def test_a_failure_leaves_no_scores_but_its_reasons(tmp_path):
   ]  # fmt: skip
 
 
-def dies(text):
+def dies(task, text, options):
   """An `answer_of` that takes its process with it."""
   if "crash" in text:
     os._exit(7)
@@ -106,7 +107,7 @@ def test_a_line_that_ends_its_process_costs_that_line_alone(tmp_path, monkeypatc
   values = [small_records.of_task("ocr", id=str(i)) for i in range(5)]
   values[1]["responses"][2]["text"] = "crash"
   path = small_records.write(tmp_path / "pool.jsonl", values)
-  scorer = dataclasses.replace(command.scorer(), answer_of=dies)
+  scorer = dataclasses.replace(SCORER, answer_of=dies)
   scored = scores.of_files([str(path)], "train", scorer, silent, workers=1)
   assert [question.id for question in scored.questions] == ["0", "2", "3", "4"]
   assert scored.unusable == (f"{path} line 2: its process died (exit code 7)", 1)
@@ -118,15 +119,15 @@ def test_what_exists_is_not_replaced(tmp_path):
     write(tmp_path, [small_records.of_task("ocr")])
   assert (tmp_path / "scores.jsonl").read_text() == "mine\n"
   with pytest.raises(UserError, match="no file .*nowhere.jsonl"):
-    scores.write(["nowhere.jsonl"], tmp_path / "new.jsonl", command.scorer(), silent, workers=1)
+    scores.write(["nowhere.jsonl"], tmp_path / "new.jsonl", SCORER, silent, workers=1)
   with pytest.raises(UserError, match="0 workers; scoring needs at least 1"):
-    scores.write(["nowhere.jsonl"], tmp_path / "new.jsonl", command.scorer(), silent, workers=0)
+    scores.write(["nowhere.jsonl"], tmp_path / "new.jsonl", SCORER, silent, workers=0)
   assert [path.name for path in tmp_path.glob("*new*")] == []
 
 
 def test_a_report_studies_what_score_writes(written):
   folder, _, lines = written
-  given = ([str(folder / "pool.jsonl")], "train", command.scorer(), silent)
+  given = ([str(folder / "pool.jsonl")], "train", SCORER, silent)
   scored = scores.of_files(*given, workers=2)
   assert [question.id for question in scored.questions] == TASKS
   assert (scored.unit, scored.unusable[1]) == ("characters", 3)
@@ -144,17 +145,52 @@ def test_a_report_studies_what_score_writes(written):
 def test_only_the_split_is_studied(tmp_path):
   values = [small_records.of_task("ocr"), small_records.of_task("math", split="test")]
   path = str(small_records.write(tmp_path / "pool.jsonl", values))
-  scored = scores.of_files([path], "test", command.scorer(), silent, workers=1)
+  scored = scores.of_files([path], "test", SCORER, silent, workers=1)
   assert [question.id for question in scored.questions] == ["math"]
   small_records.write(tmp_path / "pool.jsonl", values[:1])
   with pytest.raises(UserError, match="no record of split 'test' in .*; give another --split"):
-    scores.of_files([path], "test", command.scorer(), silent, workers=1)
+    scores.of_files([path], "test", SCORER, silent, workers=1)
 
 
-def test_a_built_pool_gives_its_stored_scores(monkeypatch):
+def test_answers_are_alike_by_what_their_task_reads(tmp_path):
+  """Math and text by what is written; case and white space do not matter."""
+  same = {
+    "multiple_choice": ("A", "A.", "(A)", "a"),
+    "numerical": ("2", "2.0", "+2", " 2.00"),
+    "temporal_grounding": ('{"time": [1, 2]}', '{"time":[1,2.0]}', '{"time": [1.0, 2]}', "x"),
+    "tracking": ('{"boxes": {"0": [0, 0, 9, 9], "1": [0, 0, 9, 9]}}',
+                 '{"boxes": {"1": [0,0,9,9], "0": [0,0,9,9.0]}}', "1", "2"),
+    "math": ("0.5", "1/2", "0.5 ", "\\frac{1}{2}"),
+  }  # fmt: skip
+  wanted = {"multiple_choice": 1, "numerical": 1, "temporal_grounding": 1 / 2, "tracking": 1 / 6,
+            "math": 1 / 6}  # fmt: skip
+  values = [
+    small_records.of_task(task, responses=[small_records.said(answer) for answer in answers])
+    for task, answers in same.items()
+  ]
+  path = str(small_records.write(tmp_path / "pool.jsonl", values))
+  found = scores.of_files([path], "train", SCORER, silent, workers=1).questions
+  assert {one.task: one.agreement for one in found} == pytest.approx(wanted)
+
+
+def test_questions_without_a_response_are_counted(tmp_path):
+  values = [small_records.of_task("ocr"), small_records.of_task("math", responses=[])]
+  path = str(small_records.write(tmp_path / "pool.jsonl", values))
+  scored = scores.of_files([path], "train", SCORER, silent, workers=1)
+  assert (len(scored.questions), scored.silent) == (1, 1)
+
+
+def test_a_byte_order_mark_costs_no_question(tmp_path):
+  values = [small_records.of_task("ocr"), small_records.of_task("math")]
+  path = small_records.write(tmp_path / "pool.jsonl", values)
+  path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+  scored = scores.of_files([str(path)], "train", SCORER, silent, workers=1)
+  assert len(scored.questions) == 2 and scored.prompt(0).question == "What is it?"
+
+
+def test_a_built_pool_gives_its_stored_scores():
   stored = make_pool(7)
-  monkeypatch.setattr(scores.pool, "open_pool", lambda folder, split: stored)
-  scored = scores.of_pool("nowhere", "train", lambda text: text, silent)
+  scored = scores.of_pool(stored, lambda task, text, options: text, silent)
   assert scored.unit == "tokens" and len(scored.questions) == 7
   for place, (question, row) in enumerate(zip(scored.questions, stored.stored, strict=True)):
     np.testing.assert_array_equal(question.quality_K, row.quality_K)

@@ -19,8 +19,13 @@ def make(quality_K, texts=None, **changes):
   return dataclasses.replace(row, **values, **changes)
 
 
-def figures(*rows):
-  return study.variance(rows, answer_of=lambda text: text)
+def whole(task, text, options):
+  """An `answer_of`: the response is the answer."""
+  return text
+
+
+def figures(*rows, **options):
+  return study.by_task([study.of_row(row, whole) for row in rows], **options)
 
 
 qualities = st.lists(st.floats(0, 1, width=32), min_size=2, max_size=6)
@@ -50,7 +55,7 @@ def test_two_kinds_of_variance_are_told_apart():
 
 
 def test_a_threshold_keeps_what_reaches_it():
-  one = study.variance([make([0.0, 0.25, 0.5, 0.75])], lambda text: text, taus=(0.25, 0.5, 0.8))
+  one = figures(make([0.0, 0.25, 0.5, 0.75]), taus=(0.25, 0.5, 0.8))
   assert one["all"]["kept"] == {0.25: 0.75, 0.5: 0.5, 0.8: 0.0}
 
 
@@ -97,7 +102,7 @@ def question(quality_K, teachers=None, **changes):
   """A question as JSON Lines give it: no tokens, and a ROUGE-L where it is open-ended."""
   count = len(quality_K)
   row = make(quality_K, **{name: changes.pop(name) for name in ("texts",) if name in changes})
-  made = dataclasses.replace(study.of_row(row, lambda text: text), **changes)
+  made = dataclasses.replace(study.of_row(row, whole), **changes)
   return dataclasses.replace(made, teachers=teachers or ("big",) * count)
 
 
@@ -127,6 +132,18 @@ def test_a_teacher_is_measured_by_its_own_responses():
   assert study.table(figures, "teacher").splitlines()[2].startswith("| a ")
 
 
+def test_what_two_teachers_differ_in_is_no_luck_of_a_sample():
+  """Each says the same each time: nothing varies within a question, and all of a teacher agree."""
+  two = question([1.0, 1.0, 0.0, 0.0], teachers=("a", "a", "b", "b"), texts=("A", "A", "B", "B"))
+  one = study.by_task([two])["all"]
+  assert (one["sd_within"], one["agreement"], one["mean"]) == (0, 1, 0.5)
+  mixed = question([1.0, 0.0, 0.5], teachers=("a", "b", "a"), texts=("A", "A", "B"))
+  one = study.by_task([mixed])["all"]
+  assert one["sd_within"] == pytest.approx(statistics.stdev([1.0, 0.5])) and one["agreement"] == 0
+  single = study.by_task([question([1.0, 0.0], teachers=("a", "b"))])["all"]
+  assert np.isnan([single["sd_within"], single["agreement"]]).all()
+
+
 def test_responses_without_an_answer_agree_with_none():
   one = question([0, 0, 1], texts=("", "", "a"))
   assert study.by_task([one])["all"]["agreement"] == 0
@@ -144,11 +161,6 @@ def test_lengths_and_rouge_are_of_all_responses():
   )["all"]
   assert one["rouge"] == pytest.approx(0.3)
   assert (one["lengths"][0.5], one["lengths"][0.25], one["lengths"][1.0]) == (30, 20, 50)
-
-
-def test_a_built_pool_and_its_questions_have_the_same_figures():
-  rows = [make([0.25, 1.0]), make([0.5, 0.5], task="math")]
-  assert str(figures(*rows)) == str(study.by_task([study.of_row(r, lambda t: t) for r in rows]))
 
 
 def test_curves_have_the_values_of_a_direct_count():

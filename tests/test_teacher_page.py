@@ -31,7 +31,7 @@ class Line:
 
 def judged(value):
   """A record's question as `scores.Scorer` makes it, without processes."""
-  return command.scorer().question(Line(value))
+  return command.scorer(command.rules()).question(Line(value))
 
 
 def scored(values, unusable=("", 0)):
@@ -42,7 +42,7 @@ def scored(values, unusable=("", 0)):
     texts = tuple(response.text for response in record.responses)
     return scores.Prompt(record.question, record.options, record.answer, texts)
 
-  return scores.Scored([judged(value) for value in values], prompt, "characters", unusable)
+  return scores.Scored([judged(value) for value in values], prompt, "characters", 0, unusable)
 
 
 def several():
@@ -97,11 +97,11 @@ def test_the_figures_are_those_of_the_statistics_module():
 def test_examples_are_the_questions_whose_responses_differ_most():
   of = scored([*several(), small_records.ocr("third", [LEVELS[0], LEVELS[3]])])
   shown = teacher_page.examples(of)
-  assert [one["id"] for one in shown] == ["third", "wild", "math"]  # two of a task, the math last
+  assert [one["id"] for one in shown] == ["third", "math", "wild"]  # two of a task
   assert shown[0]["spread"] == pytest.approx(statistics.stdev([1, 0]))
-  assert [one["quality"] for one in shown[1]["teachers"]] == [1, 0, 1, 0]
-  assert shown[1]["teachers"][0]["text"].endswith("<answer>one two three four</answer>")
-  assert shown[2]["answer"] == registry.TASKS["math"].example.reference
+  assert [one["quality"] for one in shown[2]["teachers"]] == [1, 0, 1, 0]
+  assert shown[2]["teachers"][0]["text"].endswith("<answer>one two three four</answer>")
+  assert shown[1]["answer"] == registry.TASKS["math"].example.reference
   steady = scored(several()[:1])
   assert teacher_page.examples(steady) == []
 

@@ -77,6 +77,8 @@ def test_what_cannot_be_reported_is_one_error(file, tmp_path, capsys):
   (tmp_path / "page").write_text("")
   with pytest.raises(UserError, match="--html .*page is a file; name a folder"):
     call(capsys, "report", file, "--html", tmp_path / "page")
+  with pytest.raises(UserError, match="--html .*page/new: no folder can be made there"):
+    call(capsys, "report", file, "--html", tmp_path / "page" / "new")
   silent = small_records.write(tmp_path / "0.jsonl", [small_records.of_task("ocr", responses=[])])
   assert call(capsys, "report", silent).startswith("no responses\n")
   with pytest.raises(UserError, match="no responses in .*0.jsonl, so there is nothing to show"):

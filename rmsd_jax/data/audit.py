@@ -224,6 +224,7 @@ class _Sweep:
     self.media: dict[str, set[str]] = {split: set() for split in records.SPLITS}
     self.tasks: collections.Counter[str] = collections.Counter()
     self.total = self.bad = 0
+    self.first = ""  # what is wrong with the first unusable line
 
   def look(self, path: str, place: str, record: records.Record | records.RecordFault) -> None:
     """Takes in one line; `place` is its name."""
@@ -231,6 +232,7 @@ class _Sweep:
     folder = os.path.dirname(os.path.abspath(path))
     if wrong := _faults(record, self.rules, folder, self.ids):
       self.bad += 1
+      self.first = self.first or f"{place}: {wrong[0][1]}"
       for kind, reason in wrong:
         self.faults[kind, _pattern(reason)].append((place, reason))
     if isinstance(record, records.RecordFault):
@@ -251,10 +253,8 @@ class _Sweep:
     tasks = ", ".join(f"{name} {count}" for name, count in sorted(self.tasks.items()))
     lines = [f"{self.total} lines, {self.total - self.bad} usable: {tasks or '-'}"]
     lines.append(f"unusable lines: {self.bad}")
-    first = ""
     for (kind, _), group in sorted(self.faults.items(), key=lambda one: (one[0][0], -len(one[1]))):
       place, reason = group[0]
-      first = first or f"{place}: {reason}"
       such = "" if len({reason for _, reason in group}) == 1 else "such as "
       lines.append(f"  {kind}: {such}{reason}: {_named([place for place, _ in group])}")
     fatal = []
@@ -263,7 +263,7 @@ class _Sweep:
     if self.bad > bad_share * self.total:
       fatal.append(
         f"{self.bad} of {self.total} lines are unusable, more than the allowed share of "
-        f"{bad_share:g} (the first: {first}); mend or drop them"
+        f"{bad_share:g} (the first: {self.first}); mend or drop them"
       )
     return Findings(lines, fatal)
 

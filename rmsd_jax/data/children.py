@@ -5,6 +5,7 @@
 
 import dataclasses
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -165,6 +166,7 @@ def _collect(children: list[_Child]) -> dict[int, Any]:
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its children
   pipe.send("ready")
   while True:
     task = pipe.recv()

@@ -11,6 +11,7 @@ import dataclasses
 import email.utils
 import json
 import random
+import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -152,7 +153,8 @@ class Endpoint:
     Raises:
       OverBudget: `lost` said no.
       Unanswered: the server refuses this request, or the retries are used up.
-      UserError: the server will refuse every request: the key, the model, no credit.
+      UserError: the server will refuse every request (the key, the model, no credit), or no
+        request has ever reached it.
     """
     for attempt in range(self._patience.retries + 1):
       await self._pace.turn(sum(bound))
@@ -169,10 +171,14 @@ class Endpoint:
         self._pace.give_back(sum(bound) - sum(answer.tokens or bound))
         return answer
       if attempt < self._patience.retries:
+        if not self._answered and not self.repeated:
+          print(f"no answer yet ({last}); asking again", file=sys.stderr)
         self.repeated[last.kind] += 1
         self._pace.pause(last.wait)  # for all: the server is the same
         backoff = min(self._patience.backoff * 2.0**attempt, _BACKOFF_CEILING)
         await asyncio.sleep(max(last.wait, backoff * random.uniform(0.5, 1)))
+    if last.kind == "connection" and not last.billed and not self._answered:
+      raise UserError(f"{self._url} cannot be reached ({last}); see --base-url")
     raise Unanswered(
       last.kind, f"no answer in {self._patience.retries + 1} tries; the last: {last}"
     )

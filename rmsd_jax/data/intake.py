@@ -48,6 +48,7 @@ class Quarantine:
     """Notes one line; `kind` groups reasons in the summary."""
     entry = {"file": file, "line": line, "id": id_, "kind": kind, "reason": reason}
     self._file.write(json.dumps(entry) + "\n")
+    self._file.flush()
     self.kinds[kind] += 1
     self.first = self.first or f"{file} line {line}: {reason}"
     if self.total:
@@ -84,7 +85,7 @@ class Line:
     """The record again, from its file."""
     with open(self.path, "rb") as file:
       file.seek(self.offset)
-      record = records.parse(file.read(self.size).decode("utf-8"), self.number, known_tasks)
+      record = records.parse(file.read(self.size).decode("utf-8-sig"), self.number, known_tasks)
     return dataclasses.replace(record, clip=self.clip)
 
 
@@ -150,7 +151,7 @@ def _parse(
   raw: bytes, number: int, known_tasks: Collection[str]
 ) -> records.Record | records.RecordFault:
   try:
-    return records.parse(raw.decode("utf-8"), number, known_tasks)
+    return records.parse(raw.decode("utf-8-sig"), number, known_tasks)
   except UnicodeDecodeError:
     return records.RecordFault(number, "not UTF-8")
   except records.RecordFault as fault:

@@ -82,8 +82,10 @@ def convert(
   folder = os.path.relpath(root, os.path.dirname(os.path.abspath(out)))
   tasks, paths = collections.Counter(), set()
   with intake.new_file(out) as file, intake.kept_quarantine(out, 1.0) as quarantine:
-    for number, item in enumerate(_items(source), 1):
+    for number, item in _items(source):
       try:
+        if isinstance(item, _Refused):
+          raise item
         record = _record(item, f"{pathlib.Path(source).stem}-{number}", folder, rules)
         record["split"] = split
         text = json.dumps(record, ensure_ascii=False)
@@ -104,18 +106,25 @@ def convert(
   return Imported(dict(sorted(tasks.items())), refused, len(paths), missing)
 
 
-def _items(source: str | os.PathLike) -> list[Any]:
-  """The items of a JSON list, or of JSON Lines."""
+def _items(source: str | os.PathLike) -> list[tuple[int, Any]]:
+  """(place from 1, item) of a JSON list, or of JSON Lines; other lines are `_Refused`."""
   try:
-    text = pathlib.Path(source).read_text(encoding="utf-8")
+    text = pathlib.Path(source).read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
-      return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+      return list(enumerate(json.loads(text), 1))
+    return [(n, _line(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
   except (OSError, ValueError) as error:
     raise UserError(
       f"{source} cannot be read ({type(error).__name__}: {error}); give a JSON list of items, or "
       "JSON Lines"
     ) from error
+
+
+def _line(text: str) -> Any:
+  try:
+    return json.loads(text)
+  except ValueError as error:
+    return _Refused("form", f"not JSON: {error}")
 
 
 def _record(item: Any, id_: str, folder: str, rules: rows.Rules) -> dict[str, Any]:

@@ -26,11 +26,11 @@ class Scorer:
 
   Attributes:
     rules: the tasks.
-    answer_of: response text -> the answer in it, "" where there is none.
+    answer_of: (task, response text, options) -> the answer in it, "" where there is none.
   """
 
   rules: rows.Rules
-  answer_of: Callable[[str], str]
+  answer_of: study.AnswerOf
 
   def __call__(self, lines: Sequence[intake.Line]) -> list[study.Question | children.Failure]:
     return [self._question_or_fault(line) for line in lines]
@@ -47,7 +47,7 @@ class Scorer:
     if fault := self.rules.validate(record.task, record.answer, record.options):
       raise records.RecordFault(line.number, fault)
     scores = [self._score(record, response) for response in record.responses]
-    answers = [self.answer_of(response.text) for response in record.responses]
+    answers = [self.answer_of(record.task, r.text, record.options) for r in record.responses]
     return study.Question(
       id=record.id,
       clip=record.clip,
@@ -148,23 +148,21 @@ class Scored:
     questions: those with responses.
     prompt: place in `questions` -> its texts, read from disk.
     unit: of their lengths, "characters" or "tokens".
+    silent: number of questions without a response, which are left out.
     unusable: reason of the first unusable line of the files, and how many there are.
   """
 
   questions: list[study.Question]
   prompt: Callable[[int], Prompt]
   unit: str
+  silent: int
   unusable: tuple[str, int] = ("", 0)
 
 
 def of_pool(
-  directory: str,
-  split: str,
-  answer_of: Callable[[str], str],
-  progress: Callable[[int], intake.Progress],
+  opened: pool.Pool, answer_of: study.AnswerOf, progress: Callable[[int], intake.Progress]
 ) -> Scored:
   """The questions of one split of a built pool, with the scores that it stores."""
-  opened = pool.open_pool(directory, split)
   places, questions = [], []
   with progress(len(opened)) as bar:
     for index in range(len(opened)):
@@ -178,7 +176,7 @@ def of_pool(
     row = opened[places[place]]
     return Prompt(row.question, row.options, row.answer, row.texts)
 
-  return Scored(questions, prompt, "tokens")
+  return Scored(questions, prompt, "tokens", len(opened) - len(questions))
 
 
 def of_files(
@@ -194,7 +192,7 @@ def of_files(
     UserError: a file is missing, a clip is in both splits, or nothing usable is of that split.
   """
   _check_workers(workers)
-  places, questions = [], []
+  places, questions, silent = [], [], 0
   with intake.Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
     lines = intake.scan(jsonl, scorer.rules.closed, quarantine)
     chosen = [line for line in lines if line.split == split]
@@ -205,13 +203,16 @@ def of_files(
         if len(question.quality_K):
           places.append(line)
           questions.append(question)
+        else:
+          silent += 1
 
   def prompt(place: int) -> Prompt:
     record = places[place].read(scorer.rules.closed)
     texts = tuple(response.text for response in record.responses)
     return Prompt(record.question, record.options, record.answer, texts)
 
-  return Scored(questions, prompt, "characters", (quarantine.first, quarantine.kinds.total()))
+  unusable = quarantine.first, quarantine.kinds.total()
+  return Scored(questions, prompt, "characters", silent, unusable)
 
 
 def _check_workers(workers: int) -> None:

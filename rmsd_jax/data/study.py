@@ -32,6 +32,7 @@ PAPER = {
 PAPER_KEPT = dict(zip(TAUS, (1.0, 0.87, 0.72, 0.45), strict=True))
 
 Figures = dict[str, dict[str, Any]]  # name of a group -> its figures
+AnswerOf = Callable[[str, str, Sequence[str]], str]  # (task, response, options) -> its answer
 # Columns of the table: what is one number each.
 _COLUMNS = (
   "questions", "responses", "violations", "cut_off", "agreement", "mean", "sd_across", "sd_within",
@@ -65,24 +66,34 @@ class Question:
 
   @functools.cached_property
   def spread(self) -> float:
-    """Unbiased s.d. of the quality, NaN for a single response."""
-    several = len(self.quality_K) > 1
-    return float(self.quality_K.std(ddof=1, dtype=np.float64)) if several else float("nan")
+    """Unbiased s.d. of the quality of one teacher's responses, the mean over its teachers; NaN
+    where none gave several."""
+    own = [self.quality_K[places] for places in self._own if len(places) > 1]
+    return float(np.mean([x.std(ddof=1, dtype=np.float64) for x in own])) if own else float("nan")
 
   @functools.cached_property
   def agreement(self) -> float:
-    """Share of pairs of responses with the same answer, NaN for a single response."""
-    count = len(self.same_K)
-    same = sum(n * (n - 1) for n in collections.Counter(self.same_K.tolist()).values())
-    return same / (count * (count - 1)) if count > 1 else float("nan")
+    """Share of pairs of responses of one teacher with the same answer, NaN where there is none."""
+    pairs = sum(len(places) * (len(places) - 1) for places in self._own)
+    equal = [collections.Counter(self.same_K[places].tolist()) for places in self._own]
+    same = sum(n * (n - 1) for counts in equal for n in counts.values())
+    return same / pairs if pairs else float("nan")
+
+  @functools.cached_property
+  def _own(self) -> list[list[int]]:
+    """The places of each teacher's responses: where two teachers differ is no luck of a sample."""
+    return [
+      [k for k, name in enumerate(self.teachers) if name == teacher]
+      for teacher in dict.fromkeys(self.teachers)
+    ]
 
 
-def of_row(row: Row, answer_of: Callable[[str], str]) -> Question:
+def of_row(row: Row, answer_of: AnswerOf) -> Question:
   """The question that a row of a built pool is; `answer_of` finds the answer in a response."""
   columns = ("outer_K", "inner_K", "content_K", "quality_K", "valid_K", "rouge_K")
   names = ("id", "clip", "task", "closed", "teachers", "finish_reasons", *columns)
   return Question(
-    same_K=alike([answer_of(text) for text in row.texts]),
+    same_K=alike([answer_of(row.task, text, row.options) for text in row.texts]),
     length_K=row.tokens_K,
     **{name: getattr(row, name) for name in names},
   )
@@ -91,19 +102,11 @@ def of_row(row: Row, answer_of: Callable[[str], str]) -> Question:
 def alike(answers: Sequence[str]) -> np.ndarray:
   """int [K]: of each answer, the place of the first one that equals it.
 
-  Case and white space do not matter. A response without an answer equals no other.
+  Case and white space do not matter; a formula or a text is compared as it is written. A response
+  without an answer equals no other.
   """
   plain = [" ".join(answer.casefold().split()) for answer in answers]
   return np.array([plain.index(a) if a else k for k, a in enumerate(plain)], np.int32)
-
-
-def variance(
-  rows: Iterable[Row],
-  answer_of: Callable[[str], str],
-  taus: Sequence[float] = TAUS,
-) -> Figures:
-  """`by_task` of the rows of a built pool."""
-  return by_task([of_row(row, answer_of) for row in rows], taus)
 
 
 def by_task(questions: Iterable[Question], taus: Sequence[float] = TAUS) -> Figures:
@@ -119,14 +122,14 @@ def by_task(questions: Iterable[Question], taus: Sequence[float] = TAUS) -> Figu
       violations: share of responses without the outer or the task's own format.
       no_outer: share of responses without the outer format.
       cut_off: share of responses with finish_reason "length".
-      agreement: share of response pairs of one question with the same answer, averaged over
-        questions. Case and white space do not matter; two responses without an answer differ.
+      agreement: share of pairs of one teacher's responses to a question with the same answer, as
+        the task reads it, averaged over questions; two responses without an answer differ.
       lengths: {share: length that this share of the responses does not exceed}.
       rouge: mean ROUGE-L of open-ended responses, for the log only.
       Of closed-ended tasks only, since open-ended ones have no graded quality:
       mean: mean over questions of their mean quality.
       sd_across: unbiased s.d. of that mean across questions.
-      sd_within: mean over questions of the unbiased s.d. of their responses' quality.
+      sd_within: mean over questions of the unbiased s.d. of one teacher's responses' quality.
       min, max: of single responses.
       kept: {tau: share of responses with quality >= tau}.
       lost: {tau: share of questions without any response of quality >= tau}.

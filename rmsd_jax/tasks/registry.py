@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rmsd_jax.errors import UserError
-from rmsd_jax.tasks import metrics, symbolic
+from rmsd_jax.tasks import metrics, response, symbolic
 
 
 class Example(NamedTuple):
@@ -39,6 +39,7 @@ class Task:
   metric: Callable[[str, Sequence[str], object], float]  # (answer, options, reference) -> R_content
   validate: Callable[[object, Sequence[str]], str | None]  # (reference, options) -> fault in words
   example: Example
+  read: Callable[[str, Sequence[str]], object]  # (answer, options) -> its value, or None
 
 
 def _task(
@@ -93,7 +94,7 @@ def _task(
     return None
 
   instruction = f"Reply as <think>your reasoning</think><answer>{inside}</answer>{unit}."
-  return Task(name, closed, instruction, check, metric, validate, example)
+  return Task(name, closed, instruction, check, metric, validate, example, read)
 
 
 def _option_fault(options: Sequence[str]) -> str | None:
@@ -289,6 +290,16 @@ def get(name: str, tasks: Mapping[str, Task] = TASKS) -> Task:
   if name not in tasks:
     raise UserError(f"task {name!r} is unknown; use one of {', '.join(sorted(tasks))}")
   return tasks[name]
+
+
+def answer_of(task: str, text: str, options: Sequence[str]) -> str:
+  """The answer in a response as its task reads it, so that "(A)" and "A" are one; where the task
+  does not read it, as it is written; "" without the outer format."""
+  answer = response.parse(text).answer
+  value = get(task).read(answer, options)
+  if value is None or isinstance(value, str):
+    return value or answer
+  return json.dumps(value, sort_keys=True)
 
 
 def spelled(reference: object) -> str:
