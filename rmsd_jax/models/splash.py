@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as Spec
 from rmsd_jax.errors import UserError
 
 LANES = 128  # P and T must be multiples: a segment starts where a register of the TPU does
-_PLACE_BITS = 18  # of a query's packed number: its place; above them its segment's first lane group
+_PLACE_BITS = 18  # low bits of a query's number: its place; above: its segment's start / LANES
 
 
 class GroupMask(mask_lib._ComputableMask):
@@ -45,7 +45,7 @@ def _rule(P: int):
   """The mask function; one object per P, because the kernel takes it as a static argument."""
 
   def may_see(query, key):
-    place, start = query & ((1 << _PLACE_BITS) - 1), query >> _PLACE_BITS << 7
+    place, start = query & ((1 << _PLACE_BITS) - 1), query >> _PLACE_BITS << 7  # * LANES
     return (key <= place) & ((key < P) | (key >= start))
 
   return may_see

@@ -28,7 +28,7 @@ def judged(
   closed: str = "ground_truth",
   open_ended: str = "uniform",
 ) -> tuple[np.ndarray, np.ndarray]:
-  """By what the responses of each prompt are told apart: quality_BK and graded_B.
+  """quality_BK, which tells a prompt's responses apart, and graded_B: False where all are alike.
 
   R-MSD is task-adaptive: the ground truth grades closed-ended responses, open-ended ones are all
   alike. Its ablations turn either around. A prompt that is not graded draws uniformly from its
