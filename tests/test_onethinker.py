@@ -124,6 +124,11 @@ def test_options_without_letters_get_them(tmp_path):
   (tmp_path / "out" / "pool.jsonl").unlink()
   kind, reason = refusal(tmp_path, mixed)
   assert kind == "ground truth" and "'a dog' has no label" in reason
+  for texts in (["S. Korea", "N. Korea"], ["I", "You"], ["C", "A"]):
+    (tmp_path / "out").rename(tmp_path / texts[0])
+    one = item("multiple choice", "B", options=texts)
+    made = convert(tmp_path, [one])[1][0]
+    assert made.options == (f"A. {texts[0]}", f"B. {texts[1]}") and made.answer == "B"
 
 
 def test_placeholders_go_where_the_pool_puts_media(tmp_path):

@@ -39,7 +39,7 @@ TASKS = {
 _PLACEHOLDER = re.compile(r"<(?:image|video)>")
 _ENDS = re.compile(r"\A(?:\s*<(?:image|video)>)*\s*|\s*(?:<(?:image|video)>\s*)*\Z")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_LABELLED = re.compile(r"\s*(?:\([A-Za-z]\)|[A-Za-z](?:[.:)]|\s*\Z))")
+_LABELLED_A = re.compile(r"\s*(?:\([Aa]\)|[Aa](?:[.:)]|\s*\Z))")
 
 
 class _Refused(Exception):
@@ -203,11 +203,11 @@ def _question(problem: str, media: int) -> str:
 
 
 def _options(item: dict[str, Any]) -> list[str]:
-  """The options, with letters where none has one."""
+  """The options, with letters where the first has none: "S. Korea" is no label."""
   options = item.get("options")
   if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
     raise _Refused("options", "'options' is not a list of strings")
-  if len(options) > 26 or any(map(_LABELLED.match, options)):
+  if len(options) > 26 or not options or _LABELLED_A.match(options[0]):
     return options
   return [f"{chr(ord('A') + i)}. {option.strip()}" for i, option in enumerate(options)]
 

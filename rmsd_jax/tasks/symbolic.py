@@ -1,9 +1,9 @@
 """Whether two mathematical results are the same: by their text, as numbers, or by math-verify.
 
 SymPy can be sent into computations that neither end nor can be interrupted (9^{9^9}), so what a
-model wrote is judged in a process of its own, which is killed after SECONDS, and only if it is made
-of harmless pieces; anything else must equal the reference as text. What took too long is not asked
-again: rollouts repeat each other.
+model wrote is judged in a process of its own, which ends after SECONDS of work, and only if it is
+made of harmless pieces; anything else must equal the reference as text. What took too long is not
+asked again: rollouts repeat each other.
 """
 
 import atexit
@@ -19,12 +19,14 @@ import threading
 
 from rmsd_jax.tasks import metrics
 
-SECONDS = 5.0  # for one question; the process that took longer is replaced
-START_SECONDS = 60.0  # for the process to import SymPy
+SECONDS = 2.0  # of CPU time for one question, on a busy machine too; the process is then replaced
+WAIT_SECONDS = 60.0  # for its reply, by the clock
+START_SECONDS = 300.0  # for the process to import SymPy, which takes some 4 s of CPU time
 MAX_CHARS = 200
 MAX_EXPONENT = 20
 MAX_BRACKETS = 20
 MAX_TERMS = 2_000  # of a formula whose brackets are multiplied out
+MAX_ROOTS = 4  # inside each other
 MEMORY = 4 << 30  # bytes of address space for the process
 TOLERANCE = 1e-6  # relative, between numbers
 
@@ -40,10 +42,17 @@ _HARMLESS = re.compile(
   r"(?:[0-9A-Za-z \n.,;:+\-*/=<>()\[\]{}|^_%&']|\\(?:" + "|".join(_COMMANDS) + r")(?![A-Za-z])"
   r"|\\[{}%,;!: \\])*"
 )
-_UNITS = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}|\\(?:begin|end)\{[pb]matrix\}")
+_WORDS = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}|\\(?:begin|end)\{[pb]matrix\}")
+_UNIT = re.compile(  # behind a number, a letter or a bracket, with its power
+  r"(?<=[0-9A-Za-z})\]])(?:\\[,;: !])?\s*\\(?:text|mathrm)\s*\{[^{}0-9]*\}"
+  r"(?:\s*\^\s*(?:\{[+\-]?[0-9]\}|[0-9]))?"
+)
+_WORD = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
+_LISTED = re.compile(r"\\(?:text|mathrm)\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}")
 _BOMBS = re.compile(
   r"[0-9]{16}|(?<![\\A-Za-z])[A-Za-z]{4}"  # long numbers, words
-  r"|\*\*|\^[^+\-*/=<>(){}]*\^|\^\s*[{(][^{}()]*[\^{(]"  # towers of powers, powers of formulas
+  r"|[0-9.]\s*[eE]\s*[+\-]?[0-9]{3}"  # 9E999
+  r"|\*\*|\^\s*(?:[0-9]+|[A-Za-z]|\\[A-Za-z]+)\s*\^|\^\s*[{(][^{}()]*[\^{(]"  # powers of powers
 )
 _MIXED = re.compile(r"([+\-]?)([0-9]{1,9})\s+([0-9]{1,9})/([0-9]{1,9})")  # 1 1/2
 _PARTS = re.compile(  # brackets, with the power of a closing one, and signs
@@ -56,13 +65,14 @@ def equal(answer: str, reference: str) -> bool:
   """Whether an answer gives the value of the reference; never raises.
 
   Texts are compared after removing dollar signs, `\\boxed`, a final full stop and white space (not
-  between digits: 1 1/2 is 3/2); numbers with a relative tolerance of 1e-6; other formulas by
-  math-verify, as sets where they list several values ("3, 4" is "4, 3"), and by their value where
-  they are equations ("x = 3" is "3").
+  between digits: 1 1/2 is 3/2). Then, without units, numbers by a relative tolerance of 1e-6 and
+  other formulas by math-verify: as sets where they list several values ("3, 4" is "4, 3"), and by
+  their value where they are equations ("x = 3" is "3").
   """
   ours, theirs = _improper(plain(answer)), _improper(plain(reference))
   if not ours or _compact(ours) == _compact(theirs):
     return bool(ours)
+  ours, theirs = _bare(ours), _bare(theirs)
   numbers = _number(ours), _number(theirs)
   if None not in numbers:
     return abs(numbers[0] - numbers[1]) <= TOLERANCE * abs(numbers[1])
@@ -79,7 +89,16 @@ def plain(text: str) -> str:
   for opening, closing in _WRAPPINGS:
     if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening):
       text = text[len(opening) : -len(closing)].strip().rstrip(". ")
-  return text
+  word = _WORD.fullmatch(text)
+  return word[1].strip() if word else text
+
+
+def _bare(text: str) -> str:
+  """Without units: 2\\text{ cm} is 2, and 30\\text{ or }150 is 30, 150. math-verify would leave out
+  all that stands between the first word and the last."""
+  if len(text) > MAX_CHARS:
+    return text
+  return _UNIT.sub("", _LISTED.sub(", ", text)).strip()
 
 
 def _improper(text: str) -> str:
@@ -94,9 +113,9 @@ def harmless(text: str) -> bool:
   """Made of few, known pieces, without words and with small numbers in exponents."""
   if len(text) > MAX_CHARS or sum(map(text.count, "[({|")) > MAX_BRACKETS:
     return False
-  if not _HARMLESS.fullmatch(text) or _BOMBS.search(_UNITS.sub("", text)):
+  if not _HARMLESS.fullmatch(text) or _BOMBS.search(_WORDS.sub("", text)):
     return False
-  if _terms(text) > MAX_TERMS:
+  if _terms(text) > MAX_TERMS or _roots(text) > MAX_ROOTS:
     return False
   powers = [(bool(bracket), int(power)) for bracket, power in _EXPONENT.findall(text)]
   of_brackets = math.prod(max(power, 1) for bracket, power in powers if bracket)
@@ -122,9 +141,24 @@ def _terms(text: str) -> int:
   return sum(sums) + sum(factors)
 
 
+def _roots(text: str) -> int:
+  """How deep roots stand inside each other: what is below them is squared as often."""
+  deepest, waits, inside = 0, False, []  # inside: of each open bracket, whether it is a root's
+  for root, bracket in re.findall(r"(\\sqrt)|([{(\[\])}])", text):
+    if root:
+      waits = True
+    elif bracket in "{([":
+      inside.append(waits and bracket != "[")
+      waits &= bracket == "["  # the order of the root comes first
+    elif inside:
+      inside.pop()
+    deepest = max(deepest, sum(inside))
+  return deepest
+
+
 def _number(text: str) -> float | None:
   """A number as in `metrics.number`, or with a power of ten: 1.6 \\times 10^{-19}."""
-  found = _SCIENTIFIC.fullmatch(text)
+  found = _SCIENTIFIC.fullmatch(text) if len(text) <= MAX_CHARS else None
   if not found:
     return metrics.number(text)
   return metrics.number(f"{found[1] or 1}e{found[2]}")
@@ -162,14 +196,14 @@ class _Judge:
     atexit.register(self.close)
 
   def ask(self, answer: str, reference: str) -> bool:
-    """Whether they are the same; TimeoutError where the child fails or takes over SECONDS."""
+    """Whether they are the same; TimeoutError where the child fails or works over SECONDS."""
     with self._lock:
       if self._child is None or self._child.poll() is not None:
         self._start()
       try:
         self._child.stdin.write(json.dumps([answer, reference]).encode() + b"\n")
         self._child.stdin.flush()
-        reply = self._reply(SECONDS)
+        reply = self._reply(WAIT_SECONDS)
       except BrokenPipeError:
         reply = None
       if reply not in (b"true\n", b"false\n"):
@@ -224,7 +258,7 @@ def _serve() -> None:
     math_verify.verify(*map(read, pair), timeout_seconds=None)
   print("ready", file=replies, flush=True)
   for line in sys.stdin:
-    signal.setitimer(signal.ITIMER_REAL, 2 * SECONDS)  # ends this process if its parent is gone
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends this process
     answer, reference = (read(f"${text}$") for text in json.loads(line))
     same = bool(answer and reference)
     same = same and math_verify.verify(reference, answer, timeout_seconds=None)
@@ -233,7 +267,7 @@ def _serve() -> None:
       # The library compares six decimals: all small numbers would be equal.
       a, b = (sympy.N(side.doit()) for side in pair)
       same = bool(abs(b) > 1e-3) or bool(abs(a - b) <= TOLERANCE * abs(b))
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     print(json.dumps(bool(same)), file=replies, flush=True)
 
 
