@@ -97,9 +97,12 @@ def _model_and_data(c: ConfigDict) -> None:
 
 
 def _method(c: ConfigDict) -> None:
-  c.tasks = ConfigDict()  # as the pool was built: `rmsd_jax.pool build --eps-abs, --eps-rel`
+  c.tasks = ConfigDict()  # as the pool was built: `rmsd_jax.pool build --eps-abs ..`
   c.tasks.eps_abs = 0.0  # "numerical": an answer may differ by that much,
   c.tasks.eps_rel = 0.0  # or by that share of the truth; with both 0 it is rounded to 2 decimals
+  # R_task from which a response is valid [ours]: 1 wants a box for each second of the truth, 0.5
+  # the right form, so that the metric alone counts the seconds that lack.
+  c.tasks.valid_from = 1.0
 
   c.supervision = ConfigDict()  # which teacher responses teach
   c.supervision.tau = (

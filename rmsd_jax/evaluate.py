@@ -67,7 +67,7 @@ def grade(
   Args:
     tasks: by name, as `registry.make_tasks`.
   """
-  prompts = []
+  prompts, valid_from = [], next(iter(tasks.values())).valid_from
   for number, batch in enumerate(batches):
     groups = sharding.put_batch(mesh, batch.groups)
     key = jax.random.fold_in(jax.random.key(seed), number)
@@ -84,7 +84,7 @@ def grade(
       )
       terms = scoring.rule_terms(texts, batch.info, finished_BN, tasks)
       columns = {
-        "quality": scoring.quality(terms),
+        "quality": scoring.quality(terms, valid_from),
         "outer": terms["outer"],
         "task": terms["task"],
         "length": sharding.local_rows(samples.length_BR),
@@ -145,7 +145,7 @@ def blind(prompts: list[dict], tasks=registry.TASKS, candidates: int = 400) -> l
     scores = np.array(
       [
         [
-          (task.check(a, row["options"], row["answer"]) == 1)
+          (task.check(a, row["options"], row["answer"]) >= task.valid_from)
           * task.metric(a, row["options"], row["answer"])
           for row in rows
         ]

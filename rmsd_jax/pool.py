@@ -50,24 +50,23 @@ def score(
   finish_reason: str,
   tokens: int,
   max_tokens: int,
-  **tolerances: float,
+  **settings: float,
 ) -> quality.Score:
   """The scorer of tasks/ in the form that the builder calls."""
   given = (text, answer, options, finish_reason, tokens, max_tokens)
-  return quality.score(registry.get(task, registry.make_tasks(**tolerances)), *given)
+  return quality.score(registry.get(task, registry.make_tasks(**settings)), *given)
 
 
-def rules(eps_abs: float = 0.0, eps_rel: float = 0.0) -> rows.Rules:
-  """The tasks as the builder sees them, with the tolerances of `registry.make_tasks`."""
-  tolerances = {"eps_abs": eps_abs, "eps_rel": eps_rel}
-  closed = {name: task.closed for name, task in registry.make_tasks(**tolerances).items()}
-  grade = functools.partial(score, **tolerances)
-  return rows.Rules(quality.version(**tolerances), closed, prompt_text, validate, grade)
+def rules(**settings: float) -> rows.Rules:
+  """The tasks as the builder sees them, with settings of `registry.make_tasks`."""
+  closed = {name: task.closed for name, task in registry.make_tasks(**settings).items()}
+  grade = functools.partial(score, **settings)
+  return rows.Rules(quality.version(**settings), closed, prompt_text, validate, grade)
 
 
 def rules_of(args: argparse.Namespace) -> rows.Rules:
   """The rules that the flags describe."""
-  return rules(args.eps_abs, args.eps_rel)
+  return rules(eps_abs=args.eps_abs, eps_rel=args.eps_rel, valid_from=args.valid_from)
 
 
 def processor_of(args: argparse.Namespace) -> Processor:
@@ -289,7 +288,7 @@ def _add_toolkit(commands: Any) -> None:
   one.add_argument("--out", required=True, metavar="FILE", help="scores, one question a line")
   one.add_argument("--workers", **workers)
   one.add_argument("--max-bad-share", **share)
-  _add_tolerances(one)
+  _add_rules(one)
   one = commands.add_parser("report", help="quality and variance of the teacher, by task")
   one.set_defaults(run=report)
   one.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
@@ -297,7 +296,7 @@ def _add_toolkit(commands: Any) -> None:
   one.add_argument("--json", action="store_true", help="print JSON instead of a table")
   one.add_argument("--html", metavar="FOLDER", help="write a page with figures there, too")
   one.add_argument("--workers", **workers)
-  _add_tolerances(one)
+  _add_rules(one)
   one = commands.add_parser("check", help="faults, duplicates, leaks; a built pool: every score")
   one.set_defaults(run=check)
   one.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
@@ -305,7 +304,7 @@ def _add_toolkit(commands: Any) -> None:
   k_help = "responses wanted per prompt (default: as many as the fullest prompt has)"
   one.add_argument("--k", type=int, default=0, help=k_help)
   one.add_argument("--max-bad-share", **share)
-  _add_tolerances(one)
+  _add_rules(one)
   one = commands.add_parser("import", help="prompts of another project -> JSON Lines")
   one.set_defaults(run=import_file)
   one.add_argument("file", metavar="FILE", help="a JSON list, or JSON Lines")
@@ -316,11 +315,13 @@ def _add_toolkit(commands: Any) -> None:
   one.add_argument("--split", default="train", choices=records.SPLITS, help="default: train")
 
 
-def _add_tolerances(one: argparse.ArgumentParser) -> None:
-  """How near a number must be in the task "numerical"."""
+def _add_rules(one: argparse.ArgumentParser) -> None:
+  """What of the rules can be set."""
   for name, what in (("--eps-abs", "much"), ("--eps-rel", "large a share of the truth")):
     text = f"numerical: an answer may differ by that {what} (default: 0; both: 2 decimals count)"
     one.add_argument(name, type=float, default=0.0, metavar="EPS", help=text)
+  text = "R_task of a valid response, at least: 1 (default) asks all seconds of a track, 0.5 none"
+  one.add_argument("--valid-from", type=float, default=1.0, metavar="SHARE", help=text)
 
 
 def _add_source_flags(one: argparse.ArgumentParser) -> None:
@@ -356,7 +357,7 @@ def _add_build_flags(one: argparse.ArgumentParser) -> None:
     text = f"{text} (default: %(default)s)"
     add(name, type=float, default=value, metavar=metavar, help=text)
   add("--overwrite", action="store_true", help="replace a pool that is there already")
-  _add_tolerances(one)
+  _add_rules(one)
 
 
 def _add_media_flags(group: argparse._ArgumentGroup) -> None:

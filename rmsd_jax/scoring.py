@@ -99,6 +99,10 @@ def audit(weights: Mapping[str, float], gate: bool) -> None:
       )
 
 
-def quality(terms: dict) -> np.ndarray:
-  """valid * metric, as teachers' responses are scored (R-MSD, arXiv 2603.11423); [B, R]."""
-  return terms["content"] * (terms["outer"] == 1) * (terms["task"] == 1)
+def quality(terms: dict, valid_from: float = 1.0) -> np.ndarray:
+  """valid * metric, as teachers' responses are scored (R-MSD, arXiv 2603.11423); [B, R].
+
+  Args:
+    valid_from: as of `registry.make_tasks`.
+  """
+  return terms["content"] * (terms["outer"] == 1) * (terms["task"] >= valid_from)

@@ -207,7 +207,7 @@ def policy_step(config, mesh, model, optims):
     metrics |= {"reward/dead_groups": 1 - jnp.mean(alive_B), "policy/tied_share": tied}
     metrics["policy/sampler_trainer_gap"] = gap_B.max()  # nats; same weights, so rounding only
     closed_BN = jnp.broadcast_to(closed_B[:, None], counts_BN.shape)
-    quality = "quality", scoring.quality(terms), closed_BN
+    quality = "quality", scoring.quality(terms, config.tasks.valid_from), closed_BN
     metrics |= probes.by_label(*quality, task_B, state_lib.TASK_NAMES)
     learned = {"student": new, "student_optim": opt_state, "running": running | {"spread": spread}}
     return state_lib.pinned(mesh, state | learned), metrics
@@ -343,7 +343,8 @@ def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: B
   metrics = {"rollout/length": samples.length_BR.mean()}
   metrics["rollout/finished"] = samples.finished_BR.mean()
   metrics |= {f"rollout/{name}": term_BN.mean() for name, term_BN in terms.items()}
-  metrics["rollout/quality"] = probes.mean(scoring.quality(terms), pairs["closed_B"][:, None])
+  quality_BN = scoring.quality(terms, config.tasks.valid_from)
+  metrics["rollout/quality"] = probes.mean(quality_BN, pairs["closed_B"][:, None])
   score_BN = jnp.zeros(samples.length_BR.shape)
   if config.reward.discriminator:
     learn = not config.discriminator.frozen_after or step < config.discriminator.frozen_after

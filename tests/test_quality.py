@@ -1,9 +1,14 @@
 """Quality of teacher responses."""
 
+import json
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmsd_jax import scoring
+from rmsd_jax.errors import UserError
 from rmsd_jax.tasks import quality, registry, reward
 from rmsd_jax.tasks.quality import Score
 
@@ -121,3 +126,22 @@ def test_teacher_and_student_are_graded_alike(text):
   task = registry.get("ocr")
   score = quality.score(task, text, "a b", ())
   assert (score.outer, score.inner, score.content) == reward.rule_terms(task, text, "a b", ())
+
+
+def test_a_second_that_lacks_costs_what_is_set():
+  """All of a nearly right track, as R-MSD's rule is read, or that second alone."""
+  boxes = {str(second): [0, 0, 100 + second, 100] for second in range(4)}
+  text = render(json.dumps({"boxes": {k: boxes[k] for k in "012"}}))
+  for valid_from, wanted in ((1.0, (False, 0.0)), (0.5, (True, 0.75))):
+    task = registry.make_tasks(valid_from=valid_from)["tracking"]
+    score = quality.score(task, text, {"boxes": boxes}, ())
+    assert (score.valid, score.quality, score.inner) == (*wanted, 0.875)
+    terms = scoring.rule_terms(
+      [[text]], [{"task": "tracking", "answer": {"boxes": boxes}, "options": ()}],
+      np.ones((1, 1), bool), {"tracking": task},
+    )  # fmt: skip
+    assert scoring.quality(terms, valid_from) == wanted[1]
+  assert quality.version(valid_from=0.5) == f"{quality.SCORER_VERSION} valid_from=0.5"
+  for wrong in (0.0, 1.5, float("nan")):
+    with pytest.raises(UserError, match="valid_from .*: it is an R_task, above 0 and at most 1"):
+      registry.make_tasks(valid_from=wrong)

@@ -223,7 +223,7 @@ def test_a_pool_that_was_not_built_for_the_run_is_refused(straight, monkeypatch)
 
   refused("scored by rules .0., these are", scorer="0")
   near = quality.version(eps_rel=0.05)
-  refused(f"rules '{near}', these are '[0-9]+'; build it again, or give the tol", scorer=near)
+  refused(f"rules '{near}', these are '[0-9]+'; build it again, or give the set", scorer=near)
   processor = {**opened.metadata["processor"], "tokenizer": "0" * 16}
   refused("another tokenizer or chat template than that of", processor=processor)
   refused("pool.json belongs to another pool: source_sha256 .* -> .x.", source_sha256="x")

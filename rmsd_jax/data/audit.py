@@ -132,7 +132,7 @@ def of_pool(
   if metadata["scorer"] != rules.version:
     raise UserError(
       f"the pool was scored by rules {metadata['scorer']!r}, these are {rules.version!r}; "
-      "give the tolerances that it names, --eps-abs and --eps-rel, or build it again"
+      "give the settings that it names, such as --eps-abs, or build it again"
     )
   found, tally = Findings(), Tally()
   frames: dict[str, dict[str, str]] = {}  # split -> digest -> clip

@@ -106,7 +106,7 @@ class Pool:
     if scorer != self.metadata["scorer"]:
       raise UserError(
         f"the pool {self.directory} was scored by rules {self.metadata['scorer']!r}, these are "
-        f"{scorer!r}; build it again, or give the tolerances that it names as --config.tasks.eps_.."
+        f"{scorer!r}; build it again, or give the settings it names, such as --config.tasks.eps_abs"
       )
 
 

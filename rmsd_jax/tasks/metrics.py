@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import jiwer
 
 MAX_CHARS = 4_000  # a longer number or JSON answer is refused unread
+MAX_WORDS = 400  # of a text that is aligned with another
 MAX_BRACKETS = 256  # opening brackets of a JSON answer; bounds its nesting as well
 MAX_TRACKED = 32  # boxes of a tracking answer (OneThinker, arXiv 2512.03043)
 
@@ -239,11 +240,12 @@ def rouge_l(hypothesis: str, reference: str) -> float:
   """ROUGE-L F-measure, as in the package rouge_score without stemming.
 
   Logged for open-ended answers and never part of their quality: R-MSD found that lexical overlap
-  punishes right answers in other words. Only the first MAX_CHARS characters of each text count,
-  since the alignment is quadratic. The package keeps ASCII letters and digits alone, so a text
+  punishes right answers in other words. Only the first MAX_WORDS words of each text count, since
+  the alignment is quadratic. The package keeps ASCII letters and digits alone, so a text
   in another script scores 0.
   """
-  score = _rouge().score(reference[:MAX_CHARS], hypothesis[:MAX_CHARS])
+  first = lambda text: " ".join(text[:MAX_CHARS].split()[:MAX_WORDS])
+  score = _rouge().score(first(reference), first(hypothesis))
   return float(score["rougeL"].fmeasure)
 
 

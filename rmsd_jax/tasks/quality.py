@@ -7,13 +7,14 @@ from rmsd_jax.tasks import response, reward
 from rmsd_jax.tasks.registry import Task
 
 # Stored with every pool. Raise it whenever a change in tasks/ can change a stored score.
-SCORER_VERSION = "5"
+SCORER_VERSION = "6"
 
 
-def version(eps_abs: float = 0.0, eps_rel: float = 0.0) -> str:
-  """The rules that make a score: SCORER_VERSION, and the tolerances of `registry.make_tasks`."""
-  set_ = {"eps_abs": eps_abs, "eps_rel": eps_rel}
-  return " ".join([SCORER_VERSION, *(f"{name}={eps:g}" for name, eps in set_.items() if eps)])
+def version(eps_abs: float = 0.0, eps_rel: float = 0.0, valid_from: float = 1.0) -> str:
+  """The rules that make a score: SCORER_VERSION, and what of `registry.make_tasks` is set."""
+  given = {"eps_abs": (eps_abs, 0), "eps_rel": (eps_rel, 0), "valid_from": (valid_from, 1)}
+  set_ = [f"{name}={value:g}" for name, (value, default) in given.items() if value != default]
+  return " ".join([SCORER_VERSION, *set_])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +40,11 @@ def score(
 ) -> Score:
   """Scores one response against the ground truth.
 
-  A response is valid when it has the outer format and all of the task's own, and was not cut off
-  (R-MSD). Its quality is its metric for closed-ended tasks. Open-ended tasks get none, since
-  lexical overlap punishes right answers in other words: there every valid response has quality 1,
-  and ROUGE-L is kept beside it for the ablation that supervises by it all the same.
+  A response is valid when it has the outer format and the task's own, all of it unless
+  `Task.valid_from` is lower, and was not cut off (R-MSD). Its quality is its metric for
+  closed-ended tasks. Open-ended tasks get none, since lexical overlap punishes right answers in
+  other words: there every valid response has quality 1, and ROUGE-L is kept beside it for the
+  ablation that supervises by it all the same.
 
   Args:
     reference: the ground truth, as the task's `validate` accepts it.
@@ -52,7 +54,7 @@ def score(
   """
   outer, inner, content = reward.rule_terms(task, text, reference, options)
   fits = max_tokens is None or tokens <= max_tokens
-  valid = outer == 1 and inner == 1 and finish_reason != "length" and fits
+  valid = outer == 1 and inner >= task.valid_from and finish_reason != "length" and fits
   quality = (content if task.closed else 1.0) if valid else 0.0
   rouge = 0.0
   if not task.closed and outer:

@@ -40,6 +40,7 @@ class Task:
   validate: Callable[[object, Sequence[str]], str | None]  # (reference, options) -> fault in words
   example: Example
   read: Callable[[str, Sequence[str]], object]  # (answer, options) -> its value, or None
+  valid_from: float = 1.0  # R_task from which a response is valid
 
 
 def _task(
@@ -257,19 +258,25 @@ _FIXED_TASKS = (
 
 
 @functools.cache
-def make_tasks(*, eps_abs: float = 0.0, eps_rel: float = 0.0) -> Mapping[str, Task]:
+def make_tasks(
+  *, eps_abs: float = 0.0, eps_rel: float = 0.0, valid_from: float = 1.0
+) -> Mapping[str, Task]:
   """All tasks by name.
 
   Args:
     eps_abs, eps_rel: tolerances of `numerical`, see `metrics.numeric_accuracy`; with both 0 two
       numbers are equal when they agree after rounding to 2 decimals.
+    valid_from: R_task from which a response is valid. With 1 a track that lacks one second of the
+      ground truth is worth nothing; 0.5 is the right form, and the metric alone counts what lacks.
 
   Raises:
-    UserError: a tolerance is negative or NaN.
+    UserError: a tolerance is negative or NaN, or valid_from is no share.
   """
   for name, eps in (("eps_abs", eps_abs), ("eps_rel", eps_rel)):
     if not eps >= 0:
       raise UserError(f"{name} {eps}: a tolerance must be 0 or more; give both 0 for 2 decimals")
+  if not 0 < valid_from <= 1:
+    raise UserError(f"valid_from {valid_from}: it is an R_task, above 0 and at most 1")
   numerical = _task(
     "numerical",
     "one number",
@@ -279,7 +286,8 @@ def make_tasks(*, eps_abs: float = 0.0, eps_rel: float = 0.0) -> Mapping[str, Ta
     expected="a finite number",
     example=Example(12.5, "3"),
   )
-  return {task.name: task for task in (numerical, *_FIXED_TASKS)}
+  tasks = (numerical, *_FIXED_TASKS)
+  return {task.name: dataclasses.replace(task, valid_from=valid_from) for task in tasks}
 
 
 TASKS: Mapping[str, Task] = make_tasks()
