@@ -62,7 +62,7 @@ case $command in
   logs | status | stop)
     need RUNS RUN
     [ -n "$dry" ] || [ -z "${RUNS:-}" ] || [ -z "${RUN:-}" ] || [ -f "$RUNS/$RUN/job" ] ||
-       faults+=("$RUNS/$RUN holds no run of this script")
+      faults+=("$RUNS/$RUN holds no run of this script")
     ;;
 esac
 if [ -z "$dry" ] && [ "$command" != setup ] && [ "$command" != logs ]; then

@@ -91,10 +91,15 @@ def scales(form: str, reward_BR, mask_BR, spread: dict, task_B, eps: float = 1e-
   return jnp.ones(len(reward_BR))
 
 
+def _span(x_BR, mask_BR) -> jax.Array:
+  """[B]: highest minus lowest value of the group; -inf where nothing counts."""
+  highest_B = jnp.max(jnp.where(mask_BR, x_BR, -jnp.inf), -1)
+  return highest_B - jnp.min(jnp.where(mask_BR, x_BR, jnp.inf), -1)
+
+
 def alive(reward_BR, mask_BR, dead_below: float) -> jax.Array:
   """bool [B]: the group's rewards span at least `dead_below`."""
-  highest_B = jnp.max(jnp.where(mask_BR, reward_BR, -jnp.inf), -1)
-  return highest_B - jnp.min(jnp.where(mask_BR, reward_BR, jnp.inf), -1) >= dead_below
+  return _span(reward_BR, mask_BR) >= dead_below
 
 
 def group_advantages(reward_BR, mask_BR, alive_B, scale_B) -> jax.Array:
@@ -115,9 +120,7 @@ def tied_share(advantage_BR, content_BR, mask_BR, closed_B) -> jax.Array:
   There nothing tells right from wrong: what pushes is format and the discriminator alone. 0 where
   nothing pushes.
   """
-  highest_B = jnp.max(jnp.where(mask_BR, content_BR, -jnp.inf), -1)
-  lowest_B = jnp.min(jnp.where(mask_BR, content_BR, jnp.inf), -1)
-  tied_B = closed_B & (highest_B == lowest_B)
+  tied_B = closed_B & (_span(content_BR, mask_BR) == 0)
   push_BR = jnp.abs(advantage_BR)
   return masked.total(push_BR, tied_B[:, None]) / jnp.maximum(jnp.sum(push_BR), 1e-12)
 

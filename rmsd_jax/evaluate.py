@@ -59,15 +59,15 @@ def make_steps(config, mesh):
 
 
 def grade(
-  steps, params, mesh, batches, tokenizer, tasks, seed: int, progress: Progress
+  steps, params, mesh, batches, tokenizer, rules, seed: int, progress: Progress
 ) -> list[dict]:
   """Per prompt: id, clip, task, question, options, answer, closed, and under "greedy" and "sampled"
   lists over responses of quality, outer, task (format), length, finished, text.
 
   Args:
-    tasks: by name, as `registry.make_tasks`.
+    rules: the config section of `registry.make_tasks`.
   """
-  prompts, valid_from = [], next(iter(tasks.values())).valid_from
+  prompts, tasks = [], registry.make_tasks(**rules)
   for number, batch in enumerate(batches):
     groups = sharding.put_batch(mesh, batch.groups)
     key = jax.random.fold_in(jax.random.key(seed), number)
@@ -84,7 +84,7 @@ def grade(
       )
       terms = scoring.rule_terms(texts, batch.info, finished_BN, tasks)
       columns = {
-        "quality": scoring.quality(terms, valid_from),
+        "quality": scoring.quality(terms, rules.valid_from),
         "outer": terms["outer"],
         "task": terms["task"],
         "length": sharding.local_rows(samples.length_BR),
@@ -180,7 +180,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
   check_least(config, {"evaluate.samples": 1})
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
-  pool, tasks = open_pool(config.data.pool, config.data.split), registry.make_tasks(**config.tasks)
+  pool = open_pool(config.data.pool, config.data.split)
   step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
   drawn = {name: value for name, value in config.rollouts.items() if name != "gather"}
   asked = {
@@ -217,7 +217,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
       if real
     ]
     rows = sorted(sharding.gathered(rows), key=lambda row: row["id"])
-    prompts, ways = blind(rows, tasks), ("greedy",)
+    prompts, ways = blind(rows, registry.make_tasks(**config.tasks)), ("greedy",)
   else:
     pool.check_reader(config.model.folder, quality.version(**config.tasks))
     model = hf.load_model(**config.model)
@@ -234,7 +234,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
         mesh,
         batches,
         tokenizer,
-        tasks,
+        config.tasks,
         config.seed,
         progress,
       )

@@ -12,12 +12,6 @@ from rmsd_jax.errors import UserError
 CONFIG = functools.partial(tiny_run.config, "rl", discriminator__optim__learning_rate=3e-3)
 
 
-def start(c):
-  on = tiny_run.mesh()
-  with jax.set_mesh(on):
-    return train_rl.init_state(c, on, tiny_run.model_of(c), train_rl.make_optims(c))
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("rl") / "straight"
@@ -27,7 +21,7 @@ def straight(tmp_path_factory):
 
 
 def test_warm_up_moves_the_discriminator_alone_and_the_reference_never_moves(straight):
-  first = jax.device_get(start(CONFIG()))
+  first = jax.device_get(tiny_run.rl_state(CONFIG()))
   warmed, last = (tiny_run.restored(straight, train_rl, CONFIG(), step) for step in (2, 6))
   for name in ("student", "student_optim", "reference", "frozen"):
     tiny_run.assert_same(warmed[name], first[name])

@@ -20,12 +20,6 @@ from rmsd_jax.models.discriminator import Discriminator
 CONFIG = functools.partial(tiny_run.config, "rl", discriminator__optim__learning_rate=3e-3)
 
 
-def start(c, devices=1):
-  on = tiny_run.mesh(devices)
-  with jax.set_mesh(on):
-    return train_rl.init_state(c, on, tiny_run.model_of(c), train_rl.make_optims(c))
-
-
 def programs(devices=1, c=None):
   return tiny_run.steps(train_rl, c or CONFIG(), tiny_run.mesh(devices))
 
@@ -43,7 +37,7 @@ def case() -> dict:
   c = CONFIG()
   loaded, N = tiny_run.batch(c), c.rollouts.samples
   samples, visual = jax.device_get(
-    programs()["rollout"](start(c), put(loaded.groups), jax.random.key(1))
+    programs()["rollout"](tiny_run.rl_state(c), put(loaded.groups), jax.random.key(1))
   )
   assert 0 < samples.finished_BR.mean() < 1 and samples.length_BR.min() > 0
   pairs = train_rl.match(loaded, 0, c)
@@ -86,7 +80,7 @@ def improve(state, score_BN, samples, devices=1, c=None):
 @functools.cache
 def warm():
   """The state after one discriminator step: moments and a value head that has learned."""
-  return jax.device_get(discriminate(start(CONFIG()))[0])
+  return jax.device_get(discriminate(tiny_run.rl_state(CONFIG()))[0])
 
 
 def fresh(devices=1):
@@ -124,7 +118,7 @@ def test_a_rollout_that_ends_otherwise_than_the_teacher_counts_as_cut_off():
   model = dataclasses.replace(
     model, config=dataclasses.replace(model.config, stop_ids=(end, *others))
   )
-  state, groups = start(c), given["batch"].groups
+  state, groups = tiny_run.rl_state(c), given["batch"].groups
   with jax.set_mesh(tiny_run.mesh()):
     samples, _ = jax.jit(train_rl.rollout_step(c, model))(state, groups, jax.random.key(0))
   place_BN1 = np.maximum(np.asarray(samples.length_BR) - 1, 0)[..., None]
@@ -184,7 +178,7 @@ def test_a_rollout_without_a_pair_teaches_nothing():
 
 def test_a_step_without_any_pair_has_no_gradient():
   state, _, metrics = discriminate(
-    start(CONFIG()), match_BN=np.full_like(case()["pairs"]["match_BN"], -1)
+    tiny_run.rl_state(CONFIG()), match_BN=np.full_like(case()["pairs"]["match_BN"], -1)
   )
   for name in ("pairs", "loss", "grad_norm", "identical"):
     assert metrics[f"discriminator/{name}"] == 0
@@ -390,10 +384,10 @@ def test_without_its_reward_there_is_no_discriminator():
   seen = called(c, 0)
   assert "learn" not in seen and (seen["score"] == 0).all()  # and no warm-up
   assert not [name for name in seen["metrics"] if name.startswith("discriminator/")]
-  assert set(start(c)) == {"student", "frozen", "reference", "running", "student_optim"}
+  assert set(tiny_run.rl_state(c)) == {"student", "frozen", "reference", "running", "student_optim"}
   on, model = tiny_run.mesh(), tiny_run.model_of(c)
   saved = state_lib.abstract(on, model, c.trained, train_rl.make_optims(c))
-  assert set(saved) == set(start(c))
+  assert set(saved) == set(tiny_run.rl_state(c))
 
 
 @pytest.mark.parametrize(

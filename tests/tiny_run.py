@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tiny_model import random_params
 
-from rmsd_jax import cli, loop, metrics, named, sharding
+from rmsd_jax import cli, loop, metrics, named, sharding, train_rl
 from rmsd_jax import pool as pool_command
 from rmsd_jax import state as state_lib
 from rmsd_jax.checkpoint import Checkpoints
@@ -175,6 +175,13 @@ def batch(c: ConfigDict, step: int = 0) -> batch_lib.Batch:
 
 def model_of(c: ConfigDict):
   return hf.load_model(**c.model)
+
+
+def rl_state(config: ConfigDict, devices: int = 1) -> state_lib.State:
+  """The state that stage 2 begins with."""
+  on = mesh(devices)
+  with jax.set_mesh(on):
+    return train_rl.init_state(config, on, model_of(config), train_rl.make_optims(config))
 
 
 def restored(workdir, module, c: ConfigDict, step: int | None = None) -> dict:

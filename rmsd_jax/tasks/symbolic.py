@@ -42,13 +42,15 @@ _HARMLESS = re.compile(
   r"(?:[0-9A-Za-z \n.,;:+\-*/=<>()\[\]{}|^_%&']|\\(?:" + "|".join(_COMMANDS) + r")(?![A-Za-z])"
   r"|\\[{}%,;!: \\])*"
 )
-_WORDS = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}|\\(?:begin|end)\{[pb]matrix\}")
+_TEXT = r"\\(?:text|mathrm)\s*\{"
+_WORDS = re.compile(_TEXT + r"[^{}]*\}|\\(?:begin|end)\{[pb]matrix\}")
+_WORD = re.compile(_TEXT + r"([^{}]*)\}")  # alone
 _UNIT = re.compile(  # behind a number, a letter or a bracket, with its power
-  r"(?<=[0-9A-Za-z})\]])(?:\\[,;: !])?\s*\\(?:text|mathrm)\s*\{[^{}0-9]*\}"
-  r"(?:\s*\^\s*(?:\{[+\-]?[0-9]\}|[0-9]))?"
+  r"(?<=[0-9A-Za-z})\]])(?:\\[,;: !])?\s*"
+  + _TEXT
+  + r"[^{}0-9]*\}(?:\s*\^\s*(?:\{[+\-]?[0-9]\}|[0-9]))?"
 )
-_WORD = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
-_LISTED = re.compile(r"\\(?:text|mathrm)\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}")
+_LISTED = re.compile(_TEXT + r"\s*,?\s*(?:and|or)\s*,?\s*\}")
 _BOMBS = re.compile(
   r"[0-9]{16}|(?<![\\A-Za-z])[A-Za-z]{4}"  # long numbers, words
   r"|[0-9.]\s*[eE]\s*[+\-]?[0-9]{3}"  # 9E999
