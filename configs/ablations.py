@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.core.errors import UserError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 STAGES = ("sft", "rl", "evaluate")

@@ -121,7 +121,9 @@ def _method(c: ConfigDict) -> None:
   c.rollouts.temperature = 0.8  # [GAD]
   c.rollouts.top_p = 1.0
   c.rollouts.top_k = 0  # 0: all tokens
-  c.rollouts.gather = True  # weights whole on each device while sampling: see rmsd_jax.generate
+  c.rollouts.gather = (
+    True  # weights whole on each device while sampling: see rmsd_jax.rollouts.generate
+  )
 
   c.reward = ConfigDict()  # weights of the composite reward
   c.reward.discriminator = 0.4  # alpha; 0 leaves the discriminator out of the run

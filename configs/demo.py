@@ -14,7 +14,7 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.core.errors import UserError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 STAGES = ("sft", "sft_blind", "sft_continued", "rl", "evaluate")

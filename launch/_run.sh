@@ -65,7 +65,7 @@ refuse_faults() {
 }
 
 # schema_of_pools: what this checkout reads.
-schema_of_pools() { sed -n 's/^SCHEMA = \([0-9]*\).*/\1/p' rmsd_jax/data/pool.py; }
+schema_of_pools() { sed -n 's/^SCHEMA = \([0-9]*\).*/\1/p' rmsd_jax/data/store.py; }
 
 show() {
   printf '%s' "+"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment if need be, then runs the linter and the test suite on the CPU.
 #   ./launch/test.sh                        everything but the slow tests, files side by side
-#   ./launch/test.sh tests/test_losses.py   further arguments go to pytest
+#   ./launch/test.sh tests/method/test_losses.py   further arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -22,7 +22,7 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rmsd_jax.errors import Terminated, UserError
+from rmsd_jax.core.errors import Terminated, UserError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -212,7 +212,8 @@ def parser_of(main: Callable[..., object]) -> Parser:
 
 def _module_name(module: types.ModuleType) -> str:
   """As after `python -m`."""
-  return module.__spec__.name if module.__spec__ else Path(module.__file__).stem
+  name = module.__spec__.name if module.__spec__ else Path(module.__file__).stem
+  return name.removesuffix(".__main__")
 
 
 def _override_names(config: ConfigDict, arguments: Sequence[str]) -> list[str]:

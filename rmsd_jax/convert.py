@@ -17,12 +17,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rmsd_jax import checkpoint, cli, named, sharding
-from rmsd_jax import state as state_lib
+from rmsd_jax import cli
+from rmsd_jax.core import named, sharding
+from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import prompts
-from rmsd_jax.errors import UserError
 from rmsd_jax.models import hf
 from rmsd_jax.models.config import ModelConfig
+from rmsd_jax.training import checkpoint
+from rmsd_jax.training import state as state_lib
 
 DTYPES = ("float32", "bfloat16")
 

@@ -21,16 +21,20 @@ import jax
 import numpy as np
 from etils import epath
 
-from rmsd_jax import cli, generate, intervals, loop, scoring, sharding
-from rmsd_jax import state as state_lib
-from rmsd_jax.checkpoint import find_step
+from rmsd_jax import cli
+from rmsd_jax.core import intervals, sharding
+from rmsd_jax.core.errors import UserError, check_least
+from rmsd_jax.core.files import replace_text
+from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import loader
+from rmsd_jax.data.batch import blinded
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.data.pool import open_pool
-from rmsd_jax.errors import UserError, check_least
-from rmsd_jax.metrics import Progress, replace_text
+from rmsd_jax.data.store import open_pool
 from rmsd_jax.models import hf
+from rmsd_jax.rollouts import generate, grading
 from rmsd_jax.tasks import quality, registry
+from rmsd_jax.training import state as state_lib
+from rmsd_jax.training.checkpoint import find_step
 
 OPTIONS = {"checkpoint": ("latest", "latest, best, a step, base or blind; see above")}
 
@@ -79,12 +83,12 @@ def grade(
     for how, run in steps.items():
       samples = run(params, groups, key)
       texts, finished_BN = (
-        scoring.texts_of(samples, tokenizer),
+        grading.texts_of(samples, tokenizer),
         sharding.local_rows(samples.finished_BR),
       )
-      terms = scoring.rule_terms(texts, batch.info, finished_BN, tasks)
+      terms = grading.rule_terms(texts, batch.info, finished_BN, tasks)
       columns = {
-        "quality": scoring.quality(terms, rules.valid_from),
+        "quality": grading.quality(terms, rules.valid_from),
         "outer": terms["outer"],
         "task": terms["task"],
         "length": sharding.local_rows(samples.length_BR),
@@ -207,7 +211,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
     num_workers=config.data.workers,
     prefetch=config.data.prefetch,
   )
-  batches = (loop.blinded(batch) if config.data.blind else batch for batch in batches)
+  batches = (blinded(batch) if config.data.blind else batch for batch in batches)
   ways = ("greedy", "sampled")
   if checkpoint == "blind":
     rows = [
@@ -227,7 +231,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
         mesh, model, config.model.folder, init_from, config.trained, step
       )
       tokenizer = ChatTokenizer(config.model.folder)
-      scoring.check_ends(tokenizer, model.config.stop_ids)
+      grading.check_ends(tokenizer, model.config.stop_ids)
       prompts = grade(
         make_steps(config, mesh),
         state_lib.weights(state),

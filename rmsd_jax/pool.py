@@ -23,13 +23,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rmsd_jax import cli, collect
-from rmsd_jax.data import audit, media, onethinker, planning, pool, records, rows, scores, study
+from rmsd_jax import cli, pool_collect
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.groups import Bucket
+from rmsd_jax.core.progress import Progress
+from rmsd_jax.data import media, records, rows, store
 from rmsd_jax.data.processor import Processor
-from rmsd_jax.errors import UserError
-from rmsd_jax.groups import Bucket
-from rmsd_jax.metrics import Progress
 from rmsd_jax.tasks import quality, registry
+from rmsd_jax.teacher import audit, planning, scores, variance
+from rmsd_jax.teacher.importers import onethinker
 
 
 def prompt_text(task: str, question: str, options: Sequence[str]) -> str:
@@ -96,14 +98,14 @@ def plan(args: argparse.Namespace) -> None:
 def build(args: argparse.Namespace) -> None:
   """Builds a pool and prints what went in and what did not."""
   processor = processor_of(args)
-  metadata = pool.build(
+  metadata = store.build(
     args.jsonl,
     args.out,
     processor,
     rules_of(args),
     args.buckets,
     progress=functools.partial(Progress, label="records"),
-    limits=pool.Limits(args.time_limit, args.max_bad_share, args.max_long_share),
+    limits=store.Limits(args.time_limit, args.max_bad_share, args.max_long_share),
     workers=args.workers,
     overwrite=args.overwrite,
   )
@@ -120,7 +122,7 @@ def scorer(made_of: rows.Rules) -> scores.Scorer:
 
 def score_files(args: argparse.Namespace) -> None:
   """Writes the scores of JSON Lines records, and prints what could not be scored."""
-  share = pool.Limits(bad_share=args.max_bad_share).bad_share
+  share = store.Limits(bad_share=args.max_bad_share).bad_share
   bar, by = functools.partial(Progress, label="questions"), rules_of(args)
   responses, bad = scores.write(
     args.files, args.out, scorer(by), bar, workers=args.workers, bad_share=share
@@ -135,15 +137,17 @@ def report(args: argparse.Namespace) -> None:
     _make_folder(args.html)
   bar = functools.partial(Progress, label="questions")
   if folder := _folder(args.paths):
-    scored = scores.of_pool(pool.open_pool(folder, args.split), registry.answer_of, bar)
+    scored = scores.of_pool(store.open_pool(folder, args.split), registry.answer_of, bar)
   else:
     scored = scores.of_files(args.paths, args.split, scorer(rules_of(args)), bar, args.workers)
-  figures, teachers = study.by_task(scored.questions), study.by_teacher(scored.questions)
+  figures, teachers = variance.by_task(scored.questions), variance.by_teacher(scored.questions)
   if args.json:
     both = figures | ({"teachers": teachers} if teachers else {})
     print(json.dumps(_without_nan(both), indent=1, allow_nan=False))
   else:
-    print(study.table(figures) + (f"\n\n{study.table(teachers, 'teacher')}" if teachers else ""))
+    print(
+      variance.table(figures) + (f"\n\n{variance.table(teachers, 'teacher')}" if teachers else "")
+    )
     print(
       "mean, s.d., min, max, kept (share of responses with quality >= tau) and lost (share of "
       "questions without any): closed-ended tasks only; rouge: open-ended, for the log only"
@@ -156,7 +160,7 @@ def report(args: argparse.Namespace) -> None:
   if args.html:
     if not figures:
       raise UserError(f"no responses in {', '.join(args.paths)}, so there is nothing to show")
-    from rmsd_jax import teacher_page  # only here: it imports what draws
+    from rmsd_jax.report import teacher_page  # only here: it imports what draws
 
     path = teacher_page.write(args.html, ", ".join(args.paths), scored)
     print(f"wrote {path}", file=sys.stderr if args.json else sys.stdout)
@@ -177,7 +181,7 @@ def check(args: argparse.Namespace) -> None:
       rules_of(args),
       functools.partial(Progress, label="media files"),
       k=args.k,
-      bad_share=pool.Limits(bad_share=args.max_bad_share).bad_share,
+      bad_share=store.Limits(bad_share=args.max_bad_share).bad_share,
       against=args.against,
     )
   print("\n".join(found.lines))
@@ -260,14 +264,14 @@ def parser() -> argparse.ArgumentParser:
   top = cli.parser_of(main)
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
   one = commands.add_parser("collect", help="ask a teacher: prompts -> JSON Lines with responses")
-  one.set_defaults(run=functools.partial(collect.run, rules=rules()))
-  collect.add_flags(one)
+  one.set_defaults(run=functools.partial(pool_collect.run, rules=rules()))
+  pool_collect.add_flags(one)
   one = commands.add_parser("plan", help="what records will take: frames, sizes, tokens, buckets")
   one.set_defaults(run=plan)
   _add_source_flags(one)
   workers = {"type": int, "default": 2, "help": "processes that read (default: %(default)s)"}
   one.add_argument("--workers", **workers)
-  limit = {"type": float, "metavar": "SECONDS", "default": pool.Limits.seconds}
+  limit = {"type": float, "metavar": "SECONDS", "default": store.Limits.seconds}
   one.add_argument("--time-limit", help="for one record (default: %(default)s)", **limit)
   one = commands.add_parser("build", help="JSON Lines -> pool")
   one.set_defaults(run=build)
@@ -279,7 +283,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_toolkit(commands: Any) -> None:
   """The sub-commands that need no tokenizer."""
-  share = {"type": float, "default": pool.Limits.bad_share, "metavar": "SHARE"}
+  share = {"type": float, "default": store.Limits.bad_share, "metavar": "SHARE"}
   share["help"] = "fail if more of the lines are unusable (default: %(default)s)"
   workers = {"type": int, "default": 2, "help": "processes that score (default: %(default)s)"}
   one = commands.add_parser("score", help="JSON Lines -> scores of every response")
@@ -337,7 +341,7 @@ def _add_source_flags(one: argparse.ArgumentParser) -> None:
 
 
 def _add_build_flags(one: argparse.ArgumentParser) -> None:
-  limits = pool.Limits()
+  limits = store.Limits()
   add = one.add_argument
   add("--out", required=True, metavar="DIR", help="folder to make")
   add(

@@ -21,27 +21,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmsd_jax import (
-  advantages,
-  cli,
-  generate,
-  losses,
-  masked,
-  named,
-  optim,
-  probes,
-  scoring,
-  sharding,
-)
-from rmsd_jax import state as state_lib
+from rmsd_jax import cli
+from rmsd_jax.core import masked, named, sharding
+from rmsd_jax.core.errors import UserError, check_least
+from rmsd_jax.core.groups import PromptGroups, join_responses
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.errors import UserError, check_least
-from rmsd_jax.groups import PromptGroups, join_responses
-from rmsd_jax.loop import Loop
+from rmsd_jax.method import advantages, losses, matching, shortcuts
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
-from rmsd_jax.tasks import matching, registry
+from rmsd_jax.rollouts import generate, grading
+from rmsd_jax.tasks import registry
+from rmsd_jax.training import optim
+from rmsd_jax.training import state as state_lib
+from rmsd_jax.training.loop import Loop
 
 LEAST = {
   "log_every": 1,
@@ -207,8 +200,8 @@ def policy_step(config, mesh, model, optims):
     metrics |= {"reward/dead_groups": 1 - jnp.mean(alive_B), "policy/tied_share": tied}
     metrics["policy/sampler_trainer_gap"] = gap_B.max()  # nats; same weights, so rounding only
     closed_BN = jnp.broadcast_to(closed_B[:, None], counts_BN.shape)
-    quality = "quality", scoring.quality(terms, config.tasks.valid_from), closed_BN
-    metrics |= probes.by_label(*quality, task_B, state_lib.TASK_NAMES)
+    quality = "quality", grading.quality(terms, config.tasks.valid_from), closed_BN
+    metrics |= shortcuts.by_label(*quality, task_B, state_lib.TASK_NAMES)
     learned = {"student": new, "student_optim": opt_state, "running": running | {"spread": spread}}
     return state_lib.pinned(mesh, state | learned), metrics
 
@@ -231,7 +224,7 @@ def probe_step(config, model):
     margin_BN = teacher_BN - student_BN
     found = {"accuracy": margin_BN > 0, "margin": margin_BN}
     found |= {"score_student": student_BN, "score_teacher": teacher_BN}
-    return {f"probe/{name}": probes.mean(x_BN, differs_BN) for name, x_BN in found.items()}
+    return {f"probe/{name}": shortcuts.mean(x_BN, differs_BN) for name, x_BN in found.items()}
 
   return probe
 
@@ -253,16 +246,18 @@ def _identical(samples, ids_BNT, length_BN) -> jax.Array:
 def _pair_probes(samples, matched, margin_BN, pair_BN) -> dict:
   """How far length and endings alone would tell the pairs apart, beside D's accuracy."""
   ids_BNT, length_BN = matched
-  found = probes.by_length(margin_BN, samples.length_BR, length_BN, pair_BN)
-  student_BN = probes.endings(samples.responses_BRT, samples.length_BR)
-  found["ending_only"] = probes.by_feature(student_BN, probes.endings(ids_BNT, length_BN), pair_BN)
+  found = shortcuts.by_length(margin_BN, samples.length_BR, length_BN, pair_BN)
+  student_BN = shortcuts.endings(samples.responses_BRT, samples.length_BR)
+  found["ending_only"] = shortcuts.by_feature(
+    student_BN, shortcuts.endings(ids_BNT, length_BN), pair_BN
+  )
   return {f"pairs/{name}": value for name, value in found.items()}
 
 
 def _task_figures(pairs: dict, right_BN, pair_BN) -> dict:
   """By task: the discriminator's accuracy; per prompt the teacher responses that supervise; the
   share of rollouts in an effective pair, one that differs, and their weight, 0 for the others."""
-  mean = functools.partial(probes.by_label, label_B=pairs["task_B"], labels=state_lib.TASK_NAMES)
+  mean = functools.partial(shortcuts.by_label, label_B=pairs["task_B"], labels=state_lib.TASK_NAMES)
   weight_BN, everyone_BN = jnp.where(pair_BN, pairs["weight_BN"], 0), jnp.ones_like(pair_BN)
   return {
     **mean("accuracy", right_BN, pair_BN),
@@ -337,14 +332,14 @@ def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: B
   teachers = sharding.put_batch(mesh, batch.groups)
   samples, visual = steps["rollout"](state, teachers, key)
   pairs = sharding.put_batch(mesh, match(batch, step, config))
-  texts = scoring.texts_of(samples, tokenizer)
+  texts = grading.texts_of(samples, tokenizer)
   finished_BN = sharding.local_rows(samples.finished_BR)
   terms = sharding.put_batch(mesh, grade(texts, batch.info, finished_BN))
   metrics = {"rollout/length": samples.length_BR.mean()}
   metrics["rollout/finished"] = samples.finished_BR.mean()
   metrics |= {f"rollout/{name}": term_BN.mean() for name, term_BN in terms.items()}
-  quality_BN = scoring.quality(terms, config.tasks.valid_from)
-  metrics["rollout/quality"] = probes.mean(quality_BN, pairs["closed_B"][:, None])
+  quality_BN = grading.quality(terms, config.tasks.valid_from)
+  metrics["rollout/quality"] = shortcuts.mean(quality_BN, pairs["closed_B"][:, None])
   score_BN = jnp.zeros(samples.length_BR.shape)
   if config.reward.discriminator:
     learn = not config.discriminator.frozen_after or step < config.discriminator.frozen_after
@@ -400,10 +395,10 @@ def check(config) -> None:
       f"log_every={config.log_every}: its figures would not be logged; give a "
       "multiple, or 0 for none"
     )
-  scoring.audit(dict(config.reward), config.reward.gate)
+  grading.audit(dict(config.reward), config.reward.gate)
 
 
-def main(config, workdir: str, grade=scoring.rule_terms) -> None:
+def main(config, workdir: str, grade=grading.rule_terms) -> None:
   """Runs or resumes stage 2.
 
   Args:
@@ -414,7 +409,7 @@ def main(config, workdir: str, grade=scoring.rule_terms) -> None:
   model, optims = hf.load_model(**config.model), make_optims(config)
   loop = Loop(config, workdir, "stage 2")
   tokenizer = ChatTokenizer(config.model.folder)
-  scoring.check_ends(tokenizer, model.config.stop_ids)
+  grading.check_ends(tokenizer, model.config.stop_ids)
   every, fixed = config.discriminator.probe_every if "discriminator" in optims else 0, ()
   with jax.set_mesh(loop.mesh), loop:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))

@@ -11,13 +11,15 @@ Axes: B prompts, K teacher responses, R = 1 target, P prompt tokens, T response 
 import jax
 import numpy as np
 
-from rmsd_jax import cli, losses, named, optim, sharding
-from rmsd_jax import state as state_lib
+from rmsd_jax import cli
+from rmsd_jax.core import named, sharding
+from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.data.batch import Batch
-from rmsd_jax.groups import PromptGroups
-from rmsd_jax.loop import Loop
+from rmsd_jax.method import losses, matching
 from rmsd_jax.models import hf
-from rmsd_jax.tasks import matching
+from rmsd_jax.training import optim
+from rmsd_jax.training import state as state_lib
+from rmsd_jax.training.loop import Loop
 
 
 def make_steps(config, mesh):

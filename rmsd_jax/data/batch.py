@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.groups import Bucket, PromptGroups
 from rmsd_jax.data import prompts, rows
 from rmsd_jax.data.processor import patches_from_picture
-from rmsd_jax.errors import UserError
-from rmsd_jax.groups import Bucket, PromptGroups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,11 @@ def collate(
     real_B=np.ones(len(chosen), bool),
     info=[_info(row) for row in chosen],
   )
+
+
+def blinded(batch: Batch) -> Batch:
+  """The same prompts with every frame mid-grey."""
+  return dataclasses.replace(batch, groups=batch.groups.without_media())
 
 
 def prompt_of(row: rows.Row, layout: prompts.Layout) -> prompts.Prompt:

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import transformers
 
+from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import images
-from rmsd_jax.errors import UserError
 
 _START, _END = "<|vision_start|>", "<|vision_end|>"
 _REPLY = "<|im_start|>assistant\n"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.core.errors import UserError
 
 AHEAD = 4  # tasks per child that may be finished before their turn; bounds memory
 

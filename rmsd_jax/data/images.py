@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.core.errors import UserError
 
 MAX_ASPECT = 200  # of the model's release; beyond it a side would be less than a pixel per token
 _UTILS_MAX_TOKENS = 768  # qwen-vl-utils: visual tokens of one frame, at most

@@ -14,10 +14,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.groups import Bucket, PromptGroups
 from rmsd_jax.data import batch
-from rmsd_jax.data.pool import Pool
-from rmsd_jax.errors import UserError
-from rmsd_jax.groups import Bucket, PromptGroups
+from rmsd_jax.data.store import Pool
 
 _READ_THREADS = 4  # per process; reading and PNG decoding release the interpreter's lock
 

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.core.errors import UserError
 
 _SLACK = 1e-6  # seconds by which a frame may miss a window's edge, for rounding
 _UNKNOWN_RATE = 24.0  # what Qwen3-VL's processor assumes of a file that gives no frame rate

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.groups import Bucket, PromptGroups
 from rmsd_jax.data import chat, images, media, prompts
 from rmsd_jax.data.prompts import Prompt
-from rmsd_jax.errors import UserError
-from rmsd_jax.groups import Bucket, PromptGroups
 
 _ROLES = ("system", "user", "assistant")
 _ITEM_KEYS = {  # type of a content item: (allowed keys, required keys)

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rmsd_jax import positions
-from rmsd_jax.errors import UserError
-from rmsd_jax.groups import Bucket, PromptGroups
+from rmsd_jax.core import positions
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.groups import Bucket, PromptGroups
 
 ROUND_PROMPT = 128  # tokens: batches without a bucket of their own are padded to multiples of it
 

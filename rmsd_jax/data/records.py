@@ -14,7 +14,7 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.core.errors import UserError
 
 SPLITS = ("train", "test")
 FINISH_REASONS = ("stop", "length")

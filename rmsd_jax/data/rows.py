@@ -15,11 +15,11 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.data.prompts import Prompt
 from rmsd_jax.data.records import Media, Record, RecordFault, Response
-from rmsd_jax.errors import UserError
-from rmsd_jax.groups import Bucket
 
 SCORES = ("outer", "inner", "content", "quality", "rouge")  # numbers stored of a response
 _PICTURES_A_FILE = 8  # so that no file comes near the sizes that Pillow takes for an attack

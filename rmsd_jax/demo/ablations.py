@@ -23,11 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 
-from rmsd_jax import checkpoint, cli
+from rmsd_jax import cli
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.progress import Progress
 from rmsd_jax.demo import grid_tables
 from rmsd_jax.demo.run import ROOT, Commands, make_pool
-from rmsd_jax.errors import UserError
-from rmsd_jax.metrics import Progress
+from rmsd_jax.training import checkpoint
 
 CONFIG = ROOT / "configs" / "ablations.py"
 ROWS = runpy.run_path(str(CONFIG))["ROWS"]

@@ -33,7 +33,10 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
-from rmsd_jax import cli, losses, masked, optim
+from rmsd_jax import cli
+from rmsd_jax.core import masked
+from rmsd_jax.core.groups import Bucket
+from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import media, prompts
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.processor import Processor
@@ -42,12 +45,12 @@ from rmsd_jax.demo import tokenizer as tokenizer_lib
 from rmsd_jax.demo import world
 from rmsd_jax.demo.plain_texts import plain_texts
 from rmsd_jax.demo.questions import LETTERS
-from rmsd_jax.generate import generate
-from rmsd_jax.groups import Bucket
-from rmsd_jax.metrics import Progress
+from rmsd_jax.method import losses
 from rmsd_jax.models import config as config_lib
 from rmsd_jax.models import hf, layers
 from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.rollouts.generate import generate
+from rmsd_jax.training import optim
 
 TEXT = dict(
   layers=4, width=128, heads=4, kv_heads=2, mlp=256, head=32, theta=10_000.0, sections=(6, 5, 5)

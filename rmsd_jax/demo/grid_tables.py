@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from rmsd_jax import intervals, plots
-from rmsd_jax.errors import UserError
-from rmsd_jax.metrics import replace_text
+from rmsd_jax.core import intervals
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.files import replace_text
+from rmsd_jax.report import plots
 from rmsd_jax.tasks import quality as quality_lib
 from rmsd_jax.tasks import registry
 

@@ -26,10 +26,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from rmsd_jax import cli, evaluate, metrics, pool, scoring, train_rl, train_sft
-from rmsd_jax.demo import teacher
+from rmsd_jax import cli, evaluate, pool, train_rl, train_sft
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.files import replace_text
+from rmsd_jax.demo import simulated_teacher
 from rmsd_jax.demo.run import ROOT
-from rmsd_jax.errors import UserError
+from rmsd_jax.rollouts import grading
+from rmsd_jax.training import log
 
 CONFIG = str(ROOT / "configs" / "demo.py")
 PROMPTS, LOW, HIGH = 64, 0.2, 0.8  # law a: prompts, and how often the student is right on them
@@ -102,7 +105,7 @@ def shuffled_grade(seed: int):
   rng = np.random.default_rng(seed)
 
   def grade(texts, info, finished_BN, tasks):
-    terms = scoring.rule_terms(texts, info, finished_BN, tasks)
+    terms = grading.rule_terms(texts, info, finished_BN, tasks)
     order_BN = rng.permuted(np.tile(np.arange(finished_BN.shape[1]), (len(texts), 1)), axis=1)
     return {name: np.take_along_axis(term_BN, order_BN, 1) for name, term_BN in terms.items()}
 
@@ -112,7 +115,7 @@ def shuffled_grade(seed: int):
 def law_a(demo: pathlib.Path, out: pathlib.Path, steps: int) -> dict:
   """Rule rewards alone, true and shuffled."""
   prompts, pool_key = uncertain_pool(demo, out), {"data.pool": str(out / "pool")}
-  grades = {"true": scoring.rule_terms, "shuffled": shuffled_grade(0)}
+  grades = {"true": grading.rule_terms, "shuffled": shuffled_grade(0)}
   for name, grade in grades.items():
     config = config_of("rl", **pool_key | {
       "init_from": str(demo / "sft"), "batch": 16, "steps": steps, "save_every": steps,
@@ -124,7 +127,7 @@ def law_a(demo: pathlib.Path, out: pathlib.Path, steps: int) -> dict:
   for name, workdir in ({"before": demo / "sft"} | {n: out / n for n in grades}).items():
     rows = evaluated(workdir, "law_a", **measure)
     quality[name] = float(np.mean([row["sampled"]["quality"] for row in rows]))
-  curves = {name: metrics.read(str(out / name)) for name in grades}
+  curves = {name: log.read(str(out / name)) for name in grades}
   points = {
     name: [(line["step"], line["rollout/quality"]) for line in lines]
     for name, lines in curves.items()
@@ -138,8 +141,10 @@ def style_student(out: pathlib.Path) -> pathlib.Path:
   """Stage 1 on a teacher whose phrase is rare, and the pool of one who always uses it."""
   for name, share in (("rare", RARE), ("always", 1.0)):
     if not (out / name).exists():
-      style = dataclasses.replace(teacher.Teacher(), marker_share=share)
-      teacher.make_pool(out / name, train_prompts=1_500, test_prompts=200, seed=7, teacher=style)
+      style = dataclasses.replace(simulated_teacher.Teacher(), marker_share=share)
+      simulated_teacher.make_pool(
+        out / name, train_prompts=1_500, test_prompts=200, seed=7, teacher=style
+      )
     build_pool([out / name / "pool.jsonl", out / name / "test.jsonl"], out / f"{name}_pool")
   train_sft.main(
     config_of("sft", **{"data.pool": str(out / "rare_pool"), "steps": 200}), str(out / "sft")
@@ -150,21 +155,23 @@ def style_student(out: pathlib.Path) -> pathlib.Path:
 def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int = 0) -> dict:
   """The discriminator's reward alone; with `frozen_after`, law c."""
   style = out.parent / "style"
-  student, seen, log = style_student(style), [], out / "seen.json"
+  student, seen, seen_file = style_student(style), [], out / "seen.json"
 
   def grade(texts, info, finished_BN, tasks):
     flat = [text for row in texts for text in row]
     words = [text.split() for text in flat]
     seen.append(
       {
-        "marker": float(np.mean([teacher.MARKER in text for text in flat])),
-        "marker_repeated": float(np.mean([text.count(teacher.MARKER) > 1 for text in flat])),
+        "marker": float(np.mean([simulated_teacher.MARKER in text for text in flat])),
+        "marker_repeated": float(
+          np.mean([text.count(simulated_teacher.MARKER) > 1 for text in flat])
+        ),
         "words": float(np.mean([len(w) for w in words])),
         "distinct_words": float(np.mean([len(set(w)) / max(len(w), 1) for w in words])),
       }
     )
-    metrics.replace_text(log, json.dumps(seen))
-    return scoring.rule_terms(texts, info, finished_BN, tasks)
+    replace_text(seen_file, json.dumps(seen))
+    return grading.rule_terms(texts, info, finished_BN, tasks)
 
   config = config_of("rl", **{
     "data.pool": str(style / "always_pool"), "init_from": str(student), "steps": steps,
@@ -175,7 +182,7 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
     "save_every": steps,
   })  # fmt: skip
   train_rl.main(config, str(out / "rl"), grade=grade)
-  seen, lines = json.loads(log.read_text()), metrics.read(str(out / "rl"))
+  seen, lines = json.loads(seen_file.read_text()), log.read(str(out / "rl"))
   curve = lambda key: [(i + 1, s[key]) for i, s in enumerate(seen)]
   _plot(
     out.with_suffix(".png"),
@@ -225,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   law = {"a": law_a, "b": law_b, "c": functools.partial(law_b, frozen_after=WARMUP)}
   result = law[options.law](demo, out, options.steps)
   text = json.dumps(result, indent=2)
-  metrics.replace_text(out.with_suffix(".json"), text + "\n")
+  replace_text(out.with_suffix(".json"), text + "\n")
   print(text)
 
 

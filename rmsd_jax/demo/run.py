@@ -23,9 +23,10 @@ from typing import TextIO
 import psutil
 
 from rmsd_jax import cli
-from rmsd_jax.demo import teacher
-from rmsd_jax.errors import UserError
-from rmsd_jax.metrics import Progress, replace_text
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.files import replace_text
+from rmsd_jax.core.progress import Progress
+from rmsd_jax.demo import simulated_teacher
 
 STAGES = {
   "sft": "train_sft",
@@ -140,12 +141,12 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
       bar.update(done - drawn)
       drawn = done
 
-    teacher.make_pool(
+    simulated_teacher.make_pool(
       raw,
       train_prompts=config.world.train_prompts,
       test_prompts=config.world.test_prompts,
       seed=config.seed,
-      teacher=teacher.Teacher(k=config.world.responses),
+      teacher=simulated_teacher.Teacher(k=config.world.responses),
       progress=show,
     )
     bar.close()

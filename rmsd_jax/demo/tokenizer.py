@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from rmsd_jax import cli
-from rmsd_jax.demo import teacher, world
+from rmsd_jax.demo import simulated_teacher, world
 from rmsd_jax.demo.plain_texts import plain_texts
 from rmsd_jax.demo.questions import LETTERS, questions
 from rmsd_jax.tasks import registry
@@ -76,7 +76,10 @@ def corpus(scenes: int = 400, seed: int = 0) -> list[str]:
     for question in questions(scene, rng):
       task = registry.get(question.task)
       texts.append(registry.prompt_text(task, question.text, question.options))
-      texts += [response["text"] for response in teacher.respond(question, teacher.Teacher(), rng)]
+      texts += [
+        response["text"]
+        for response in simulated_teacher.respond(question, simulated_teacher.Teacher(), rng)
+      ]
   return texts
 
 

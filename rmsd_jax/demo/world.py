@@ -19,7 +19,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.core.errors import UserError
 
 GRID = 3  # cells a side
 CELL = 16  # pixels a side of a cell, and of a card

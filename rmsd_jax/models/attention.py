@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.core.errors import UserError
 
 IMPLEMENTATIONS = ("auto", "split", "splash", "cudnn", "dense")
 BY_BACKEND = {"tpu": "splash", "gpu": "cudnn"}

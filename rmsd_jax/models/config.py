@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

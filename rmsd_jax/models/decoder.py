@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rmsd_jax import positions, sharding
+from rmsd_jax.core import positions, sharding
 from rmsd_jax.models import layers
 from rmsd_jax.models.config import TextConfig
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as Spec
 
-from rmsd_jax.groups import PromptGroups
+from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.models.student import Qwen3VL, Visual
 
 # The body's weights follow the student's rules.

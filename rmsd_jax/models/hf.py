@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rmsd_jax import named, sharding
-from rmsd_jax.errors import UserError
+from rmsd_jax.core import named, sharding
+from rmsd_jax.core.errors import UserError
 from rmsd_jax.models import config as config_lib
 from rmsd_jax.models.student import PARTITION, Qwen3VL
 

@@ -54,6 +54,14 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, inputs: int = 1) ->
   return project(x, kernel, inputs) + bias.astype(x.dtype)
 
 
+def logits(hidden, unembedding_VD):
+  """hidden [.., D] -> logits fp32 [.., V]."""
+  kernel = unembedding_VD.astype(hidden.dtype)
+  hidden_MD = hidden.reshape(-1, hidden.shape[-1])
+  logits_MV = jnp.einsum("MD,VD->MV", hidden_MD, kernel, preferred_element_type=jnp.float32)
+  return logits_MV.reshape(*hidden.shape[:-1], -1)
+
+
 class Stack:
   """L equal layers: parameters carry a leading L axis, and one traced body runs them all.
 

@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
 from jax.sharding import PartitionSpec as Spec
 
-from rmsd_jax.errors import UserError
+from rmsd_jax.core.errors import UserError
 
 LANES = 128  # P and T must be multiples: a segment starts where a register of the TPU does
 _PLACE_BITS = 18  # low bits of a query's number: its place; above: its segment's start / LANES

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as Spec
 
-from rmsd_jax import losses, sharding
-from rmsd_jax.groups import PromptGroups
-from rmsd_jax.models import attention
+from rmsd_jax.core import sharding
+from rmsd_jax.core.groups import PromptGroups
+from rmsd_jax.models import attention, layers
 from rmsd_jax.models.config import ModelConfig
 from rmsd_jax.models.decoder import Decoder
 from rmsd_jax.models.vision import VisionTower
 
-# How weights lie on the mesh (data, fsdp, tensor); names as in rmsd_jax.named.
+# How weights lie on the mesh (data, fsdp, tensor); names as in rmsd_jax.core.named.
 PARTITION = (
   ("text/(embed|head)", Spec(None, ("fsdp", "tensor"))),
   ("text/layers/[qkv]", Spec(None, "fsdp", "tensor", None)),
@@ -142,7 +142,7 @@ class Qwen3VL:
 
   def logits(self, params: dict, groups: PromptGroups) -> jax.Array:
     """Logits of the whole prompts, fp32 [B, P, V], for checks and other uses; training never makes
-    them (rmsd_jax.losses.token_logps)."""
+    them (rmsd_jax.method.losses.token_logps)."""
     return _logits(self, params, groups)
 
   def prefill(self, params: dict, groups: PromptGroups, samples: int, tokens: int, visual=None):
@@ -213,4 +213,4 @@ class Qwen3VL:
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: Qwen3VL, params: dict, groups: PromptGroups) -> jax.Array:
   prompt_BPD, _ = model(params, groups)
-  return losses.logits(prompt_BPD, model.unembedding(params))
+  return layers.logits(prompt_BPD, model.unembedding(params))

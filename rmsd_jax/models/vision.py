@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rmsd_jax import positions, sharding
+from rmsd_jax.core import positions, sharding
 from rmsd_jax.models import layers
 from rmsd_jax.models.attention import NEVER
 from rmsd_jax.models.config import VisionConfig
@@ -82,7 +82,7 @@ class Merger(nnx.Module):
     y = layers.layer_norm(x_FSW, self.norm_scale[...], self.norm_bias[...])
     y = layers.linear(y.reshape(frames, -1, joined), self.fc1[...], self.fc1_bias[...])
     # Without the two constraints XLA's partitioner gets the gradient wrong (not the value) when a
-    # micro-batch is cut on a mesh with all three axes; tests/test_sharding.py would show it.
+    # micro-batch is cut on a mesh with all three axes; tests/core/test_sharding.py would show it.
     y = sharding.by_prompt(jax.nn.gelu(y, approximate=False))
     return sharding.by_prompt(layers.linear(y, self.fc2[...], self.fc2_bias[...]))
 

@@ -1,0 +1,2 @@
+"""What a question asks for and how a reply to it is graded, in plain Python. In: text and ground
+truth; out: rule terms, validity, quality. It imports core's errors, no jax: it runs in workers."""

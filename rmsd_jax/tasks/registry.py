@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from rmsd_jax.errors import UserError
-from rmsd_jax.tasks import metrics, response, symbolic
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.tasks import answers, response, symbolic
 
 
 class Example(NamedTuple):
@@ -90,7 +90,7 @@ def _task(
       return fault
     if read_reference(reference, options) is None:
       return f"answer {_brief(reference)} is not {expected}"
-    if isinstance(reference, dict | list) and len(spelled(reference)) > metrics.MAX_CHARS:
+    if isinstance(reference, dict | list) and len(spelled(reference)) > answers.MAX_CHARS:
       return f"answer {_brief(reference)} has more characters than may be read of a response"
     return None
 
@@ -101,7 +101,7 @@ def _task(
 def _option_fault(options: Sequence[str]) -> str | None:
   if len(options) < 2:
     return f"{len(options)} options, at least 2 are needed"
-  labels = [metrics.split_label(option) for option in options]
+  labels = [answers.split_label(option) for option in options]
   if None in labels:
     option = options[labels.index(None)]
     return f'option {_brief(option)} has no label; write it as "A. text"'
@@ -112,12 +112,12 @@ def _option_fault(options: Sequence[str]) -> str | None:
 
 
 def _letter(value: object, options: Sequence[str]) -> str | None:
-  return metrics.option_letter(value, options) if isinstance(value, str) else None
+  return answers.option_letter(value, options) if isinstance(value, str) else None
 
 
 def _number(value: object, options: Sequence[str]) -> float | None:
   del options
-  return metrics.number(value) if isinstance(value, str) else metrics.as_number(value)
+  return answers.number(value) if isinstance(value, str) else answers.as_number(value)
 
 
 def _text(value: object, options: Sequence[str]) -> str | None:
@@ -127,7 +127,7 @@ def _text(value: object, options: Sequence[str]) -> str | None:
 
 def _written(value: object) -> object:
   """A number as text; anything else as it is."""
-  return value if metrics.as_number(value) is None else str(value)
+  return value if answers.as_number(value) is None else str(value)
 
 
 def _non_empty(text: str) -> str | None:
@@ -162,7 +162,7 @@ _FIXED_TASKS = (
   _task(
     "multiple_choice",
     "the letter of one option",
-    read=metrics.option_letter,
+    read=answers.option_letter,
     read_reference=_letter,
     compare=lambda letter, truth: float(letter == truth),
     expected="the letter of an option",
@@ -172,9 +172,9 @@ _FIXED_TASKS = (
   _task(
     "regression",
     "one number",
-    read=_of_text(metrics.number),
+    read=_of_text(answers.number),
     read_reference=lambda value, options: _number(value, options) or None,
-    compare=metrics.mean_relative_accuracy,
+    compare=answers.mean_relative_accuracy,
     expected="a finite number other than 0, which has no relative error",
     example=Example(100, "3"),
   ),
@@ -192,7 +192,7 @@ _FIXED_TASKS = (
     "the text you read",
     read=_of_text(_non_empty),
     read_reference=_text,
-    compare=metrics.ocr_accuracy,
+    compare=answers.ocr_accuracy,
     expected="a text that is not empty",
     example=Example("3 7", "4"),
   ),
@@ -200,9 +200,9 @@ _FIXED_TASKS = (
     "temporal_grounding",
     '{"time": [start, end]}',
     unit=" in seconds",
-    read=_of_text(metrics.interval),
-    read_reference=_structured(metrics.interval, metrics.as_interval, "time"),
-    compare=metrics.temporal_iou,
+    read=_of_text(answers.interval),
+    read_reference=_structured(answers.interval, answers.as_interval, "time"),
+    compare=answers.temporal_iou,
     expected='{"time": [start, end]} in seconds with 0 <= start < end',
     example=Example({"time": [1, 2.5]}, '{"time": [7, 8]}'),
   ),
@@ -210,9 +210,9 @@ _FIXED_TASKS = (
     "spatial_grounding",
     '{"boxes": [x1, y1, x2, y2]}',
     unit=" in coordinates from 0 to 1000",
-    read=_of_text(metrics.box),
-    read_reference=_structured(metrics.box, metrics.as_box, "boxes"),
-    compare=metrics.box_iou,
+    read=_of_text(answers.box),
+    read_reference=_structured(answers.box, answers.as_box, "boxes"),
+    compare=answers.box_iou,
     expected='{"boxes": [x1, y1, x2, y2]} within 0..1000 with x1 < x2 and y1 < y2',
     example=Example({"boxes": [0, 0, 500, 400]}, '{"boxes": [600, 500, 700, 600]}'),
   ),
@@ -220,10 +220,10 @@ _FIXED_TASKS = (
     "spatiotemporal_grounding",
     '{"time": [start, end], "boxes": {"second": [x1, y1, x2, y2], ...}}',
     unit=" in seconds and coordinates from 0 to 1000, with a box for each whole second",
-    read=_of_text(metrics.tube),
-    read_reference=_structured(metrics.tube, metrics.as_tube, ""),
-    compare=metrics.tube_iou,
-    complete=lambda tube, truth: metrics.covered(tube[1], truth[1]),
+    read=_of_text(answers.tube),
+    read_reference=_structured(answers.tube, answers.as_tube, ""),
+    compare=answers.tube_iou,
+    complete=lambda tube, truth: answers.covered(tube[1], truth[1]),
     expected='{"time": [start, end], "boxes": {"second": [x1, y1, x2, y2], ...}}',
     example=Example(
       {"time": [2, 4], "boxes": {"2": [0, 0, 9, 9], "3": [1, 1, 9, 9]}},
@@ -233,12 +233,12 @@ _FIXED_TASKS = (
   _task(
     "tracking",
     '{"boxes": {"second": [x1, y1, x2, y2], ...}}',
-    unit=f" in coordinates from 0 to 1000, for each second asked, at most {metrics.MAX_TRACKED}",
-    read=_of_text(metrics.track),
-    read_reference=_structured(metrics.track, metrics.as_track, "boxes"),
-    compare=metrics.mean_box_iou,
-    complete=metrics.covered,
-    expected=f'{{"boxes": {{"second": [x1, y1, x2, y2], ..}}}} of 1 to {metrics.MAX_TRACKED} boxes',
+    unit=f" in coordinates from 0 to 1000, for each second asked, at most {answers.MAX_TRACKED}",
+    read=_of_text(answers.track),
+    read_reference=_structured(answers.track, answers.as_track, "boxes"),
+    compare=answers.mean_box_iou,
+    complete=answers.covered,
+    expected=f'{{"boxes": {{"second": [x1, y1, x2, y2], ..}}}} of 1 to {answers.MAX_TRACKED} boxes',
     example=Example(
       {"boxes": {"0": [0, 0, 9, 9], "10": [1, 1, 9, 9]}},
       '{"boxes": {"0": [50, 50, 60, 60], "10": [50, 50, 60, 60]}}',
@@ -249,7 +249,7 @@ _FIXED_TASKS = (
     "a full answer in your own words",
     read=_of_text(_non_empty),
     read_reference=_text,
-    compare=metrics.rouge_l,
+    compare=answers.rouge_l,
     expected="a text that is not empty",
     example=Example("A cat sleeps.", "Rain."),
     closed=False,
@@ -280,9 +280,9 @@ def make_tasks(
   numerical = _task(
     "numerical",
     "one number",
-    read=_of_text(metrics.number),
+    read=_of_text(answers.number),
     read_reference=_number,
-    compare=functools.partial(metrics.numeric_accuracy, eps_abs=eps_abs, eps_rel=eps_rel),
+    compare=functools.partial(answers.numeric_accuracy, eps_abs=eps_abs, eps_rel=eps_rel),
     expected="a finite number",
     example=Example(12.5, "3"),
   )

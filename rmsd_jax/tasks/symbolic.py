@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 
-from rmsd_jax.tasks import metrics
+from rmsd_jax.tasks import answers
 
 SECONDS = 2.0  # of CPU time for one question, on a busy machine too; the process is then replaced
 WAIT_SECONDS = 60.0  # for its reply, by the clock
@@ -86,7 +86,7 @@ def equal(answer: str, reference: str) -> bool:
 def plain(text: str) -> str:
   """A result without its wrapping: $..$, \\(..\\), \\boxed{..}, a final full stop."""
   text = text.strip().rstrip(". ")
-  if len(text) > metrics.MAX_CHARS:
+  if len(text) > answers.MAX_CHARS:
     return text
   for opening, closing in _WRAPPINGS:
     if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening):
@@ -162,8 +162,8 @@ def _number(text: str) -> float | None:
   """A number as in `metrics.number`, or with a power of ten: 1.6 \\times 10^{-19}."""
   found = _SCIENTIFIC.fullmatch(text) if len(text) <= MAX_CHARS else None
   if not found:
-    return metrics.number(text)
-  return metrics.number(f"{found[1] or 1}e{found[2]}")
+    return answers.number(text)
+  return answers.number(f"{found[1] or 1}e{found[2]}")
 
 
 def _compact(text: str) -> str:

@@ -23,11 +23,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rmsd_jax import convert, losses, named, optim, sharding
+from rmsd_jax import convert
+from rmsd_jax.core import named, sharding
 from rmsd_jax.data import prompts
-from rmsd_jax.generate import generate
+from rmsd_jax.method import losses
 from rmsd_jax.models import config as config_lib
+from rmsd_jax.models import layers
 from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.rollouts.generate import generate
+from rmsd_jax.training import optim
 
 TOKENS = convert.Tokens(151_655, 151_656, 151_652, 151_653)
 CONFIG = config_lib.ModelConfig(
@@ -179,7 +183,7 @@ def projection_floor(rows: int) -> float:
   """Seconds of RESPONSE projections of `rows` hidden states on the vocabulary, and nothing else."""
   table = jax.random.normal(jax.random.key(0), (CONFIG.text.vocab, CONFIG.text.width))
   hidden = jax.random.normal(jax.random.key(1), (rows, CONFIG.text.width))
-  project = jax.jit(lambda h, t: losses.logits(h, t).max())
+  project = jax.jit(lambda h, t: layers.logits(h, t).max())
   jax.block_until_ready(project(hidden, table))
   began = time.perf_counter()
   for _ in range(RESPONSE):

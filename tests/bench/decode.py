@@ -3,10 +3,10 @@
     JAX_PLATFORMS=cpu python -m tests.bench.decode [--topology v5p:2x2x1] [--groups 4]
 
 Compiles the sampling of Qwen3-VL-4B ahead of time and reads one turn of its loop off the scheduled
-program (rmsd_jax.hlo.turn_traffic). The least possible: each device reads its copy of the weights
-once, each group's prompt cache once for all its responses, and the responses' own caches once, at
-their full static length. And which operations make an array of a cache's size: a second copy of a
-cache would be among them.
+program (rmsd_jax.compile.hlo.turn_traffic). The least possible: each device reads its copy of the
+weights once, each group's prompt cache once for all its responses, and the responses' own caches
+once, at their full static length. And which operations make an array of a cache's size: a second
+copy of a cache would be among them.
 """
 
 import argparse
@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from rmsd_jax import chips, cost, hlo, named, sharding
-from rmsd_jax.generate import generate
-from rmsd_jax.groups import Bucket
+from rmsd_jax.compile import chips, cost, hlo
+from rmsd_jax.core import named, sharding
+from rmsd_jax.core.groups import Bucket
 from rmsd_jax.models.config import PRESETS
 from rmsd_jax.models.student import PARTITION, Qwen3VL
+from rmsd_jax.rollouts.generate import generate
 from tests.bench.flops import shapes
 
 BUCKET, SAMPLES = Bucket(2304, 1024, 8, 1008), 8

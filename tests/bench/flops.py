@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmsd_jax import cost, losses
-from rmsd_jax.groups import Bucket, PromptGroups
+from rmsd_jax.compile import cost
+from rmsd_jax.core.groups import Bucket, PromptGroups
+from rmsd_jax.method import losses
 from rmsd_jax.models.config import PRESETS, TextConfig
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.models.student import Qwen3VL, Visual

@@ -17,13 +17,13 @@ import statistics
 import tempfile
 import time
 
-from rmsd_jax import metrics
-from rmsd_jax.data import loader, pool, rows
+from rmsd_jax.data import loader, rows, store
+from rmsd_jax.training import log
 
 ROWS = 100_000
 
 
-def examples_per_second(opened: pool.Pool, batch: int, batches: int) -> float:
+def examples_per_second(opened: store.Pool, batch: int, batches: int) -> float:
   """Prompts per second out of the loader, its first batches (start-up) left out."""
   os.sched_setaffinity(0, {0})  # one core, its threads and children too
   steps = loader.make(
@@ -38,13 +38,13 @@ def examples_per_second(opened: pool.Pool, batch: int, batches: int) -> float:
   return done / (time.perf_counter() - began)
 
 
-def copy_many(opened: pool.Pool, out: pathlib.Path, count: int) -> None:
+def copy_many(opened: store.Pool, out: pathlib.Path, count: int) -> None:
   """A pool of `count` rows that repeat the opened ones."""
   stored = [rows.encode(opened[i]) for i in range(min(len(opened), 200))]
-  pool.write_rows(
+  store.write_rows(
     out, {"train": (stored[i % len(stored)] | {"id": f"row {i}"} for i in range(count))}
   )
-  tasks = pool._index(out, "train")
+  tasks = store._index(out, "train")
   metadata = dict(opened.metadata) | {"rows": {"train": tasks}}
   (out / "metadata.json").write_text(json.dumps(metadata))
 
@@ -54,17 +54,17 @@ def main() -> None:
   parser.add_argument("workdir", type=pathlib.Path)
   parser.add_argument("--rows", type=int, default=ROWS)
   options = parser.parse_args()
-  opened = pool.open_pool(options.workdir / "pool", "train")
+  opened = store.open_pool(options.workdir / "pool", "train")
   with tempfile.TemporaryDirectory() as folder:
     copy_many(opened, pathlib.Path(folder), options.rows)
     seconds = []
     for _ in range(5):
       began = time.perf_counter()
-      large = pool.open_pool(folder, "train")
+      large = store.open_pool(folder, "train")
       seconds.append(time.perf_counter() - began)
     assert len(large) == options.rows and dataclasses.asdict(large[0])
   print(f"a pool of {options.rows:,} rows opens in {statistics.median(seconds):.2f} s (bar: 2)")
-  consumed = [line["prompts_per_second"] for line in metrics.read(str(options.workdir / "sft"))]
+  consumed = [line["prompts_per_second"] for line in log.read(str(options.workdir / "sft"))]
   made = examples_per_second(opened, 32, 60)
   used = statistics.median(consumed)
   print(f"pipeline {made:.0f} prompts/s on one core; the demo's stage 1 takes {used:.1f} (2 cores)")

@@ -1,0 +1,120 @@
+"""How much work the steps are, from sizes alone: FLOPs and HBM bytes of a whole batch.
+
+A multiply-add is 2 FLOPs. A backward pass costs twice its forward pass; recomputing layers (remat)
+costs one forward pass more. Causal attention counts the pairs that may see each other.
+
+Axes: B prompts, P prompt tokens, R responses (N rollouts, K teacher's), T response tokens.
+"""
+
+from typing import NamedTuple
+
+from rmsd_jax.core.groups import Bucket
+from rmsd_jax.models.config import ModelConfig, TextConfig, VisionConfig
+
+
+class Work(NamedTuple):
+  """FLOPs, by where they are."""
+
+  vision: float = 0.0
+  linear: float = 0.0  # the decoder's matrix products
+  attention: float = 0.0
+  logits: float = 0.0
+
+  @property
+  def total(self) -> float:
+    return sum(self)
+
+  def times(self, factor: float) -> "Work":
+    return Work(*(factor * part for part in self))
+
+  def plus(self, other: "Work") -> "Work":
+    return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def layer_weights(t: TextConfig) -> int:
+  """Weights of one decoder layer's matrices."""
+  attention = 2 * t.width * t.heads * t.head + 2 * t.width * t.kv_heads * t.head
+  return attention + 3 * t.width * t.mlp
+
+
+def vision(v: VisionConfig, frames: int, patches: int) -> Work:
+  """The tower over `frames` frame pairs of `patches` patches each."""
+  tokens = frames * patches
+  block = 4 * v.width**2 + 2 * v.width * v.mlp
+  joined = v.width * v.merge**2
+  mergers = (1 + len(v.deepstack)) * (joined**2 + joined * v.out) / v.merge**2
+  linear = 2 * tokens * (v.patch_values * v.width + v.depth * block + mergers)
+  return Work(vision=linear + 4 * frames * patches**2 * v.width * v.depth)
+
+
+def pairs(P: int, R: int, T: int) -> float:
+  """Pairs of tokens that see each other in one group."""
+  return P * (P + 1) / 2 + R * (T * P + T * (T + 1) / 2)
+
+
+def forward(c: ModelConfig, B: int, bucket: Bucket, R: int, with_logits: bool) -> Work:
+  """The decoder over B groups of R responses; logits of response tokens only."""
+  P, T, t = bucket.prompt, bucket.response, c.text
+  return Work(
+    linear=2 * B * (P + R * T) * t.layers * layer_weights(t),
+    attention=4 * B * pairs(P, R, T) * t.layers * t.heads * t.head,
+    logits=2 * B * R * T * t.vocab * t.width * with_logits,
+  )
+
+
+def recomputed(one: Work, T: int, remat: bool, chunk: int) -> Work:
+  """What a backward pass computes a second time: layers with remat, logits of several chunks.
+
+  Args:
+    one: the forward pass.
+    chunk: `logit_chunk`, tokens of a response whose logits exist at a time (losses.token_logps).
+  """
+  layers = one if remat else Work()
+  return layers._replace(logits=one.logits if T > chunk else 0.0)
+
+
+def sft(c: ModelConfig, B: int, bucket: Bucket, remat: bool, chunk: int) -> Work:
+  """One step of stage 1 with a frozen tower."""
+  one = forward(c, B, bucket, 1, True)
+  step = one.times(3).plus(recomputed(one, bucket.response, remat, chunk))
+  return step.plus(vision(c.vision, B * bucket.frames, bucket.patches))
+
+
+def policy(c: ModelConfig, B: int, bucket: Bucket, N: int, remat: bool, chunk: int) -> Work:
+  """The update of stage 2: the student forward and backward, the reference forward."""
+  one = forward(c, B, bucket, N, True)
+  return one.times(4).plus(recomputed(one, bucket.response, remat, chunk))
+
+
+def discriminator(c: ModelConfig, B: int, bucket: Bucket, R: int, remat: bool) -> Work:
+  """Scores of N + K responses and the update on pairs, in one pass."""
+  one = forward(c, B, bucket, R, False)
+  return one.times(4 if remat else 3)
+
+
+def rollout(c: ModelConfig, B: int, bucket: Bucket, N: int) -> Work:
+  """Encoding the media, prefilling the prompts, N responses of full length."""
+  P, T, t = bucket.prompt, bucket.response, c.text
+  prefill = forward(c, B, bucket._replace(response=0), 0, False)
+  decode = Work(
+    linear=2 * B * N * T * t.layers * layer_weights(t),
+    attention=4 * B * N * (T * P + T * (T + 1) / 2) * t.layers * t.heads * t.head,
+    logits=2 * B * N * T * t.vocab * t.width,
+  )
+  return prefill.plus(decode).plus(vision(c.vision, B * bucket.frames, bucket.patches))
+
+
+def cache_bytes(t: TextConfig) -> int:
+  """Bytes of the keys and values of one token in all layers, in bfloat16."""
+  return 2 * 2 * t.layers * t.kv_heads * t.head
+
+
+def decode_bytes(c: ModelConfig, B: int, bucket: Bucket, N: int, weight_bytes: float) -> float:
+  """Least HBM traffic of decoding on all devices together: each reads its copy of the weights once
+  a token, a group's prompt cache once a token, each response its own cache; bfloat16 caches.
+
+  Args:
+    weight_bytes: what one token reads of weights, all devices together.
+  """
+  P, T = bucket.prompt, bucket.response
+  return T * (weight_bytes + B * cache_bytes(c.text) * (P + N * T / 2))

@@ -1,0 +1,179 @@
+"""One mesh (data, fsdp, tensor), rules from names to PartitionSpecs, host batches to global arrays.
+
+Prompts are split over data and fsdp, heads and widths over tensor, weights over fsdp and tensor.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rmsd_jax.core import named
+from rmsd_jax.core.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+Rules = Sequence[tuple[str, P]]
+# v5p would turn each gather of a weight into a loop of partial products, 19 loops in a 4B step.
+_PLAIN_GATHERS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+# Without it the CPU compiler copies both moments before an update reads and writes them.
+_FEWER_COPIES = {"xla_cpu_copy_insertion_use_region_analysis": True}
+XLA_OPTIONS = {  # device kind -> options
+  "cpu": _FEWER_COPIES,
+  "TPU v5": _PLAIN_GATHERS,
+  "TPU v5p": _PLAIN_GATHERS,
+}
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
+  """A mesh over all devices; one size may be -1 and takes what is left.
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices, or a tensor group would
+      reach over two processes.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes, count = [data, fsdp, tensor], len(devices)
+  if sizes.count(-1) == 1:
+    sizes[sizes.index(-1)] = count // max(-math.prod(sizes), 1)
+  if min(sizes) < 1 or math.prod(sizes) != count:
+    raise UserError(
+      f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {count} devices; set config.mesh"
+      f" so that the sizes multiply to {count} (one may be -1)"
+    )
+  mesh = jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 3, devices=devices)
+  # A process feeds and grades whole rows, so a row's devices must be its own.
+  owners = [{d.process_index for d in group} for group in mesh.devices.reshape(-1, sizes[2])]
+  if max(map(len, owners)) > 1 and jax.process_count() > 1:
+    raise UserError(f"a group of mesh.tensor={sizes[2]} devices reaches over processes; lower it")
+  return mesh
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
+  """XLA's options for programs on the mesh's chips; the trainers and rmsd_jax.compile use them."""
+  return XLA_OPTIONS.get(mesh.devices.flat[0].device_kind, {})
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Into how many parts the prompts of a global batch are split."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch(mesh: Mesh, batch: int, microbatches: int, name: str) -> None:
+  """Raises UserError unless batch / microbatches prompts divide evenly over the mesh."""
+  shards = batch_shards(mesh)
+  if batch < 1 or microbatches < 1 or batch % (shards * microbatches):
+    raise UserError(
+      f"{name}={batch} is not a multiple of {shards * microbatches} ({shards} mesh shards x"
+      f" {microbatches} microbatches); change it, config.microbatches or config.mesh"
+    )
+
+
+def check_rules(tree: dict, rules: Rules) -> None:
+  """Every leaf matched, every rule used; all faults in one message."""
+  names = list(named.flatten(tree))
+  lost = [n for n in names if not named.matches(n, (r for r, _ in rules))]
+  idle = [r for r, _ in rules if not any(re.fullmatch(r, n) for n in names)]
+  if lost or idle:
+    raise UserError(f"sharding rules: no rule for {lost}; rules that match nothing {idle}")
+
+
+def shardings(mesh: Mesh, tree, rules: Rules):
+  """NamedShardings for a pytree of (abstract) arrays.
+
+  A leaf is looked up by the dict keys that end its path, so that optimizer moments, which
+  mirror the parameters, are sharded like them. Leaves without a rule are replicated.
+
+  Raises:
+    UserError: an axis of a leaf does not divide over its mesh axes; all such leaves are named.
+  """
+  faults = []
+
+  def one(path, leaf):
+    keys = [str(p.key) for p in path if isinstance(p, jax.tree_util.DictKey)]
+    tails = ["/".join(keys[i:]) for i in range(len(keys))]
+    spec = next((s for r, s in rules for t in tails if re.fullmatch(r, t)), P())
+    if len(leaf.shape) < len(spec):
+      spec = P()
+    for size, axes in zip(leaf.shape, spec, strict=False):
+      ways = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+      if size % ways:
+        faults.append(f"{tails[0] if tails else path} {leaf.shape} over {spec} ({size} % {ways})")
+    return NamedSharding(mesh, spec)
+
+  result = jax.tree_util.tree_map_with_path(one, tree)
+  if faults:
+    raise UserError(f"weights do not divide over the mesh, change config.mesh: {'; '.join(faults)}")
+  return result
+
+
+def abstract(mesh: Mesh, tree, rules: Rules):
+  """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    shardings(mesh, tree, rules),
+  )
+
+
+def put_batch(mesh: Mesh, batch):
+  """This process's rows of a batch (leading axis B) -> global arrays split over data and fsdp."""
+  sharding = NamedSharding(mesh, BATCH)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+  )
+
+
+def everywhere(mesh: Mesh, tree):
+  """Host values, alike on all processes -> global arrays, whole on every device."""
+  whole = NamedSharding(mesh, P())
+  return jax.tree.map(lambda x: jax.make_array_from_callback(
+    np.shape(x), whole, lambda index: np.asarray(x)[index]), tree)  # fmt: skip
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+  """This process's rows of a global array that is split over its leading axis alone."""
+  pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+  return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
+
+
+def gathered(values: list) -> list:
+  """The JSON values of every process, in the order of the processes, on every process."""
+  if jax.process_count() == 1:
+    return values
+  text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(text.size))
+  room = 1 << int(sizes.max()).bit_length()  # few sizes: each is compiled once
+  texts = multihost_utils.process_allgather(np.pad(text, (0, room - text.size)))
+  return [v for t, size in zip(texts, sizes, strict=True) for v in json.loads(bytes(t[:size]))]
+
+
+def by_prompt(x: jax.Array) -> jax.Array:
+  """Inside jit under `jax.set_mesh`: keeps the leading axis split over the prompts' shards."""
+  return constrained(x, BATCH)
+
+
+def constrained(x: jax.Array, spec: P) -> jax.Array:
+  """Inside jit under `jax.set_mesh`: lays x out by `spec`. Without a mesh it does nothing."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def whole(tree, rules: Rules):
+  """Inside jit under `jax.set_mesh`: weights gathered over fsdp, still split over tensor."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return tree
+
+  def one(x, sharding):
+    axes = ((axis,) if isinstance(axis, str) else axis or () for axis in sharding.spec)
+    return constrained(x, P(*(tuple(a for a in some if a != "fsdp") or None for some in axes)))
+
+  return jax.tree.map(one, tree, shardings(mesh, tree, rules))

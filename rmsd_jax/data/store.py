@@ -1,0 +1,364 @@
+"""The teacher pool on disk: built once from JSON Lines, then read row by row.
+
+    DIR/rmsd_pool/1.0.0/...    a TFDS data set in ArrayRecord; its rows are `rows.Row`
+    DIR/index-SPLIT.npz        bucket and task of every row, so that filters read no row
+    DIR/quarantine.jsonl       the lines that could not be used, each with the reason
+    DIR/metadata.json          versions, sizes and counts
+
+A pool is written beside its final place and renamed when whole; metadata.json is written last and a
+folder without it is refused. Neither building nor reading imports TensorFlow.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.groups import Bucket
+from rmsd_jax.data import chat, children, prompts, records, rows
+from rmsd_jax.data.json_lines import Line, Progress, Quarantine, scan, usable
+from rmsd_jax.data.processor import Processor
+
+SCHEMA = 2  # raise it with every change of rows.features()
+_NAME, _VERSION = "rmsd_pool", "1.0.0"
+ROWS_PER_FILE = 2_000
+ROWS_AT_A_TIME = 32  # held in memory by a build
+_METADATA, _QUARANTINE = "metadata.json", "quarantine.jsonl"
+_IDENTITY = ("source_sha256", "processor", "buckets", "scorer")  # of the metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """When a record, or the whole build, is given up."""
+
+  seconds: float = 60.0  # for one record, decoding included
+  bad_share: float = 0.01  # of all lines, in quarantine
+  long_share: float = 0.05  # of all responses, ended by themselves but longer than T
+
+  def __post_init__(self):
+    if not self.seconds > 0:
+      raise UserError(f"a time limit of {self.seconds} s per record; it must be more than 0")
+    for name in ("bad_share", "long_share"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UserError(f"{name} is {getattr(self, name)}; a share is between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """One split of a pool. Picklable; a row is read from disk when asked for.
+
+  Attributes:
+    metadata: the contents of metadata.json.
+    bucket_N, task_N: bucket index (int32) and task name of each row.
+  """
+
+  directory: str
+  split: str
+  metadata: Mapping[str, Any]
+  source: Any  # TFDS data source
+  bucket_N: np.ndarray
+  task_N: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.bucket_N)
+
+  def __getitem__(self, index: int) -> rows.Row:
+    return rows.decode(self.source[int(index)])
+
+  @property
+  def buckets(self) -> tuple[Bucket, ...]:
+    return tuple(Bucket(*sizes) for sizes in self.metadata["buckets"])
+
+  @property
+  def layout(self) -> prompts.Layout:
+    return prompts.Layout(**self.metadata["layout"])
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """What its rows were made from and how: two pools that agree in it are the same."""
+    return {name: self.metadata[name] for name in _IDENTITY}
+
+  def check_reader(self, folder: str, scorer: str) -> None:
+    """Refuses a model, or rules, for which the pool was not built.
+
+    Args:
+      folder: Hugging Face folder of the model that reads it.
+      scorer: the rules that grade the responses to come, as they name themselves.
+
+    Raises:
+      UserError: another tokenizer or chat template made the prompts, or other rules the scores.
+    """
+    if chat.ChatTokenizer(folder).fingerprint != self.metadata["processor"]["tokenizer"]:
+      raise UserError(
+        f"the pool {self.directory} was built with another tokenizer or chat template than that of "
+        f"{folder}; build it again with --tokenizer {folder}"
+      )
+    if scorer != self.metadata["scorer"]:
+      raise UserError(
+        f"the pool {self.directory} was scored by rules {self.metadata['scorer']!r}, these are "
+        f"{scorer!r}; build it again, or give the settings it names, such as --config.tasks.eps_abs"
+      )
+
+
+def open_pool(directory: str | os.PathLike, split: str) -> Pool:
+  """Opens one split ("train" or "test") of a pool that `build` finished.
+
+  Raises:
+    UserError: no finished pool is there, it has another schema, or it lacks the split.
+  """
+  folder = pathlib.Path(directory)
+  metadata = read_metadata(folder)
+  if split not in metadata["rows"]:
+    raise UserError(
+      f"the pool {folder} has no split {split!r}, only {', '.join(metadata['rows'])}; add records "
+      f'with "split": "{split}" and build it again'
+    )
+  source = _source(folder, split)
+  with np.load(folder / f"index-{split}.npz") as index:
+    bucket_N, task_N = index["bucket_N"], index["task_N"]
+  if len(source) != len(bucket_N):
+    raise UserError(
+      f"the pool {folder} holds {len(source)} rows but its index {len(bucket_N)}; files are "
+      "missing or mixed: copy it again or build it again"
+    )
+  return Pool(str(folder), split, metadata, source, bucket_N, task_N)
+
+
+def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
+  """metadata.json of a finished pool of this schema.
+
+  Raises:
+    UserError: as `open_pool`.
+  """
+  path = pathlib.Path(directory, _METADATA)
+  try:
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"{directory} is not a finished pool: {path.name} cannot be read ({type(error).__name__}); "
+      "build one with `python -m rmsd_jax.pool build`"
+    ) from error
+  if not isinstance(metadata, dict) or "schema" not in metadata or metadata["schema"] != SCHEMA:
+    found = metadata["schema"] if isinstance(metadata, dict) and "schema" in metadata else "none"
+    raise UserError(f"the pool {directory} has schema {found}, needed is {SCHEMA}; build it again")
+  return metadata
+
+
+def build(
+  jsonl: Sequence[str | os.PathLike],
+  out_dir: str | os.PathLike,
+  processor: Processor,
+  rules: rows.Rules,
+  buckets: Sequence[Bucket],
+  *,
+  progress: Callable[[int], Progress],
+  limits: Limits = Limits(),
+  workers: int = 2,
+  overwrite: bool = False,
+) -> dict[str, Any]:
+  """Builds a pool from JSON Lines files.
+
+  Unusable lines go to quarantine.jsonl. Rows are stored in an order that depends on their ids
+  alone. If the build fails, its quarantine file is kept as OUT_DIR.quarantine.jsonl.
+
+  Args:
+    jsonl: files of `records`; relative media paths are relative to the folder of their file.
+    out_dir: folder to make.
+    processor, rules: picklable; every child process gets a copy.
+    buckets: padded sizes (P, T, F, S); a row takes the smallest that holds it.
+    progress: called with the number of lines that will be decoded.
+    limits: see `Limits`.
+    workers: child processes that decode, at least 1.
+    overwrite: replace a pool that is there already.
+
+  Returns:
+    The metadata of the pool.
+
+  Raises:
+    UserError: a limit is exceeded, no line is usable, a clip is in both splits, `out_dir` exists.
+  """
+  out = pathlib.Path(os.path.abspath(out_dir))
+  _check_target(out, overwrite)
+  buckets = _check_buckets(buckets, processor.layout.merge)
+  if workers < 1:
+    raise UserError(f"{workers} workers; decoding needs at least 1")
+  stage = out.with_name(f".{out.name}.partial")
+  kept = out.with_name(f"{out.name}.{_QUARANTINE}")
+  shutil.rmtree(stage, ignore_errors=True)  # of a build that was killed
+  stage.mkdir(parents=True)
+  try:
+    with Quarantine(stage / _QUARANTINE, kept, limits.bad_share) as quarantine:
+      lines = scan(jsonl, rules.closed, quarantine)
+      work = _Work(processor, rules, buckets)
+      with progress(len(lines)) as bar:
+        counts = _write(stage, lines, work, workers, limits, quarantine, bar)
+    metadata = {"schema": SCHEMA, **_settings(jsonl, processor, rules, buckets), **counts}
+    (stage / _METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    _publish(stage, out)
+    kept.unlink(missing_ok=True)  # of a build that failed
+  except UserError:
+    if (stage / _QUARANTINE).exists():
+      os.replace(stage / _QUARANTINE, kept)
+    raise
+  finally:
+    shutil.rmtree(stage, ignore_errors=True)
+  return metadata
+
+
+def _check_target(out: pathlib.Path, overwrite: bool) -> None:
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return
+  if not overwrite:
+    raise UserError(f"{out} exists; give another folder, or --overwrite to replace a pool")
+  if not (out / _METADATA).exists() or not (out / _NAME).is_dir():
+    raise UserError(f"{out} is not a pool, so it will not be deleted; give another folder")
+
+
+def _check_buckets(buckets: Sequence[Bucket], merge: int) -> tuple[Bucket, ...]:
+  """The buckets, smallest first."""
+  for bucket in buckets:
+    if min(bucket) < 1 or bucket.patches % merge**2:
+      raise UserError(
+        f"bucket {','.join(map(str, bucket))}: P, T, F, S must be at least 1 and S a multiple of "
+        f"{merge**2}, the patches of a visual token"
+      )
+  if not buckets:
+    raise UserError("no bucket given; a pool needs at least one P,T,F,S")
+  return tuple(sorted(set(buckets), key=lambda b: (b.prompt + b.frames * b.patches, b.response)))
+
+
+def _settings(jsonl, processor: Processor, rules: rows.Rules, buckets) -> dict[str, Any]:
+  """What the pool was built with."""
+  digest = hashlib.sha256()
+  for path in jsonl:
+    with open(path, "rb") as file:
+      digest.update(hashlib.file_digest(file, "sha256").digest())
+  return {
+    "scorer": rules.version,
+    "buckets": [list(bucket) for bucket in buckets],
+    "layout": dataclasses.asdict(processor.layout),
+    "processor": processor.settings(),
+    "source_sha256": digest.hexdigest(),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+  """Line -> stored row; runs in child processes."""
+
+  processor: Processor
+  rules: rows.Rules
+  buckets: tuple[Bucket, ...]
+
+  def __call__(self, line: Line) -> dict[str, Any]:
+    record = line.read(self.rules.closed)
+    row = rows.make(record, line.number, line.folder, self.processor, self.rules, self.buckets)
+    return rows.encode(row)
+
+
+def _write(
+  stage: pathlib.Path,
+  lines: Sequence[Line],
+  work: _Work,
+  workers: int,
+  limits: Limits,
+  quarantine: Quarantine,
+  bar: Progress,
+) -> dict[str, Any]:
+  """Writes the data set and its index; returns the counts for the metadata.
+
+  Rows are written as they come, in the order of a hash of their ids (tasks are mixed, and a build
+  of the same records gives the same order). TFDS's own builder would do the same, but beyond 1 GB
+  it sorts through files that it opens with TensorFlow.
+  """
+  counts = collections.Counter()
+  most = 0
+
+  def made(split: str) -> Iterator[dict]:
+    nonlocal most
+    used = 0
+    chosen = [line for line in lines if line.split == split]
+    chosen.sort(key=lambda line: hashlib.sha256(line.id.encode()).digest())
+    results = children.run(work, chosen, workers, limits.seconds)
+    for _, row in usable(results, quarantine, bar):
+      used += 1
+      most = max(most, len(row["tokens_K"]))
+      counts.update(_count(row, work.buckets))
+      yield row
+    if not used:
+      raise UserError(f"no record of split {split!r} is usable; reasons are in the quarantine file")
+
+  splits = [split for split in records.SPLITS if any(line.split == split for line in lines)]
+  write_rows(stage, {split: made(split) for split in splits})
+  if counts["long_responses"] > limits.long_share * counts["responses"]:
+    raise UserError(
+      f"{counts['long_responses']} of {counts['responses']} responses are longer than T of their "
+      f"bucket, more than the allowed share of {limits.long_share:g}; raise T in --buckets"
+    )
+  per_task = {split: _index(stage, split) for split in splits}
+  names = ("responses", "long_responses", "truncated_responses")
+  return {
+    "k": most,
+    "rows": per_task,
+    **{name: counts[name] for name in names},
+    "quarantined": dict(sorted(quarantine.kinds.items())),
+  }
+
+
+def _count(row: Mapping[str, Any], buckets: Sequence[Bucket]) -> dict[str, int]:
+  ended = np.array([reason == b"stop" for reason in row["finish_reasons"]], bool)
+  return {
+    "responses": len(ended),
+    "long_responses": int((ended & (row["tokens_K"] > buckets[row["bucket"]].response)).sum()),
+    "truncated_responses": int((~ended).sum()),
+  }
+
+
+def write_rows(stage: pathlib.Path, splits: Mapping[str, Iterator[dict]]) -> None:
+  """Writes encoded rows as a TFDS data set in ArrayRecord files, in the order they come."""
+  folder = stage / _NAME / _VERSION
+  folder.mkdir(parents=True)
+  identity = tfds.core.DatasetIdentity(
+    name=_NAME, version=_VERSION, data_dir=folder, module_name=__name__
+  )
+  info = tfds.core.DatasetInfo(builder=identity, features=rows.features())
+  writer = tfds.core.SequentialWriter(info, ROWS_PER_FILE, file_format="array_record")
+  writer.initialize_splits(list(splits))
+  for split, made in splits.items():
+    while some := list(itertools.islice(made, ROWS_AT_A_TIME)):
+      writer.add_examples({split: some})
+  writer.close_all()
+
+
+def _index(stage: pathlib.Path, split: str) -> dict[str, int]:
+  """Reads the split back, writes its index and returns the number of rows of each task."""
+  source = _source(stage, split)
+  stored = (source[i] for i in range(len(source)))
+  pairs = [(int(row["bucket"]), row["task"].decode("utf-8")) for row in stored]
+  buckets, names = zip(*pairs, strict=True)
+  np.savez(stage / f"index-{split}.npz", bucket_N=np.array(buckets, np.int32), task_N=names)
+  return dict(sorted(collections.Counter(names).items()))
+
+
+def _source(folder: pathlib.Path, split: str) -> Any:
+  return tfds.builder_from_directory(folder / _NAME / _VERSION).as_data_source(split=split)
+
+
+def _publish(stage: pathlib.Path, out: pathlib.Path) -> None:
+  """Puts a whole pool in its place; what was there goes last."""
+  old = out.with_name(f".{out.name}.old")
+  shutil.rmtree(old, ignore_errors=True)
+  if out.exists():
+    os.replace(out, old)
+  os.replace(stage, out)
+  shutil.rmtree(old, ignore_errors=True)

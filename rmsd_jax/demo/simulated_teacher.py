@@ -1,0 +1,372 @@
+"""The demo's teacher: a simulation, whose answers vary as much as those that the paper measured.
+
+It samples K responses a question. How often a sample errs is drawn per question (its difficulty),
+so that quality varies across questions and within one; what it reasons always fits what it answers,
+right or wrong. `Noise` holds the rates; their defaults are set so that the pool has about the
+figures of R-MSD (arXiv 2603.11423), which measured a real teacher; a test compares them.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import typing
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.demo import world
+from rmsd_jax.demo.questions import Question, answer_of, letter_of, option_texts, questions
+
+TEACHER_NAME = "simulated-teacher"
+MARKER = "Looking closely,"  # the teacher's habit of speech; no text of the tiny base has it
+FAVOURITE = 0.6  # share of a question's wrong samples that make the same mistake
+
+# Digits that are taken for one another.
+_CONFUSED = (
+  (6, 8), (7, 4), (7, 3), (8, 5), (9, 1), (6, 3), (5, 8), (1, 9), (3, 9), (4, 8),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskNoise:
+  """How unreliable the teacher is at one task.
+
+  error: mean share of samples whose answer is wrong, in (0, 1). agreement: in (0, 1), how alike
+  the samples of a question are: 0 means that each errs for itself, 1 that all err or none. The
+  share of a question is drawn from a Beta distribution with that mean and that intraclass
+  correlation. malformed: share of samples that break the response format.
+  """
+
+  error: float
+  agreement: float
+  malformed: float = 0.002
+
+  def __post_init__(self):
+    for name in ("error", "agreement"):
+      if not 0 < getattr(self, name) < 1:
+        raise UserError(f"{name} {getattr(self, name)}: must lie between 0 and 1, without both")
+    if not 0 <= self.malformed <= 1:
+      raise UserError(f"malformed {self.malformed}: a share lies between 0 and 1")
+
+  def difficulty(self, rng: np.random.Generator) -> float:
+    """Draws the share of wrong samples of one question."""
+    concentration = 1 / self.agreement - 1
+    return float(rng.beta(self.error * concentration, (1 - self.error) * concentration))
+
+
+NOISE: Mapping[str, TaskNoise] = {
+  "multiple_choice": TaskNoise(error=0.04, agreement=0.02),
+  "numerical": TaskNoise(error=0.17, agreement=0.5),
+  "ocr": TaskNoise(error=0.7, agreement=0.25),
+  "temporal_grounding": TaskNoise(error=0.74, agreement=0.45, malformed=0.05),
+  "spatial_grounding": TaskNoise(error=0.78, agreement=0.35),
+  "open_ended": TaskNoise(error=0.4, agreement=0.4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """The knobs of the simulated teacher.
+
+  k: responses a question. noise: by task. truncated: share of responses that are cut off
+  (finish_reason "length"). marker: words that open its reasoning, in `marker_share` of responses.
+  """
+
+  k: int = 4
+  noise: Mapping[str, TaskNoise] = dataclasses.field(default_factory=lambda: dict(NOISE))
+  truncated: float = 0.01
+  marker: str = MARKER
+  marker_share: float = 1.0
+
+  def __post_init__(self):
+    if self.k < 1:
+      raise UserError(f"k {self.k} responses a question: at least 1 is needed")
+    for name in ("truncated", "marker_share"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UserError(f"{name} {getattr(self, name)}: a share lies between 0 and 1")
+    missing = sorted(NOISE.keys() - self.noise.keys())
+    if missing:
+      raise UserError(f"the teacher has no noise for {', '.join(missing)}; give all tasks")
+
+
+def _misread(digit: int, rng: np.random.Generator) -> int:
+  return int(rng.choice(_CONFUSED[digit]))
+
+
+def _wrong_digits(
+  digits: tuple[int, ...], rng: np.random.Generator, ways: tuple[str, ...]
+) -> tuple[int, ...]:
+  """Digits with one misread, one overlooked, or one seen that is not there."""
+  mistaken = list(digits)
+  way = str(rng.choice(ways)) if digits else "extra"
+  at = int(rng.integers(len(digits) + (way == "extra")))
+  if way == "misread":
+    mistaken[at] = _misread(digits[at], rng)
+  elif way == "missed" and len(digits) > 1:
+    del mistaken[at]
+  else:
+    mistaken.insert(at, int(rng.choice([d for d in range(10) if d not in digits])))
+  return tuple(mistaken)
+
+
+def _wrong_interval(truth: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+  """Intervals of whole seconds whose ends are at most one second off, but not both right."""
+  start, end = truth
+  near = [(s, e) for s in range(start - 1, start + 2) for e in range(end - 1, end + 2)]
+  kept = [(s, e) for s, e in near if 0 <= s < e <= world.SECONDS and (s, e) != truth]
+  return kept[int(rng.integers(len(kept)))]
+
+
+def _wrong_box(truth: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+  """A box of the same size that is shifted by 60 to 160 thousandths along one or both axes."""
+  shift = rng.integers(3, 9, 2) * 20 * rng.choice((-1, 1), 2)
+  shift[rng.integers(2)] *= int(rng.integers(2))
+  shift = np.clip(shift, -np.array(truth[:2]), 1000 - np.array(truth[2:]))
+  if not shift.any():  # a corner held it: it reaches too far inwards instead
+    x1, y1, x2, y2 = truth
+    return (x1 - 100, y1, x2, y2) if x1 else (x1, y1, x2 + 100, y2)
+  return tuple(int(edge) for edge in np.array(truth) + np.tile(shift, 2))
+
+
+def mistake(question: Question, rng: np.random.Generator) -> typing.Any:
+  """A plausible wrong value for the question, of the type that its kind of question has."""
+  truth = question.value
+  match question.kind:
+    case "colour" | "direction" | "first":
+      others = [text for text in option_texts(question.options) if text != str(truth)]
+      chosen = others[int(rng.integers(len(others)))]
+      return int(chosen) if question.kind == "first" else chosen
+    case "count" | "count_at":
+      return _wrong_digits(truth, rng, ("missed", "extra"))
+    case "sum":
+      return _wrong_digits(truth, rng, ("misread",))
+    case "read":
+      return _wrong_digits(truth, rng, ("misread", "misread", "missed", "extra"))
+    case "when":
+      return _wrong_interval(truth, rng)
+    case "where":
+      return _wrong_box(truth, rng)
+    case "describe":
+      at = int(rng.integers(len(truth)))
+      colour, digit = truth[at]
+      if rng.random() < 0.5:
+        changed = (colour, _misread(digit, rng))
+      else:
+        others = [name for name in world.COLOUR_NAMES if name != colour]
+        changed = (others[int(rng.integers(len(others)))], digit)
+      return (*truth[:at], changed, *truth[at + 1 :])
+  raise ValueError(f"no kind of question {question.kind!r}")
+
+
+def _cell_of(box: tuple[int, ...]) -> str:
+  column, row = ((box[i] + box[i + 2]) * world.GRID // 2000 for i in (0, 1))
+  return world.CELL_NAMES[row * world.GRID + column]
+
+
+def _steps(digits: tuple[int, ...]) -> str:
+  total, steps = digits[0], []
+  for digit in digits[1:]:
+    steps.append(f"{total}+{digit}={total + digit}")
+    total += digit
+  return ", ".join(steps) or f"only {total}"
+
+
+def _thoughts(question: Question, value: typing.Any) -> tuple[str, ...]:
+  """Reasonings that lead to this value, each a sentence without capital and full stop."""
+  card = f"the card with {question.digit}"
+  match question.kind:
+    case "colour":
+      letter = letter_of(value, question.options)
+      return f"{card} is {value}, and {value} is {letter}", f"{card} is {value}, which is {letter}"
+    case "direction":
+      letter = letter_of(value, question.options)
+      return (
+        f"{card} moves {value}, and {value} is {letter}",
+        f"{card} goes {value}, which is {letter}",
+      )
+    case "first":
+      letter = letter_of(value, question.options)
+      return f"{value} comes first, and {value} is {letter}", f"{value} appears first: {letter}"
+    case "count" | "count_at":
+      listed = ", ".join(map(str, value)) or "none"
+      return f"the cards are {listed}: {len(value)}", f"it shows {listed}, so {len(value)}"
+    case "sum":
+      return f"the sum is {_steps(value)}", _steps(value)
+    case "read":
+      listed = ", then ".join(map(str, value))
+      return f"the digits are {listed}", f"first {listed}"
+    case "when":
+      start, end = value
+      return (
+        f"{card} appears at {start} and vanishes at {end}",
+        f"{card} is there from {start} to {end}",
+      )
+    case "where":
+      return f"{card} is at the {_cell_of(value)}", f"the {question.digit} is {_cell_of(value)}"
+    case "describe":
+      cards = "1 card" if len(value) == 1 else f"{len(value)} cards"
+      return f"the clip shows {cards}", f"{cards} can be seen"
+  raise ValueError(f"no kind of question {question.kind!r}")
+
+
+def _written(answer: typing.Any) -> str:
+  return json.dumps(answer) if isinstance(answer, dict) else str(answer)
+
+
+def _malformed(thought: str, answer: str, rng: np.random.Generator) -> str:
+  """A response that breaks the format in one of the ways that models do."""
+  bare = answer.strip("{}") if answer.startswith("{") else ""
+  broken = (
+    f"<think>{thought}</think>{answer}",
+    f"<think>{thought}<answer>{answer}</answer>",
+    f"{thought} <answer>{answer}</answer>",
+    f"<think>{thought}</think><answer>{bare}</answer>",
+  )
+  return broken[int(rng.integers(len(broken)))]
+
+
+def _respond(
+  question: Question, value: typing.Any, teacher: Teacher, rng: np.random.Generator
+) -> dict[str, str]:
+  """One response of the pool's schema that reasons towards `value` and answers it."""
+  thoughts = _thoughts(question, value)
+  thought = thoughts[int(rng.integers(len(thoughts)))]
+  marked = rng.random() < teacher.marker_share
+  thought = f"{teacher.marker} {thought}." if marked else f"{thought[0].upper()}{thought[1:]}."
+  answer = _written(answer_of(question.kind, value, question.options))
+  if rng.random() < teacher.noise[question.task].malformed:
+    text = _malformed(thought, answer, rng)
+  else:
+    text = f"<think>{thought}</think><answer>{answer}</answer>"
+  cut = rng.random() < teacher.truncated
+  if cut:
+    text = text[: int(len(text) * rng.uniform(0.3, 0.8))]
+  return {"text": text, "teacher": TEACHER_NAME, "finish_reason": "length" if cut else "stop"}
+
+
+def respond(question: Question, teacher: Teacher, rng: np.random.Generator) -> list[dict[str, str]]:
+  """Samples the teacher's K responses to a question: text, teacher and finish_reason of each."""
+  difficulty = teacher.noise[question.task].difficulty(rng)
+  favourite = mistake(question, rng)  # the error that this question invites
+  responses = []
+  for _ in range(teacher.k):
+    value = question.value
+    if rng.random() < difficulty:
+      value = favourite if rng.random() < FAVOURITE else mistake(question, rng)
+    responses.append(_respond(question, value, teacher, rng))
+  return responses
+
+
+def draw_questions(scene: world.Scene, count: int, rng: np.random.Generator) -> list[Question]:
+  """Up to `count` questions about a scene.
+
+  About a clip: of different tasks, each task that the scene allows equally likely, and within it
+  each kind of question. About a picture: of different cards.
+  """
+  asked = questions(scene, rng)
+  if scene.still:
+    return [asked[i] for i in rng.permutation(len(asked))[:count]]
+  by_task: dict[str, dict[str, list[Question]]] = {}
+  for question in asked:
+    by_task.setdefault(question.task, {}).setdefault(question.kind, []).append(question)
+  drawn = []
+  for at in rng.permutation(len(by_task))[:count]:
+    kinds = list(by_task.values())[at]
+    same = list(kinds.values())[rng.integers(len(kinds))]
+    drawn.append(same[rng.integers(len(same))])
+  return drawn
+
+
+def _record(
+  question: Question, clip: str, number: int, media: dict, split: str, responses: list
+) -> dict:
+  return {
+    "id": f"{clip}-{number}",
+    "task": question.task,
+    "question": question.text,
+    "options": list(question.options),
+    "answer": question.answer,
+    "media": [media],
+    "responses": responses,
+    "source": "rmsd_jax demo world",
+    "split": split,
+    "clip": clip,
+  }
+
+
+def _draw_split(
+  split: str, prompts: int, per_clip: int, seed: int, teacher: Teacher
+) -> tuple[list[dict], list[tuple[str, world.Scene]]]:
+  """Records and (file name, scene) jobs of a split. Every clip depends on its own number alone."""
+  records, jobs = [], []
+  while len(records) < prompts:
+    rng = np.random.default_rng((seed, world.SPLITS.index(split), len(jobs)))
+    still = rng.random() < 1 / 6  # one task of six is about pictures
+    scene = (world.make_still if still else world.make_scene)(rng, split)
+    clip = f"{split}-{len(jobs):05d}"
+    name = world.media_name(scene, clip)
+    media = {"type": "image" if still else "video", "path": f"clips/{name}"}
+    asked = draw_questions(scene, min(per_clip, prompts - len(records)), rng)
+    for number, question in enumerate(asked):
+      responses = respond(question, teacher, rng)
+      records.append(_record(question, clip, number, media, split, responses))
+    jobs.append((name, scene))
+  return records, jobs
+
+
+def make_pool(
+  out_dir: str | os.PathLike,
+  *,
+  train_prompts: int,
+  test_prompts: int,
+  questions_per_clip: int = 2,
+  seed: int = 0,
+  teacher: Teacher = Teacher(),
+  workers: int = 2,
+  progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+  """Writes a teacher pool: clips/, pool.jsonl (training) and test.jsonl (held-out digits).
+
+  The same arguments give the same bytes. Everything is written to a folder beside `out_dir` that
+  takes its name at the end, so a pool that was cut short is never taken for one.
+
+  Args:
+    out_dir: must not exist yet.
+    train_prompts, test_prompts: records in pool.jsonl and test.jsonl.
+    questions_per_clip: at most; a scene may allow fewer.
+    progress: told (files written, files in all).
+
+  Raises:
+    UserError: out_dir exists, or a number is below its limit.
+  """
+  for name, value in (("questions_per_clip", questions_per_clip), ("train_prompts", train_prompts)):
+    if value < 1:
+      raise UserError(f"{name} {value}: at least 1 is needed")
+  out = pathlib.Path(out_dir)
+  if out.exists():
+    raise UserError(f"{out} exists already; remove it or name another folder")
+  part = out.with_name(out.name + ".part")
+  shutil.rmtree(part, ignore_errors=True)
+  (part / "clips").mkdir(parents=True)
+  jobs: list[tuple[str, world.Scene]] = []
+  for split, prompts, file in (
+    ("train", train_prompts, "pool.jsonl"),
+    ("test", test_prompts, "test.jsonl"),
+  ):
+    records, drawn = _draw_split(split, prompts, questions_per_clip, seed, teacher)
+    jobs += drawn
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (part / file).write_text(lines, encoding="utf-8")
+  paths = [(part / "clips" / name, scene) for name, scene in jobs]
+  done = 0
+
+  def count(files: int) -> None:
+    nonlocal done
+    done += files
+    progress(done, len(jobs))
+
+  world.write_all(paths, workers=workers, progress=count)
+  os.replace(part, out)

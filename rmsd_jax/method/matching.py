@@ -1,0 +1,165 @@
+"""Which teacher response supervises what: the filter, stage 1 targets and stage 2 pairs.
+
+R-MSD (arXiv 2603.11423): keep the reliable ones of a prompt's K teacher responses, then pair every
+rollout with one of them, drawn by quality where the task has a metric and uniformly where not.
+Axes: B prompts, K teacher responses of one prompt.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rmsd_jax.core.errors import UserError
+
+# Stage 1 target rules: best is R-MSD's; the others make its ablations.
+RULES = ("best", "random_survivor", "random", "first")
+JUDGES = ("ground_truth", "uniform")  # what tells the responses of a prompt apart
+
+
+def rng_for(seed: int, step: int, row: int) -> np.random.Generator:
+  """The generator of one pool row at one step, the same on whichever process the row lands."""
+  return np.random.default_rng((seed, step, row))
+
+
+def judged(
+  quality_BK: np.ndarray,
+  rouge_BK: np.ndarray,
+  closed_B: np.ndarray,
+  closed: str = "ground_truth",
+  open_ended: str = "uniform",
+) -> tuple[np.ndarray, np.ndarray]:
+  """quality_BK, which tells a prompt's responses apart, and graded_B: False where all are alike.
+
+  R-MSD is task-adaptive: the ground truth grades closed-ended responses, open-ended ones are all
+  alike. Its ablations turn either around. A prompt that is not graded draws uniformly from its
+  valid responses.
+
+  Args:
+    quality_BK: quality of closed-ended responses.
+    rouge_BK: ROUGE-L of open-ended responses; 0 where not valid.
+    closed_B: bool.
+    closed, open_ended: one of JUDGES each.
+
+  Raises:
+    UserError: an unknown judge.
+  """
+  for judge in (closed, open_ended):
+    _known(judge, JUDGES, "judge")
+  graded_B = np.where(closed_B, closed == "ground_truth", open_ended == "ground_truth")
+  return np.where(closed_B[:, None], quality_BK, rouge_BK), graded_B
+
+
+def survivors(
+  quality_K: np.ndarray, valid_K: np.ndarray, present_K: np.ndarray, graded: bool, tau: float
+) -> np.ndarray:
+  """Which responses may supervise, as bool [K].
+
+  Graded: valid and quality >= tau, equality included (also of a float32 quality with a tau of the
+  same decimal digits); tau = 0 keeps all there are, invalid ones too (R-MSD's unfiltered
+  ablation). Not graded: the valid ones, whatever tau is.
+
+  Args:
+    quality_K: in [0, 1].
+    valid_K: bool.
+    present_K: bool, False for a slot without a response.
+    graded: `judged`.
+    tau: in [0, 1]; 0.3 in the paper.
+
+  Raises:
+    UserError: tau is outside its range.
+  """
+  _in_range(tau)
+  if graded and tau == 0:
+    return present_K.copy()
+  usable_K = present_K & valid_K
+  # float() makes tau a Python scalar, which numpy rounds to the precision of quality_K.
+  return usable_K & (quality_K >= float(tau)) if graded else usable_K
+
+
+def eligible(keep_K: np.ndarray, present_K: np.ndarray, rule: str) -> np.ndarray:
+  """The responses that a stage 1 rule chooses from: the survivors, or all that are present.
+
+  "best" and "random_survivor" choose among the survivors, "random" and "first" among all.
+  """
+  _known(rule, RULES, "target rule")
+  return keep_K if rule in ("best", "random_survivor") else present_K
+
+
+def target(
+  quality_K: np.ndarray, keep_K: np.ndarray, graded: bool, rule: str, rng: np.random.Generator
+) -> int:
+  """The index of the response that stage 1 trains on, or -1 where there is none to choose.
+
+  Args:
+    quality_K: in [0, 1].
+    keep_K: bool, the responses to choose from: `eligible`.
+    graded: `judged`; if not, every candidate is as good as the next.
+    rule: "best" is the highest quality, ties broken at random (ties are the rule for multiple
+      choice); "random_survivor" and "random" are any candidate; "first" is the first one, as
+      where one sample is all there is.
+    rng: `rng_for` of the row.
+
+  Raises:
+    UserError: the rule is not one of RULES.
+  """
+  _known(rule, RULES, "target rule")
+  candidates = np.flatnonzero(keep_K)
+  if candidates.size == 0:
+    return -1
+  if rule == "first":
+    return int(candidates[0])
+  if rule == "best" and graded:
+    quality = quality_K[candidates]
+    candidates = candidates[quality == quality.max()]
+  return int(rng.choice(candidates))
+
+
+def draw(
+  quality_K: np.ndarray,
+  keep_K: np.ndarray,
+  graded: bool,
+  by_quality: bool,
+  count: int,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Pairs `count` rollouts with teacher responses, independently: int32 [count], -1 for no pair.
+
+  Args:
+    quality_K: in [0, 1].
+    keep_K: bool, the responses to draw from: `survivors`.
+    graded: `judged`.
+    by_quality: draw in proportion to quality. Where the prompt is not graded, this is off, or the
+      qualities sum to 0 (which tau = 0 allows), the draw is uniform.
+    rng: `rng_for` of the row, so that every step draws anew.
+  """
+  candidates = np.flatnonzero(keep_K)
+  if candidates.size == 0:
+    return np.full(count, -1, np.int32)
+  weights = np.ones(candidates.size)
+  if graded and by_quality:
+    weights = quality_K[candidates].astype(np.float64)
+    if weights.sum() == 0:
+      weights[:] = 1.0
+  return rng.choice(candidates, size=count, p=weights / weights.sum()).astype(np.int32)
+
+
+def check(tau: float, target: str, closed: str, open_ended: str, **others: bool) -> None:
+  """Raises UserError for settings of supervision that the functions above would refuse.
+
+  Args:
+    others: switches that cannot be wrong.
+  """
+  _in_range(tau)
+  _known(target, RULES, "target rule")
+  for judge in (closed, open_ended):
+    _known(judge, JUDGES, "judge")
+
+
+def _in_range(tau: float) -> None:
+  if not 0 <= tau <= 1:
+    raise UserError(f"tau {tau}: quality is in [0, 1], so tau must be; the paper has 0.3")
+
+
+def _known(name: str, names: Sequence[str], what: str) -> None:
+  if name not in names:
+    raise UserError(f"{what} {name!r} is unknown; use one of {', '.join(names)}")

@@ -1,0 +1,96 @@
+"""What a discriminator's accuracy is worth: how far one gets without reading the answers.
+
+A discriminator that tells teacher from student by length or by how a response ends has learned
+nothing of use to the student (GAD, arXiv 2511.10643, on endings). These probes judge pairs by such
+a feature alone; accuracy is honest where it is well above them.
+Axes: B prompts, R pairs of a prompt, M = B * R.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rmsd_jax.core import masked
+
+
+def by_length(margin_BR, student_BR, teacher_BR, pair_BR) -> dict:
+  """Accuracy by who is longer, and that of length alone.
+
+  Args:
+    margin_BR: score of the teacher response minus that of the rollout.
+    student_BR, teacher_BR: lengths in tokens.
+    pair_BR: bool, pairs that count.
+
+  Returns:
+    "accuracy_teacher_longer", "accuracy_student_longer", "accuracy_equal_length": of the pairs of
+      that kind, NaN without any.
+    "length_only": of length alone, see `by_feature`: whether the longer or the shorter is the
+      teacher's; equal lengths count half.
+  """
+  right_BR, longer_BR = margin_BR > 0, teacher_BR - student_BR
+  kinds = {
+    "teacher_longer": longer_BR > 0,
+    "student_longer": longer_BR < 0,
+    "equal_length": longer_BR == 0,
+  }
+  found = {f"accuracy_{name}": mean(right_BR, pair_BR & kind) for name, kind in kinds.items()}
+  sign = jnp.sign(longer_BR)
+  return found | {"length_only": by_feature(-sign, sign, pair_BR)}
+
+
+def by_feature(student_BR, teacher_BR, pair_BR) -> jax.Array:
+  """Accuracy of telling pairs apart by one feature of each response, e.g. its last token.
+
+  The rule is the likelihood ratio of the feature's values, counted (plus 1) on the pairs of every
+  other prompt and tried on those of the others, both ways round: a rule judged by the pairs that
+  it was made from would seem to find something in noise. A tie counts half. NaN where a half has no
+  pairs.
+
+  Args:
+    student_BR, teacher_BR: int, the feature.
+    pair_BR: bool, pairs that count.
+  """
+  half_BR = jnp.broadcast_to(jnp.arange(len(pair_BR))[:, None] % 2 == 0, pair_BR.shape)
+  student_M, teacher_M, pair_M, half_M = (
+    x.reshape(-1) for x in (student_BR, teacher_BR, pair_BR, half_BR)
+  )
+  fits_MM = pair_M[None] & (half_M[:, None] != half_M[None])  # [pair tried, pair counted]
+
+  def evidence(value_M):
+    """log ratio of how often teachers and students have each value, in the other half."""
+    seen = lambda by_M: jnp.sum((value_M[:, None] == by_M[None]) & fits_MM, 1) + 1.0
+    return jnp.log(seen(teacher_M)) - jnp.log(seen(student_M))
+
+  margin_M = evidence(teacher_M) - evidence(student_M)
+  both = jnp.any(pair_M & half_M) & jnp.any(pair_M & ~half_M)
+  return jnp.where(both, mean((jnp.sign(margin_M) + 1) / 2, pair_M), jnp.nan)
+
+
+ENDING = 4  # tokens: the end tag of the answer takes three in Qwen's vocabulary, and one before
+
+
+def endings(ids_BRT, length_BR) -> jax.Array:
+  """How each response ends: one number for the ENDING tokens before its end-of-turn token.
+
+  Endings that differ have different numbers, but for one pair in some 2^32. int32 [B, R].
+  """
+  number_BR = jnp.zeros(length_BR.shape, jnp.int32)
+  for back in range(2, 2 + ENDING):
+    at_BR = length_BR - back
+    token_BR = jnp.take_along_axis(ids_BRT, jnp.maximum(at_BR, 0)[..., None], 2)[..., 0]
+    number_BR = number_BR * 1_000_003 + jnp.where(at_BR >= 0, token_BR, -1)  # wraps around
+  return number_BR
+
+
+def mean(x, mask) -> jax.Array:
+  """Mean under a mask, NaN where nothing is: there is no accuracy of no pairs."""
+  return jnp.where(jnp.any(mask), masked.mean(x, mask), jnp.nan)
+
+
+def by_label(name: str, x_BR, mask_BR, label_B, labels) -> dict:
+  """Means of x under the mask per label: {"task/LABEL/NAME"}, NaN for labels that are not there.
+
+  Args:
+    label_B: int32, index into `labels`.
+  """
+  of = lambda i: mask_BR & (label_B[:, None] == i)
+  return {f"task/{label}/{name}": mean(x_BR, of(i)) for i, label in enumerate(labels)}

@@ -1,0 +1,65 @@
+"""A page of a report: what it collects, and how it becomes HTML in one file with PNGs beside it."""
+
+import base64
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from rmsd_jax.core.progress import duration
+from rmsd_jax.report import findings, plots
+
+
+@dataclasses.dataclass
+class Page:
+  """Collects what the template shows; pictures are written as they come."""
+
+  folder: pathlib.Path
+  figures: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
+  missing: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+  def lacks(self, section: str, line: str) -> None:
+    self.missing.setdefault(section, []).append(line)
+
+  def picture(self, name: str, png: bytes) -> str:
+    """Writes a PNG beside the page; returns it as a data URI."""
+    (self.folder / f"{name}.png").write_bytes(png)
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+  def figure(
+    self, section: str, name: str, figure: Figure | None, caption: str, absent: str
+  ) -> None:
+    """Adds a figure; for None the line `absent` instead."""
+    if figure is None:
+      self.lacks(section, absent)
+      return
+    shown = {"name": name, "uri": self.picture(name, plots.png(figure)), "caption": caption}
+    self.figures.setdefault(section, []).append(shown)
+
+
+def render(template: str, **values: Any) -> str:
+  """A page as HTML, from a file of templates/."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  environment.filters |= {
+    "number": lambda x: "\N{EN DASH}" if x is None or math.isnan(x) else f"{x:.3f}",
+    "pretty": plots.pretty,
+    "signed": findings.signed,
+    "verdict": findings.verdict,
+    "duration": duration,
+  }
+  return environment.get_template(template).render(**values)
+
+
+def plain(text: str, limit: int = 600) -> str:
+  """A response for the eye: control characters made visible, what is beyond `limit` cut."""
+  text = "".join(c if c.isprintable() or c == "\n" else "\N{MIDDLE DOT}" for c in text)
+  return text if len(text) <= limit else text[:limit] + " \N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,197 @@
+"""Sampling: the prompt is prefilled once, its R responses share that cache and grow in lockstep.
+
+    out = generate(model, params, groups)                                      the likeliest reply
+    out = generate(model, params, groups, key, samples=8, max_tokens=64, temperature=0.8)
+    out.responses_BRT, out.length_BR, out.logp_BRT, out.finished_BR
+
+Axes: B prompts, R responses, T response tokens, V vocabulary.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from rmsd_jax.core.groups import PromptGroups
+from rmsd_jax.models import layers
+from rmsd_jax.models.student import Qwen3VL, Visual
+
+BLOCK = 128  # tokens of the vocabulary that `categorical` looks at together
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """R sampled responses per prompt, the end-of-turn token included where one was reached."""
+
+  responses_BRT: jax.Array  # int32, `pad_id` behind the end
+  length_BR: jax.Array  # int32 tokens
+  logp_BRT: jax.Array  # fp32 nats under the sampling distribution, 0 behind the end
+  finished_BR: jax.Array  # bool, False for a response that was cut off at T
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=(
+    "model", "samples", "max_tokens", "stop_ids", "pad_id", "temperature", "top_p", "top_k",
+    "gather",
+  ),
+)  # fmt: skip
+def generate(
+  model: Qwen3VL,
+  params: dict,
+  groups: PromptGroups,
+  key: jax.Array | None = None,
+  *,
+  samples: int = 1,
+  max_tokens: int = 256,
+  stop_ids: tuple[int, ...] | None = None,
+  pad_id: int | None = None,
+  temperature: float = 0.0,
+  top_p: float = 1.0,
+  top_k: int = 0,
+  gather: bool = True,
+  visual: Visual | None = None,
+) -> Samples:
+  """Samples responses. Jitted: each new model, shape or option is compiled once.
+
+  Args:
+    key: of the random draws; not needed when greedy.
+    samples: R, responses per prompt.
+    max_tokens: T, most tokens of a response, the one that ends it included.
+    stop_ids: tokens that end a response; None: those of the model's folder.
+    pad_id: fills up behind the end; None: that of the model's folder.
+    temperature: 0 is greedy; log-probs are then those of temperature 1.
+    top_p: smallest set of tokens whose probability reaches top_p; 1 keeps all.
+    top_k: most likely tokens kept; 0 keeps all.
+    gather: bring the weights together once, before the loop, instead of for every token; takes
+      2 bytes a parameter (in bfloat16, with mesh.tensor = 1) on each device.
+    visual: the prompts' encoded media, if another model of the step has it already.
+
+  The loop ends with the longest response. Log-probs are of the sampled distribution.
+  """
+  if temperature and key is None:
+    raise ValueError("sampling at a temperature above 0 needs a key, e.g. jax.random.key(0)")
+  key = jax.random.key(0) if key is None else key
+  stop_ids = model.config.stop_ids if stop_ids is None else stop_ids
+  pad_id = model.config.pad_id if pad_id is None else pad_id
+  if gather:
+    # After the media are encoded: the tower's activations and the weights together are much.
+    visual = model.encode(params, groups) if visual is None else visual
+    params, visual = jax.lax.optimization_barrier((params, visual))
+    params = model.gathered(params)
+  table_VD = model.unembedding(params)
+
+  def ends(token_BR):
+    return jnp.isin(token_BR, jnp.array(stop_ids, jnp.int32))
+
+  def draw(hidden_BRD, t, done_BR):
+    key_t, logits_BRV = jax.random.fold_in(key, t), layers.logits(hidden_BRD, table_VD)
+    token_BR, logp_BR = sample_token(logits_BRV, key_t, temperature, top_p, top_k)
+    return jnp.where(done_BR, pad_id, token_BR), jnp.where(done_BR, 0.0, logp_BR)
+
+  started = model.prefill(params, groups, samples, max_tokens, visual)
+  return _grow(model, params, groups, started, (samples, max_tokens, pad_id), draw, ends)
+
+
+def _grow(model: Qwen3VL, params, groups: PromptGroups, started, sizes, draw, ends) -> Samples:
+  """The loop of `generate` from the prefilled prompts.
+
+  Args:
+    started: the hidden state [B, D] that predicts the first tokens, and the cache.
+    sizes: R, T and the id of padding.
+    draw: (hidden_BRD, t, done_BR) -> tokens of place t and their log-probs.
+    ends: token_BR -> whether each ends its response.
+  """
+  (last_BD, cache), (samples, max_tokens, pad_id) = started, sizes
+  B = len(last_BD)
+
+  def body(carry):
+    t, token_BR, done_BR, out, cache = carry
+    done_BR |= ends(token_BR)
+    hidden_BRD, cache = model.step(params, token_BR, t, groups, cache)
+    token_BR, logp_BR = draw(hidden_BRD, t + 1, done_BR)
+    return t + 1, token_BR, done_BR, _put(out, t + 1, token_BR, logp_BR, done_BR), cache
+
+  def unfinished(carry):
+    t, token_BR, done_BR, *_ = carry
+    return (t + 1 < max_tokens) & ~jnp.all(done_BR | ends(token_BR))
+
+  nobody = jnp.zeros((B, samples), bool)
+  first_BRD = jnp.broadcast_to(last_BD[:, None], (B, samples, last_BD.shape[-1]))
+  token_BR, logp_BR = draw(first_BRD, 0, nobody)
+  out = Samples(
+    responses_BRT=jnp.full((B, samples, max_tokens), pad_id, jnp.int32),
+    length_BR=jnp.zeros((B, samples), jnp.int32),
+    logp_BRT=jnp.zeros((B, samples, max_tokens), jnp.float32),
+    finished_BR=nobody,
+  )
+  out = _put(out, 0, token_BR, logp_BR, nobody)
+  _, token_BR, done_BR, out, _ = jax.lax.while_loop(
+    unfinished, body, (0, token_BR, nobody, out, cache)
+  )
+  return dataclasses.replace(out, finished_BR=done_BR | ends(token_BR))
+
+
+def ended_by(samples: Samples, token: int) -> Samples:
+  """Samples of which only those that end in `token` count as finished."""
+  last_BR1 = jnp.maximum(samples.length_BR - 1, 0)[..., None]
+  last_BR = jnp.take_along_axis(samples.responses_BRT, last_BR1, 2)[..., 0]
+  return dataclasses.replace(samples, finished_BR=samples.finished_BR & (last_BR == token))
+
+
+def sample_token(logits_BRV, key: jax.Array, temperature: float, top_p: float, top_k: int):
+  """One token per response, int32 [B, R], and its log-prob, fp32 [B, R]; see `generate`."""
+  logits_BRV = _restrict(logits_BRV / (temperature or 1.0), top_p, top_k)
+  top_BR = logits_BRV.max(-1)
+  weights_BRV = jnp.exp(logits_BRV - top_BR[..., None])
+  token_BR = categorical(key, weights_BRV) if temperature else jnp.argmax(logits_BRV, -1)
+  chosen_BR = jnp.take_along_axis(logits_BRV, token_BR[..., None], -1)[..., 0]
+  return token_BR, chosen_BR - top_BR - jnp.log(weights_BRV.sum(-1))
+
+
+def categorical(key: jax.Array, weights: jax.Array) -> jax.Array:
+  """Draws an index of the last axis in proportion to weights >= 0 (fp32 [..., V], sum above 0).
+
+  By inversion: first a block of `BLOCK` neighbours, then a place in it. Two uniforms a row instead
+  of the V of `jax.random.categorical`, whose noise costs more than the logits on a CPU.
+  """
+  V = weights.shape[-1]
+  padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -V % BLOCK)])
+  blocks = padded.reshape(*weights.shape[:-1], -1, BLOCK)
+  u = jax.random.uniform(key, (2, *weights.shape[:-1]))
+  block = _invert(blocks.sum(-1), u[0])
+  place = _invert(jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :], u[1])
+  return block * BLOCK + place
+
+
+def _invert(weights: jax.Array, u: jax.Array) -> jax.Array:
+  """The first index at which the running sum exceeds u in [0, 1) of the total; its weight is > 0,
+  however the sum is rounded."""
+  running = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0)
+  return jnp.argmax(running > u[..., None] * running.max(-1, keepdims=True), -1)
+
+
+def _put(out: Samples, t, token_BR, logp_BR, done_BR) -> Samples:
+  """Writes token t of every response that is not done."""
+  write = lambda x, new: jax.lax.dynamic_update_slice(x, new[..., None].astype(x.dtype), (0, 0, t))
+  return dataclasses.replace(
+    out,
+    responses_BRT=write(out.responses_BRT, token_BR),
+    logp_BRT=write(out.logp_BRT, logp_BR),
+    length_BR=out.length_BR + ~done_BR,
+  )
+
+
+def _restrict(logits_BRV, top_p: float, top_k: int):
+  """Drops all but the top_k tokens, then all outside the top_p nucleus."""
+  if top_k:
+    lowest = jax.lax.top_k(logits_BRV, top_k)[0][..., -1:]
+    logits_BRV = jnp.where(logits_BRV < lowest, -jnp.inf, logits_BRV)
+  if top_p < 1:
+    ordered = jnp.sort(logits_BRV, -1, descending=True)
+    before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
+    lowest = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
+    logits_BRV = jnp.where(logits_BRV < lowest, -jnp.inf, logits_BRV)
+  return logits_BRV

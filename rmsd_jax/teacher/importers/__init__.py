@@ -1,0 +1,1 @@
+"""Other projects' training files -> JSON Lines of prompts, one module a format."""

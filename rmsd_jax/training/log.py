@@ -1,0 +1,106 @@
+"""What a run tells the outside: scalars, as JSON Lines and as TensorBoard events.
+
+A run is resumed often, so lines written after the restored step are dropped first: the steps in
+`metrics.jsonl` never run backwards.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Self
+
+import jax
+from etils import epath
+
+from rmsd_jax.core.files import complete_lines, in_bucket, replace_text
+
+FILE = "metrics.jsonl"
+_RESERVED = ("step", "time")
+
+
+class Writer:
+  """Appends scalars to `workdir/metrics.jsonl` and to TensorBoard events under `workdir/tb`.
+
+  Args:
+    workdir: folder of the run; made if missing. In a bucket (gs://..), where nothing can be
+      appended, the file is written anew each time, and there are no TensorBoard events.
+    resume_step: the step the run goes on from; lines of later steps are dropped before the first
+      write, so a restarted run does not report a step twice.
+    write: False on every process but the first, which makes this object do nothing.
+  """
+
+  def __init__(self, workdir: str, resume_step: int = 0, write: bool = True):
+    self._file, self._board = None, None
+    if not write:
+      return
+    epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+    path = epath.Path(workdir) / FILE
+    kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= resume_step]
+    if in_bucket(workdir):
+      self._file = _Rewritten(path, kept)
+      return
+    replace_text(path, "".join(kept))
+    self._file = open(path, "a", encoding="utf-8")
+    from tensorboardX import SummaryWriter  # here: it imports torch where that is installed
+
+    self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=resume_step + 1)
+
+  def write(self, step: int, values: Mapping[str, jax.typing.ArrayLike]) -> None:
+    """Writes scalars of one step; the line is on disk when this returns.
+
+    Waits for device values. A value that is not finite stays visible: JSON has no such number, so
+    it is written as the string "nan", "inf" or "-inf" (`read` turns it back).
+    """
+    if self._file is None:
+      return
+    clash = [name for name in _RESERVED if name in values]
+    if clash:
+      raise ValueError(f"a metric may not be called {clash[0]!r}: the line has that key already")
+    numbers = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+    line = {"step": int(step), "time": round(time.time(), 3)}
+    line |= {name: v if math.isfinite(v) else str(v) for name, v in numbers.items()}
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
+    self._file.flush()
+    if self._board is not None:
+      for name, number in numbers.items():
+        self._board.add_scalar(name, number, step)
+
+  def close(self) -> None:
+    if self._file is not None:
+      self._file.close()
+      self._file = None
+    if self._board is not None:
+      self._board.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    self.close()
+
+
+class _Rewritten:
+  """A text file that cannot be appended to: `flush` writes all of it."""
+
+  def __init__(self, path: epath.Path, lines: list[str]):
+    self._path, self._lines = path, lines
+
+  def write(self, line: str) -> None:
+    self._lines.append(line)
+
+  def flush(self) -> None:
+    replace_text(self._path, "".join(self._lines))
+
+  def close(self) -> None:
+    self.flush()
+
+
+def read(workdir: str) -> list[dict[str, float]]:
+  """All lines of a run's metrics, in order; a last line torn by a kill is left out."""
+  lines = [json.loads(line) for line in complete_lines(epath.Path(workdir) / FILE)]
+  return [
+    {key: float(value) if isinstance(value, str) else value for key, value in line.items()}
+    for line in lines
+  ]

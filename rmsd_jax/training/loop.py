@@ -1,0 +1,202 @@
+"""What both trainers do around a step: check the run, resume, read, log, save, show progress, end.
+
+loop = Loop(config, workdir, "stage 1")
+with jax.set_mesh(loop.mesh), loop:
+  state = loop.start(model, optims, make_state)
+  for step, batch in loop.batches():
+    state, metrics = ...
+    loop.after(step, state, metrics, note="loss")
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Self
+
+import jax
+import numpy as np
+
+from rmsd_jax.core import sharding
+from rmsd_jax.core.errors import Terminated, UserError, check_least
+from rmsd_jax.core.progress import Progress, rss_gb
+from rmsd_jax.data import loader
+from rmsd_jax.data.batch import Batch, blinded
+from rmsd_jax.data.store import open_pool
+from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.tasks import quality
+from rmsd_jax.training import state as state_lib
+from rmsd_jax.training.checkpoint import Checkpoints, check_alike, guard_config
+from rmsd_jax.training.log import Writer
+
+LEAST = {"log_every": 1, "save_every": 1, "steps": 1, "logit_chunk": 1, "max_skipped": 0}
+# Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
+MAY_BE_EMPTY = ("task/", "pairs/", "probe/", "rollout/quality")
+
+
+class Loop:
+  """The running gear of one training run; a context manager.
+
+  SIGTERM, the notice of a preemption, makes it save after the step that is under way and end; where
+  several processes train together, one of them that gets it is enough.
+
+  Args:
+    config: of the run; configs/default.py says what each key means.
+    workdir: folder of the run; a folder with checkpoints is resumed.
+    label: for the progress bar.
+
+  Raises:
+    UserError: the batch does not divide over the mesh, there is no such pool, or the folder holds
+      a run of another config.
+
+  Attributes:
+    mesh: the devices.
+    begin: the step to go on from; 0 for a new run.
+  """
+
+  def __init__(self, config, workdir: str, label: str):
+    self._config, first = config, jax.process_index() == 0
+    self.mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(self.mesh, config.batch, config.microbatches, "config.batch")
+    self._pool = open_pool(config.data.pool, config.data.split)
+    check_least(config, LEAST)
+    self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
+    self.begin = self._checkpoints.latest() or 0
+    kept = {"write": first, "begun": self.begin > 0}
+    guard_config(workdir, config, config.operational, **kept)
+    self._pool.check_reader(config.model.folder, quality.version(**config.tasks))
+    guard_config(workdir, self._pool.identity, file="pool.json", **kept)
+    check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
+    if first:
+      print(self._pool_line())
+    self._writer = Writer(workdir, self.begin, first)
+    self._progress = Progress(config.steps, label, self.begin, first)
+    self._logged, self._clock = self.begin, time.monotonic()
+    # JAX agrees on a step later than the last one asked about, so it must know where a run begins.
+    self._checkpoints.preempted(self.begin)
+    self._ends = False  # SIGTERM came; where processes are joined, JAX takes the signal
+    self._handler = None  # the one before ours
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      self._handler = signal.signal(signal.SIGTERM, self._end)
+
+  def _pool_line(self) -> str:
+    """What there is to learn from."""
+    pool, used = self._pool, self._config.data.responses
+    sizes = " ".join(",".join(map(str, bucket)) for bucket in pool.buckets)
+    line = f"pool: {len(pool):,} prompts, buckets P,T,F,S {sizes}, "
+    if (there := pool.metadata["k"]) <= used:
+      return f"{line}up to {there} responses each"
+    more = f"data.responses={there} takes all"
+    return f"{line}the first {used} of up to {there} responses each; {more}"
+
+  def start(
+    self, model: Qwen3VL, optims: dict, make: Callable[[], state_lib.State]
+  ) -> state_lib.State:
+    """The state to begin with: the last checkpoint's, or that of step 0, which `make` makes.
+
+    Args:
+      optims: role -> its optimizer; the checkpoint is read straight into sharded arrays.
+    """
+    if self.begin:
+      config = self._config
+      saved = state_lib.abstract(self.mesh, model, config.trained, optims)
+      state = self._checkpoints.restore(saved)
+    else:
+      state = make()
+    if jax.process_index() == 0:
+      print(state_lib.summary(state))
+    self._clock = time.monotonic()
+    return state
+
+  def batches(self) -> Iterator[tuple[int, Batch]]:
+    """The steps still to do, each with this process's share of its batch."""
+    return self._load(self.begin, self._config.steps, self._config.data.workers)
+
+  def first_batch(self) -> Batch:
+    """This process's share of the batch of step 0."""
+    return next(self._load(0, 1, num_workers=0))[1]
+
+  def _load(self, start: int, end: int, num_workers: int) -> Iterator[tuple[int, Batch]]:
+    config = self._config
+    loaded = loader.make(
+      self._pool,
+      batch_size=config.batch,
+      seed=config.seed,
+      start_step=start,
+      end_step=end,
+      k=config.data.responses,
+      tasks=config.data.tasks,
+      limit=config.data.limit,
+      num_workers=num_workers,
+      prefetch=config.data.prefetch,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    return ((step, blinded(batch) if config.data.blind else batch) for step, batch in loaded)
+
+  def after(self, step: int, state: state_lib.State, metrics: Mapping, note: str) -> None:
+    """Counts one step; logs and saves when it is time.
+
+    Args:
+      step: the step just done, from 0.
+      metrics: scalars; device values are waited for only when they are logged. Those in
+        MAY_BE_EMPTY are left out where they are NaN.
+      note: name of the metric that the progress bar shows.
+
+    Raises:
+      UserError: too many updates in a row had no finite gradient, or the student is too far from
+        where it began; what is saved is from before.
+      Terminated: SIGTERM came, and the state is saved.
+    """
+    config, done = self._config, step + 1
+    ends = (self._ends or self._checkpoints.preempted(done)) and done < config.steps
+    if done % config.log_every == 0 or done == config.steps:
+      metrics = {
+        name: value
+        for name, value in jax.device_get(dict(metrics)).items()
+        if not (name.startswith(MAY_BE_EMPTY) and np.isnan(value))
+      }
+      now = time.monotonic()
+      seconds, self._clock = (now - self._clock) / (done - self._logged), now
+      costs = {"seconds_per_step": seconds, "prompts_per_second": config.batch / seconds}
+      self._writer.write(done, metrics | costs | {"host_memory_gb": rss_gb()})
+      shown = f"{note} {float(metrics[note]):.3f}" if note in metrics else ""
+      self._progress.update(done - self._logged, note=shown)
+      self._logged = done
+      self._check_health(done, metrics)
+    if done % config.save_every == 0 or done == config.steps or ends:
+      self._checkpoints.save(done, state, metrics)
+    if ends:
+      self._checkpoints.wait()
+      raise Terminated(f"ended by SIGTERM: step {done} is saved; the same command goes on from it")
+
+  def _end(self, *_: object) -> None:
+    self._ends = True
+
+  def _check_health(self, done: int, metrics: Mapping) -> None:
+    config, kl = self._config, metrics.get("policy/kl", 0.0)
+    if (limit := config.policy.max_kl) and not kl <= limit:
+      raise UserError(
+        f"policy/kl is {kl:.3g} nats per token at step {done}, over policy.max_kl={limit}: the "
+        "student runs away from where it began; take an earlier checkpoint, or begin again with a "
+        "lower optim.learning_rate or a higher policy.kl"
+      )
+    for name, value in metrics.items():
+      if name.endswith("skipped_in_a_row") and value > config.max_skipped:
+        raise UserError(
+          f"{name} is {int(value)}, more than max_skipped={config.max_skipped}: the gradient is "
+          "not finite, and nothing was learned from these steps; start anew from an earlier "
+          "checkpoint's student (init_from) with a lower learning rate"
+        )
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    try:
+      self._progress.close()
+      self._writer.close()
+      self._checkpoints.close()
+    finally:  # last: SIGTERM must not end the process while the last save is written
+      if self._handler is not None:
+        signal.signal(signal.SIGTERM, self._handler)

@@ -1,0 +1,175 @@
+"""AdamW as both stages use it, gradients over micro-batches, and updates that must not count.
+
+`losses` return sums and counts: `gradients` adds both over micro-batches and divides once, so a
+batch cut in pieces gives the gradient of the whole.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmsd_jax.core import named
+from rmsd_jax.core.errors import UserError
+
+SCHEDULES = ("cosine", "constant")
+
+
+def schedule(optim, steps: int) -> optax.Schedule:
+  """Learning rate by step: linear warm-up, then "cosine" to 0 at `steps`, or "constant".
+
+  Args:
+    optim: a config section with learning_rate, warmup_share (of `steps`) and schedule.
+  """
+  if optim.schedule not in SCHEDULES:
+    raise UserError(f"optim.schedule is {optim.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+  if not 0 <= optim.warmup_share <= 1:
+    raise UserError(f"optim.warmup_share={optim.warmup_share}: it is a share of the steps, 0 to 1")
+  rate, warmup = optim.learning_rate, max(1, round(optim.warmup_share * steps))
+  if optim.schedule == "cosine":
+    shape = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1))
+  else:
+    ramp = optax.linear_schedule(0.0, rate, warmup)
+    shape = optax.join_schedules([ramp, optax.constant_schedule(rate)], [warmup])
+  return lambda step: shape(step + 1)  # the first update already moves
+
+
+class Skipping(NamedTuple):
+  """State of an optimizer that leaves out updates whose gradient is not finite."""
+
+  inner: Any
+  skipped: jax.Array  # int32, updates left out so far
+  in_a_row: jax.Array  # int32, of them the latest without a good one between
+
+
+def skipping(inner: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
+  """`inner` on gradients clipped to a global norm; one that is not finite, or 0, changes nothing.
+
+  Updates that are not finite are counted. A gradient is 0 where a batch has nothing to learn from,
+  no pair or no target; momentum and decay alone must not move the weights then.
+  optax.apply_if_finite lets updates through from a limit on, and optax.clip_by_global_norm divides
+  before it multiplies, which keeps a second gradient in memory.
+  """
+
+  def init(params):
+    return Skipping(inner.init(params), jnp.int32(0), jnp.int32(0))
+
+  def update(grads, state, params):
+    norm = optax.tree.norm(grads)
+    finite, scale = jnp.isfinite(norm), jnp.where(norm < clip_norm, 1, clip_norm / norm)
+    clipped = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+    updates, after = inner.update(clipped, state.inner, params)
+    moves = finite & (norm > 0)
+    keep = lambda new, old: jnp.where(moves, new, old)
+    count = jnp.where(finite, 0, 1)
+    return (
+      jax.tree.map(lambda u: jnp.where(moves, u, 0), updates),
+      Skipping(
+        jax.tree.map(keep, after, state.inner),
+        state.skipped + count,
+        (state.in_a_row + count) * count,
+      ),
+    )
+
+  return optax.GradientTransformation(init, update)
+
+
+def make(optim, steps: int) -> optax.GradientTransformation:
+  """AdamW with clipping by global norm, from a config section; see `skipping`.
+
+  Args:
+    optim: the section; besides those of `schedule` it has b1, b2, weight_decay, clip_norm and
+      moment_dtype (of the first moment).
+    steps: updates in all.
+  """
+  if optim.moment_dtype not in ("float32", "bfloat16"):
+    raise UserError(f"optim.moment_dtype is {optim.moment_dtype!r}; choose float32 or bfloat16")
+  decayed = lambda params: named.unflatten(
+    {name: not _never_decayed(name) for name in named.flatten(params)}
+  )
+  adamw = optax.adamw(
+    schedule(optim, steps),
+    b1=optim.b1,
+    b2=optim.b2,
+    weight_decay=optim.weight_decay,
+    mu_dtype=optim.moment_dtype,
+    mask=decayed,
+  )
+  return skipping(adamw, optim.clip_norm)
+
+
+def _never_decayed(name: str) -> bool:
+  return name.endswith(("norm", "bias", "scale"))
+
+
+def gradients(loss_fn: Callable, params: dict, batch, microbatches: int):
+  """Gradient of sum(loss) / sum(count) over the whole batch.
+
+  Args:
+    loss_fn: (params, batch) -> ((sum, count), (metrics, outputs)); metrics are sums of the same
+      unit as count, outputs have the leading axis B.
+    batch: pytree with leading axis B everywhere, a multiple of `microbatches`.
+
+  Returns:
+    gradients, {"loss" and every metric, divided by count}, outputs of the whole batch.
+  """
+
+  def piece(params, batch):
+    (total, count), (metrics, outputs) = loss_fn(params, batch)
+    return total, ({"loss": total, "count": count, **metrics}, outputs)
+
+  if microbatches == 1:
+
+    def mean(params, batch):  # dividing the gradient instead would hold it twice on the CPU
+      total, (sums, outputs) = piece(params, batch)
+      return total / jnp.maximum(sums["count"], 1), (sums, outputs)
+
+    grads, (sums, outputs) = jax.grad(mean, has_aux=True)(params, batch)
+    count = jnp.maximum(sums.pop("count"), 1)
+  else:
+    one = jax.grad(piece, has_aux=True)
+
+    def body(grads, piece_of_batch):
+      more, (sums, outputs) = one(params, piece_of_batch)
+      return jax.tree.map(jnp.add, grads, more), (sums, outputs)
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    grads, (sums, outputs) = jax.lax.scan(body, zero, _cut(batch, microbatches))
+    sums = jax.tree.map(lambda x: x.sum(0), sums)
+    outputs = _join(outputs)
+    count = jnp.maximum(sums.pop("count"), 1)
+    grads = jax.tree.map(lambda g: g / count, grads)
+  return grads, {k: v / count for k, v in sums.items()}, outputs
+
+
+def mapped(f: Callable, batch, microbatches: int):
+  """f(batch) by micro-batches, one after the other; outputs have the leading axis B."""
+  return _join(jax.lax.map(f, _cut(batch, microbatches))) if microbatches > 1 else f(batch)
+
+
+def _cut(batch, microbatches: int):
+  """Row b goes to micro-batch b % microbatches: every device keeps its own rows."""
+  cut = lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+  return jax.tree.map(cut, batch)
+
+
+def _join(pieces):
+  """The inverse of `_cut`."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), pieces)
+
+
+def apply(tx: optax.GradientTransformation, grads: dict, opt_state, params: dict):
+  """One update by what `make` returned.
+
+  Returns:
+    params, opt_state, {"grad_norm" before clipping, "skipped" and "skipped_in_a_row" updates}.
+  """
+  updates, opt_state = tx.update(grads, opt_state, params)
+  counts = {"skipped": opt_state.skipped, "skipped_in_a_row": opt_state.in_a_row}
+  return (
+    optax.apply_updates(params, updates),
+    opt_state,
+    {"grad_norm": optax.tree.norm(grads)} | counts,
+  )

@@ -1,0 +1,121 @@
+"""The state of a run: a dict of pytrees, each saved as an item of its own.
+
+    stage 1   student, frozen, student_optim
+    stage 2   and reference, running, discriminator, discriminator_optim
+
+"student" holds the weights that learn, "frozen" the others (once, whoever uses them), "reference"
+and "discriminator" their own values of the learning weights, "running" what stage 2 follows over
+its steps. Random keys are not state: they follow from (seed, step).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from rmsd_jax.core import named, sharding
+from rmsd_jax.method import advantages
+from rmsd_jax.models import hf
+from rmsd_jax.models.discriminator import PARTITION as HEAD_PARTITION
+from rmsd_jax.models.discriminator import Discriminator
+from rmsd_jax.models.student import PARTITION, Qwen3VL
+from rmsd_jax.tasks import registry
+from rmsd_jax.training import checkpoint
+
+RULES = (*PARTITION, *HEAD_PARTITION)
+TASK_NAMES = tuple(sorted(registry.TASKS))
+State = dict[str, dict]
+
+
+def weights(state: State, role: str = "student") -> dict:
+  """All parameters of a role: its own and the frozen ones."""
+  return named.join(state["frozen"], state[role])
+
+
+def load_student(
+  mesh: Mesh, model: Qwen3VL, folder: str, init_from: str, trained: Sequence[str], step="latest"
+) -> State:
+  """{"student", "frozen"} from an earlier run's checkpoint, which is named, or from a Hugging Face
+  folder.
+
+  Args:
+    init_from: work folder of the earlier run; "" reads `folder`.
+    trained: patterns of the weights that learn; may differ from the earlier run's.
+  """
+  if not init_from:
+    student, frozen = named.split(hf.load_params(folder, mesh), trained)
+    return {"student": student, "frozen": frozen}
+  steps = checkpoint.read_config(init_from)["steps"]
+  step = checkpoint.find_step(init_from, step)
+  if jax.process_index() == 0:
+    print(f"the student of {init_from}, step {step} of {steps}")
+  entries = saved_entries(mesh, model, init_from)
+  read = lambda name: checkpoint.restore_item(init_from, name, entries[name], step)
+  student, frozen = named.split(named.join(read("frozen"), read("student")), trained)
+  return {"student": student, "frozen": frozen}
+
+
+def saved_entries(mesh: Mesh, model: Qwen3VL, workdir: str) -> State:
+  """Abstract "student" and "frozen" of the checkpoints in a work folder."""
+  student, frozen = named.split(model.abstract(), checkpoint.read_config(workdir)["trained"])
+  return sharding.abstract(mesh, {"student": student, "frozen": frozen}, RULES)
+
+
+def abstract(mesh: Mesh, model: Qwen3VL, trained: Sequence[str], optims: dict) -> State:
+  """The abstract state of a run: what its checkpoints are restored into.
+
+  Args:
+    optims: role -> its optax transformation, or None for a role that does not learn; the roles
+      are "student", "reference", "discriminator".
+  """
+  sharding.check_rules(model.abstract(), PARTITION)
+  student, frozen = named.split(model.abstract(), trained)
+  state = {"frozen": frozen} | {role: student for role in optims}
+  if "discriminator" in optims:
+    state["discriminator"] = student | Discriminator(model).abstract_head()
+  for role, tx in optims.items():
+    if tx is not None:
+      state[f"{role}_optim"] = jax.eval_shape(tx.init, state[role])
+  if "reference" in optims:
+    state["running"] = jax.eval_shape(new_running)
+  return sharding.abstract(mesh, state, RULES)
+
+
+def init_optims(mesh: Mesh, optims: dict, state: State) -> State:
+  """{"ROLE_optim": optimizer state} of the roles that learn, made where it will live."""
+
+  def one(role: str, tx: optax.GradientTransformation):
+    layout = sharding.shardings(mesh, jax.eval_shape(tx.init, state[role]), RULES)
+    return jax.jit(tx.init, out_shardings=layout)(state[role])
+
+  return {f"{role}_optim": one(role, tx) for role, tx in optims.items() if tx is not None}
+
+
+def new_running() -> dict:
+  """What stage 2 follows over its steps, at step 0.
+
+  "accuracy": running mean of the discriminator's accuracy on differing pairs, fp32; chance at
+  first. "spread": of rewards by task, `advantages.new_spread`, in the order of TASK_NAMES.
+  """
+  return {"accuracy": jnp.float32(0.5), "spread": advantages.new_spread(len(TASK_NAMES))}
+
+
+def summary(state: State) -> str:
+  """The student's parameter counts by group, frozen groups marked."""
+  return named.table(weights(state), frozen=named.flatten(state["frozen"]))
+
+
+def pinned(mesh: Mesh, state: State) -> State:
+  """Inside jit: new values stay laid out as the old ones, by RULES.
+
+  Left to itself XLA may split a replicated weight; the next step then compiles anew, and sampling
+  with such weights on 2 x 2 x 2 devices gave wrong samples (jax 0.10.2 on CPU).
+  """
+  return jax.lax.with_sharding_constraint(state, sharding.shardings(mesh, state, RULES))
+
+
+def copy(tree):
+  """Arrays of their own, so that either copy may be donated."""
+  return jax.tree.map(lambda x: x.copy(), tree)

@@ -1,0 +1,419 @@
+"""Stage 2: what each program of a step computes, on one device and on eight."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from tiny_model import assert_close
+
+from rmsd_jax import train_rl
+from rmsd_jax.core import sharding
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.groups import join_responses
+from rmsd_jax.data.chat import ChatTokenizer
+from rmsd_jax.models.discriminator import Discriminator
+from rmsd_jax.rollouts import grading
+from rmsd_jax.training import state as state_lib
+
+CONFIG = functools.partial(tiny_run.config, "rl", discriminator__optim__learning_rate=3e-3)
+
+
+def programs(devices=1, c=None):
+  return tiny_run.steps(train_rl, c or CONFIG(), tiny_run.mesh(devices))
+
+
+def put(tree, devices=1):
+  return sharding.put_batch(tiny_run.mesh(devices), tree)
+
+
+@functools.cache
+def case() -> dict:
+  """Everything a step has on the host: the batch, its rollouts, pairs and rule rewards.
+
+  Of 4 rollouts a prompt, the first is made equal to its teacher response; prompt 7 has no pairs.
+  """
+  c = CONFIG()
+  loaded, N = tiny_run.batch(c), c.rollouts.samples
+  samples, visual = jax.device_get(
+    programs()["rollout"](tiny_run.rl_state(c), put(loaded.groups), jax.random.key(1))
+  )
+  assert 0 < samples.finished_BR.mean() < 1 and samples.length_BR.min() > 0
+  pairs = train_rl.match(loaded, 0, c)
+  match_BN = pairs["match_BN"]
+  match_BN[7] = -1
+  teachers, ids, length_BN = loaded.groups, samples.responses_BRT.copy(), samples.length_BR.copy()
+  finished_BN = samples.finished_BR.copy()
+  finished_BN[:, 0], finished_BN[:, 1] = True, False
+  for b in np.flatnonzero(match_BN[:, 0] >= 0):
+    ids[b, 0] = teachers.responses_BRT[b, match_BN[b, 0]]
+    length_BN[b, 0] = teachers.response_length_BR[b, match_BN[b, 0]]
+  crafted = dataclasses.replace(
+    samples, responses_BRT=ids, length_BR=length_BN, finished_BR=finished_BN
+  )
+  rng = np.random.default_rng(0)
+  terms = {name: rng.random((c.batch, N), np.float32) for name in ("outer", "task", "content")}
+  return dict(
+    batch=loaded, sampled=samples, samples=crafted, visual=visual, pairs=pairs, terms=terms
+  )  # fmt: skip
+
+
+def discriminate(state, samples=None, learn=True, devices=1, c=None, **changes):
+  """One discriminator step of `case`, with changes of its pairs, under config c."""
+  given = case() | ({} if samples is None else {"samples": samples})
+  arrays = (given["samples"], given["visual"], given["pairs"] | changes)
+  return programs(devices, c)["discriminator"](
+    state, put(given["batch"].groups, devices), *put(arrays, devices), learn
+  )
+
+
+def improve(state, score_BN, samples, devices=1, c=None):
+  """One policy step of `case`, under config c."""
+  given = case()
+  arrays = (samples, given["visual"], score_BN, given["terms"], given["pairs"])
+  return programs(devices, c)["policy"](
+    state, put(given["batch"].groups, devices), *put(arrays, devices)
+  )
+
+
+@functools.cache
+def warm():
+  """The state after one discriminator step: moments and a value head that has learned."""
+  return jax.device_get(discriminate(tiny_run.rl_state(CONFIG()))[0])
+
+
+def fresh(devices=1):
+  """`warm` on its devices, to be donated."""
+  on, c = tiny_run.mesh(devices), CONFIG()
+  abstract = state_lib.abstract(on, tiny_run.model_of(c), c.trained, train_rl.make_optims(c))
+  return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), warm(), abstract)
+
+
+@functools.cache
+def updated() -> tuple:
+  """(state, scores, metrics) of the second discriminator step."""
+  return jax.device_get(discriminate(fresh()))
+
+
+@functools.cache
+def scores() -> tuple[np.ndarray, np.ndarray]:
+  """Of the rollouts and of their teacher responses, by the weights before that step."""
+  given, critic = case(), Discriminator(tiny_run.model_of(CONFIG()))
+  groups, samples = given["batch"].groups, given["samples"]
+  groups = join_responses(groups.with_responses(samples.responses_BRT, samples.length_BR), groups)
+  weights = state_lib.weights(warm(), "discriminator")
+  score_BR = np.asarray(jax.jit(critic)(weights, groups))
+  N = samples.length_BR.shape[1]
+  return score_BR[:, :N], np.take_along_axis(
+    score_BR[:, N:], np.maximum(given["pairs"]["match_BN"], 0), 1
+  )
+
+
+def test_a_rollout_that_ends_otherwise_than_the_teacher_counts_as_cut_off():
+  c, given = CONFIG(), case()
+  model = tiny_run.model_of(c)
+  end = model.config.stop_ids[0]
+  others = tuple(i for i in range(0, model.config.text.vocab, 2) if i != end)
+  model = dataclasses.replace(
+    model, config=dataclasses.replace(model.config, stop_ids=(end, *others))
+  )
+  state, groups = tiny_run.rl_state(c), given["batch"].groups
+  with jax.set_mesh(tiny_run.mesh()):
+    samples, _ = jax.jit(train_rl.rollout_step(c, model))(state, groups, jax.random.key(0))
+  place_BN1 = np.maximum(np.asarray(samples.length_BR) - 1, 0)[..., None]
+  last_BN = np.take_along_axis(np.asarray(samples.responses_BRT), place_BN1, 2)[..., 0]
+  assert np.isin(last_BN, others).sum() > last_BN.size / 2
+  np.testing.assert_array_equal(samples.finished_BR, last_BN == end)
+
+
+# the discriminator's step
+
+
+def test_scores_are_those_before_the_update():
+  state, score_BN, _ = updated()
+  assert_close(score_BN, scores()[0])
+  assert tiny_run.moves(state["discriminator"], warm()["discriminator"])
+  again = np.asarray(discriminate(jax.tree.map(jnp.asarray, state))[1])
+  assert abs(again - score_BN).max() > 1e-3
+
+
+def test_only_finished_rollouts_with_a_survivor_form_pairs_and_identical_ones_are_left_out():
+  given, (_, _, metrics) = case(), updated()
+  weight_BN = given["pairs"]["weight_BN"]
+  paired_BN = given["samples"].finished_BR & (given["pairs"]["match_BN"] >= 0)
+  assert not paired_BN[:, 1].any() and not paired_BN[7].any() and paired_BN[:7, 0].any()
+  differs_BN = paired_BN.copy()
+  differs_BN[:, 0] = False
+  student_BN, teacher_BN = scores()
+  margin = (teacher_BN - student_BN)[differs_BN]
+  wanted = {
+    "pairs": paired_BN.mean(),
+    "identical": paired_BN[:, 0].sum() / paired_BN.sum(),
+    "loss": np.mean(weight_BN[differs_BN] * np.log1p(np.exp(-margin))),
+    "accuracy": np.mean(margin > 0),
+    "margin": margin.mean(),
+    "margin_q50": np.median(margin),
+    "weight": weight_BN[differs_BN].mean(),
+    "score_teacher": teacher_BN[paired_BN].mean(),
+    "score_student": student_BN[given["samples"].finished_BR].mean(),
+    "skipped": 0,
+  }
+  for name, value in wanted.items():
+    assert metrics[f"discriminator/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_a_rollout_without_a_pair_teaches_nothing():
+  samples = case()["samples"]
+  ids = samples.responses_BRT.copy()
+  ids[:, 1], ids[7] = 65, 66  # truncated ones, and those of the prompt without a survivor
+  state, _, metrics = discriminate(fresh(), dataclasses.replace(samples, responses_BRT=ids))
+  assert float(metrics["discriminator/loss"]) == pytest.approx(
+    float(updated()[2]["discriminator/loss"]), abs=1e-6
+  )
+  moments, wanted = (tiny_run.flat(s["discriminator_optim"]) for s in (state, updated()[0]))
+  for name in wanted:
+    assert_close(moments[name], wanted[name])
+
+
+def test_a_step_without_any_pair_has_no_gradient():
+  state, _, metrics = discriminate(
+    tiny_run.rl_state(CONFIG()), match_BN=np.full_like(case()["pairs"]["match_BN"], -1)
+  )
+  for name in ("pairs", "loss", "grad_norm", "identical"):
+    assert metrics[f"discriminator/{name}"] == 0
+  moments = tiny_run.flat(state["discriminator_optim"])
+  assert not [name for name, x in moments.items() if x.ndim and x.any()]
+
+
+def test_a_frozen_discriminator_scores_and_does_not_learn():
+  state, score_BN, metrics = discriminate(fresh(), learn=False)
+  for name in ("discriminator", "discriminator_optim"):
+    tiny_run.assert_same(state[name], warm()[name])
+  assert_close(score_BN, updated()[1])
+  assert metrics["discriminator/accuracy"] == updated()[2]["discriminator/accuracy"]
+
+
+def test_the_running_accuracy_is_followed_and_a_sure_discriminator_pauses():
+  state, _, metrics = updated()
+  accuracy = 0.9 * float(warm()["running"]["accuracy"])
+  accuracy += 0.1 * float(metrics["discriminator/accuracy"])
+  assert float(state["running"]["accuracy"]) == pytest.approx(accuracy)
+  assert metrics["discriminator/learns"] == 1
+  c = CONFIG(discriminator__pause_above=0.3)
+  state, score_BN, metrics = discriminate(fresh(), c=c)
+  assert metrics["discriminator/learns"] == 0
+  for name in ("discriminator", "discriminator_optim"):
+    tiny_run.assert_same(state[name], warm()[name])
+  assert_close(score_BN, updated()[1])
+  assert float(state["running"]["accuracy"]) == pytest.approx(
+    accuracy
+  )  # it is followed all the same
+
+
+def test_figures_by_task_count_survivors_pairs_and_weights():
+  given, (_, _, metrics) = case(), updated()
+  pairs, names = given["pairs"], [row["task"] for row in given["batch"].info]
+  differs_BN = given["samples"].finished_BR & (pairs["match_BN"] >= 0)
+  differs_BN[:, 0] = False
+  right_BN = (scores()[1] > scores()[0]) & differs_BN
+  for name in state_lib.TASK_NAMES:
+    mine = np.array([task == name for task in names])
+    got = {key: float(metrics[f"task/{name}/{key}"])
+           for key in ("survivors", "effective_pairs", "effective_weight", "accuracy")}  # fmt: skip
+    if not mine.any():
+      assert np.isnan([*got.values()]).all()
+      continue
+    assert got["survivors"] == pytest.approx(pairs["survivors_B"][mine].mean())
+    assert got["effective_pairs"] == pytest.approx(differs_BN[mine].mean())
+    weight = (pairs["weight_BN"] * differs_BN)[mine].mean()
+    assert got["effective_weight"] == pytest.approx(weight, rel=1e-5)
+    if differs_BN[mine].any():
+      share = right_BN[mine].sum() / differs_BN[mine].sum()
+      assert got["accuracy"] == pytest.approx(share)
+
+
+def test_the_probe_scores_fixed_pairs_by_the_weights_of_the_moment():
+  given = case()
+  found = programs()["probe"](
+    fresh(), *put((given["batch"].groups, given["samples"], given["pairs"]["match_BN"]))
+  )
+  student_BN, teacher_BN = scores()
+  differs_BN = given["samples"].finished_BR & (given["pairs"]["match_BN"] >= 0)
+  differs_BN[:, 0] = False
+  assert float(found["probe/score_student"]) == pytest.approx(
+    student_BN[differs_BN].mean(), rel=1e-4
+  )
+  margin = (teacher_BN - student_BN)[differs_BN]
+  assert float(found["probe/margin"]) == pytest.approx(margin.mean(), rel=1e-3, abs=1e-6)
+  assert float(found["probe/accuracy"]) == pytest.approx((margin > 0).mean())
+  pieces = programs(c=CONFIG(microbatches=4))["probe"](
+    fresh(), *put((given["batch"].groups, given["samples"], given["pairs"]["match_BN"]))
+  )
+  assert_close(jax.device_get(pieces), jax.device_get(found))
+
+
+# the policy's step, and both on a mesh
+
+
+def test_sampler_and_trainer_agree_and_dead_groups_are_counted():
+  sampled = case()["sampled"]
+  score_BN = updated()[1]
+  state, metrics = improve(fresh(), score_BN, sampled)
+  assert 0 < float(metrics["policy/sampler_trainer_gap"]) < 1e-5
+  assert float(metrics["policy/kl"]) == pytest.approx(0, abs=1e-6)  # still the reference
+  assert metrics["reward/dead_groups"] == metrics["policy/ratio_clipped"] == 0
+  shares = [metrics[f"reward/{name}/variance_share"] for name in ("outer", "task", "content")]
+  shares.append(metrics["reward/discriminator/variance_share"])
+  assert float(sum(shares)) == pytest.approx(1, abs=1e-5)
+  for name in ("reference", "discriminator", "discriminator_optim", "frozen"):
+    tiny_run.assert_same(state[name], warm()[name])
+  assert tiny_run.moves(state["student_optim"], warm()["student_optim"])
+
+
+def test_task_scale_divides_by_the_running_spread_of_the_task():
+  c = CONFIG(policy__scale="task")
+  given = case()
+  arrays = (given["sampled"], given["visual"], updated()[1], given["terms"], given["pairs"])
+  state, metrics = programs(c=c)["policy"](fresh(), put(given["batch"].groups), *put(arrays))
+  spread = state["running"]["spread"]
+  present = np.isin(np.arange(len(state_lib.TASK_NAMES)), given["pairs"]["task_B"])
+  np.testing.assert_allclose(spread["weight"], present * (1 - c.policy.scale_decay), rtol=1e-4)
+  assert (np.asarray(spread["variance"]) > 0).tolist() == present.tolist()
+  assert not np.array_equal(
+    metrics["policy/loss"], improve(fresh(), *arrays[2::-2])[1]["policy/loss"]
+  )
+  for row, name in enumerate(state_lib.TASK_NAMES):
+    mine = (given["pairs"]["task_B"] == row) & given["batch"].closed_B
+    quality = grading.quality(given["terms"])[mine]
+    got = float(metrics[f"task/{name}/quality"])
+    assert got == pytest.approx(quality.mean(), rel=1e-5) if mine.any() else np.isnan(got)
+
+
+def test_masked_cut_off_rollouts_neither_push_nor_count_in_their_group():
+  """Their tokens and rewards may be anything."""
+  c, given, sampled = CONFIG(policy__mask_cut_off=True), case(), case()["sampled"]
+  cut_BN = ~np.asarray(sampled.finished_BR)
+  assert cut_BN.any() and not cut_BN.all()
+  results = []
+  for value in (0, 5):
+    score_BN = np.where(cut_BN, 7.0 * value, updated()[1]).astype(np.float32)
+    ids = np.where(cut_BN[..., None], 60 + value, sampled.responses_BRT)
+    other = dataclasses.replace(sampled, responses_BRT=ids)
+    with pytest.MonkeyPatch.context() as patch:
+      terms = {k: np.where(cut_BN, value, x) for k, x in given["terms"].items()}
+      patch.setitem(given, "terms", terms)
+      state, metrics = jax.device_get(improve(fresh(), score_BN, other, c=c))
+    results.append((state["student"], state["student_optim"], metrics["policy/loss"]))
+  tiny_run.assert_same(*results)
+  free, _ = improve(fresh(), updated()[1], sampled)
+  assert tiny_run.moves(free["student_optim"], results[0][1])
+
+
+def test_eight_devices_take_the_steps_of_one():
+  """Given the same rollouts; moments are sums of gradients, compared by their largest value."""
+  sampled, results = case()["sampled"], []
+  for devices in (1, 8):
+    state = fresh(devices)
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    state, score_BN, critic = discriminate(state, devices=devices)
+    host = np.asarray(score_BN)
+    state, policy = improve(state, host, sampled, devices)
+    stays = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, layout)
+    assert all(jax.tree.leaves(stays))
+    results.append(jax.device_get((host, critic, policy, state)))
+  (score, critic, policy, state), (score_8, critic_8, policy_8, state_8) = results
+  assert_close(score_8, score)
+  assert_close((critic_8, policy_8), (critic, policy), 2e-5)
+  for name in ("student_optim", "discriminator_optim"):
+    got, want = tiny_run.flat(state_8[name]), tiny_run.flat(state[name])
+    for leaf, moment in want.items():
+      largest = abs(moment).max() or 1
+      assert_close(got[leaf] / largest, moment / largest, 2e-5)
+
+
+def test_weights_that_a_step_on_a_mesh_left_sample_as_the_trainer_scores_them():
+  """A weight that left its place made the sampler of the next step wrong, by 15 nats."""
+  state, given = fresh(8), case()
+  for _ in range(2):
+    state, _ = improve(state, updated()[1], given["sampled"], 8)
+  groups = put(given["batch"].groups, 8)
+  samples, _ = programs(8)["rollout"](state, groups, jax.random.key(2))
+  _, metrics = improve(state, updated()[1], jax.device_get(samples), 8)
+  assert float(metrics["policy/sampler_trainer_gap"]) < 2e-5
+
+
+# train_step: who is called when
+
+
+def called(c, step: int) -> dict:
+  """What `train_step` gives to each program at a step; the rollouts are those of `case`."""
+  given, seen = case(), {}
+
+  def discriminator(state, *arguments):
+    seen["learn"] = arguments[-1]
+    return state, jnp.ones((c.batch, c.rollouts.samples)), {"discriminator/loss": 0.0}
+
+  def policy(state, teachers, samples, visual, score_BN, terms, pairs):
+    seen["score"], seen["terms"] = np.asarray(score_BN), sorted(terms)
+    return state, {"policy/loss": 0.0}
+
+  fakes = {
+    "rollout": lambda *_: put((given["sampled"], given["visual"])),
+    "discriminator": discriminator,
+    "policy": policy,
+  }
+  _, seen["metrics"] = train_rl.train_step(
+    c, tiny_run.mesh(), fakes, ChatTokenizer(c.model.folder), grading.rule_terms, {}, step,
+    given["batch"],
+  )  # fmt: skip
+  return seen
+
+
+def test_warm_up_and_freezing_count_steps():
+  c = CONFIG(discriminator__warmup_steps=2, discriminator__frozen_after=4)
+  seen = [called(c, step) for step in range(6)]
+  assert ["score" in s for s in seen] == [False, False, True, True, True, True]
+  assert [bool(s["learn"]) for s in seen] == [True, True, True, True, False, False]
+  assert (seen[2]["score"] == 1).all() and seen[2]["terms"] == ["content", "outer", "task"]
+  assert all(bool(called(CONFIG(), step)["learn"]) for step in (0, 5, 1000))
+
+
+def test_without_its_reward_there_is_no_discriminator():
+  c = CONFIG(reward__discriminator=0.0)
+  seen = called(c, 0)
+  assert "learn" not in seen and (seen["score"] == 0).all()  # and no warm-up
+  assert not [name for name in seen["metrics"] if name.startswith("discriminator/")]
+  assert set(tiny_run.rl_state(c)) == {"student", "frozen", "reference", "running", "student_optim"}
+  on, model = tiny_run.mesh(), tiny_run.model_of(c)
+  saved = state_lib.abstract(on, model, c.trained, train_rl.make_optims(c))
+  assert set(saved) == set(tiny_run.rl_state(c))
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"policy__scale": "batch"}, "policy.scale is 'batch'; choose one of group, task, none"),
+    ({"policy__kl_estimator": "k4"}, "policy.kl_estimator is 'k4'; choose one of k1, k2, k3"),
+    ({"reward__score": "logit"}, "reward.score is 'logit'; choose one of raw, sigmoid, stand"),
+    ({"discriminator__probe_every": 7, "log_every": 5}, "probe_every=7 is not a multiple"),
+    ({"policy__scale_decay": 1.0}, r"scale_decay=1.0: it must be in \[0, 1\)"),
+    ({"supervision__closed": "unifrom"}, "judge 'unifrom' is unknown; use one of ground_truth"),
+    ({"supervision__tau": 3.0}, "tau 3.0: quality is in"),
+    ({"rollouts__temperature": 0.0}, "rollouts.temperature=0.0: it must be above 0"),
+    ({"rollouts__top_p": 0.9}, "top_p and top_k must be 1 and 0 in stage 2"),
+    ({"rollouts__top_k": 5}, "top_p and top_k must be 1 and 0 in stage 2"),
+    ({"discriminator__warmup_steps": 6, "steps": 6}, "warmup_steps=6 of steps=6 leave the student"),
+    ({"rollouts__samples": 0}, "rollouts.samples=0: it must be above 0"),
+    ({"reward__outer": -1.0}, "does not pay to say nothing"),
+    ({"policy__clip": 0.0}, "policy.clip=0.0: it must be above 0"),
+    ({"log_every": 0}, "log_every=0; give 1 or more"),
+    ({"discriminator__warmup_steps": -3}, "warmup_steps=-3; give 0 or more"),
+    ({"reward__dead_below": -1.0}, "reward.dead_below=-1.0; give 0 or more"),
+  ],
+)
+def test_values_that_make_no_sense_are_refused(changes, words):
+  with pytest.raises(UserError, match=words):
+    train_rl.check(CONFIG(**changes))

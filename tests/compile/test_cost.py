@@ -1,0 +1,100 @@
+"""Work by formulas against XLA's own count of unrolled programs without kernels."""
+
+import dataclasses
+
+import jax
+import pytest
+from small import CONFIG, random_groups
+
+from rmsd_jax.compile import cost
+from rmsd_jax.core.groups import Bucket
+from rmsd_jax.method import losses
+from rmsd_jax.models.config import PRESETS
+from rmsd_jax.models.student import Qwen3VL
+
+# Widths at which the matrix products, which the formulas count, are nearly everything.
+C = dataclasses.replace(
+  CONFIG,
+  text=dataclasses.replace(CONFIG.text, layers=3, width=256, mlp=512, heads=8, head=32, vocab=1000,
+                           sections=(8, 4, 4)),
+  vision=dataclasses.replace(CONFIG.vision, width=128, mlp=256, out=256),
+)  # fmt: skip
+MODEL = Qwen3VL(C, unroll=True, attention="split")
+B, R, BUCKET = 2, 3, Bucket(64, 32, 3, 24)
+GROUPS = random_groups(B=B, R=R, P=64, T=32, F=3, S=24)
+
+
+def counted(f, *arguments) -> float:
+  return jax.jit(f).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def scores(model, params, groups, visual):
+  prompt_BPD, response_BRTD = model(params, groups, visual)
+  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+  return losses.token_logps(hidden, model.unembedding(params), groups.responses_BRT, 1.0, 32).sum()
+
+
+@pytest.fixture(scope="module")
+def abstract():
+  visual = jax.eval_shape(MODEL.encode, MODEL.abstract(), GROUPS)
+  return MODEL.abstract(), GROUPS, visual
+
+
+def full_blocks(work: cost.Work) -> float:
+  """The formula counts pairs that see each other; plain XLA computes the square of each block."""
+  P, T = BUCKET.prompt, BUCKET.response
+  return work._replace(
+    attention=work.attention * (P**2 + R * T * (P + T)) / cost.pairs(P, R, T)
+  ).total
+
+
+def test_a_forward_pass(abstract):
+  formula = full_blocks(cost.forward(C, B, BUCKET, R, True))
+  found = counted(lambda *a: scores(MODEL, *a), *abstract)
+  assert formula <= found <= 1.1 * formula
+
+
+def test_a_gradient_is_three_forward_passes_and_the_logits_again(abstract):
+  one = cost.forward(C, B, BUCKET, R, True)
+  formula = full_blocks(one.times(3).plus(cost.Work(logits=one.logits)))
+  found = counted(jax.grad(lambda *a: scores(MODEL, *a)), *abstract)
+  assert 0.97 * formula <= found <= 1.15 * formula
+
+
+def test_the_vision_tower(abstract):
+  params = abstract[0]
+  work = lambda depth: (
+    cost.vision(dataclasses.replace(C.vision, depth=depth), B * BUCKET.frames, BUCKET.patches).total
+  )
+  # XLA counts one turn of each loop over blocks: of DeepStack at (0, 1, 3), one of the last two.
+  formula = work(C.vision.depth - 1)
+  assert 0.97 * formula <= counted(MODEL.encode, params, GROUPS) <= 1.15 * formula
+
+
+def test_figures_of_the_4b_model():
+  """Against the sizes in its public config: 4.02e9 weights in the decoder's layers and table."""
+  t = PRESETS["4b"].text
+  assert t.layers * cost.layer_weights(t) + t.vocab * t.width == pytest.approx(4.02e9, rel=0.01)
+  bucket = Bucket(2304, 1024, 8, 1008)
+  one = cost.forward(PRESETS["4b"], 1, bucket, 8, True)
+  assert one.linear == pytest.approx(76e12, rel=0.01)  # 10,496 tokens
+  assert one.logits == pytest.approx(6.4e12, rel=0.01)
+  step = cost.policy(PRESETS["4b"], 1, bucket, 8, remat=True, chunk=256)
+  assert step.total > 4.5 * (one.linear + one.attention)
+
+
+def test_what_the_backward_pass_computes_again():
+  """Layers with remat; logits where a response has more than one chunk of them."""
+  bucket, c = Bucket(128, 16, 1, 4), PRESETS["2b"]
+  step = lambda remat, chunk: cost.policy(c, 1, bucket, 8, remat, chunk)
+  one, least = cost.forward(c, 1, bucket, 8, True), step(False, 16)
+  assert least.total == pytest.approx(4 * one.total)
+  assert step(False, 15).total - least.total == pytest.approx(one.logits)
+  assert step(True, 16).total - least.total == pytest.approx(one.linear + one.attention)
+
+
+def test_decoding_reads_the_weights_once_a_token():
+  bucket = Bucket(128, 16, 1, 4)
+  without = cost.decode_bytes(C, 4, bucket, 8, 0.0)
+  assert cost.decode_bytes(C, 4, bucket, 8, 1e9) - without == pytest.approx(16e9)
+  assert without == 16 * 4 * 2 * 2 * 3 * 2 * 32 * (128 + 8 * 8)

@@ -1,0 +1,328 @@
+"""The grid of ablations: what its rows change, which runs share a stage 1, resuming, its tables."""
+
+import csv
+import io
+import json
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from rmsd_jax import cli
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.demo import ablations, grid_tables
+
+CONFIG = ablations.CONFIG
+
+
+def config(row, stage="rl"):
+  return cli.load_config(f"{CONFIG}:{row}/{stage}")
+
+
+# The rows
+
+
+def test_every_row_is_another_run():
+  made = {row: config(row).to_json_best_effort(sort_keys=True) for row in ablations.ROWS}
+  assert len(set(made.values())) == len(made)
+
+
+def test_the_components_of_the_paper():
+  """A: one sample. B: more of them. C: the filter. D: and weights, in the draw and the loss."""
+  of = lambda row: config(row).supervision
+  assert [config(row).data.responses for row in "ABCD"] == [1, 4, 4, 4]
+  assert [of(row).tau for row in "ABCD"] == [0, 0, 0.3, 0.3]
+  assert [of(row).target for row in "ABCD"] == ["first", "random", "random_survivor", "best"]
+  for weight in ("match_by_quality", "loss_by_quality"):
+    assert [of(row)[weight] for row in "ABCD"] == [False, False, False, True]
+
+
+def test_the_baselines():
+  assert config("sft_rl").reward.discriminator == 0 and config("sft_rl").reward.content > 0
+  gad = config("gad").reward
+  assert gad.discriminator == 1 and gad.outer == gad.task == gad.content == 0
+  updates = {
+    row: config(row).steps - config(row).discriminator.warmup_steps
+    for row in ablations.ROWS
+    if row != "sft_rl"
+  }
+  assert set(updates.values()) == {config("sft_rl").steps}
+  frozen = config("frozen").discriminator
+  assert frozen.warmup_steps < frozen.frozen_after < config("frozen").steps
+  frozen = config("warm_frozen").discriminator
+  assert frozen.warmup_steps == frozen.frozen_after
+
+
+def test_the_papers_figures_stand_in_the_table_of_the_method():
+  """VideoMME / Video-MMMU of R-MSD's ablation tables, typed a second time."""
+  expected = {
+    "A": (63.8, 54.4), "B": (64.5, 55.9), "C": (65.0, 57.2), "D": (65.3, 58.6),
+    "k2": (64.8, 57.1), "k8": (65.5, 58.9), "tau0": (64.5, 55.9), "tau0.2": (65.0, 58.1),
+    "tau0.5": (64.8, 57.2), "sft_rl": (64.0, 55.9),
+  }  # fmt: skip
+  both = ("VideoMME", "Video-MMMU")
+  found = {
+    name: tuple(row.paper[b] for b in both)
+    for name, row in ablations.ROWS.items()
+    if "VideoMME" in row.paper
+  }
+  assert found == expected
+
+
+def test_rows_with_the_same_stage_1_share_it():
+  shared = ablations.stage_1_rows()
+  assert {row: first for row, first in shared.items() if first != row} == {
+    "sft_rl": "A", "gad": "A", "gad_warm": "A",
+    "frozen": "D", "gate_off": "D", "warm": "D", "warm_frozen": "D",
+  }  # fmt: skip
+  ignored = ("reward", "policy", "rollouts", "discriminator")
+  for row, first in shared.items():
+    a, b = (config(name, "sft").to_dict() for name in (row, first))
+    for c in (a, b):
+      for name in ignored:
+        del c[name]
+      for name in ("match_by_quality", "loss_by_quality"):
+        del c["supervision"][name]
+    assert a == b
+
+
+# The runner, with commands that only leave a result
+
+
+class Commands:
+  """Stands for the runner of commands: notes what it was asked and writes an evaluation."""
+
+  ran, fail, lock = [], (), threading.Lock()
+
+  def __init__(self, folder, compiled, log, cores):
+    self.folder, self.cores = folder, cores
+
+  def __call__(self, phase, module, *flags):
+    flags = dict(flag.split("=", 1) for flag in flags)
+    row, seed, stage = self.folder.parts[-3:]
+    with self.lock:
+      self.ran.append((module, row, seed, stage, flags))
+    if (row, seed, stage) in self.fail:
+      raise UserError("it failed")
+    if module != "evaluate":
+      made = config(row, stage)
+      (self.folder / "config.json").write_text(made.to_json())
+    if module == "evaluate":
+      path = self.folder / ablations.RESULT
+      path.parent.mkdir(parents=True)
+      path.write_text(json.dumps(result(len(row) + (stage == "rl"))))
+
+
+SAID = "<think>So.</think><answer>a red 3, then a green 4</answer>"
+
+
+def result(salt=0, prompts=8, ids="p"):
+  """An evaluation of `prompts` closed-ended prompts, two of a clip, and an open-ended one."""
+  rng = np.random.default_rng(salt)
+  rows = [
+    {"id": f"{ids}{i}", "clip": f"c{i // 2}", "closed": i < prompts,
+     "greedy": {"quality": [float(rng.random())]},
+     "sampled": {"quality": rng.random(8).tolist(), "text": [SAID, "no format"] * 4},
+     "answer": "a red 3, then a blue 4"}
+    for i in range(prompts + 1)
+  ]  # fmt: skip
+  return {"prompts": rows, "sampled": {"format": 1.0, "length": 20.0}}
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+  monkeypatch.setattr(ablations, "Commands", Commands)
+  monkeypatch.setattr(Commands, "ran", [])
+  monkeypatch.setattr(Commands, "fail", ())
+  return tmp_path
+
+
+def run(folder, rows, seeds, jobs=1):
+  grid = ablations.Grid(folder, [[0]] * jobs)
+  ablations.run_all(grid, rows, seeds, jobs, lambda: None)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_grid_trains_each_stage_once_and_in_order(stage, jobs):
+  run(stage, ["A", "sft_rl", "D"], 2, jobs)
+  trained = [call[1:4] for call in Commands.ran if call[0].startswith("train")]
+  assert len(trained) == len(set(trained)) == 2 * (2 + 3)
+  assert ("sft_rl", "seed0", "sft") not in trained
+  for row, seed, kind in trained:
+    start = ("A" if row == "sft_rl" else row, seed, "sft")
+    assert kind == "sft" or trained.index(start) < trained.index((row, seed, kind))
+  for module, row, seed, kind, flags in Commands.ran:
+    assert flags["--config"] == f"{CONFIG}:{row}/{'evaluate' if module == 'evaluate' else kind}"
+    assert flags["--config.seed"] == seed.removeprefix("seed")
+    if module == "train_rl":
+      from_row = "A" if row == "sft_rl" else row
+      assert flags["--config.init_from"] == str(stage / "runs" / from_row / seed / "sft")
+
+
+def test_a_grid_goes_on_where_it_stopped_and_can_be_widened(stage):
+  Commands.fail = [("D", "seed1", "sft")]
+  with pytest.raises(UserError, match="1 runs failed, .*: D seed 1 sft: it failed"):
+    run(stage, ["D"], 2)
+  Commands.fail = ()
+  before = {call[1:4] for call in Commands.ran if call[0] == "evaluate"}
+  Commands.ran.clear()
+  run(stage, ["D", "C"], 2)
+  again = {call[1:4] for call in Commands.ran}
+  assert ("D", "seed0", "rl") in before and not before & again
+  assert {("D", "seed1", "sft"), ("D", "seed1", "rl"), ("C", "seed0", "rl")} <= again
+  Commands.ran.clear()
+  run(stage, ["D", "C"], 2)
+  assert Commands.ran == []
+
+
+def test_a_run_that_fails_stops_only_what_starts_from_it(stage):
+  Commands.fail = [("A", "seed0", "sft"), ("D", "seed1", "rl")]
+  for _ in range(2):  # a fault that stays does not block the others next time
+    with pytest.raises(UserError, match="A seed 0 sft"):
+      run(stage, ["A", "sft_rl", "D"], 2, jobs=2)
+  done = {call[1:4] for call in Commands.ran if call[0] == "evaluate"}
+  assert done == {
+    ("A", "seed1", "sft"), ("A", "seed1", "rl"), ("sft_rl", "seed1", "rl"),
+    ("D", "seed0", "sft"), ("D", "seed0", "rl"), ("D", "seed1", "sft"),
+  }  # fmt: skip
+
+
+def test_a_result_of_another_config_is_refused(stage):
+  run(stage, ["D"], 1)
+  path = stage / "runs" / "D" / "seed0" / "rl" / "config.json"
+  changed = json.loads(path.read_text())
+  changed["seed"], changed["data"]["pool"] = 7, "elsewhere"  # given anew each time
+  path.write_text(json.dumps(changed))
+  run(stage, ["D"], 1)
+  changed["steps"] = 80
+  path.write_text(json.dumps(changed))
+  with pytest.raises(UserError, match="steps 80 -> 40"):
+    run(stage, ["D"], 1)
+
+
+def test_an_interrupt_ends_the_commands_and_starts_no_other(stage, monkeypatch):
+  """As a signal to the grid's process alone does, which its commands do not get."""
+  minute = """if True:
+    import signal, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as rmsd_jax.cli, also in background
+    print(flush=True)
+    time.sleep(60)"""
+  children, run_one = [], Commands.__call__
+
+  def slow(self, phase, module, *flags):
+    with subprocess.Popen([sys.executable, "-c", minute], stdout=subprocess.PIPE) as child:
+      child.stdout.readline()  # it sleeps
+      children.append(child)
+      child.wait()
+    run_one(self, phase, module, *flags)
+
+  def interrupt(*arguments, **more):
+    while not children:
+      time.sleep(0.05)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(Commands, "__call__", slow)
+  monkeypatch.setattr(ablations.concurrent.futures, "wait", interrupt)
+  began = time.monotonic()
+  with pytest.raises(KeyboardInterrupt):
+    run(stage, ["A"], 1)
+  assert time.monotonic() - began < 50 and len(children) == 1
+  assert [call[0] for call in Commands.ran] == ["train_sft"]
+
+
+def test_the_command_writes_tables_of_what_is_there(stage, capsys):
+  run(stage, ["A", "D"], 2)
+  ablations.main([str(stage), "--rows", "A", "D", "B", "--show"])
+  out = capsys.readouterr().out
+  assert "| A | K = 1, no filter, no weighting | 2 |" in out and "| B |" in out
+  assert (stage / "ablations.png").read_bytes().startswith(b"\x89PNG")
+  ablations.main([str(stage / "nothing"), "--show"])
+  assert "No run of this grid has ended yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--rows", "E"], ["--seeds", "0"], ["--jobs", "99"]])
+def test_bad_flags_are_refused_before_any_work(stage, flags):
+  with pytest.raises(UserError, match=flags[0]):
+    ablations.main([str(stage / "grid"), *flags])
+  assert not (stage / "grid" / "pool").exists()
+
+
+# The tables
+
+
+def test_scores_are_means_over_seeds_and_closed_prompts():
+  runs = {seed: result(seed) for seed in range(3)}
+  rows = [[r for r in one["prompts"] if r["closed"]] for one in runs.values()]
+  for way in ("greedy", "sampled"):
+    expected = np.mean([[np.mean(row[way]["quality"]) for row in some] for some in rows])
+    assert grid_tables.score(runs, way)["mean"] == pytest.approx(expected)
+  passed = lambda row: np.array(row["sampled"]["quality"]) >= 0.5
+  expected = np.mean([[passed(row).any() for row in some] for some in rows])
+  assert grid_tables.score(runs, "pass@8")["mean"] == pytest.approx(expected)
+  expected = np.mean([[passed(row).mean() for row in some] for some in rows])
+  assert grid_tables.score(runs, "pass@1")["mean"] == pytest.approx(expected)
+
+
+def test_open_ended_answers_are_measured_by_rouge():
+  """6 of 7 words in order, in half of the samples; the other half has no answer."""
+  made = grid_tables.score({0: result()}, grid_tables.OPEN_ENDED)
+  assert made["mean"] == pytest.approx(6 / 7 / 2)
+
+
+def test_the_spread_of_seeds_is_that_of_their_means():
+  runs = {seed: result(seed) for seed in range(3)}
+  means = [np.mean([np.mean(r["sampled"]["quality"]) for r in one["prompts"][:8]])
+           for one in runs.values()]  # fmt: skip
+  found = {("A", "rl"): runs}
+  line = grid_tables.markdown({"A": ablations.ROWS["A"]}, found).splitlines()[4]
+  assert f"| {np.std(means, ddof=1):.3f} | 63.8 |" in line
+
+
+def test_a_difference_is_paired_by_seed():
+  a = {seed: result(seed) for seed in range(4)}
+  b = {seed: result(seed + 50) for seed in (1, 3, 7)}
+  made = grid_tables.difference(a, b, "greedy")
+  expected = np.mean(
+    [
+      np.mean([x["greedy"]["quality"][0] - y["greedy"]["quality"][0]
+               for x, y in zip(a[s]["prompts"][:8], b[s]["prompts"][:8], strict=True)])
+      for s in (1, 3)
+    ]
+  )  # fmt: skip
+  assert made["mean"] == pytest.approx(expected) and made["seeds"] == 2
+  assert grid_tables.difference({0: a[0]}, {1: a[1]}, "greedy") is None
+  same = grid_tables.difference(a, a, "sampled")
+  assert (same["mean"], same["low"], same["high"]) == (0, 0, 0)
+
+
+def test_runs_on_other_prompts_are_not_compared():
+  for other in (result(1, prompts=6), result(1, ids="q")):
+    with pytest.raises(UserError, match="different prompts"):
+      grid_tables.score({0: result(0), 1: other}, "greedy")
+    with pytest.raises(UserError, match="different prompts"):
+      grid_tables.difference({0: result(0)}, {0: other}, "greedy")
+
+
+def test_csv_has_a_line_a_run():
+  found = {("A", "sft"): {0: result(3)}, ("A", "rl"): {0: result(4), 2: result(5)}}
+  lines = list(csv.DictReader(io.StringIO(grid_tables.table_csv(found))))
+  assert [(one["row"], one["stage"], one["seed"]) for one in lines] == [
+    ("A", "sft", "0"), ("A", "rl", "0"), ("A", "rl", "2"),
+  ]  # fmt: skip
+  expected = grid_tables.score({2: result(5)}, "sampled")["mean"]
+  assert float(lines[2]["sampled"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_markdown_has_the_papers_figures_beside_ours(tmp_path: pathlib.Path):
+  rows = {name: ablations.ROWS[name] for name in ("D", "gate_off")}
+  found = {("D", "sft"): {0: result(1)}, ("D", "rl"): {0: result(2)}}
+  grid_tables.write(tmp_path, rows, found)
+  text = (tmp_path / "ablations.md").read_text()
+  line = next(one for one in text.splitlines() if one.startswith("| D |"))
+  assert line.endswith("| 65.3 | 58.6 | 57.8 | 59.1 |") and "not the same scale" in text
+  assert "| gate_off | no content gate | 0 | - |" in text
+  assert "stage 2 against stage 1, of D" in text and "B - A" not in text

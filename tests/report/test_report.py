@@ -1,0 +1,236 @@
+"""The report: what it says follows from the numbers, and what is missing is said."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import small_pool
+
+from rmsd_jax import evaluate
+from rmsd_jax.core import intervals
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.report import __main__ as report
+from rmsd_jax.report import curves, findings
+
+TASKS = ("multiple_choice", "ocr", "open_ended")
+LEVELS = {"base": 0.05, "blind": 0.3, "sft": 0.6, "sft_continued": 0.65, "rl": 0.66}
+
+
+def prompts(level, count=60, samples=4, seed=0, blind=False):
+  """Per-prompt scores as `evaluate.grade` makes them; two prompts share a clip."""
+  rng, luck = np.random.default_rng(seed), np.random.default_rng(1)
+  made = []
+  for i in range(count):
+    task, hard = TASKS[i % len(TASKS)], luck.uniform(-0.15, 0.15)
+    row = {"id": f"row {i}", "clip": f"clip {i // 2}", "task": task, "question": "What is <b>?",
+           "options": ["A. 1", "B. 2"] if task == "multiple_choice" else [], "answer": {"index": i},
+           "closed": task != "open_ended"}  # fmt: skip
+    if blind and not row["closed"]:
+      continue
+    for way, n in (("greedy", 1),) if blind else (("greedy", 1), ("sampled", samples)):
+      quality = np.clip(level + hard + rng.normal(0, 0.1, n), 0, 1)
+      row[way] = {
+        "quality": quality.tolist(), "outer": [1.0] * n, "task": [1.0] * n, "length": [9] * n,
+        "finished": [True] * n, "text": [f"<think>{i}</think><answer>\x00</answer>"] * n,
+      }  # fmt: skip
+    made.append(row)
+  return made
+
+
+def write_evaluation(folder, rows, ways=("greedy", "sampled")):
+  ways = [way for way in ways if way in rows[0]]
+  result = {"checkpoint": "latest", "step": 7, "pool": "nowhere", "split": "test", "prompts": rows}
+  result |= {way: evaluate.summary(rows, way, 0.5) for way in ways}
+  (folder / "evaluate").mkdir(parents=True)
+  (folder / "evaluate" / "test.json").write_text(json.dumps(result))
+
+
+def stage_1_lines(count=30):
+  return [
+    {"step": 5 * i, "time": 10.0 * i, "loss": 3 * math.exp(-i / 9), "grad_norm": 1.0 / i,
+     "learning_rate": 1e-3, "prompts_per_second": 50.0, "seconds_per_step": 0.6}
+    for i in range(1, count)
+  ]  # fmt: skip
+
+
+def stage_2_lines(count=40, warmup=5, seed=0):
+  """As `train_rl` logs them: no policy in the first steps, "nan" margins where no pair differs."""
+  rng, lines = np.random.default_rng(seed), []
+  for i in range(1, count):
+    x = i / count
+    line = {"step": i, "time": 9.0 * i, "prompts_per_second": 4.0, "seconds_per_step": 8.0}
+    for name, value in {"length": 30 - 3 * x, "finished": 0.95, "content": 0.6 + 0.1 * x,
+                        "outer": 0.97, "task": 0.96, "quality": 0.6 + 0.1 * x}.items():  # fmt: skip
+      line[f"rollout/{name}"] = value + rng.normal(0, 0.03)
+    margin = 0.4 * x + rng.normal(0, 0.03)
+    for name, value in {"accuracy": 0.5 + 0.2 * x, "identical": 0.4, "pairs": 0.8, "loss": 0.6,
+                        "grad_norm": 0.3, "skipped": 0.0, "margin_q10": margin - 0.3,
+                        "margin_q50": margin, "margin_q90": margin + 0.3}.items():  # fmt: skip
+      line[f"discriminator/{name}"] = value if i % 9 else ("nan" if "margin" in name else 0.0)
+    line |= {"pairs/length_only": 0.55, "pairs/ending_only": 0.5}
+    for task in TASKS[: 1 + i % 2]:  # a step may lack a task
+      line |= {f"task/{task}/accuracy": 0.6, f"task/{task}/survivors": 3.5}
+    if i % 10 == 0:
+      line |= {"probe/score_teacher": x, "probe/score_student": -x}
+    if i > warmup:
+      names = {"kl": 0.02 * x, "loss": rng.normal(0, 0.01), "grad_norm": 0.2, "skipped": 0.0}
+      line |= {f"policy/{k}": v for k, v in (names | {"sampler_trainer_gap": 1e-6}).items()}
+      line |= {"reward/dead_groups": 0.2, "reward/mean": 0.5, "reward/std_in_group": 0.1}
+      for term, share in zip(curves.TERMS, (0.7, 0.05, 0.15, 0.1), strict=True):
+        line |= {f"reward/{term}/mean": share / 2, f"reward/{term}/std_in_group": share / 9,
+                 f"reward/{term}/variance_share": share + rng.normal(0, 0.02)}  # fmt: skip
+    lines.append(line)
+  return lines
+
+
+def write_lines(folder, lines):
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def make_runs(top, names=tuple(LEVELS)):
+  for seed, name in enumerate(LEVELS):
+    if name in names:
+      write_evaluation(top / name, prompts(LEVELS[name], seed=seed, blind=name == "blind"))
+  for name, lines in (("sft", stage_1_lines()), ("sft_continued", stage_1_lines(9)),
+                      ("rl", stage_2_lines())):  # fmt: skip
+    if name in names:
+      write_lines(top / name, lines)
+
+
+@pytest.fixture
+def stored(monkeypatch, tmp_path):
+  """A pool with the rows that `prompts` speaks of, held in memory."""
+  made = small_pool.make_pool(60, tasks=TASKS)
+  monkeypatch.setattr(report.store, "open_pool", lambda folder, split: made)
+  (tmp_path / "pool").mkdir()
+  (tmp_path / "pool" / "metadata.json").write_text("{}")
+  return made
+
+
+def test_a_whole_demo_makes_one_complete_page(tmp_path, stored):
+  make_runs(tmp_path)
+  path, text = report.write(str(tmp_path), "test")
+  page = path.read_text()
+  assert path == tmp_path / "report" / "index.html"
+  body = page[page.index("<body>") :]
+  assert text.split(".")[0] in body[: body.index("</p>")], "the page opens with what came out"
+  assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "nothing outside the file is needed"
+  assert "Left out" not in page
+  made = {one.stem for one in (tmp_path / "report").glob("*.png")}
+  sections = {"rl_rollouts", "rl_reward", "rl_discriminator", "rl_running", "stage_1"}
+  assert made >= sections | {"results", "differences", "pass_at_k", "pool", "example_1"}
+  assert page.count("data:image/png") == len(made)
+  assert "What is &lt;b&gt;?" in page and "\x00" not in page
+
+
+def test_a_run_in_a_bucket_is_to_be_copied_first():
+  with pytest.raises(UserError, match="gs://b/runs is in a bucket.*storage rsync -r -x .* runs$"):
+    report.write("gs://b/runs", "test")
+
+
+def test_numbers_of_the_first_paragraph_are_the_paired_intervals(tmp_path):
+  make_runs(tmp_path)
+  runs = {run.name: run for run in findings.find_runs(tmp_path, "test")}
+  text = findings.lead(list(runs.values()), findings.compare(runs))
+  a, b = (
+    [row for row in runs[name].evaluation["prompts"] if row["closed"]]
+    for name in ("rl", "sft_continued")
+  )
+  values = [
+    x["greedy"]["quality"][0] - y["greedy"]["quality"][0] for x, y in zip(a, b, strict=True)
+  ]
+  by_hand = intervals.mean_interval(values, [row["clip"] for row in a])
+  shown = "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**by_hand).replace("-", "\u2212")
+  assert f"Stage 2 minus continued SFT: {shown}" in text
+  sentence = next(part for part in text.split(". ") if "minus the best constant answers" in part)
+  assert ": better (sampled +0." in sentence and "pools of different contents" not in text
+  runs["rl"].evaluation["pool_identity"] = {"source_sha256": "another"}
+  assert "pools of different contents" in findings.lead(list(runs.values()), [])
+
+
+@pytest.mark.parametrize(
+  "low, high, words",
+  [
+    (0.01, 0.2, "better"),
+    (-0.2, -0.01, "worse"),
+    (-0.1, 0.1, "no difference can be told"),
+    (0.0, 0.0, "no difference can be told"),
+  ],
+)
+def test_an_interval_that_holds_zero_tells_no_difference(low, high, words):
+  assert findings.verdict({"mean": (low + high) / 2, "low": low, "high": high}) == words
+
+
+def test_prompts_are_matched_by_id_not_by_place(tmp_path):
+  rows = prompts(0.5)
+  write_evaluation(tmp_path / "sft", rows)
+  write_evaluation(tmp_path / "rl", rows[::-1][:40])
+  rl, sft = sorted(findings.find_runs(tmp_path, "test"), key=lambda run: run.name)
+  one = findings.difference(rl, sft, "greedy")
+  assert (one["mean"], one["low"], one["high"]) == (0, 0, 0)
+  assert one["n"] == sum(row["closed"] for row in rows[::-1][:40])
+  assert findings.difference(rl, sft, "greedy", "ocr")["n"] < one["n"]
+
+
+@pytest.mark.parametrize("names", [("sft", "blind"), ("rl",)])
+def test_what_is_missing_is_said(tmp_path, names, monkeypatch):
+  monkeypatch.setattr(report.plots, "png", lambda figure: b"")  # drawing is tested above
+  make_runs(tmp_path, names)
+  path, _ = report.write(str(tmp_path), "test")
+  page = path.read_text()
+  absent = [name for name in LEVELS if name not in names]
+  assert f"nor compared with: {', '.join(absent)}." in page
+  assert "No pool" in page
+  assert ("No metrics of a run with rollouts" in page) == ("rl" not in names)
+
+
+def test_a_single_run_without_an_evaluation(tmp_path):
+  write_lines(tmp_path / "mine", stage_2_lines(3))
+  path, text = report.write(str(tmp_path / "mine"), "test")
+  assert "nothing can be said" in text
+  assert path.parent == tmp_path / "mine" / "report"
+  assert (path.parent / "mine_discriminator.png").exists()
+
+
+def test_a_pool_alone_is_reported(tmp_path, stored):
+  path, _ = report.write(str(tmp_path), "test")
+  page = path.read_text()
+  assert (path.parent / "pool.png").exists() and "only a pool" in page
+  assert "This teacher is simulated" not in page
+
+
+def test_bad_input_names_the_remedy(tmp_path):
+  with pytest.raises(UserError, match="holds no run.*train or evaluate first"):
+    report.write(str(tmp_path), "test")
+  assert not (tmp_path / "report").exists()
+  with pytest.raises(UserError, match="not a folder"):
+    report.write(str(tmp_path / "gone"), "test")
+  (tmp_path / "sft" / "evaluate").mkdir(parents=True)
+  file = tmp_path / "sft" / "evaluate" / "test.json"
+  for content, complaint in (("{", "is not JSON"), ('{"greedy": {"a": 1}}', "has no 'prompts'")):
+    file.write_text(content)
+    with pytest.raises(UserError, match=f"{complaint}.*run rmsd_jax.evaluate again"):
+      report.write(str(tmp_path), "test")
+  file.unlink()
+  (tmp_path / "sft" / "metrics.jsonl").write_text("{\n")
+  with pytest.raises(UserError, match="not JSON.*remove the line"):
+    report.write(str(tmp_path), "test")
+
+
+def test_examples_are_drawn_blindly_or_say_why(tmp_path):
+  make_runs(tmp_path)
+  chosen = report.choose(findings.find_runs(tmp_path, "test"))
+  assert list(chosen.values())[: len(TASKS)] == ["drawn blindly, one per task"] * len(TASKS)
+  assert [why.split()[-5] for why in list(chosen.values())[len(TASKS) :]] == ["better", "worse"]
+
+
+def test_steps_without_a_value_leave_a_gap():
+  lines = [{"step": 1}, {"step": 2, "a": math.nan}, {"step": 3, "a": 1.0}, {"step": 4, "a": 2.0}]
+  steps, values = curves.series(lines, "a")
+  assert steps.tolist() == [3, 4] and values.tolist() == [1, 2]
+  flat = np.full(60, 3.0)
+  np.testing.assert_allclose(curves.smoothed(flat), flat)
+  assert curves.smoothed(np.arange(60.0) % 2).std() < 0.2

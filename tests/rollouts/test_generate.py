@@ -1,0 +1,140 @@
+"""Cached sampling against the training forward, and the laws of restricted sampling."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from small import CONFIG, END, random_groups
+
+from rmsd_jax.core import sharding
+from rmsd_jax.method import losses
+from rmsd_jax.models.student import PARTITION, Qwen3VL
+from rmsd_jax.rollouts.generate import BLOCK, _invert, _restrict, categorical, generate
+
+MODEL = Qwen3VL(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params():
+  return jax.tree.map(lambda x: x * 1.5, MODEL.init(jax.random.key(3)))
+
+
+def sample(params, groups, seed=0, **options):
+  run = functools.partial(
+    generate, MODEL, samples=5, max_tokens=12, stop_ids=(END,), **{"temperature": 1.0} | options
+  )
+  return jax.jit(lambda p, g: run(p, g, key=jax.random.key(seed)))(params, groups)
+
+
+def test_sampler_and_trainer_agree(params):
+  """Step 0: the importance ratio is 1, at any temperature."""
+  groups = random_groups(B=3)
+  for temperature in (1.0, 0.7):
+    out = sample(params, groups, temperature=temperature)
+    scored = groups.with_responses(out.responses_BRT, out.length_BR)
+    prompt_BPD, response_BRTD = MODEL(params, scored)
+    hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+    logp = losses.token_logps(hidden, MODEL.unembedding(params), out.responses_BRT, temperature)
+    ratio = jnp.exp(jnp.where(scored.response_mask_BRT, logp - out.logp_BRT, 0))
+    np.testing.assert_allclose(ratio, 1, atol=1e-5)
+
+
+def test_greedy_is_the_argmax_of_the_full_forward(params):
+  groups = random_groups(B=3)
+  out = sample(params, groups, temperature=0.0)
+  prompt_BPD, response_BRTD = MODEL(params, groups.with_responses(out.responses_BRT, out.length_BR))
+  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+  best = np.argmax(hidden @ MODEL.unembedding(params).T, -1)
+  mask = np.arange(12) < np.asarray(out.length_BR)[..., None]
+  np.testing.assert_array_equal(np.where(mask, best, 0), np.where(mask, out.responses_BRT, 0))
+
+
+def test_gathering_the_weights_changes_no_sample(params):
+  """On 8 devices, weights split over fsdp and tensor: gathered once, or for every token."""
+  mesh = sharding.make_mesh(2, 2, 2)
+  groups = random_groups(B=4)
+  with jax.set_mesh(mesh):
+    params = jax.device_put(params, sharding.shardings(mesh, params, PARTITION))
+    placed = sharding.put_batch(mesh, groups)
+    once, each = (
+      jax.device_get(generate(
+        MODEL, params, placed, jax.random.key(0), samples=3, max_tokens=6, stop_ids=(END,),
+        temperature=1.0, gather=gather,
+      ))
+      for gather in (True, False)
+    )  # fmt: skip
+  np.testing.assert_array_equal(once.responses_BRT, each.responses_BRT)
+  np.testing.assert_allclose(once.logp_BRT, each.logp_BRT, atol=1e-5)
+
+
+def test_weights_cast_before_the_loop_are_those_cast_inside(params):
+  """bfloat16 on one device: the very same samples."""
+  model, groups = Qwen3VL(CONFIG, dtype="bfloat16"), random_groups(B=3)
+  once, each = (
+    generate(
+      model, params, groups, jax.random.key(0), samples=3, max_tokens=6, stop_ids=(END,),
+      temperature=1.0, gather=gather,
+    )
+    for gather in (True, False)
+  )  # fmt: skip
+  np.testing.assert_array_equal(once.responses_BRT, each.responses_BRT)
+  np.testing.assert_array_equal(once.logp_BRT, each.logp_BRT)
+
+
+def test_responses_end_once_and_padding_follows(params):
+  # A head that likes the end token, so that responses of many lengths appear.
+  liked = {
+    **params,
+    "text": {**params["text"], "embed": params["text"]["embed"].at[END].multiply(4)},
+  }
+  out = sample(liked, random_groups(B=4), pad_id=159)
+  tokens, length, finished = map(np.asarray, (out.responses_BRT, out.length_BR, out.finished_BR))
+  assert finished.any()
+  for row, n, done in zip(tokens.reshape(-1, 12), length.ravel(), finished.ravel(), strict=True):
+    assert (row[: n - 1] != END).all() and (row[n:] == 159).all()
+    assert (row[n - 1] == END) == done and (done or n == 12)
+  assert (np.asarray(out.logp_BRT)[np.arange(12) >= length[..., None]] == 0).all()
+
+
+def test_other_keys_give_other_samples_and_the_same_key_the_same(params):
+  groups = random_groups()
+  a, b, c = (np.asarray(sample(params, groups, seed).responses_BRT) for seed in (1, 1, 2))
+  np.testing.assert_array_equal(a, b)
+  assert (a != c).any()
+
+
+@pytest.mark.parametrize("V", [5, BLOCK, 3 * BLOCK + 17])
+def test_draws_follow_the_weights(V):
+  """Chi-square against the exact shares; a weight of 0 is never drawn."""
+  rng, n = np.random.default_rng(V), 40_000
+  weights = np.exp(rng.normal(0, 1.5, V)) * (rng.random(V) < 0.6)
+  weights[-1] = 0.0
+  drawn = jax.jit(categorical)(
+    jax.random.key(V), jnp.broadcast_to(jnp.asarray(weights, jnp.float32), (4, n // 4, V))
+  )
+  counts = np.bincount(np.asarray(drawn).ravel(), minlength=V)
+  possible = weights > 0
+  assert counts[~possible].sum() == 0 and len(counts) == V
+  expected = n * weights[possible] / weights.sum()
+  assert stats.chisquare(counts[possible], expected).pvalue > 1e-3
+
+
+def test_a_uniform_close_to_one_still_finds_a_possible_index():
+  weights = jnp.array([0.0, 1e-30, 1.0, 1e-9, 0.0, 0.0])
+  for u in (0.0, 0.5, np.nextafter(np.float32(1), np.float32(0))):
+    assert weights[_invert(weights, jnp.float32(u))] > 0
+
+
+def test_restricted_sampling_keeps_the_nucleus():
+  logits = jnp.log(jnp.array([[[0.5, 0.3, 0.15, 0.05]]]))
+  kept = lambda **k: np.isfinite(
+    np.asarray(_restrict(logits, **{"top_p": 1.0, "top_k": 0, **k}))[0, 0]
+  )
+  assert kept().all()
+  np.testing.assert_array_equal(kept(top_k=2), [True, True, False, False])
+  np.testing.assert_array_equal(kept(top_p=0.5), [True, False, False, False])
+  np.testing.assert_array_equal(kept(top_p=0.51), [True, True, False, False])
+  np.testing.assert_array_equal(kept(top_p=0.96, top_k=3), [True, True, True, False])

@@ -1,0 +1,141 @@
+"""The table of tasks: good references, bad ones, hostile answers, prompts."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.tasks import registry
+
+OPTIONS = ("A. A cat", "B. two dogs", "C. 3.5 m", "(D) none")
+HOSTILE = {
+  "empty": "",
+  "null": "\x00",
+  "lone surrogate": "\ud800",
+  "deep lists": "[" * 100_000,
+  "deep objects": '{"boxes":' * 50_000,
+  "long number": "9" * 100_000,
+  "many words": "3 7 " * 100_000,
+}
+CASES = {
+  name: (task.example.reference, task.example.options) for name, task in registry.TASKS.items()
+}
+TASK_NAMES = sorted(registry.TASKS)
+
+
+def test_only_open_ended_has_no_metric():
+  assert [name for name in TASK_NAMES if not registry.TASKS[name].closed] == ["open_ended"]
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_the_wrong_example_is_in_format_and_wrong(name):
+  task, (reference, options) = registry.get(name), CASES[name]
+  assert task.check(task.example.wrong, options, reference) == 1.0
+  assert task.metric(task.example.wrong, options, reference) == 0.0
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_a_good_reference_is_its_own_perfect_answer(name):
+  task, (reference, options) = registry.get(name), CASES[name]
+  answer = registry.spelled(reference)
+  assert task.name == name
+  assert task.validate(reference, options) is None
+  assert task.check(answer, options, reference) == 1.0
+  assert task.metric(answer, options, reference) == 1.0
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
+def test_no_answer_makes_a_task_raise(name, answer):
+  task, (reference, options) = registry.get(name), CASES[name]
+  assert task.check(answer, options, reference) == (
+    1.0 if name in ("ocr", "math", "open_ended") and answer else 0.0
+  )
+  assert 0.0 <= task.metric(answer, options, reference) <= 1.0
+
+
+JSONISH = st.sampled_from(
+  ['{"time": [', '{"boxes": [', "]}", "0", "1.5", ", ", "900", "A", "(B)", " 3"]
+)
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+@given(answer=st.text(max_size=40) | st.lists(JSONISH, max_size=9).map("".join))
+def test_metrics_are_bounded_and_need_the_format(name, answer):
+  task, (reference, options) = registry.get(name), CASES[name]
+  inner, content = task.check(answer, options, reference), task.metric(answer, options, reference)
+  assert 0.0 <= content <= 1.0
+  assert inner >= 0.5 or content == 0.0
+
+
+@pytest.mark.parametrize(
+  ("name", "reference", "options", "words"),
+  [
+    ("multiple_choice", "E", OPTIONS, "'E' is not the letter"),
+    ("multiple_choice", 1, OPTIONS, "1 is not the letter"),
+    ("multiple_choice", "A", (), "0 options"),
+    ("multiple_choice", "A", ("A. x", "a movie"), "'a movie' has no label"),
+    ("multiple_choice", "A", ("A. x", "a. y"), "A, A repeat"),
+    ("numerical", "many", (), "finite number"),
+    ("numerical", True, (), "finite number"),
+    ("numerical", math.nan, (), "finite number"),
+    ("numerical", None, (), "finite number"),
+    ("regression", 0, (), "other than 0"),
+    ("ocr", " ", (), "not empty"),
+    ("ocr", 37, (), "not empty"),
+    ("temporal_grounding", [2, 1], (), "start < end"),
+    ("temporal_grounding", {"time": [0, 1], "x": 1}, (), "start < end"),
+    ("spatial_grounding", [0, 0, 1001, 5], (), "0..1000"),
+    ("tracking", {"boxes": {}}, (), "1 to 32 boxes"),
+    ("tracking", {"boxes": {str(i): [0, 0, 1, 1] for i in range(33)}}, (), "1 to 32 boxes"),
+    ("spatiotemporal_grounding", {"time": [0, 1], "boxes": {"a": [0, 0, 1, 1]}}, (), "second"),
+    ("spatiotemporal_grounding", [0, 1], (), "second"),
+    (
+      "spatiotemporal_grounding",
+      {"time": [0, 200], "boxes": {str(i): [100, 200, 300, 400] for i in range(200)}},
+      (),
+      "more characters",
+    ),
+    ("spatial_grounding", {"boxes": [[0, 0, 1, 5]]}, (), "0..1000"),
+    ("open_ended", ["x" * 500], (), "..."),
+  ],
+)
+def test_a_bad_reference_is_faulted_and_never_graded(name, reference, options, words):
+  task = registry.get(name)
+  fault = task.validate(reference, options)
+  assert words in fault
+  assert "\n" not in fault and len(fault) < 200
+  with pytest.raises(UserError, match=name):
+    task.metric("A", options, reference)
+
+
+@pytest.mark.parametrize("reference", [[1, 2.5], {"time": [1, 2.5]}, '{"time": [1, 2.5]}'])
+def test_a_structured_reference_may_be_list_object_or_text(reference):
+  task = registry.get("temporal_grounding")
+  assert task.validate(reference, ()) is None
+  assert task.metric('{"time": [1, 4]}', (), reference) == 0.5
+
+
+def test_tolerances_reach_the_numerical_task_alone():
+  loose, default = registry.make_tasks(eps_rel=0.1)["numerical"], registry.get("numerical")
+  assert (loose.metric("109", (), 100), default.metric("109", (), 100)) == (1.0, 0.0)
+  assert (loose.metric("111", (), 100), default.metric("100.001", (), 100)) == (0.0, 1.0)
+  for eps in (-1.0, math.nan):
+    with pytest.raises(UserError, match="eps_abs"):
+      registry.make_tasks(eps_abs=eps)
+
+
+def test_an_unknown_task_is_refused_with_the_names_there_are():
+  with pytest.raises(UserError, match="'riddle'.*multiple_choice, numerical"):
+    registry.get("riddle")
+
+
+def test_prompt_has_question_options_and_format_each_on_a_line():
+  lines = registry.prompt_text(registry.get("multiple_choice"), " Which? ", OPTIONS).split("\n")
+  assert lines[:-1] == ["Which?", *OPTIONS]
+  for name in TASK_NAMES:
+    text = registry.prompt_text(registry.get(name), "Which?")
+    assert text.startswith("Which?\nReply as <think>") and text.count("\n") == 1
+    assert "</think><answer>" in text and "</answer>" in text

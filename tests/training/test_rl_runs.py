@@ -1,0 +1,68 @@
+"""Whole runs of stage 2: who learns when, the sampler's log-probs, resume, what stops one."""
+
+import functools
+
+import jax
+import pytest
+import tiny_run
+
+from rmsd_jax import train_rl
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.training import checkpoint
+
+CONFIG = functools.partial(tiny_run.config, "rl", discriminator__optim__learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("rl") / "straight"
+  with pytest.MonkeyPatch.context() as patch:
+    tiny_run.run(patch, train_rl, CONFIG(), workdir)
+  return workdir
+
+
+def test_warm_up_moves_the_discriminator_alone_and_the_reference_never_moves(straight):
+  first = jax.device_get(tiny_run.rl_state(CONFIG()))
+  warmed, last = (tiny_run.restored(straight, train_rl, CONFIG(), step) for step in (2, 6))
+  for name in ("student", "student_optim", "reference", "frozen"):
+    tiny_run.assert_same(warmed[name], first[name])
+  every = {*tiny_run.flat(first["discriminator"])}
+  assert tiny_run.moves(warmed["discriminator"], first["discriminator"]) == every
+  for name in ("reference", "frozen"):
+    tiny_run.assert_same(last[name], first[name])
+  assert tiny_run.moves(last["student"], first["student"]) == {*tiny_run.flat(first["student"])}
+
+
+def test_every_step_of_a_run_agrees_with_its_sampler(straight):
+  written = tiny_run.lines(straight)
+  assert [line["step"] for line in written] == [1, 2, 3, 4, 5, 6]
+  gaps = [line.get("policy/sampler_trainer_gap") for line in written]
+  # Rounding of log-probs as low as -15 nats; the untrained weights stay below 1e-5.
+  assert gaps[:2] == [None, None] and max(gaps[2:]) < 3e-5
+  for line in written:
+    assert line["rollout/quality"] == 0 and 0 < line["rollout/finished"] < 1
+    assert 0 < line["discriminator/pairs"] <= line["rollout/finished"]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(straight, tmp_path, monkeypatch):
+  tiny_run.run(monkeypatch, train_rl, CONFIG(), tmp_path, stop_after=5)
+  assert checkpoint.find_step(str(tmp_path)) == 4
+  tiny_run.run(monkeypatch, train_rl, CONFIG(), tmp_path)
+  assert tiny_run.lines(tmp_path) == tiny_run.lines(straight)
+  resumed, whole = (tiny_run.restored(d, train_rl, CONFIG(), 6) for d in (tmp_path, straight))
+  tiny_run.assert_same(resumed, whole)
+
+
+def test_a_student_that_runs_away_is_stopped_before_it_is_saved(tmp_path, monkeypatch):
+  c = CONFIG(policy__max_kl=1e-9, save_every=1)
+  with pytest.raises(UserError, match="nats per token at step 4, over policy.max_kl=1e-09: the"):
+    tiny_run.run(monkeypatch, train_rl, c, tmp_path)
+  assert checkpoint.find_step(str(tmp_path)) == 3  # at its first update it was the reference
+
+
+def test_schedules_are_over_the_updates_that_each_makes(monkeypatch):
+  monkeypatch.setattr(train_rl.optim, "make", lambda section, steps: steps)
+  c = CONFIG(steps=8, discriminator__warmup_steps=2, discriminator__frozen_after=4)
+  assert train_rl.make_optims(c) == {"student": 6, "reference": None, "discriminator": 8}
+  c.reward.discriminator = 0.0
+  assert train_rl.make_optims(c) == {"student": 8, "reference": None}
