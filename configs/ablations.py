@@ -46,7 +46,7 @@ ONE_SAMPLE = UNWEIGHTED | {
 GAD = ONE_SAMPLE | {  # arXiv 2511.10643
   "reward.discriminator": 1.0,
   "reward.outer": 0.0,
-  "reward.task": 0.0,
+  "reward.inner": 0.0,
   "reward.content": 0.0,
   "reward.score": "raw",
   "policy.scale": "group",

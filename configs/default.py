@@ -128,7 +128,7 @@ def _method(c: ConfigDict) -> None:
   c.reward = ConfigDict()  # weights of the composite reward
   c.reward.discriminator = 0.4  # alpha; 0 leaves the discriminator out of the run
   c.reward.outer = 0.1  # beta, think and answer tags
-  c.reward.task = 0.1  # eta, the task's own format
+  c.reward.inner = 0.1  # eta, the task's own format (R_task)
   c.reward.content = 0.4  # delta, the metric against the ground truth (closed-ended tasks)
   c.reward.score = "raw"  # the discriminator's term: "raw" logit, "sigmoid", "standardised" [ours]
   c.reward.gate = False  # closed-ended: no format reward where content scores 0 [ours]

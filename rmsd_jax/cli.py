@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from rmsd_jax.core.errors import Terminated, UserError
+from rmsd_jax.training.old_runs import RENAMED_KEYS
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -141,7 +142,7 @@ def parse_config(
     flags.DEFINE_string(name, default, text, flag_values=plain)
   overridable = flags.FlagValues()
   try:
-    rest = plain(list(argv), known_only=True)
+    rest = [_under_todays_name(argument) for argument in plain(list(argv), known_only=True)]
     for name in required:
       if not plain[name].value:
         raise UserError(f"--{name} is missing; see --help")
@@ -190,7 +191,27 @@ def load_config(path: str) -> ConfigDict:
     raise UserError(
       f"--config={path}: get_config() returned a {type(config).__name__}; return a ConfigDict"
     )
+  _rename_keys(config)
   return config
+
+
+def _rename_keys(config: ConfigDict) -> None:
+  """A config file that sets a key by its former name sets today's."""
+  known = _keys(config)
+  for old, new in RENAMED_KEYS.items():
+    if old in known and new in known:
+      with config.unlocked():
+        config.update_from_flattened_dict({new: _value(config, old)})
+        section, _, name = old.rpartition(".")
+        del _value(config, section)[name]
+
+
+def _under_todays_name(argument: str) -> str:
+  """An override of a key that was renamed, under the name it has now."""
+  match = _OVERRIDE.match(argument)
+  if not match or match[1] not in RENAMED_KEYS:
+    return argument
+  return argument[: match.start(1)] + RENAMED_KEYS[match[1]] + argument[match.end(1) :]
 
 
 class Parser(argparse.ArgumentParser):

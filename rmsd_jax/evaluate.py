@@ -16,6 +16,8 @@ Axes: B prompts, N samples of a prompt.
 import functools
 import json
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -32,15 +34,22 @@ from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.store import open_pool
 from rmsd_jax.models import hf
 from rmsd_jax.rollouts import generate, grading
-from rmsd_jax.tasks import quality, registry
+from rmsd_jax.tasks import Rules, registry
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import find_step
 
 OPTIONS = {"checkpoint": ("latest", "latest, best, a step, base or blind; see above")}
 
 
-def make_steps(config, mesh):
-  """The jitted programs: {"greedy", "sampled": (params, groups, key) -> Samples}.
+class Steps(NamedTuple):
+  """The jitted programs of an evaluation, by the way of answering."""
+
+  greedy: Callable  # (params, groups, key) -> Samples
+  sampled: Callable  # (params, groups, key) -> Samples
+
+
+def make_steps(config, mesh) -> Steps:
+  """Compiled when first called.
 
   A response is finished where it ends as the teacher's do, as in stage 2.
   """
@@ -54,24 +63,18 @@ def make_steps(config, mesh):
 
   jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
   sampled = dict(config.rollouts) | {"samples": config.evaluate.samples}
-  return {
-    "greedy": jit(
-      functools.partial(run, samples=1, temperature=0.0, gather=config.rollouts.gather)
-    ),
-    "sampled": jit(functools.partial(run, **sampled)),
-  }
+  greedy = dict(samples=1, temperature=0.0, gather=config.rollouts.gather)
+  return Steps(
+    greedy=jit(functools.partial(run, **greedy)), sampled=jit(functools.partial(run, **sampled))
+  )
 
 
 def grade(
-  steps, params, mesh, batches, tokenizer, rules, seed: int, progress: Progress
+  steps: Steps, params, mesh, batches, tokenizer, rules: Rules, seed: int, progress: Progress
 ) -> list[dict]:
   """Per prompt: id, clip, task, question, options, answer, closed, and under "greedy" and "sampled"
-  lists over responses of quality, outer, task (format), length, finished, text.
-
-  Args:
-    rules: the config section of `registry.make_tasks`.
-  """
-  prompts, tasks = [], registry.make_tasks(**rules)
+  lists over responses of quality, outer, inner (R_outer, R_task), length, finished, text."""
+  prompts = []
   for number, batch in enumerate(batches):
     groups = sharding.put_batch(mesh, batch.groups)
     key = jax.random.fold_in(jax.random.key(seed), number)
@@ -80,51 +83,45 @@ def grade(
       | {"closed": bool(closed)}
       for info, closed in zip(batch.info, batch.closed_B, strict=True)
     ]
-    for how, run in steps.items():
+    for how, run in steps._asdict().items():
       samples = run(params, groups, key)
-      texts, finished_BN = (
-        grading.texts_of(samples, tokenizer),
-        sharding.local_rows(samples.finished_BR),
-      )
-      terms = grading.rule_terms(texts, batch.info, finished_BN, tasks)
+      replies = grading.replies_of(samples, tokenizer)
+      finished_BN = sharding.local_rows(samples.finished_BR)
+      terms = grading.rule_terms(replies, batch.info, finished_BN, rules)
       columns = {
-        "quality": grading.quality(terms, rules.valid_from),
-        "outer": terms["outer"],
-        "task": terms["task"],
+        "quality": rules.quality(terms.outer_BN, terms.inner_BN, terms.content_BN),
+        "outer": terms.outer_BN,
+        "inner": terms.inner_BN,
         "length": sharding.local_rows(samples.length_BR),
         "finished": finished_BN,
       }
       for b, row in enumerate(rows):
-        row[how] = {name: column[b].tolist() for name, column in columns.items()} | {
-          "text": texts[b]
-        }
+        row[how] = {name: column[b].tolist() for name, column in columns.items()}
+        row[how]["text"] = replies[b]
     graded = sharding.gathered([r for r, real in zip(rows, batch.real_B, strict=True) if real])
     prompts += graded
     progress.update(len(graded))
   return prompts
 
 
-def summary(prompts: list[dict], how: str, pass_above: float) -> dict:
+def summary(prompts: list[dict], how: str, pass_above: float, rules: Rules) -> dict:
   """Scores of one way to respond: closed-ended quality overall and by task, format, lengths."""
   per_prompt = lambda name, rows: [float(np.mean(row[how][name])) for row in rows]
   interval = lambda name, rows: intervals.mean_interval(
     per_prompt(name, rows), [row["clip"] for row in rows]
   )
   closed = [row for row in prompts if row["closed"]]
+  terms = ((np.array(row[how]["outer"]), np.array(row[how]["inner"])) for row in prompts)
   result = {
     "closed": interval("quality", closed),
-    "format": float(
-      np.mean(
-        [(np.array(row[how]["outer"]) == 1) & (np.array(row[how]["task"]) == 1) for row in prompts]
-      )
-    ),
+    "format": float(np.mean([rules.is_valid(outer, inner) for outer, inner in terms])),
     "finished": float(np.mean(per_prompt("finished", prompts))),
     "length": float(np.mean(per_prompt("length", prompts))),
     "tasks": {},
   }
   for task in sorted({row["task"] for row in prompts}):
     rows = [row for row in prompts if row["task"] == task]
-    result["tasks"][task] = interval("quality" if rows[0]["closed"] else "task", rows)
+    result["tasks"][task] = interval("quality" if rows[0]["closed"] else "inner", rows)
   count = len(prompts[0][how]["quality"])
   if count > 1 and closed:
     # Qualities are float32: 0.9 of them is below the 0.9 of a config.
@@ -135,7 +132,7 @@ def summary(prompts: list[dict], how: str, pass_above: float) -> dict:
   return result
 
 
-def blind(prompts: list[dict], tasks=registry.TASKS, candidates: int = 400) -> list[dict]:
+def blind(prompts: list[dict], rules: Rules, candidates: int = 400) -> list[dict]:
   """The best constant answer of each closed-ended task, chosen on these very prompts: a bound.
 
   Candidates are the tasks' right answers (the first `candidates` different ones).
@@ -144,12 +141,13 @@ def blind(prompts: list[dict], tasks=registry.TASKS, candidates: int = 400) -> l
   if not any(row["closed"] for row in prompts):
     raise UserError("the best constant answers are of closed-ended prompts, and there is none")
   for name in sorted({row["task"] for row in prompts if row["closed"]}):
-    task, rows = registry.get(name, tasks), [row for row in prompts if row["task"] == name]
+    task = rules.task(name)
+    rows = [row for row in prompts if row["task"] == name]
     answers = list(dict.fromkeys(registry.spelled(row["answer"]) for row in rows))[:candidates]
     scores = np.array(
       [
         [
-          (task.check(a, row["options"], row["answer"]) >= task.valid_from)
+          rules.is_valid(1, task.check(a, row["options"], row["answer"]))
           * task.metric(a, row["options"], row["answer"])
           for row in rows
         ]
@@ -158,7 +156,7 @@ def blind(prompts: list[dict], tasks=registry.TASKS, candidates: int = 400) -> l
     )
     best = int(scores.mean(1).argmax())
     for row, score in zip(rows, scores[best], strict=True):
-      alone = dict(quality=[float(score)], outer=[1.0], task=[1.0], length=[0], finished=[True])
+      alone = dict(quality=[float(score)], outer=[1.0], inner=[1.0], length=[0], finished=[True])
       graded.append(row | {"greedy": alone | {"text": [answers[best]]}})
   return graded
 
@@ -182,6 +180,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
   first = jax.process_index() == 0
   path = os.path.join(workdir, "evaluate", f"{config.evaluate.name or config.data.split}.json")
   check_least(config, {"evaluate.samples": 1})
+  rules = Rules(**config.tasks)
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
   pool = open_pool(config.data.pool, config.data.split)
@@ -221,9 +220,10 @@ def main(config, workdir: str, checkpoint: str) -> None:
       if real
     ]
     rows = sorted(sharding.gathered(rows), key=lambda row: row["id"])
-    prompts, ways = blind(rows, registry.make_tasks(**config.tasks)), ("greedy",)
+    prompts = blind(rows, rules)
+    ways = ("greedy",)
   else:
-    pool.check_reader(config.model.folder, quality.version(**config.tasks))
+    pool.check_reader(config.model.folder, rules.version)
     model = hf.load_model(**config.model)
     init_from = "" if checkpoint == "base" else workdir
     with jax.set_mesh(mesh), Progress(total, f"evaluate {checkpoint}", write=first) as progress:
@@ -238,7 +238,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
         mesh,
         batches,
         tokenizer,
-        config.tasks,
+        rules,
         config.seed,
         progress,
       )
@@ -249,7 +249,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
     "checkpoint": checkpoint,
     "pool": config.data.pool,
     "step": step,
-    **{how: summary(prompts, how, config.evaluate.pass_above) for how in ways},
+    **{how: summary(prompts, how, config.evaluate.pass_above, rules) for how in ways},
     "prompts": prompts,
   }
   replace_text(path, json.dumps(result) + "\n")

@@ -11,15 +11,17 @@ group advantages, policy update. The order is GAD's (arXiv 2511.10643).
     L_D    = E[q_m(i) * -log sigmoid(D(T_m(i)) - D(S_i))]
 
 The same command on the same folder resumes at the last checkpoint.
-Axes: B prompts, N rollouts, K teacher responses, R responses of a group, P prompt tokens,
-T response tokens, D width.
+From here to the loss: this file, method/advantages.py, method/losses.py; rollouts/grading.py has
+the rule terms. Axes: B prompts, N rollouts, K teacher responses, R responses of a group, P prompt
+tokens, T response tokens, D width.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rmsd_jax import cli
 from rmsd_jax.core import masked, named, sharding
@@ -28,13 +30,15 @@ from rmsd_jax.core.groups import PromptGroups, join_responses
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.method import advantages, losses, matching, shortcuts
+from rmsd_jax.method.carriers import PairBatch, Pairs, PolicyBatch, RuleTerms
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.rollouts import generate, grading
-from rmsd_jax.tasks import registry
+from rmsd_jax.rollouts.generate import Samples
+from rmsd_jax.tasks import Rules
 from rmsd_jax.training import optim
 from rmsd_jax.training import state as state_lib
-from rmsd_jax.training.loop import Loop
+from rmsd_jax.training.loop import Limit, Loop
 
 LEAST = {
   "log_every": 1,
@@ -48,17 +52,27 @@ LEAST = {
 ACCURACY_DECAY = 0.9  # of the running accuracy, per step: it follows some 10 steps
 
 
-def make_steps(config, mesh):
-  """The jitted programs of stage 2: {"rollout", "discriminator", "policy", "probe"}."""
-  model, optims = hf.load_model(**config.model), make_optims(config)
+class Steps(NamedTuple):
+  """The jitted programs of stage 2; each is explained where it is made."""
+
+  rollout: Callable  # (state, groups, key) -> (samples, visual)
+  discriminator: Callable  # (state, teachers, samples, visual, pairs, learn) -> (state, scores, ..)
+  policy: Callable  # (state, groups, samples, visual, scores, terms, pairs) -> (state, metrics)
+  probe: Callable  # (state, teachers, samples, match) -> metrics
+
+
+def make_steps(config, mesh) -> Steps:
+  """Compiled when first called. The updates give the memory of the old state to the new one."""
+  model = hf.load_model(**config.model)
+  optims = make_optims(config)
   jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
-  return {
+  return Steps(
     # keep_unused: the whole state stays in memory meanwhile, so rmsd_jax.compile must count it.
-    "rollout": jit(rollout_step(config, model), keep_unused=True),
-    "discriminator": jit(discriminator_step(config, mesh, model, optims), donate_argnums=0),
-    "policy": jit(policy_step(config, mesh, model, optims), donate_argnums=0),
-    "probe": jit(probe_step(config, model)),
-  }
+    rollout=jit(rollout_step(config, model), keep_unused=True),
+    discriminator=jit(discriminator_step(config, mesh, model, optims), donate_argnums=0),
+    policy=jit(policy_step(config, mesh, model, optims), donate_argnums=0),
+    probe=jit(probe_step(config, model)),
+  )
 
 
 def rollout_step(config, model):
@@ -95,40 +109,50 @@ def discriminator_step(config, mesh, model, optims):
   and while it does not tell teacher and student apart too well already (`pause_above`).
   """
   critic = Discriminator(model)
+  names = Rules(**config.tasks).names
 
-  def discriminator(state, teachers: PromptGroups, samples, visual, pairs: dict, learn):
-    match_BN, weight_BN = pairs["match_BN"], pairs["weight_BN"]
-    N = match_BN.shape[1]
+  def loss_fn(frozen, own, batch: PairBatch):
+    N = batch.match_BN.shape[1]
+    score_BR = critic(named.join(frozen, own), batch.groups, batch.visual)
+    student_BN = score_BR[:, :N]
+    teacher_BN = jnp.take_along_axis(score_BR[:, N:], jnp.maximum(batch.match_BN, 0), 1)
+    loss, metrics = losses.pairs(student_BN, teacher_BN, batch.weight_BN, batch.pair_BN)
+    return loss, (metrics, (student_BN, teacher_BN))
+
+  def discriminator(state, teachers: PromptGroups, samples: Samples, visual, pairs: Pairs, learn):
+    # 1. Pairs that count: both responses ended, and they differ.
     students = teachers.with_responses(samples.responses_BRT, samples.length_BR)
-    groups = join_responses(students, teachers)
-    matched = _matched(teachers, match_BN)
-    paired_BN = (match_BN >= 0) & samples.finished_BR
-    differs_BN = paired_BN & ~_identical(samples, *matched)
+    matched = matching.matched(teachers, pairs.match_BN)
+    paired_BN = (pairs.match_BN >= 0) & samples.finished_BR
+    differs_BN = paired_BN & ~matching.identical(students, *matched)
 
-    def loss_fn(own, batch):
-      groups, visual, match_BN, weight_BN, differs_BN = batch
-      score_BR = critic(named.join(state["frozen"], own), groups, visual)
-      student_BN, teacher_BK = score_BR[:, :N], score_BR[:, N:]
-      teacher_BN = jnp.take_along_axis(teacher_BK, jnp.maximum(match_BN, 0), 1)
-      loss, metrics = losses.pairs(student_BN, teacher_BN, weight_BN, differs_BN)
-      return loss, (metrics, (student_BN, teacher_BN))
-
-    batch, old = (groups, visual, match_BN, weight_BN, differs_BN), state["discriminator"]
-    grads, metrics, (score_BN, teacher_BN) = optim.gradients(
-      loss_fn, old, batch, config.microbatches
+    # 2. Scores and gradient in one pass, both of the old weights.
+    batch = PairBatch(
+      groups=join_responses(students, teachers),
+      visual=visual,
+      match_BN=pairs.match_BN,
+      weight_BN=pairs.weight_BN,
+      pair_BN=differs_BN,
     )
+    old = state["discriminator"]
+    grads, metrics, (score_BN, teacher_BN) = optim.gradients(
+      functools.partial(loss_fn, state["frozen"]), old, batch, config.microbatches
+    )
+
+    # 3. The update, if it counts; its running accuracy is followed all the same.
     new, opt_state, health = optim.apply(
       optims["discriminator"], grads, state["discriminator_optim"], old
     )
     running = state["running"]
     learn &= running["accuracy"] <= config.discriminator.pause_above
     learned = {"discriminator": new, "discriminator_optim": opt_state}
-    state = state | jax.tree.map(
-      lambda n, o: jnp.where(learn, n, o), learned, {name: state[name] for name in learned}
-    )
-    followed = ACCURACY_DECAY * running["accuracy"] + (1 - ACCURACY_DECAY) * metrics["accuracy"]
-    accuracy = jnp.where(differs_BN.any(), followed, running["accuracy"])
+    before = {name: state[name] for name in learned}
+    state = state | jax.tree.map(lambda n, o: jnp.where(learn, n, o), learned, before)
+    moved = ACCURACY_DECAY * running["accuracy"] + (1 - ACCURACY_DECAY) * metrics["accuracy"]
+    accuracy = jnp.where(differs_BN.any(), moved, running["accuracy"])
     state["running"] = running | {"accuracy": accuracy}
+
+    # 4. Figures.
     metrics |= health | {
       "learns": learn.astype(jnp.float32),
       "accuracy_running": accuracy,
@@ -140,8 +164,10 @@ def discriminator_step(config, mesh, model, optims):
     margin_BN = jnp.where(differs_BN, teacher_BN - score_BN, jnp.nan)
     metrics |= {f"margin_q{q}": jnp.nanquantile(margin_BN, q / 100) for q in (10, 50, 90)}
     metrics = {f"discriminator/{k}": v for k, v in metrics.items()}
-    metrics |= _pair_probes(samples, matched, margin_BN, differs_BN)
-    metrics |= _task_figures(pairs, teacher_BN > score_BN, differs_BN)
+    metrics |= shortcuts.of_pairs(
+      samples.responses_BRT, samples.length_BR, *matched, margin_BN, differs_BN
+    )
+    metrics |= shortcuts.by_task(pairs, teacher_BN > score_BN, differs_BN, names)
     return state_lib.pinned(mesh, state), score_BN, metrics
 
   return discriminator
@@ -149,59 +175,85 @@ def discriminator_step(config, mesh, model, optims):
 
 def policy_step(config, mesh, model, optims):
   """(state, groups, samples, visual, scores_BN, rule terms, pairs) -> (state, metrics)."""
+  rules = Rules(**config.tasks)
+  c = config.policy
+  settings = dict(
+    weights={name: config.reward[name] for name in advantages.TERMS},
+    score=config.reward.score,
+    gate=config.reward.gate,
+    dead_below=config.reward.dead_below,
+    scale=c.scale,
+    scale_decay=c.scale_decay,
+    kl_of_dead=c.kl_of_dead,
+    mask_cut_off=c.mask_cut_off,
+  )
 
-  def logps(params, groups, visual, **options):
-    prompt_BPD, response_BRTD = model(params, groups, visual)
+  def logps(params, batch: PolicyBatch, **options):
+    prompt_BPD, response_BRTD = model(params, batch.groups, batch.visual)
     # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
-    hidden_BRTD = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-    table_VD, temperature = model.unembedding(params), config.rollouts.temperature
+    hidden_BRTD = losses.predictors(prompt_BPD, batch.groups.prompt_length_B, response_BRTD)
+    targets_BRT = batch.groups.responses_BRT
+    temperature = config.rollouts.temperature
     return losses.token_logps(
-      hidden_BRTD, table_VD, groups.responses_BRT, temperature, config.logit_chunk, **options
+      hidden_BRTD,
+      model.unembedding(params),
+      targets_BRT,
+      temperature,
+      config.logit_chunk,
+      **options,
     )
 
-  def policy(state, groups: PromptGroups, samples, visual, score_BN, terms, pairs: dict):
-    closed_B, task_B = pairs["closed_B"], pairs["task_B"]
-    groups = groups.with_responses(samples.responses_BRT, samples.length_BR)
-    counts_BN = samples.finished_BR | (not config.policy.mask_cut_off)
-    score_BN = advantages.score_term(score_BN, samples.finished_BR, config.reward.score)
-    reward = advantages.composite(
-      terms | {"discriminator": score_BN}, dict(config.reward), closed_B, config.reward.gate
+  def loss_fn(state, student, batch: PolicyBatch):
+    mask_BNT = batch.groups.response_mask_BRT & batch.counts_BN[..., None]
+    params = named.join(state["frozen"], student)
+    logp_BNT, entropy_BNT = logps(params, batch, entropy=True)
+    ref_BNT = logps(state_lib.weights(state, "reference"), batch)
+    old_BNT = jax.lax.stop_gradient(logp_BNT)  # one update per rollout batch: the ratio is 1
+    loss, metrics = losses.policy_gradient(
+      logp_BNT,
+      old_BNT,
+      ref_BNT,
+      batch.advantage_BN,
+      mask_BNT,
+      batch.keep_kl_BN,
+      c.clip,
+      c.kl,
+      c.kl_estimator,
     )
-    total_BN, running = sum(reward.values()), state["running"]
-    alive_B = advantages.alive(total_BN, counts_BN, config.reward.dead_below)
-    spread = advantages.follow_spread(
-      running["spread"], total_BN, counts_BN, alive_B, task_B, config.policy.scale_decay
+    metrics |= {"entropy": masked.total(entropy_BNT, mask_BNT)}
+    gap_BNT = jnp.where(mask_BNT, jnp.abs(logp_BNT - batch.sampled_BNT), 0.0)
+    return loss, (metrics, gap_BNT.max((1, 2)))
+
+  def policy(state, groups, samples: Samples, visual, score_BN, terms: RuleTerms, pairs: Pairs):
+    # 1. Reward to advantage.
+    running = state["running"]
+    gained, spread, rewards = advantages.from_rewards(
+      score_BN, samples.finished_BR, terms, pairs, running["spread"], **settings
     )
-    scale_B = advantages.scales(config.policy.scale, total_BN, counts_BN, spread, task_B)
-    advantage_BN = advantages.group_advantages(total_BN, counts_BN, alive_B, scale_B)
-    keep_kl_BN = jnp.broadcast_to((alive_B | config.policy.kl_of_dead)[:, None], advantage_BN.shape)
 
-    def loss_fn(student, batch):
-      groups, visual, counts_BN, advantage_BN, keep_kl_BN, sampled_BNT = batch
-      mask_BNT, c = groups.response_mask_BRT & counts_BN[..., None], config.policy
-      params = named.join(state["frozen"], student)
-      logp_BNT, entropy_BNT = logps(params, groups, visual, entropy=True)
-      ref_BNT = logps(state_lib.weights(state, "reference"), groups, visual)
-      old_BNT = jax.lax.stop_gradient(logp_BNT)  # one update per rollout batch: the ratio is 1
-      loss, metrics = losses.policy_gradient(
-        logp_BNT, old_BNT, ref_BNT, advantage_BN, mask_BNT, keep_kl_BN, c.clip, c.kl, c.kl_estimator
-      )
-      metrics |= {"entropy": masked.total(entropy_BNT, mask_BNT)}
-      gap_BNT = jnp.where(mask_BNT, jnp.abs(logp_BNT - sampled_BNT), 0.0)
-      return loss, (metrics, gap_BNT.max((1, 2)))
-
-    batch = (groups, visual, counts_BN, advantage_BN, keep_kl_BN, samples.logp_BRT)
+    # 2. Gradient and update.
+    batch = PolicyBatch(
+      groups=groups.with_responses(samples.responses_BRT, samples.length_BR),
+      visual=visual,
+      advantage_BN=gained.advantage_BN,
+      counts_BN=gained.counts_BN,
+      keep_kl_BN=gained.keep_kl_BN,
+      sampled_BNT=samples.logp_BRT,
+    )
     old = state["student"]
-    grads, metrics, gap_B = optim.gradients(loss_fn, old, batch, config.microbatches)
+    grads, metrics, gap_B = optim.gradients(
+      functools.partial(loss_fn, state), old, batch, config.microbatches
+    )
     new, opt_state, health = optim.apply(optims["student"], grads, state["student_optim"], old)
-    metrics = {f"policy/{k}": v for k, v in (metrics | health).items()}
-    metrics |= advantages.reward_metrics(reward, counts_BN)
-    tied = advantages.tied_share(advantage_BN, terms["content"], counts_BN, closed_B)
-    metrics |= {"reward/dead_groups": 1 - jnp.mean(alive_B), "policy/tied_share": tied}
+
+    # 3. Figures.
+    metrics = {f"policy/{k}": v for k, v in (metrics | health).items()} | rewards
     metrics["policy/sampler_trainer_gap"] = gap_B.max()  # nats; same weights, so rounding only
-    closed_BN = jnp.broadcast_to(closed_B[:, None], counts_BN.shape)
-    quality = "quality", grading.quality(terms, config.tasks.valid_from), closed_BN
-    metrics |= shortcuts.by_label(*quality, task_B, state_lib.TASK_NAMES)
+    quality_BN = rules.quality(terms.outer_BN, terms.inner_BN, terms.content_BN)
+    closed_BN = jnp.broadcast_to(pairs.closed_B[:, None], quality_BN.shape)
+    metrics |= shortcuts.by_label(
+      "rollout/quality", quality_BN, closed_BN, pairs.task_B, rules.names
+    )
     learned = {"student": new, "student_optim": opt_state, "running": running | {"spread": spread}}
     return state_lib.pinned(mesh, state | learned), metrics
 
@@ -212,7 +264,7 @@ def probe_step(config, model):
   """(state, teachers, samples, match_BN) -> metrics of fixed pairs: what of D has drifted."""
   critic = Discriminator(model)
 
-  def probe(state, teachers: PromptGroups, samples, match_BN):
+  def probe(state, teachers: PromptGroups, samples: Samples, match_BN):
     students = teachers.with_responses(samples.responses_BRT, samples.length_BR)
     groups = join_responses(students, teachers)
     critic_of = functools.partial(critic, state_lib.weights(state, "discriminator"))
@@ -220,89 +272,36 @@ def probe_step(config, model):
     student_BN, teacher_BK = jnp.split(score_BR, [match_BN.shape[1]], 1)
     teacher_BN = jnp.take_along_axis(teacher_BK, jnp.maximum(match_BN, 0), 1)
     differs_BN = (match_BN >= 0) & samples.finished_BR
-    differs_BN &= ~_identical(samples, *_matched(teachers, match_BN))
+    differs_BN &= ~matching.identical(students, *matching.matched(teachers, match_BN))
     margin_BN = teacher_BN - student_BN
-    found = {"accuracy": margin_BN > 0, "margin": margin_BN}
-    found |= {"score_student": student_BN, "score_teacher": teacher_BN}
-    return {f"probe/{name}": shortcuts.mean(x_BN, differs_BN) for name, x_BN in found.items()}
+    figures = {
+      "accuracy": margin_BN > 0,
+      "margin": margin_BN,
+      "score_student": student_BN,
+      "score_teacher": teacher_BN,
+    }
+    return {f"probe/{name}": shortcuts.mean(x_BN, differs_BN) for name, x_BN in figures.items()}
 
   return probe
 
 
-def _matched(teachers: PromptGroups, match_BN) -> tuple[jax.Array, jax.Array]:
-  """Ids [B, N, T] and lengths [B, N] of the teacher response of each pair."""
-  slot_BN = jnp.maximum(match_BN, 0)
-  length_BN = jnp.take_along_axis(teachers.response_length_BR, slot_BN, 1)
-  return jnp.take_along_axis(teachers.responses_BRT, slot_BN[..., None], 1), length_BN
-
-
-def _identical(samples, ids_BNT, length_BN) -> jax.Array:
-  """bool [B, N]: the rollout is, token by token, the teacher response it is paired with."""
-  beyond_BNT = jnp.arange(ids_BNT.shape[2]) >= length_BN[..., None]
-  same_BN = jnp.all((ids_BNT == samples.responses_BRT) | beyond_BNT, -1)
-  return same_BN & (length_BN == samples.length_BR)
-
-
-def _pair_probes(samples, matched, margin_BN, pair_BN) -> dict:
-  """How far length and endings alone would tell the pairs apart, beside D's accuracy."""
-  ids_BNT, length_BN = matched
-  found = shortcuts.by_length(margin_BN, samples.length_BR, length_BN, pair_BN)
-  student_BN = shortcuts.endings(samples.responses_BRT, samples.length_BR)
-  found["ending_only"] = shortcuts.by_feature(
-    student_BN, shortcuts.endings(ids_BNT, length_BN), pair_BN
+def pairs_of(batch: Batch, step: int, config) -> Pairs:
+  """The pairs of a step, by the settings of the config."""
+  return matching.pairs(
+    batch,
+    seed=config.seed,
+    step=step,
+    samples=config.rollouts.samples,
+    names=Rules(**config.tasks).names,
+    **config.supervision,
   )
-  return {f"pairs/{name}": value for name, value in found.items()}
-
-
-def _task_figures(pairs: dict, right_BN, pair_BN) -> dict:
-  """By task: the discriminator's accuracy; per prompt the teacher responses that supervise; the
-  share of rollouts in an effective pair, one that differs, and their weight, 0 for the others."""
-  mean = functools.partial(shortcuts.by_label, label_B=pairs["task_B"], labels=state_lib.TASK_NAMES)
-  weight_BN, everyone_BN = jnp.where(pair_BN, pairs["weight_BN"], 0), jnp.ones_like(pair_BN)
-  return {
-    **mean("accuracy", right_BN, pair_BN),
-    **mean("survivors", pairs["survivors_B"][:, None], everyone_BN[:, :1]),
-    **mean("effective_pairs", pair_BN, everyone_BN),
-    **mean("effective_weight", weight_BN, everyone_BN),
-  }
-
-
-def match(batch: Batch, step: int, config) -> dict[str, np.ndarray]:
-  """The pairs of a step, drawn anew by (seed, step, row), so alike on any number of processes.
-
-  Returns, of this process's prompts:
-    match_BN: m(i), int32, the teacher slot each rollout is paired with; -1: none.
-    weight_BN: q of that response, fp32.
-    survivors_B: teacher responses that may supervise, fp32.
-    closed_B: bool; task_B: int32, index into TASK_NAMES.
-  """
-  s, N = config.supervision, config.rollouts.samples
-  quality_BK, graded_B = matching.judged(
-    batch.quality_BK, batch.rouge_BK, batch.closed_B, s.closed, s.open_ended
-  )
-  match_BN, survivors_B = np.full((len(batch.row_B), N), -1, np.int32), np.zeros(len(batch.row_B))
-  for b, row in enumerate(batch.row_B):
-    quality_K, graded = quality_BK[b], bool(graded_B[b])
-    keep_K = matching.survivors(quality_K, batch.valid_BK[b], batch.present_BK[b], graded, s.tau)
-    survivors_B[b] = keep_K.sum()
-    rng = matching.rng_for(config.seed, step, int(row))
-    match_BN[b] = matching.draw(quality_K, keep_K, graded, s.match_by_quality, N, rng)
-  quality_BN = np.take_along_axis(quality_BK, np.maximum(match_BN, 0), 1)
-  weighted_B1 = graded_B[:, None] & s.loss_by_quality
-  return {
-    "match_BN": match_BN,
-    "weight_BN": np.where(weighted_B1, quality_BN, 1.0).astype(np.float32),
-    "survivors_B": survivors_B.astype(np.float32),
-    "closed_B": batch.closed_B,
-    "task_B": np.array([state_lib.TASK_NAMES.index(row["task"]) for row in batch.info], np.int32),
-  }
 
 
 def init_state(config, mesh, model, optims: dict) -> state_lib.State:
   """The state of step 0: the student of stage 1 in each role, and a new value head."""
   state = state_lib.load_student(mesh, model, config.model.folder, config.init_from, config.trained)
   state["reference"] = state_lib.copy(state["student"])
-  state["running"] = sharding.everywhere(mesh, state_lib.new_running())
+  state["running"] = sharding.everywhere(mesh, state_lib.new_running(Rules(**config.tasks).names))
   if "discriminator" in optims:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     head = Discriminator(model).init_head(key)
@@ -326,39 +325,43 @@ def make_optims(config) -> dict:
   }
 
 
-def train_step(config, mesh, steps, tokenizer, grade, state, step: int, batch: Batch):
-  """One step of stage 2 from a host batch: (state, metrics). `grade` as `scoring.rule_terms`."""
+def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, batch: Batch):
+  """One step of stage 2 from a host batch: (state, metrics). `grade` as `grading.rule_terms`."""
+  # 1. Rollouts.
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), step)
   teachers = sharding.put_batch(mesh, batch.groups)
-  samples, visual = steps["rollout"](state, teachers, key)
-  pairs = sharding.put_batch(mesh, match(batch, step, config))
-  texts = grading.texts_of(samples, tokenizer)
+  samples, visual = steps.rollout(state, teachers, key)
+
+  # 2. On the host: a teacher response for each, and the rules' terms.
+  pairs = sharding.put_batch(mesh, pairs_of(batch, step, config))
+  replies = grading.replies_of(samples, tokenizer)
   finished_BN = sharding.local_rows(samples.finished_BR)
-  terms = sharding.put_batch(mesh, grade(texts, batch.info, finished_BN))
-  metrics = {"rollout/length": samples.length_BR.mean()}
-  metrics["rollout/finished"] = samples.finished_BR.mean()
-  metrics |= {f"rollout/{name}": term_BN.mean() for name, term_BN in terms.items()}
-  quality_BN = grading.quality(terms, config.tasks.valid_from)
-  metrics["rollout/quality"] = shortcuts.mean(quality_BN, pairs["closed_B"][:, None])
+  terms = sharding.put_batch(mesh, grade(replies, batch.info, finished_BN))
+  metrics = grading.figures(samples, terms, pairs, Rules(**config.tasks))
+
+  # 3. The discriminator: scores of its old weights, and its update.
   score_BN = jnp.zeros(samples.length_BR.shape)
   if config.reward.discriminator:
     learn = not config.discriminator.frozen_after or step < config.discriminator.frozen_after
-    state, score_BN, more = steps["discriminator"](state, teachers, samples, visual, pairs, learn)
+    state, score_BN, more = steps.discriminator(state, teachers, samples, visual, pairs, learn)
     metrics |= more
+
+  # 4. The policy, once the discriminator has had its warm-up.
   if not config.reward.discriminator or step >= config.discriminator.warmup_steps:
-    state, more = steps["policy"](state, teachers, samples, visual, score_BN, terms, pairs)
+    state, more = steps.policy(state, teachers, samples, visual, score_BN, terms, pairs)
     metrics |= more
   return state, metrics
 
 
-def fixed_pairs(config, mesh, steps, state, batch: Batch) -> tuple:
+def fixed_pairs(config, mesh, steps: Steps, state, batch: Batch) -> tuple:
   """The first batch, rollouts of the stage 1 student and their pairs: what `probe` looks at.
 
   They follow from the state of any step, so a resumed run looks at the same ones.
   """
-  teachers, key = sharding.put_batch(mesh, batch.groups), jax.random.key(config.seed)
-  samples, _ = steps["rollout"](state | {"student": state["reference"]}, teachers, key)
-  return teachers, samples, sharding.put_batch(mesh, match(batch, 0, config)["match_BN"])
+  teachers = sharding.put_batch(mesh, batch.groups)
+  key = jax.random.key(config.seed)
+  samples, _ = steps.rollout(state | {"student": state["reference"]}, teachers, key)
+  return teachers, samples, sharding.put_batch(mesh, pairs_of(batch, 0, config).match_BN)
 
 
 def check(config) -> None:
@@ -395,22 +398,31 @@ def check(config) -> None:
       f"log_every={config.log_every}: its figures would not be logged; give a "
       "multiple, or 0 for none"
     )
-  grading.audit(dict(config.reward), config.reward.gate)
+  grading.audit(dict(config.reward), config.reward.gate, Rules(**config.tasks))
 
 
 def main(config, workdir: str, grade=grading.rule_terms) -> None:
   """Runs or resumes stage 2.
 
   Args:
-    grade: as `scoring.rule_terms`, called with the tasks that the config makes.
+    grade: as `grading.rule_terms`, called with the rules that the config makes.
   """
   check(config)
-  grade = functools.partial(grade, tasks=registry.make_tasks(**config.tasks))
-  model, optims = hf.load_model(**config.model), make_optims(config)
-  loop = Loop(config, workdir, "stage 2")
+  grade = functools.partial(grade, rules=Rules(**config.tasks))
+  model = hf.load_model(**config.model)
+  optims = make_optims(config)
+  limit = Limit(
+    "policy/kl",
+    config.policy.max_kl,
+    "policy.max_kl",
+    "the student runs away from where it began; take an earlier checkpoint, or begin again with a "
+    "lower optim.learning_rate or a higher policy.kl",
+  )
+  loop = Loop(config, workdir, "stage 2", limits=[limit] if config.policy.max_kl else [])
   tokenizer = ChatTokenizer(config.model.folder)
   grading.check_ends(tokenizer, model.config.stop_ids)
-  every, fixed = config.discriminator.probe_every if "discriminator" in optims else 0, ()
+  every = config.discriminator.probe_every if "discriminator" in optims else 0
+  fixed = ()  # made when the first probe is due: it takes a rollout
   with jax.set_mesh(loop.mesh), loop:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
     steps = make_steps(config, loop.mesh)
@@ -418,7 +430,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
       state, metrics = train_step(config, loop.mesh, steps, tokenizer, grade, state, step, batch)
       if every and (step + 1) % every == 0:
         fixed = fixed or fixed_pairs(config, loop.mesh, steps, state, loop.first_batch())
-        metrics |= steps["probe"](state, *fixed)
+        metrics |= steps.probe(state, *fixed)
       loop.after(step, state, metrics, note="rollout/quality")
 
 

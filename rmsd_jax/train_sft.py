@@ -5,16 +5,18 @@
     L_SFT = -log pi_S(T_target | V, Q)  over response tokens      (R-MSD, arXiv 2603.11423)
 
 The same command on the same folder resumes at the last checkpoint.
+From here to the loss: this file, method/matching.py, method/losses.py.
 Axes: B prompts, K teacher responses, R = 1 target, P prompt tokens, T response tokens, D width.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
-import numpy as np
 
 from rmsd_jax import cli
 from rmsd_jax.core import named, sharding
 from rmsd_jax.core.groups import PromptGroups
-from rmsd_jax.data.batch import Batch
 from rmsd_jax.method import losses, matching
 from rmsd_jax.models import hf
 from rmsd_jax.training import optim
@@ -22,8 +24,14 @@ from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Loop
 
 
-def make_steps(config, mesh):
-  """The jitted program of stage 1: {"train": (state, groups) -> (state, metrics)}."""
+class Steps(NamedTuple):
+  """The jitted program of stage 1."""
+
+  train: Callable  # (state, groups) -> (state, metrics)
+
+
+def make_steps(config, mesh) -> Steps:
+  """Compiled when first called. The update gives the memory of the old state to the new one."""
   model = hf.load_model(**config.model)
   optims = make_optims(config)
 
@@ -47,32 +55,7 @@ def make_steps(config, mesh):
     return state_lib.pinned(mesh, state), metrics | health
 
   options = sharding.compiler_options(mesh)
-  return {"train": jax.jit(train, donate_argnums=0, compiler_options=options)}
-
-
-def targets(batch: Batch, step: int, seed: int, supervision) -> PromptGroups:
-  """The groups with R = 1: each prompt's target response, or an empty slot where it has none.
-
-  Drawn by (seed, step, row), so alike on any number of processes.
-
-  Args:
-    supervision: the config section.
-  """
-  s = supervision
-  quality_BK, graded_B = matching.judged(
-    batch.quality_BK, batch.rouge_BK, batch.closed_B, s.closed, s.open_ended
-  )
-  chosen_B = np.zeros(len(batch.row_B), np.int64)
-  for b, row in enumerate(batch.row_B):
-    quality_K, present_K, graded = quality_BK[b], batch.present_BK[b], bool(graded_B[b])
-    keep_K = matching.survivors(quality_K, batch.valid_BK[b], present_K, graded, s.tau)
-    keep_K = matching.eligible(keep_K, present_K, s.target)
-    rng = matching.rng_for(seed, step, int(row))
-    chosen_B[b] = matching.target(quality_K, keep_K, graded, s.target, rng)
-  slot_B1 = np.maximum(chosen_B, 0)[:, None]
-  responses_B1T = np.take_along_axis(batch.groups.responses_BRT, slot_B1[..., None], 1)
-  length_B1 = np.take_along_axis(batch.groups.response_length_BR, slot_B1, 1)
-  return batch.groups.with_responses(responses_B1T, length_B1 * (chosen_B[:, None] >= 0))
+  return Steps(train=jax.jit(train, donate_argnums=0, compiler_options=options))
 
 
 def make_optims(config) -> dict:
@@ -89,16 +72,17 @@ def init_state(config, mesh, model, optims: dict) -> state_lib.State:
 def main(config, workdir: str) -> None:
   """Runs or resumes stage 1."""
   matching.check(**config.supervision)
-  model, optims = hf.load_model(**config.model), make_optims(config)
+  model = hf.load_model(**config.model)
+  optims = make_optims(config)
   loop = Loop(config, workdir, "stage 1")
   rate = optim.schedule(config.optim, config.steps)
   with jax.set_mesh(loop.mesh), loop:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
     steps = make_steps(config, loop.mesh)
     for step, batch in loop.batches():
-      groups = targets(batch, step, config.seed, config.supervision)
+      groups = matching.targets(batch, seed=config.seed, step=step, **config.supervision)
       groups = sharding.put_batch(loop.mesh, groups)
-      state, metrics = steps["train"](state, groups)
+      state, metrics = steps.train(state, groups)
       metrics["learning_rate"] = rate(step)
       metrics["target_tokens"] = groups.response_length_BR.mean()
       metrics["without_target"] = (groups.response_length_BR == 0).mean()

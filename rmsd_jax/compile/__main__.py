@@ -31,8 +31,10 @@ from rmsd_jax.compile.cost import Work
 from rmsd_jax.core import named, sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket, PromptGroups
+from rmsd_jax.method.carriers import Pairs, RuleTerms
 from rmsd_jax.models import hf
 from rmsd_jax.models.config import ModelConfig
+from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
 
 GIB = 2**30
@@ -76,6 +78,25 @@ def abstract_groups(config, model: ModelConfig, mesh, bucket: Bucket, R: int) ->
   )
 
 
+def abstract_rewards(mesh, B: int, N: int) -> tuple[jax.ShapeDtypeStruct, RuleTerms, Pairs]:
+  """What the host part of a stage 2 step hands to its programs: scores [B, N], terms, pairs."""
+  number = jax.ShapeDtypeStruct((B, N), jnp.float32)
+  pairs = Pairs(
+    match_BN=jax.ShapeDtypeStruct((B, N), jnp.int32),
+    weight_BN=number,
+    survivors_B=jax.ShapeDtypeStruct((B,), jnp.float32),
+    closed_B=jax.ShapeDtypeStruct((B,), jnp.bool_),
+    task_B=jax.ShapeDtypeStruct((B,), jnp.int32),
+  )
+  return _split(mesh, (number, RuleTerms(number, number, number), pairs))
+
+
+def _split(mesh, tree):
+  """Abstract arrays whose prompts are split over the mesh."""
+  over = NamedSharding(mesh, sharding.BATCH)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=over), tree)
+
+
 def programs(config, mesh) -> dict:
   """name -> (jitted function, abstract arguments, Work, least HBM bytes of one device)."""
   model, bucket = hf.load_model(**config.model), Bucket(*config.compile.bucket)
@@ -85,43 +106,34 @@ def programs(config, mesh) -> dict:
   if config.compile.stage == "sft":
     state = state_lib.abstract(mesh, model, config.trained, train_sft.make_optims(config))
     groups = abstract_groups(config, c, mesh, bucket, 1)
-    train = train_sft.make_steps(config, mesh)["train"]
+    train = train_sft.make_steps(config, mesh).train
     work = cost.sft(c, B, bucket, remat, chunk)
     least = reading_bytes(config, mesh, state, passes) + update_bytes(mesh, state)
     return {"sft step": (train, (state, groups), work, least)}
   if config.compile.stage != "rl":
     raise UserError(f"compile.stage is {config.compile.stage!r}; choose sft or rl")
-  N, K = config.rollouts.samples, config.data.responses
-  over = NamedSharding(mesh, sharding.BATCH)
-  shaped = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=over)
-  like = lambda tree: jax.tree.map(shaped, tree)
-  state = state_lib.abstract(mesh, model, config.trained, train_rl.make_optims(config))
-  steps, groups = train_rl.make_steps(config, mesh), abstract_groups(config, c, mesh, bucket, K)
+  N = config.rollouts.samples
+  K = config.data.responses
+  optims = train_rl.make_optims(config)
+  state = state_lib.abstract(mesh, model, config.trained, optims, Rules(**config.tasks).names)
+  steps = train_rl.make_steps(config, mesh)
+  groups = abstract_groups(config, c, mesh, bucket, K)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  samples, visual = like(jax.eval_shape(steps["rollout"], state, groups, key))
-  array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=over)
-  number, match = array(B, N), array(B, N, dtype=jnp.int32)
-  terms = {name: number for name in ("outer", "task", "content")}
-  pairs = {
-    "match_BN": match,
-    "weight_BN": number,
-    "survivors_B": array(B),
-    "closed_B": array(B, dtype=jnp.bool_),
-    "task_B": array(B, dtype=jnp.int32),
-  }
+  samples, visual = _split(mesh, jax.eval_shape(steps.rollout, state, groups, key))
+  score_BN, terms, pairs = abstract_rewards(mesh, B, N)
   learn = jax.ShapeDtypeStruct((), jnp.bool_)
   reading = functools.partial(reading_bytes, config, mesh, state)
   caches = cost.decode_bytes(c, B, bucket, N, 0) / mesh.size
   found = {
     "rollout": (
-      steps["rollout"],
+      steps.rollout,
       (state, groups, key),
       cost.rollout(c, B, bucket, N),
       reading(1 + bucket.response, logits=True) + caches,
     ),
     "policy": (
-      steps["policy"],
-      (state, groups, samples, visual, number, terms, pairs),
+      steps.policy,
+      (state, groups, samples, visual, score_BN, terms, pairs),
       cost.policy(c, B, bucket, N, remat, chunk),
       reading(passes + pieces) + update_bytes(mesh, state),
     ),
@@ -130,11 +142,16 @@ def programs(config, mesh) -> dict:
     arguments = (state, groups, samples, visual, pairs, learn)
     work = cost.discriminator(c, B, bucket, N + K, remat)
     least = reading(passes) + update_bytes(mesh, state)
-    found["discriminator"] = (steps["discriminator"], arguments, work, least)
+    found["discriminator"] = (steps.discriminator, arguments, work, least)
     if config.discriminator.probe_every:
       work = cost.forward(c, B, bucket, N + K, False)
       work = work.plus(cost.vision(c.vision, B * bucket.frames, bucket.patches))
-      found["probe"] = (steps["probe"], (state, groups, samples, match), work, reading(pieces))
+      found["probe"] = (
+        steps.probe,
+        (state, groups, samples, pairs.match_BN),
+        work,
+        reading(pieces),
+      )
   return found
 
 

@@ -23,6 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as rmsd_jax.demo.run
 import matplotlib
 
 matplotlib.use("Agg")
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -101,13 +102,13 @@ def uncertain_pool(demo: pathlib.Path, out: pathlib.Path) -> int:
 
 
 def shuffled_grade(seed: int):
-  """`scoring.rule_terms` with each group's rewards, and so advantages, given to random rollouts."""
+  """`grading.rule_terms` with each group's rewards, and so advantages, given to random rollouts."""
   rng = np.random.default_rng(seed)
 
-  def grade(texts, info, finished_BN, tasks):
-    terms = grading.rule_terms(texts, info, finished_BN, tasks)
-    order_BN = rng.permuted(np.tile(np.arange(finished_BN.shape[1]), (len(texts), 1)), axis=1)
-    return {name: np.take_along_axis(term_BN, order_BN, 1) for name, term_BN in terms.items()}
+  def grade(replies, info, finished_BN, rules):
+    terms = grading.rule_terms(replies, info, finished_BN, rules)
+    order_BN = rng.permuted(np.tile(np.arange(finished_BN.shape[1]), (len(replies), 1)), axis=1)
+    return jax.tree.map(lambda term_BN: np.take_along_axis(term_BN, order_BN, 1), terms)
 
   return grade
 
@@ -157,8 +158,8 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
   style = out.parent / "style"
   student, seen, seen_file = style_student(style), [], out / "seen.json"
 
-  def grade(texts, info, finished_BN, tasks):
-    flat = [text for row in texts for text in row]
+  def grade(replies, info, finished_BN, rules):
+    flat = [reply for row in replies for reply in row]
     words = [text.split() for text in flat]
     seen.append(
       {
@@ -171,11 +172,11 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
       }
     )
     replace_text(seen_file, json.dumps(seen))
-    return grading.rule_terms(texts, info, finished_BN, tasks)
+    return grading.rule_terms(replies, info, finished_BN, rules)
 
   config = config_of("rl", **{
     "data.pool": str(style / "always_pool"), "init_from": str(student), "steps": steps,
-    "reward.discriminator": 1.0, "reward.outer": 0.0, "reward.task": 0.0, "reward.content": 0.0,
+    "reward.discriminator": 1.0, "reward.outer": 0.0, "reward.inner": 0.0, "reward.content": 0.0,
     "reward.gate": False, "discriminator.frozen_after": frozen_after, "log_every": 1,
     "reward.score": "raw", "optim.learning_rate": 5e-5,
     "discriminator.warmup_steps": WARMUP, "discriminator.optim.learning_rate": 3e-4,

@@ -3,17 +3,92 @@
     R(S_i) = alpha * D(S_i) + beta * R_outer + eta * R_task + delta * R_content
                                               (R-MSD, arXiv 2603.11423; weights by config)
 
-Axes: B prompts, R rollouts of a prompt.
+`from_rewards` is the whole way, in order; what follows it are its parts.
+Axes: B prompts, R or N rollouts of a prompt.
 """
+
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from rmsd_jax.core import masked
+from rmsd_jax.method.carriers import Pairs, RuleTerms
 
-TERMS = ("discriminator", "outer", "task", "content")
+TERMS = ("discriminator", "outer", "inner", "content")
 SCORES = ("raw", "sigmoid", "standardised")
 SCALES = ("group", "task", "none")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Advantages:
+  """What the policy loss takes from the rewards."""
+
+  advantage_BN: jax.Array  # fp32, 0 for dead groups and rollouts that do not count
+  counts_BN: jax.Array  # bool
+  keep_kl_BN: jax.Array  # bool
+
+
+def from_rewards(
+  score_BN: jax.Array,
+  finished_BN: jax.Array,
+  terms: RuleTerms,
+  pairs: Pairs,
+  spread: dict,
+  *,
+  weights: Mapping[str, float],
+  score: str,
+  gate: bool,
+  dead_below: float,
+  scale: str,
+  scale_decay: float,
+  kl_of_dead: bool,
+  mask_cut_off: bool,
+) -> tuple[Advantages, dict, dict]:
+  """Discriminator scores and rule terms -> advantages.
+
+  Args:
+    score_BN: the discriminator's logits.
+    finished_BN: bool, rollouts that came to their end-of-turn token.
+    spread: running spread of each task's rewards, by task name, see `new_spread`.
+    weights: alpha, beta, eta, delta by the names in TERMS.
+    score, gate, scale: see `score_term`, `composite`, `scales`.
+    dead_below: groups whose rewards span less are dead.
+    scale_decay: of the running spread, per step.
+    kl_of_dead: dead groups keep their KL term.
+    mask_cut_off: rollouts that were cut off count neither in their group nor in the loss.
+
+  Returns:
+    advantages, the new spread, metrics.
+  """
+  counts_BN = finished_BN | (not mask_cut_off)
+  # 1. The reward: four weighted terms.
+  rewards = {
+    "discriminator": score_term(score_BN, finished_BN, score),
+    "outer": terms.outer_BN,
+    "inner": terms.inner_BN,
+    "content": terms.content_BN,
+  }
+  weighted = composite(rewards, weights, pairs.closed_B, gate)
+  total_BN = sum(weighted.values())
+  # 2. The scale. The running spread takes this step in before it divides this step's rewards, so
+  # that the first step of a task has a spread.
+  alive_B = alive(total_BN, counts_BN, dead_below)
+  names = list(spread["weight"])
+  followed = follow_spread(
+    _stacked(spread), total_BN, counts_BN, alive_B, pairs.task_B, scale_decay
+  )
+  scale_B = scales(scale, total_BN, counts_BN, followed, pairs.task_B)
+  # 3. Advantages inside the group.
+  advantage_BN = group_advantages(total_BN, counts_BN, alive_B, scale_B)
+  keep_kl_BN = jnp.broadcast_to((alive_B | kl_of_dead)[:, None], advantage_BN.shape)
+  metrics = reward_metrics(weighted, counts_BN) | {
+    "reward/dead_groups": 1 - jnp.mean(alive_B),
+    "policy/tied_share": tied_share(advantage_BN, terms.content_BN, counts_BN, pairs.closed_B),
+  }
+  return Advantages(advantage_BN, counts_BN, keep_kl_BN), _by_name(followed, names), metrics
 
 
 def score_term(score_BR: jax.Array, finished_BR: jax.Array, form: str) -> jax.Array:
@@ -44,24 +119,38 @@ def composite(terms: dict, weights: dict, closed_B: jax.Array, gate: bool) -> di
   weighted = {name: weights[name] * terms[name].astype(jnp.float32) for name in TERMS}
   if gate:
     pays_BR = ~closed_B[:, None] | (terms["content"] > 0)
-    for name in ("outer", "task"):
+    for name in ("outer", "inner"):
       weighted[name] = jnp.where(pays_BR, weighted[name], 0.0)
   return weighted
 
 
-def new_spread(tasks: int) -> dict:
-  """No task's spread is known yet: {"variance", "weight"}, each fp32 [tasks]."""
-  return {"variance": jnp.zeros(tasks), "weight": jnp.zeros(tasks)}
+def new_spread(tasks: Sequence[str]) -> dict:
+  """No task's spread is known yet: {"variance", "weight"}, each task name -> fp32.
+
+  By name, so that a checkpoint outlives a change of the tasks. In the order of `tasks`, which must
+  be sorted: trees of dicts come back sorted.
+  """
+  return {name: {task: jnp.zeros(()) for task in tasks} for name in ("variance", "weight")}
+
+
+def _stacked(spread: dict) -> dict:
+  """Each fp32 [tasks]."""
+  return {name: jnp.stack(list(by_task.values())) for name, by_task in spread.items()}
+
+
+def _by_name(spread: dict, tasks: Sequence[str]) -> dict:
+  """The inverse of `_stacked`."""
+  return {name: dict(zip(tasks, x, strict=True)) for name, x in spread.items()}
 
 
 def follow_spread(spread: dict, reward_BR, mask_BR, alive_B, task_B, decay: float) -> dict:
   """The running mean of the reward's variance inside groups, task by task.
 
-  Exponential over the steps that hold a living group of the task; `variance / weight` is free of
-  the bias towards 0 of the first steps (as Adam's moments are).
+  Exponential over the steps in which the task has a group that is not dead; `variance / weight` is
+  free of the bias towards 0 of the first steps (as Adam's moments are).
 
   Args:
-    spread: `new_spread`, or what this function returned.
+    spread: {"variance", "weight"}, each fp32 [tasks].
     alive_B: bool, groups that are not dead.
     task_B: int32 index of each prompt's task.
     decay: of the running mean, in [0, 1).
@@ -115,14 +204,14 @@ def group_advantages(reward_BR, mask_BR, alive_B, scale_B) -> jax.Array:
 
 
 def tied_share(advantage_BR, content_BR, mask_BR, closed_B) -> jax.Array:
-  """Share of the push, sum |A|, in closed-ended groups whose content scores are all alike.
+  """Share of sum |A| that lies in tied groups: closed-ended, with content scores all alike.
 
-  There nothing tells right from wrong: what pushes is format and the discriminator alone. 0 where
-  nothing pushes.
+  There nothing tells right from wrong: the gradient comes from format and the discriminator alone.
+  0 where all advantages are 0.
   """
   tied_B = closed_B & (_span(content_BR, mask_BR) == 0)
-  push_BR = jnp.abs(advantage_BR)
-  return masked.total(push_BR, tied_B[:, None]) / jnp.maximum(jnp.sum(push_BR), 1e-12)
+  size_BR = jnp.abs(advantage_BR)
+  return masked.total(size_BR, tied_B[:, None]) / jnp.maximum(jnp.sum(size_BR), 1e-12)
 
 
 def reward_metrics(weighted: dict, mask_BR: jax.Array) -> dict:

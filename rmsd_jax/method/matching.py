@@ -7,9 +7,14 @@ Axes: B prompts, K teacher responses of one prompt.
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.groups import PromptGroups
+from rmsd_jax.data.batch import Batch
+from rmsd_jax.method.carriers import Pairs
 
 # Stage 1 target rules: best is R-MSD's; the others make its ablations.
 RULES = ("best", "random_survivor", "random", "first")
@@ -85,7 +90,7 @@ def eligible(keep_K: np.ndarray, present_K: np.ndarray, rule: str) -> np.ndarray
   return keep_K if rule in ("best", "random_survivor") else present_K
 
 
-def target(
+def choose(
   quality_K: np.ndarray, keep_K: np.ndarray, graded: bool, rule: str, rng: np.random.Generator
 ) -> int:
   """The index of the response that stage 1 trains on, or -1 where there is none to choose.
@@ -141,6 +146,104 @@ def draw(
     if weights.sum() == 0:
       weights[:] = 1.0
   return rng.choice(candidates, size=count, p=weights / weights.sum()).astype(np.int32)
+
+
+def targets(
+  batch: Batch,
+  *,
+  seed: int,
+  step: int,
+  tau: float,
+  target: str,
+  closed: str,
+  open_ended: str,
+  **others: bool,
+) -> PromptGroups:
+  """Stage 1: the groups with R = 1, each prompt's target response, or an empty slot without one.
+
+  Drawn by (seed, step, row), so alike on any number of processes.
+
+  Args:
+    target: the rule, see `choose`.
+    tau, closed, open_ended: see `survivors` and `judged`.
+    others: settings of stage 2.
+  """
+  quality_BK, graded_B = judged(
+    batch.quality_BK, batch.rouge_BK, batch.closed_B, closed, open_ended
+  )
+  chosen_B = np.zeros(len(batch.row_B), np.int64)
+  for b, row in enumerate(batch.row_B):
+    present_K = batch.present_BK[b]
+    graded = bool(graded_B[b])
+    keep_K = survivors(quality_BK[b], batch.valid_BK[b], present_K, graded, tau)
+    keep_K = eligible(keep_K, present_K, target)
+    chosen_B[b] = choose(quality_BK[b], keep_K, graded, target, rng_for(seed, step, int(row)))
+  slot_B1 = np.maximum(chosen_B, 0)[:, None]
+  responses_B1T = np.take_along_axis(batch.groups.responses_BRT, slot_B1[..., None], 1)
+  length_B1 = np.take_along_axis(batch.groups.response_length_BR, slot_B1, 1)
+  return batch.groups.with_responses(responses_B1T, length_B1 * (chosen_B[:, None] >= 0))
+
+
+def pairs(
+  batch: Batch,
+  *,
+  seed: int,
+  step: int,
+  samples: int,
+  names: Sequence[str],
+  tau: float,
+  closed: str,
+  open_ended: str,
+  match_by_quality: bool,
+  loss_by_quality: bool,
+  **others: str,
+) -> Pairs:
+  """Stage 2: the teacher response of each rollout, of this process's prompts.
+
+  Drawn anew at each step by (seed, step, row), so alike on any number of processes.
+
+  Args:
+    samples: N, rollouts of a prompt.
+    names: of the run's tasks; `Pairs.task_B` indexes them.
+    tau, closed, open_ended: see `survivors` and `judged`.
+    match_by_quality: see `draw`.
+    loss_by_quality: weigh a pair by the quality of its teacher response, where that is graded.
+    others: settings of stage 1.
+  """
+  quality_BK, graded_B = judged(
+    batch.quality_BK, batch.rouge_BK, batch.closed_B, closed, open_ended
+  )
+  match_BN = np.full((len(batch.row_B), samples), -1, np.int32)
+  survivors_B = np.zeros(len(batch.row_B), np.float32)
+  for b, row in enumerate(batch.row_B):
+    graded = bool(graded_B[b])
+    keep_K = survivors(quality_BK[b], batch.valid_BK[b], batch.present_BK[b], graded, tau)
+    survivors_B[b] = keep_K.sum()
+    rng = rng_for(seed, step, int(row))
+    match_BN[b] = draw(quality_BK[b], keep_K, graded, match_by_quality, samples, rng)
+  quality_BN = np.take_along_axis(quality_BK, np.maximum(match_BN, 0), 1)
+  weighed_B1 = graded_B[:, None] & loss_by_quality
+  return Pairs(
+    match_BN=match_BN,
+    weight_BN=np.where(weighed_B1, quality_BN, 1.0).astype(np.float32),
+    survivors_B=survivors_B,
+    closed_B=batch.closed_B,
+    task_B=np.array([names.index(row["task"]) for row in batch.info], np.int32),
+  )
+
+
+def matched(teachers: PromptGroups, match_BN) -> tuple[jax.Array, jax.Array]:
+  """Ids [B, N, T] and lengths [B, N] of each pair's teacher response; without one, of slot 0."""
+  slot_BN = jnp.maximum(match_BN, 0)
+  length_BN = jnp.take_along_axis(teachers.response_length_BR, slot_BN, 1)
+  return jnp.take_along_axis(teachers.responses_BRT, slot_BN[..., None], 1), length_BN
+
+
+def identical(students: PromptGroups, ids_BNT, length_BN) -> jax.Array:
+  """bool [B, N]: the rollout is, token by token, the response with these ids and lengths."""
+  beyond_BNT = jnp.arange(ids_BNT.shape[2]) >= length_BN[..., None]
+  same_BN = jnp.all((ids_BNT == students.responses_BRT) | beyond_BNT, -1)
+  return same_BN & (length_BN == students.response_length_BR)
 
 
 def check(tau: float, target: str, closed: str, open_ended: str, **others: bool) -> None:

@@ -6,10 +6,14 @@ a feature alone; accuracy is honest where it is well above them.
 Axes: B prompts, R pairs of a prompt, M = B * R.
 """
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from rmsd_jax.core import masked
+from rmsd_jax.method.carriers import Pairs
 
 
 def by_length(margin_BR, student_BR, teacher_BR, pair_BR) -> dict:
@@ -87,10 +91,46 @@ def mean(x, mask) -> jax.Array:
 
 
 def by_label(name: str, x_BR, mask_BR, label_B, labels) -> dict:
-  """Means of x under the mask per label: {"task/LABEL/NAME"}, NaN for labels that are not there.
+  """Means of x under the mask per label: {"NAME/LABEL"}, NaN for labels that are not there.
 
   Args:
     label_B: int32, index into `labels`.
   """
   of = lambda i: mask_BR & (label_B[:, None] == i)
-  return {f"task/{label}/{name}": mean(x_BR, of(i)) for i, label in enumerate(labels)}
+  return {f"{name}/{label}": mean(x_BR, of(i)) for i, label in enumerate(labels)}
+
+
+def of_pairs(ids_BNT, length_BN, matched_ids_BNT, matched_length_BN, margin_BN, pair_BN) -> dict:
+  """How far length and endings alone would tell the pairs apart: {"pairs/NAME"}.
+
+  Args:
+    ids_BNT, length_BN: the rollouts.
+    matched_ids_BNT, matched_length_BN: the teacher response that each is paired with.
+    margin_BN: score of the teacher response minus that of the rollout.
+    pair_BN: bool, pairs that count.
+  """
+  probes = by_length(margin_BN, length_BN, matched_length_BN, pair_BN)
+  student_BN = endings(ids_BNT, length_BN)
+  teacher_BN = endings(matched_ids_BNT, matched_length_BN)
+  probes["ending_only"] = by_feature(student_BN, teacher_BN, pair_BN)
+  return {f"pairs/{name}": value for name, value in probes.items()}
+
+
+def by_task(pairs: Pairs, right_BN, pair_BN, names: Sequence[str]) -> dict:
+  """By task: the discriminator's accuracy, teacher responses that survive per prompt, the share of
+  rollouts in an effective pair (one whose two responses differ) and their mean weight, 0 without.
+
+  Args:
+    right_BN: bool, the teacher response has the higher score.
+    pair_BN: bool, effective pairs.
+    names: of the tasks, in the order of `pairs.task_B`.
+  """
+  of_task = functools.partial(by_label, label_B=pairs.task_B, labels=names)
+  weight_BN = jnp.where(pair_BN, pairs.weight_BN, 0)
+  everyone_BN = jnp.ones_like(pair_BN)
+  return {
+    **of_task("discriminator/accuracy", right_BN, pair_BN),
+    **of_task("pairs/survivors", pairs.survivors_B[:, None], everyone_BN[:, :1]),
+    **of_task("pairs/effective", pair_BN, everyone_BN),
+    **of_task("pairs/weight", weight_BN, everyone_BN),
+  }

@@ -192,7 +192,7 @@ def _example(key: str, why: str, runs: Sequence[Run]) -> dict[str, Any]:
       answers.append({
         "label": run.label, "colour": run.colour, "text": plain(row["greedy"]["text"][0]),
         "quality": row["greedy"]["quality"][0] if row["closed"] else None,
-        "format": row["greedy"]["outer"][0] == 1 == row["greedy"]["task"][0],
+        "format": row["greedy"]["outer"][0] == 1 == row["greedy"]["inner"][0],
         "sampled": float(np.mean(sampled["quality"])) if sampled and row["closed"] else None,
       })  # fmt: skip
   answer = prompt["answer"] if isinstance(prompt["answer"], str) else json.dumps(prompt["answer"])

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rmsd_jax.report import plots
 from rmsd_jax.report.findings import Run
 
-TERMS = ("content", "discriminator", "outer", "task")
+TERMS = ("content", "discriminator", "outer", "inner")
 
 
 class Shown(NamedTuple):
@@ -196,12 +196,14 @@ def _discriminator(run: Run, of: Callable[..., Curve]) -> Shown:
   panels = [
     Panel("Accuracy on differing pairs", "share", accuracy, level=0.5, share=True),
     Panel("Margin, teacher minus student", "logit", median, level=0, band=band),
-    Panel("Accuracy by task", "share", _by_task(run, "accuracy"), level=0.5, share=True),
+    Panel(
+      "Accuracy by task", "share", _by_task(run, "discriminator/accuracy"), level=0.5, share=True
+    ),
     Panel("Accuracy by who is longer", "share", lengths, level=0.5, share=True),
     Panel("Pairs", "share", shares, share=True),
     Panel("Pair loss", "nats, weighted by quality", [of(key("loss"), "", colour)]),
     Panel("Scores of the first step's pairs", "logit", fixed),
-    Panel("Teacher responses that supervise", "of K", _by_task(run, "survivors")),
+    Panel("Teacher responses that supervise", "of K", _by_task(run, "pairs/survivors")),
   ]
   return Shown(f"{run.name}_discriminator", curves(panels),
     "0.5 (dashed) is guessing. A useful discriminator sits above it without reaching 1: at 1 it "
@@ -214,12 +216,14 @@ def _discriminator(run: Run, of: Callable[..., Curve]) -> Shown:
 
 
 def _by_task(run: Run, name: str) -> list[Curve]:
-  """A curve for each task that "task/TASK/NAME" was logged of."""
-  tasks = sorted({key.split("/")[1] for line in run.lines for key in line
-                  if key.startswith("task/") and key.endswith(f"/{name}")})  # fmt: skip
+  """A curve for each task that "NAME/TASK" was logged of."""
+  prefix = f"{name}/"
+  tasks = sorted(
+    {key.removeprefix(prefix) for line in run.lines for key in line if key.startswith(prefix)}
+  )
   colours = (*plots.OTHER_COLOURS, *plots.RUN_COLOURS.values())
   return [
-    Curve(run.lines, f"task/{task}/{name}", plots.pretty(task), colours[i % len(colours)])
+    Curve(run.lines, f"{name}/{task}", plots.pretty(task), colours[i % len(colours)])
     for i, task in enumerate(tasks)
   ]
 

@@ -14,7 +14,7 @@ import numpy as np
 from rmsd_jax.core import intervals
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.report import plots
-from rmsd_jax.training import log
+from rmsd_jax.training import log, old_runs
 
 WAYS = ("greedy", "sampled")
 NAMES = {
@@ -88,7 +88,7 @@ def _read_evaluation(path: pathlib.Path) -> dict[str, Any] | None:
   lacking = [key for key in needed if not isinstance(result, dict) or not result.get(key)]
   if lacking:
     raise UserError(f"{path} has no {lacking[0]!r}; run rmsd_jax.evaluate again")
-  return result
+  return old_runs.evaluation_now(result)
 
 
 def scores(run: Run, way: str, task: str = "") -> dict[str, tuple[float, str]]:

@@ -29,7 +29,7 @@ TERM_COLOURS = {
   "content": "#117a4b",
   "discriminator": "#7b4fa3",
   "outer": "#d99a00",
-  "task": "#4aa3d8",
+  "inner": "#4aa3d8",
 }
 PAPER, INK, MUTED, GRID = "#1b1b1b", "#22262b", "#6a7178", "#e4e6e8"
 WIDTH = 9.2  # inches; the page shows a figure 920 CSS pixels wide

@@ -10,9 +10,10 @@ import numpy as np
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.sharding import local_rows
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.method import advantages
+from rmsd_jax.method import advantages, shortcuts
+from rmsd_jax.method.carriers import Pairs, RuleTerms
 from rmsd_jax.rollouts.generate import Samples
-from rmsd_jax.tasks import registry, reward
+from rmsd_jax.tasks import Rules
 
 CONTROL_MARK = "(control token) "  # before a text that holds one: text before <think> is no format
 DEGENERATE = (  # what a policy may slide into when the reward does not ask for an answer
@@ -39,42 +40,53 @@ def check_ends(tokenizer: ChatTokenizer, stop_ids: Sequence[int]) -> None:
     )
 
 
-def texts_of(samples: Samples, tokenizer: ChatTokenizer) -> list[list[str]]:
+def replies_of(samples: Samples, tokenizer: ChatTokenizer) -> list[list[str]]:
   """The B x R texts of this process's prompts, see `ChatTokenizer.decode`.
 
   One with a control token in it, even inside the reasoning, is put in a form that no rule accepts:
   behind a mark. A teacher's response with one is refused.
   """
-  ids_BRT, length_BR = local_rows(samples.responses_BRT), local_rows(samples.length_BR)
-  mark = lambda text: CONTROL_MARK + text if tokenizer.has_control(text) else text
-  return [[mark(text) for text in row] for row in tokenizer.decode_groups(ids_BRT, length_BR)]
+  ids_BRT = local_rows(samples.responses_BRT)
+  length_BR = local_rows(samples.length_BR)
+  mark = lambda reply: CONTROL_MARK + reply if tokenizer.has_control(reply) else reply
+  return [[mark(reply) for reply in row] for row in tokenizer.decode_groups(ids_BRT, length_BR)]
 
 
 def rule_terms(
-  texts: Sequence[Sequence[str]],
-  info: Sequence[dict],
-  finished_BR,
-  tasks: Mapping[str, registry.Task] = registry.TASKS,
-) -> dict:
-  """Grades texts: {"outer", "task", "content"}, each float32 [B, R] in [0, 1].
+  replies: Sequence[Sequence[str]], info: Sequence[dict], finished_BR, rules: Rules
+) -> RuleTerms:
+  """Grades replies.
 
   Args:
-    texts: B lists of R responses.
+    replies: B lists of R texts.
     info: per prompt its task, answer and options, as `data.batch.Batch.info`.
-    finished_BR: bool, False for a response that was cut off: it scores 0.
-    tasks: by name.
+    finished_BR: bool, False for a reply that was cut off: it scores 0.
+    rules: the tasks.
   """
   terms_3BR = np.zeros((3, *finished_BR.shape), np.float32)
-  for b, (row, texts_R) in enumerate(zip(info, texts, strict=True)):
-    task = registry.get(row["task"], tasks)
-    for r, (text, finished) in enumerate(zip(texts_R, finished_BR[b], strict=True)):
-      terms_3BR[:, b, r] = reward.rule_terms(
-        task, text, row["answer"], row["options"], bool(finished)
+  for b, (row, replies_R) in enumerate(zip(info, replies, strict=True)):
+    for r, (reply, finished) in enumerate(zip(replies_R, finished_BR[b], strict=True)):
+      terms_3BR[:, b, r] = rules.terms(
+        row["task"], reply, row["answer"], row["options"], bool(finished)
       )
-  return dict(zip(("outer", "task", "content"), terms_3BR, strict=True))
+  return RuleTerms(*terms_3BR)
 
 
-def audit(weights: Mapping[str, float], gate: bool) -> None:
+def figures(samples: Samples, terms: RuleTerms, pairs: Pairs, rules: Rules) -> dict:
+  """Means over the rollouts of a step: length, finished, the rule terms, and the quality of the
+  closed-ended ones (NaN where there is none)."""
+  quality_BN = rules.quality(terms.outer_BN, terms.inner_BN, terms.content_BN)
+  return {
+    "rollout/length": samples.length_BR.mean(),
+    "rollout/finished": samples.finished_BR.mean(),
+    "rollout/outer": terms.outer_BN.mean(),
+    "rollout/inner": terms.inner_BN.mean(),
+    "rollout/content": terms.content_BN.mean(),
+    "rollout/quality": shortcuts.mean(quality_BN, pairs.closed_B[:, None]),
+  }
+
+
+def audit(weights: Mapping[str, float], gate: bool, rules: Rules) -> None:
   """Refuses reward weights under which saying nothing pays more than an honest wrong answer.
 
   For each task, `DEGENERATE` responses are graded beside the task's own wrong example, with the
@@ -83,26 +95,23 @@ def audit(weights: Mapping[str, float], gate: bool) -> None:
   Raises:
     UserError: names the task, the response and both rewards.
   """
-  for name, task in registry.TASKS.items():
-    reference, wrong, options = task.example
-    texts = [f"<think>I look.</think><answer>{wrong}</answer>", task.instruction, *DEGENERATE]
-    info = [{"task": name, "answer": reference, "options": options}]
-    terms = rule_terms([texts], info, np.ones((1, len(texts)), bool))
-    terms["discriminator"] = np.zeros((1, len(texts)), np.float32)
-    weighted = advantages.composite(terms, weights, np.array([task.closed]), gate)
+  for name, task in rules.tasks.items():
+    truth, wrong, options = task.example
+    honest_reply = f"<think>I look.</think><answer>{wrong}</answer>"
+    replies = [honest_reply, task.instruction, *DEGENERATE]
+    info = [{"task": name, "answer": truth, "options": options}]
+    terms = rule_terms([replies], info, np.ones((1, len(replies)), bool), rules)
+    rewards = {
+      "discriminator": np.zeros((1, len(replies)), np.float32),
+      "outer": terms.outer_BN,
+      "inner": terms.inner_BN,
+      "content": terms.content_BN,
+    }
+    weighted = advantages.composite(rewards, weights, np.array([task.closed]), gate)
     honest, *others = np.asarray(sum(weighted.values()))[0].tolist()
     if max(others) > honest:
-      text = texts[1 + others.index(max(others))]
+      reply = replies[1 + others.index(max(others))]
       raise UserError(
-        f"{name}: the reward of {text!r:.80} is {max(others):.3g}, that of an honest wrong answer "
+        f"{name}: the reward of {reply!r:.80} is {max(others):.3g}, that of an honest wrong answer "
         f"{honest:.3g}; set the weights in config.reward so that it does not pay to say nothing"
       )
-
-
-def quality(terms: dict, valid_from: float = 1.0) -> np.ndarray:
-  """valid * metric, as teachers' responses are scored (R-MSD, arXiv 2603.11423); [B, R].
-
-  Args:
-    valid_from: as of `registry.make_tasks`.
-  """
-  return terms["content"] * (terms["outer"] == 1) * (terms["task"] >= valid_from)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from rmsd_jax.tasks import response, reward
+from rmsd_jax.tasks import registry, response, reward
 from rmsd_jax.tasks.registry import Task
 
 # Stored with every pool. Raise it whenever a change in tasks/ can change a stored score.
@@ -60,3 +60,39 @@ def score(
   if not task.closed and outer:
     rouge = task.metric(response.parse(text).answer, options, reference)
   return Score(outer, inner, content, valid, quality, rouge)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """How replies are graded: the tasks, with their settings."""
+
+  eps_abs: float = 0.0
+  eps_rel: float = 0.0
+  valid_from: float = 1.0
+
+  @property
+  def tasks(self):
+    return registry.make_tasks(
+      eps_abs=self.eps_abs, eps_rel=self.eps_rel, valid_from=self.valid_from
+    )
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of the tasks, sorted."""
+    return tuple(sorted(self.tasks))
+
+  @property
+  def version(self) -> str:
+    return version(**dataclasses.asdict(self))
+
+  def task(self, name: str) -> Task:
+    return registry.get(name, self.tasks)
+
+  def terms(self, task, reply, truth, options, finished=True):
+    return reward.rule_terms(self.task(task), reply, truth, options, finished)
+
+  def is_valid(self, outer, inner):
+    return (outer == 1) & (inner >= self.valid_from)
+
+  def quality(self, outer, inner, content):
+    return content * self.is_valid(outer, inner)

@@ -26,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import in_bucket, replace_text
+from rmsd_jax.training import old_runs
 
 PyTree = Any
 State = dict[str, PyTree]
@@ -119,6 +120,14 @@ class Checkpoints:
   def latest(self) -> int | None:
     """The last step given to `save` or found on disk, or None."""
     return self._manager.latest_step()
+
+  def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+    """Leaf -> shape of one entry of the latest step; {} where the step has no such entry."""
+    path = self._folder / str(_pick(self._folder, None)) / name
+    if not path.exists():
+      return {}
+    stored = ocp.tree.to_flat_dict(ocp.PyTreeCheckpointHandler().metadata(path).tree, sep="/")
+    return {leaf: tuple(metadata.shape) for leaf, metadata in stored.items()}
 
   def restore(self, abstract_state: State, step: int | None = None) -> State:
     """Reads the entries of `abstract_state` as they lie on disk at `step` (the latest if None).
@@ -225,7 +234,8 @@ def guard_config(
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   path = epath.Path(workdir) / file
   if begun and path.exists():
-    old, new = json.loads(path.read_text()), json.loads(text)
+    old = old_runs.config_now(json.loads(path.read_text()))
+    new = json.loads(text)
     if changes := _changes(old, new, operational):
       raise UserError(
         f"{path} belongs to another {path.stem}: {'; '.join(changes)}; "
@@ -265,7 +275,7 @@ def read_config(workdir: str) -> dict[str, Any]:
   path = epath.Path(workdir) / CONFIG_FILE
   if not path.exists():
     raise UserError(f"{path} does not exist; give the work folder of a run")
-  return json.loads(path.read_text())
+  return old_runs.config_now(json.loads(path.read_text()))
 
 
 def _folder(workdir: str) -> epath.Path:

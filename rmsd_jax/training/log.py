@@ -15,6 +15,7 @@ import jax
 from etils import epath
 
 from rmsd_jax.core.files import complete_lines, in_bucket, replace_text
+from rmsd_jax.training import old_runs
 
 FILE = "metrics.jsonl"
 _RESERVED = ("step", "time")
@@ -101,6 +102,9 @@ def read(workdir: str) -> list[dict[str, float]]:
   """All lines of a run's metrics, in order; a last line torn by a kill is left out."""
   lines = [json.loads(line) for line in complete_lines(epath.Path(workdir) / FILE)]
   return [
-    {key: float(value) if isinstance(value, str) else value for key, value in line.items()}
+    {
+      old_runs.metric_now(key): float(value) if isinstance(value, str) else value
+      for key, value in line.items()
+    }
     for line in lines
   ]

@@ -11,8 +11,8 @@ with jax.set_mesh(loop.mesh), loop:
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import jax
 import numpy as np
@@ -24,18 +24,27 @@ from rmsd_jax.data import loader
 from rmsd_jax.data.batch import Batch, blinded
 from rmsd_jax.data.store import open_pool
 from rmsd_jax.models.student import Qwen3VL
-from rmsd_jax.tasks import quality
+from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints, check_alike, guard_config
 from rmsd_jax.training.log import Writer
 
 LEAST = {"log_every": 1, "save_every": 1, "steps": 1, "logit_chunk": 1, "max_skipped": 0}
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
-MAY_BE_EMPTY = ("task/", "pairs/", "probe/", "rollout/quality")
+MAY_BE_EMPTY = ("discriminator/accuracy/", "pairs/", "probe/", "rollout/quality")
+
+
+class Limit(NamedTuple):
+  """A metric beyond which a run is not worth going on with."""
+
+  metric: str  # of the log
+  most: float
+  key: str  # of the config, that sets `most`
+  remedy: str
 
 
 class Loop:
-  """The running gear of one training run; a context manager.
+  """One training run around its steps: data, log, checkpoints, end. A context manager.
 
   SIGTERM, the notice of a preemption, makes it save after the step that is under way and end; where
   several processes train together, one of them that gets it is enough.
@@ -44,6 +53,7 @@ class Loop:
     config: of the run; configs/default.py says what each key means.
     workdir: folder of the run; a folder with checkpoints is resumed.
     label: for the progress bar.
+    limits: the run stops when a logged metric passes one of these, or is not a number.
 
   Raises:
     UserError: the batch does not divide over the mesh, there is no such pool, or the folder holds
@@ -54,8 +64,11 @@ class Loop:
     begin: the step to go on from; 0 for a new run.
   """
 
-  def __init__(self, config, workdir: str, label: str):
-    self._config, first = config, jax.process_index() == 0
+  def __init__(self, config, workdir: str, label: str, limits: Sequence[Limit] = ()):
+    self._config = config
+    self._limits = limits
+    self._rules = Rules(**config.tasks)
+    first = jax.process_index() == 0
     self.mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(self.mesh, config.batch, config.microbatches, "config.batch")
     self._pool = open_pool(config.data.pool, config.data.split)
@@ -64,7 +77,7 @@ class Loop:
     self.begin = self._checkpoints.latest() or 0
     kept = {"write": first, "begun": self.begin > 0}
     guard_config(workdir, config, config.operational, **kept)
-    self._pool.check_reader(config.model.folder, quality.version(**config.tasks))
+    self._pool.check_reader(config.model.folder, self._rules.version)
     guard_config(workdir, self._pool.identity, file="pool.json", **kept)
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
     if first:
@@ -98,9 +111,9 @@ class Loop:
       optims: role -> its optimizer; the checkpoint is read straight into sharded arrays.
     """
     if self.begin:
-      config = self._config
-      saved = state_lib.abstract(self.mesh, model, config.trained, optims)
-      state = self._checkpoints.restore(saved)
+      trained = self._config.trained
+      saved = state_lib.abstract(self.mesh, model, trained, optims, self._rules.names)
+      state = state_lib.restore(self._checkpoints, saved)
     else:
       state = make()
     if jax.process_index() == 0:
@@ -148,7 +161,8 @@ class Loop:
         where it began; what is saved is from before.
       Terminated: SIGTERM came, and the state is saved.
     """
-    config, done = self._config, step + 1
+    config = self._config
+    done = step + 1
     ends = (self._ends or self._checkpoints.preempted(done)) and done < config.steps
     if done % config.log_every == 0 or done == config.steps:
       metrics = {
@@ -174,13 +188,14 @@ class Loop:
     self._ends = True
 
   def _check_health(self, done: int, metrics: Mapping) -> None:
-    config, kl = self._config, metrics.get("policy/kl", 0.0)
-    if (limit := config.policy.max_kl) and not kl <= limit:
-      raise UserError(
-        f"policy/kl is {kl:.3g} nats per token at step {done}, over policy.max_kl={limit}: the "
-        "student runs away from where it began; take an earlier checkpoint, or begin again with a "
-        "lower optim.learning_rate or a higher policy.kl"
-      )
+    for limit in self._limits:
+      value = metrics.get(limit.metric, 0.0)
+      if not value <= limit.most:  # a NaN is beyond any limit
+        raise UserError(
+          f"{limit.metric} is {value:.3g} at step {done}, over {limit.key}={limit.most}: "
+          f"{limit.remedy}"
+        )
+    config = self._config
     for name, value in metrics.items():
       if name.endswith("skipped_in_a_row") and value > config.max_skipped:
         raise UserError(

@@ -4,8 +4,8 @@
     stage 2   and reference, running, discriminator, discriminator_optim
 
 "student" holds the weights that learn, "frozen" the others (once, whoever uses them), "reference"
-and "discriminator" their own values of the learning weights, "running" what stage 2 follows over
-its steps. Random keys are not state: they follow from (seed, step).
+and "discriminator" their own values of the learning weights, "running" what
+stage 2 measures over many steps. Random keys are not state: they follow from (seed, step).
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,10 @@ from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import PARTITION as HEAD_PARTITION
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.models.student import PARTITION, Qwen3VL
-from rmsd_jax.tasks import registry
-from rmsd_jax.training import checkpoint
+from rmsd_jax.training import checkpoint, old_runs
+from rmsd_jax.training.checkpoint import Checkpoints
 
 RULES = (*PARTITION, *HEAD_PARTITION)
-TASK_NAMES = tuple(sorted(registry.TASKS))
 State = dict[str, dict]
 
 
@@ -63,12 +62,15 @@ def saved_entries(mesh: Mesh, model: Qwen3VL, workdir: str) -> State:
   return sharding.abstract(mesh, {"student": student, "frozen": frozen}, RULES)
 
 
-def abstract(mesh: Mesh, model: Qwen3VL, trained: Sequence[str], optims: dict) -> State:
+def abstract(
+  mesh: Mesh, model: Qwen3VL, trained: Sequence[str], optims: dict, tasks: Sequence[str] = ()
+) -> State:
   """The abstract state of a run: what its checkpoints are restored into.
 
   Args:
     optims: role -> its optax transformation, or None for a role that does not learn; the roles
       are "student", "reference", "discriminator".
+    tasks: the run's task names, see `new_running`.
   """
   sharding.check_rules(model.abstract(), PARTITION)
   student, frozen = named.split(model.abstract(), trained)
@@ -79,7 +81,7 @@ def abstract(mesh: Mesh, model: Qwen3VL, trained: Sequence[str], optims: dict) -
     if tx is not None:
       state[f"{role}_optim"] = jax.eval_shape(tx.init, state[role])
   if "reference" in optims:
-    state["running"] = jax.eval_shape(new_running)
+    state["running"] = jax.eval_shape(lambda: new_running(tasks))
   return sharding.abstract(mesh, state, RULES)
 
 
@@ -93,13 +95,43 @@ def init_optims(mesh: Mesh, optims: dict, state: State) -> State:
   return {f"{role}_optim": one(role, tx) for role, tx in optims.items() if tx is not None}
 
 
-def new_running() -> dict:
-  """What stage 2 follows over its steps, at step 0.
+def new_running(tasks: Sequence[str]) -> dict:
+  """What stage 2 measures over many steps, at step 0.
 
   "accuracy": running mean of the discriminator's accuracy on differing pairs, fp32; chance at
-  first. "spread": of rewards by task, `advantages.new_spread`, in the order of TASK_NAMES.
+  first. "spread": of rewards, by task name, `advantages.new_spread`.
+
+  Args:
+    tasks: sorted names.
   """
-  return {"accuracy": jnp.float32(0.5), "spread": advantages.new_spread(len(TASK_NAMES))}
+  return {"accuracy": jnp.float32(0.5), "spread": advantages.new_spread(tasks)}
+
+
+def restore(checkpoints: Checkpoints, saved: State) -> State:
+  """The last checkpoint of a run; tasks that it did not know begin with no spread.
+
+  Args:
+    saved: `abstract`.
+  """
+  if "running" not in saved:
+    return checkpoints.restore(saved)
+  like = saved["running"]["accuracy"]
+  shapes = checkpoints.shapes("running")
+  stored = named.unflatten({leaf: like.update(shape=shape) for leaf, shape in shapes.items()})
+  state = checkpoints.restore(saved | {"running": stored})
+  state["running"] = running_of(state["running"], list(saved["running"]["spread"]["weight"]))
+  return state
+
+
+def running_of(stored: dict, tasks: Sequence[str]) -> dict:
+  """A stored "running" for today's tasks: 0 for those it did not know, others forgotten."""
+  zero = jnp.zeros_like(stored["accuracy"])
+  spread = {}
+  for name, by_task in stored["spread"].items():
+    if not isinstance(by_task, dict):  # it was an array before it was kept by name
+      by_task = dict(zip(old_runs.ARRAY_TASKS, by_task, strict=True))
+    spread[name] = {task: by_task[task] if task in by_task else zero for task in tasks}
+  return stored | {"spread": spread}
 
 
 def summary(state: State) -> str:

@@ -225,3 +225,17 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_one_line(
 )
 def test_other_bad_configs_are_one_line(name, arguments, words, tmp_path, monkeypatch, capsys):
   assert words in refused(COMMANDS[name], arguments, tmp_path, monkeypatch, capsys)
+
+
+def test_a_key_that_was_renamed_is_set_by_either_name(tmp_path):
+  """On the command line and in a config file that somebody wrote before."""
+  for name in ("task", "inner"):
+    arguments = ["x", "--config=configs/demo.py:rl", f"--config.reward.{name}=0.7"]
+    config, _ = cli.parse_config(arguments, {}, workdir=False)
+    assert config.reward.inner == 0.7 and "task" not in config.reward
+  (tmp_path / "mine.py").write_text(
+    f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom configs import default\n"
+    "def get_config():\n  c = default.get_config()\n  c.reward.task = 0.6\n  return c\n"
+  )
+  config = cli.load_config(str(tmp_path / "mine.py"))
+  assert config.reward.inner == 0.6 and "task" not in config.reward

@@ -10,7 +10,7 @@ import tiny_run
 from rmsd_jax import evaluate, train_sft
 from rmsd_jax.core import intervals
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.tasks import registry, reward
+from rmsd_jax.tasks import Rules, registry, reward
 
 WAYS = ("greedy", "sampled")
 TEST_PROMPTS = 16
@@ -52,7 +52,7 @@ def test_the_file_has_every_prompt_once_with_its_responses(base):
     assert set(row) == {
       "id", "clip", "task", "question", "options", "answer", "closed", *WAYS
     }  # fmt: skip
-    assert set(row[how]) == {"quality", "outer", "task", "length", "finished", "text"}
+    assert set(row[how]) == {"quality", "outer", "inner", "length", "finished", "text"}
     assert {len(values) for values in row[how].values()} == {count}
     for length, finished in zip(row[how]["length"], row[how]["finished"], strict=True):
       assert 1 <= length <= tiny_run.BUCKET.response
@@ -84,7 +84,7 @@ def test_scores_and_pass_at_k_of_given_responses():
     "sampled": {
       "quality": quality,
       "outer": [1.0, 1.0],
-      "task": inner,
+      "inner": inner,
       "length": [3, 5],
       "finished": [True, True],
     },
@@ -94,18 +94,18 @@ def test_scores_and_pass_at_k_of_given_responses():
     row("ocr", True, [0.2, 0.4], [1.0, 0.0]),
     row("open_ended", False, [0.0, 0.0], [1.0, 0.0]),
   ]
-  scores = evaluate.summary(prompts, "sampled", pass_above=0.4)
+  scores = evaluate.summary(prompts, "sampled", 0.4, Rules())
   assert scores["closed"]["mean"] == pytest.approx(0.4)
   assert scores["format"] == pytest.approx(4 / 6)
   assert scores["tasks"]["open_ended"]["mean"] == 0.5  # no metric: the share in its format
   assert scores["pass_at"] == {"1": 0.5, "2": 1.0}
   assert scores["length"] == 4 and scores["finished"] == 1
   ninth = float(np.float32(0.9))  # as qualities are stored; below the 0.9 of a config
-  scores = evaluate.summary([row("ocr", True, [ninth, 0.0], [1.0, 1.0])], "sampled", pass_above=0.9)
+  scores = evaluate.summary([row("ocr", True, [ninth, 0.0], [1.0, 1.0])], "sampled", 0.9, Rules())
   assert scores["pass_at"]["1"] == 0.5
   with pytest.raises(UserError, match="closed-ended prompts, and there is none"):
-    evaluate.blind(prompts[2:])
-  scores = evaluate.summary(prompts[2:], "sampled", pass_above=0.4)  # of open-ended prompts alone
+    evaluate.blind(prompts[2:], Rules())
+  scores = evaluate.summary(prompts[2:], "sampled", 0.4, Rules())  # of open-ended prompts alone
   assert np.isnan(scores["closed"]["mean"]) and "pass_at" not in scores and scores["format"] == 0.5
 
 
@@ -152,7 +152,7 @@ def test_the_blind_bound_is_the_best_of_all_constant_answers():
     for task, options, answers in CLOSED
     for i, answer in enumerate(answers)
   ]
-  graded = evaluate.blind([*rows, {"task": "open_ended", "closed": False}])
+  graded = evaluate.blind([*rows, {"task": "open_ended", "closed": False}], Rules())
   assert len(graded) == len(rows)
   for name, _, answers in CLOSED:
     task, asked = registry.get(name), [row for row in rows if row["task"] == name]

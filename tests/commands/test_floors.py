@@ -34,7 +34,7 @@ MAX_TOP_LEVEL_FILES = 8
 
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
-MAX_MAIN_LINES = 200
+MAX_MAIN_LINES = 90  # of a command's main, or a training step
 CONFIG_NAMES = {"config", "cfg", "conf"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -145,7 +145,8 @@ def test_files_and_functions_are_short(path):
   for node in ast.walk(tree_of(path)):
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
       length = node.end_lineno - node.lineno + 1
-      limit = MAX_MAIN_LINES if node.name == "main" else MAX_FUNCTION_LINES
+      long = node.name == "main" or node.name.endswith("_step")
+      limit = MAX_MAIN_LINES if long else MAX_FUNCTION_LINES
       assert length <= limit, f"{node.name} in line {node.lineno} has {length} lines"
 
 

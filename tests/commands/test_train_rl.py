@@ -15,10 +15,15 @@ from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import join_responses
 from rmsd_jax.data.chat import ChatTokenizer
+from rmsd_jax.method.carriers import RuleTerms
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.rollouts import grading
+from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
 
+RULES = Rules()
+NAMES = RULES.names
+GRADE = functools.partial(grading.rule_terms, rules=RULES)
 CONFIG = functools.partial(tiny_run.config, "rl", discriminator__optim__learning_rate=3e-3)
 
 
@@ -39,11 +44,11 @@ def case() -> dict:
   c = CONFIG()
   loaded, N = tiny_run.batch(c), c.rollouts.samples
   samples, visual = jax.device_get(
-    programs()["rollout"](tiny_run.rl_state(c), put(loaded.groups), jax.random.key(1))
+    programs().rollout(tiny_run.rl_state(c), put(loaded.groups), jax.random.key(1))
   )
   assert 0 < samples.finished_BR.mean() < 1 and samples.length_BR.min() > 0
-  pairs = train_rl.match(loaded, 0, c)
-  match_BN = pairs["match_BN"]
+  pairs = train_rl.pairs_of(loaded, 0, c)
+  match_BN = pairs.match_BN
   match_BN[7] = -1
   teachers, ids, length_BN = loaded.groups, samples.responses_BRT.copy(), samples.length_BR.copy()
   finished_BN = samples.finished_BR.copy()
@@ -55,7 +60,7 @@ def case() -> dict:
     samples, responses_BRT=ids, length_BR=length_BN, finished_BR=finished_BN
   )
   rng = np.random.default_rng(0)
-  terms = {name: rng.random((c.batch, N), np.float32) for name in ("outer", "task", "content")}
+  terms = RuleTerms(*(rng.random((c.batch, N), np.float32) for _ in range(3)))
   return dict(
     batch=loaded, sampled=samples, samples=crafted, visual=visual, pairs=pairs, terms=terms
   )  # fmt: skip
@@ -64,8 +69,8 @@ def case() -> dict:
 def discriminate(state, samples=None, learn=True, devices=1, c=None, **changes):
   """One discriminator step of `case`, with changes of its pairs, under config c."""
   given = case() | ({} if samples is None else {"samples": samples})
-  arrays = (given["samples"], given["visual"], given["pairs"] | changes)
-  return programs(devices, c)["discriminator"](
+  arrays = (given["samples"], given["visual"], dataclasses.replace(given["pairs"], **changes))
+  return programs(devices, c).discriminator(
     state, put(given["batch"].groups, devices), *put(arrays, devices), learn
   )
 
@@ -74,7 +79,7 @@ def improve(state, score_BN, samples, devices=1, c=None):
   """One policy step of `case`, under config c."""
   given = case()
   arrays = (samples, given["visual"], score_BN, given["terms"], given["pairs"])
-  return programs(devices, c)["policy"](
+  return programs(devices, c).policy(
     state, put(given["batch"].groups, devices), *put(arrays, devices)
   )
 
@@ -88,7 +93,7 @@ def warm():
 def fresh(devices=1):
   """`warm` on its devices, to be donated."""
   on, c = tiny_run.mesh(devices), CONFIG()
-  abstract = state_lib.abstract(on, tiny_run.model_of(c), c.trained, train_rl.make_optims(c))
+  abstract = state_lib.abstract(on, tiny_run.model_of(c), c.trained, train_rl.make_optims(c), NAMES)
   return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), warm(), abstract)
 
 
@@ -108,7 +113,7 @@ def scores() -> tuple[np.ndarray, np.ndarray]:
   score_BR = np.asarray(jax.jit(critic)(weights, groups))
   N = samples.length_BR.shape[1]
   return score_BR[:, :N], np.take_along_axis(
-    score_BR[:, N:], np.maximum(given["pairs"]["match_BN"], 0), 1
+    score_BR[:, N:], np.maximum(given["pairs"].match_BN, 0), 1
   )
 
 
@@ -142,8 +147,8 @@ def test_scores_are_those_before_the_update():
 
 def test_only_finished_rollouts_with_a_survivor_form_pairs_and_identical_ones_are_left_out():
   given, (_, _, metrics) = case(), updated()
-  weight_BN = given["pairs"]["weight_BN"]
-  paired_BN = given["samples"].finished_BR & (given["pairs"]["match_BN"] >= 0)
+  weight_BN = given["pairs"].weight_BN
+  paired_BN = given["samples"].finished_BR & (given["pairs"].match_BN >= 0)
   assert not paired_BN[:, 1].any() and not paired_BN[7].any() and paired_BN[:7, 0].any()
   differs_BN = paired_BN.copy()
   differs_BN[:, 0] = False
@@ -180,7 +185,7 @@ def test_a_rollout_without_a_pair_teaches_nothing():
 
 def test_a_step_without_any_pair_has_no_gradient():
   state, _, metrics = discriminate(
-    tiny_run.rl_state(CONFIG()), match_BN=np.full_like(case()["pairs"]["match_BN"], -1)
+    tiny_run.rl_state(CONFIG()), match_BN=np.full_like(case()["pairs"].match_BN, -1)
   )
   for name in ("pairs", "loss", "grad_norm", "identical"):
     assert metrics[f"discriminator/{name}"] == 0
@@ -216,32 +221,32 @@ def test_the_running_accuracy_is_followed_and_a_sure_discriminator_pauses():
 def test_figures_by_task_count_survivors_pairs_and_weights():
   given, (_, _, metrics) = case(), updated()
   pairs, names = given["pairs"], [row["task"] for row in given["batch"].info]
-  differs_BN = given["samples"].finished_BR & (pairs["match_BN"] >= 0)
+  differs_BN = given["samples"].finished_BR & (pairs.match_BN >= 0)
   differs_BN[:, 0] = False
   right_BN = (scores()[1] > scores()[0]) & differs_BN
-  for name in state_lib.TASK_NAMES:
+  for name in NAMES:
     mine = np.array([task == name for task in names])
-    got = {key: float(metrics[f"task/{name}/{key}"])
-           for key in ("survivors", "effective_pairs", "effective_weight", "accuracy")}  # fmt: skip
+    keys = ("pairs/survivors", "pairs/effective", "pairs/weight", "discriminator/accuracy")
+    got = {key: float(metrics[f"{key}/{name}"]) for key in keys}
     if not mine.any():
       assert np.isnan([*got.values()]).all()
       continue
-    assert got["survivors"] == pytest.approx(pairs["survivors_B"][mine].mean())
-    assert got["effective_pairs"] == pytest.approx(differs_BN[mine].mean())
-    weight = (pairs["weight_BN"] * differs_BN)[mine].mean()
-    assert got["effective_weight"] == pytest.approx(weight, rel=1e-5)
+    assert got["pairs/survivors"] == pytest.approx(pairs.survivors_B[mine].mean())
+    assert got["pairs/effective"] == pytest.approx(differs_BN[mine].mean())
+    weight = (pairs.weight_BN * differs_BN)[mine].mean()
+    assert got["pairs/weight"] == pytest.approx(weight, rel=1e-5)
     if differs_BN[mine].any():
       share = right_BN[mine].sum() / differs_BN[mine].sum()
-      assert got["accuracy"] == pytest.approx(share)
+      assert got["discriminator/accuracy"] == pytest.approx(share)
 
 
 def test_the_probe_scores_fixed_pairs_by_the_weights_of_the_moment():
   given = case()
-  found = programs()["probe"](
-    fresh(), *put((given["batch"].groups, given["samples"], given["pairs"]["match_BN"]))
+  found = programs().probe(
+    fresh(), *put((given["batch"].groups, given["samples"], given["pairs"].match_BN))
   )
   student_BN, teacher_BN = scores()
-  differs_BN = given["samples"].finished_BR & (given["pairs"]["match_BN"] >= 0)
+  differs_BN = given["samples"].finished_BR & (given["pairs"].match_BN >= 0)
   differs_BN[:, 0] = False
   assert float(found["probe/score_student"]) == pytest.approx(
     student_BN[differs_BN].mean(), rel=1e-4
@@ -249,8 +254,8 @@ def test_the_probe_scores_fixed_pairs_by_the_weights_of_the_moment():
   margin = (teacher_BN - student_BN)[differs_BN]
   assert float(found["probe/margin"]) == pytest.approx(margin.mean(), rel=1e-3, abs=1e-6)
   assert float(found["probe/accuracy"]) == pytest.approx((margin > 0).mean())
-  pieces = programs(c=CONFIG(microbatches=4))["probe"](
-    fresh(), *put((given["batch"].groups, given["samples"], given["pairs"]["match_BN"]))
+  pieces = programs(c=CONFIG(microbatches=4)).probe(
+    fresh(), *put((given["batch"].groups, given["samples"], given["pairs"].match_BN))
   )
   assert_close(jax.device_get(pieces), jax.device_get(found))
 
@@ -265,7 +270,7 @@ def test_sampler_and_trainer_agree_and_dead_groups_are_counted():
   assert 0 < float(metrics["policy/sampler_trainer_gap"]) < 1e-5
   assert float(metrics["policy/kl"]) == pytest.approx(0, abs=1e-6)  # still the reference
   assert metrics["reward/dead_groups"] == metrics["policy/ratio_clipped"] == 0
-  shares = [metrics[f"reward/{name}/variance_share"] for name in ("outer", "task", "content")]
+  shares = [metrics[f"reward/{name}/variance_share"] for name in ("outer", "inner", "content")]
   shares.append(metrics["reward/discriminator/variance_share"])
   assert float(sum(shares)) == pytest.approx(1, abs=1e-5)
   for name in ("reference", "discriminator", "discriminator_optim", "frozen"):
@@ -277,18 +282,19 @@ def test_task_scale_divides_by_the_running_spread_of_the_task():
   c = CONFIG(policy__scale="task")
   given = case()
   arrays = (given["sampled"], given["visual"], updated()[1], given["terms"], given["pairs"])
-  state, metrics = programs(c=c)["policy"](fresh(), put(given["batch"].groups), *put(arrays))
+  state, metrics = programs(c=c).policy(fresh(), put(given["batch"].groups), *put(arrays))
   spread = state["running"]["spread"]
-  present = np.isin(np.arange(len(state_lib.TASK_NAMES)), given["pairs"]["task_B"])
-  np.testing.assert_allclose(spread["weight"], present * (1 - c.policy.scale_decay), rtol=1e-4)
-  assert (np.asarray(spread["variance"]) > 0).tolist() == present.tolist()
+  present = np.isin(np.arange(len(NAMES)), given["pairs"].task_B)
+  by_name = lambda name: [float(spread[name][task]) for task in NAMES]
+  np.testing.assert_allclose(by_name("weight"), present * (1 - c.policy.scale_decay), rtol=1e-4)
+  assert (np.array(by_name("variance")) > 0).tolist() == present.tolist()
   assert not np.array_equal(
     metrics["policy/loss"], improve(fresh(), *arrays[2::-2])[1]["policy/loss"]
   )
-  for row, name in enumerate(state_lib.TASK_NAMES):
-    mine = (given["pairs"]["task_B"] == row) & given["batch"].closed_B
-    quality = grading.quality(given["terms"])[mine]
-    got = float(metrics[f"task/{name}/quality"])
+  for row, name in enumerate(NAMES):
+    mine = (given["pairs"].task_B == row) & given["batch"].closed_B
+    quality = RULES.quality(*dataclasses.astuple(given["terms"]))[mine]
+    got = float(metrics[f"rollout/quality/{name}"])
     assert got == pytest.approx(quality.mean(), rel=1e-5) if mine.any() else np.isnan(got)
 
 
@@ -303,7 +309,7 @@ def test_masked_cut_off_rollouts_neither_push_nor_count_in_their_group():
     ids = np.where(cut_BN[..., None], 60 + value, sampled.responses_BRT)
     other = dataclasses.replace(sampled, responses_BRT=ids)
     with pytest.MonkeyPatch.context() as patch:
-      terms = {k: np.where(cut_BN, value, x) for k, x in given["terms"].items()}
+      terms = jax.tree.map(lambda x, v=value: np.where(cut_BN, v, x), given["terms"])
       patch.setitem(given, "terms", terms)
       state, metrics = jax.device_get(improve(fresh(), score_BN, other, c=c))
     results.append((state["student"], state["student_optim"], metrics["policy/loss"]))
@@ -340,7 +346,7 @@ def test_weights_that_a_step_on_a_mesh_left_sample_as_the_trainer_scores_them():
   for _ in range(2):
     state, _ = improve(state, updated()[1], given["sampled"], 8)
   groups = put(given["batch"].groups, 8)
-  samples, _ = programs(8)["rollout"](state, groups, jax.random.key(2))
+  samples, _ = programs(8).rollout(state, groups, jax.random.key(2))
   _, metrics = improve(state, updated()[1], jax.device_get(samples), 8)
   assert float(metrics["policy/sampler_trainer_gap"]) < 2e-5
 
@@ -357,16 +363,17 @@ def called(c, step: int) -> dict:
     return state, jnp.ones((c.batch, c.rollouts.samples)), {"discriminator/loss": 0.0}
 
   def policy(state, teachers, samples, visual, score_BN, terms, pairs):
-    seen["score"], seen["terms"] = np.asarray(score_BN), sorted(terms)
+    seen["score"], seen["terms"] = np.asarray(score_BN), type(terms)
     return state, {"policy/loss": 0.0}
 
-  fakes = {
-    "rollout": lambda *_: put((given["sampled"], given["visual"])),
-    "discriminator": discriminator,
-    "policy": policy,
-  }
+  fakes = train_rl.Steps(
+    rollout=lambda *_: put((given["sampled"], given["visual"])),
+    discriminator=discriminator,
+    policy=policy,
+    probe=None,
+  )
   _, seen["metrics"] = train_rl.train_step(
-    c, tiny_run.mesh(), fakes, ChatTokenizer(c.model.folder), grading.rule_terms, {}, step,
+    c, tiny_run.mesh(), fakes, ChatTokenizer(c.model.folder), GRADE, {}, step,
     given["batch"],
   )  # fmt: skip
   return seen
@@ -377,7 +384,7 @@ def test_warm_up_and_freezing_count_steps():
   seen = [called(c, step) for step in range(6)]
   assert ["score" in s for s in seen] == [False, False, True, True, True, True]
   assert [bool(s["learn"]) for s in seen] == [True, True, True, True, False, False]
-  assert (seen[2]["score"] == 1).all() and seen[2]["terms"] == ["content", "outer", "task"]
+  assert (seen[2]["score"] == 1).all() and seen[2]["terms"] is RuleTerms
   assert all(bool(called(CONFIG(), step)["learn"]) for step in (0, 5, 1000))
 
 
@@ -388,7 +395,7 @@ def test_without_its_reward_there_is_no_discriminator():
   assert not [name for name in seen["metrics"] if name.startswith("discriminator/")]
   assert set(tiny_run.rl_state(c)) == {"student", "frozen", "reference", "running", "student_optim"}
   on, model = tiny_run.mesh(), tiny_run.model_of(c)
-  saved = state_lib.abstract(on, model, c.trained, train_rl.make_optims(c))
+  saved = state_lib.abstract(on, model, c.trained, train_rl.make_optims(c), NAMES)
   assert set(saved) == set(tiny_run.rl_state(c))
 
 

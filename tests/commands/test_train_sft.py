@@ -16,7 +16,8 @@ from rmsd_jax import train_sft
 from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import Terminated, UserError
 from rmsd_jax.data import store
-from rmsd_jax.tasks import quality
+from rmsd_jax.method import matching
+from rmsd_jax.tasks import Rules
 from rmsd_jax.training import checkpoint, loop
 
 RATE = 3e-3  # the highest learning rate of the config
@@ -30,11 +31,12 @@ def start(c, devices=1):
 
 def step(c, state, groups, devices=1):
   on = tiny_run.mesh(devices)
-  return tiny_run.steps(train_sft, c, on)["train"](state, sharding.put_batch(on, groups))
+  return tiny_run.steps(train_sft, c, on).train(state, sharding.put_batch(on, groups))
 
 
 def groups_of(c, number=0):
-  return train_sft.targets(tiny_run.batch(c, number), number, c.seed, c.supervision)
+  batch = tiny_run.batch(c, number)
+  return matching.targets(batch, seed=c.seed, step=number, **c.supervision)
 
 
 @functools.cache
@@ -90,7 +92,7 @@ def test_prompts_without_survivor_have_no_target_and_do_not_count():
   quality_BK, valid_BK = loaded.quality_BK.copy(), loaded.valid_BK.copy()
   quality_BK[4:], valid_BK[4:] = 0.0, False
   loaded = changed(loaded, quality_BK=quality_BK, valid_BK=valid_BK)
-  groups = train_sft.targets(loaded, 0, 0, c.supervision)
+  groups = matching.targets(loaded, seed=0, step=0, **c.supervision)
   length_B = groups.response_length_BR[:, 0]
   assert (length_B[4:] == 0).all() and (length_B[:4] > 0).all()
   # Half a batch without targets has the loss and the gradient of the other half taken twice.
@@ -206,7 +208,9 @@ def test_a_run_without_finite_gradients_stops_and_says_so(tmp_path, monkeypatch)
 
   def broken(config, mesh):
     done = iter(range(1, 10))
-    return {"train": lambda state, groups: (state, {"loss": 0.0, "skipped_in_a_row": next(done)})}
+    return train_sft.Steps(
+      lambda state, groups: (state, {"loss": 0.0, "skipped_in_a_row": next(done)})
+    )
 
   monkeypatch.setattr(train_sft, "make_steps", broken)
   with pytest.raises(UserError, match="skipped_in_a_row is 4, more than max_skipped=3: the grad"):
@@ -224,7 +228,7 @@ def test_a_pool_that_was_not_built_for_the_run_is_refused(straight, monkeypatch)
       tiny_run.run(patch, train_sft, tiny_run.config("sft", data__limit=8), straight)
 
   refused("scored by rules .0., these are", scorer="0")
-  near = quality.version(eps_rel=0.05)
+  near = Rules(eps_rel=0.05).version
   refused(f"rules '{near}', these are '[0-9]+'; build it again, or give the set", scorer=near)
   processor = {**opened.metadata["processor"], "tokenizer": "0" * 16}
   refused("another tokenizer or chat template than that of", processor=processor)

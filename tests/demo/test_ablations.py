@@ -44,7 +44,7 @@ def test_the_components_of_the_paper():
 def test_the_baselines():
   assert config("sft_rl").reward.discriminator == 0 and config("sft_rl").reward.content > 0
   gad = config("gad").reward
-  assert gad.discriminator == 1 and gad.outer == gad.task == gad.content == 0
+  assert gad.discriminator == 1 and gad.outer == gad.inner == gad.content == 0
   updates = {
     row: config(row).steps - config(row).discriminator.warmup_steps
     for row in ablations.ROWS

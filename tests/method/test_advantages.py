@@ -9,6 +9,11 @@ from rmsd_jax.method import advantages
 ALL = np.ones((1, 4), bool)
 
 
+def arrays(tasks):
+  """No task's spread is known yet."""
+  return {"variance": np.zeros(tasks), "weight": np.zeros(tasks)}
+
+
 def row(*values):
   return np.array([values], np.float32)
 
@@ -16,7 +21,7 @@ def row(*values):
 def group_advantages(reward, mask, form, dead_below, **options):
   """(advantages, alive) as the trainer computes them from rewards."""
   alive = advantages.alive(reward, mask, dead_below)
-  scale = advantages.scales(form, reward, mask, advantages.new_spread(1), np.zeros(1), **options)
+  scale = advantages.scales(form, reward, mask, arrays(1), np.zeros(1), **options)
   return advantages.group_advantages(reward, mask, alive, scale), alive
 
 
@@ -109,11 +114,11 @@ def test_standardised_ignores_scale_and_shift_of_the_scores():
 
 # composite
 
-WEIGHTS = {"discriminator": 0.4, "outer": 0.1, "task": 0.2, "content": 0.3}
+WEIGHTS = {"discriminator": 0.4, "outer": 0.1, "inner": 0.2, "content": 0.3}
 TERMS = {
   "discriminator": np.array([[1.0, 2.0], [3.0, 4.0]]),
   "outer": np.array([[1, 1], [1, 0]]),
-  "task": np.array([[1.0, 0.5], [1.0, 0.0]]),
+  "inner": np.array([[1.0, 0.5], [1.0, 0.0]]),
   "content": np.array([[0.0, 0.7], [0.0, 0.0]]),
 }
 CLOSED = np.array([True, False])
@@ -132,7 +137,7 @@ def test_the_gate_withholds_format_from_wrong_closed_answers_and_nothing_else():
   gated = advantages.composite(TERMS, WEIGHTS, CLOSED, gate=True)
   for name in ("discriminator", "content"):
     np.testing.assert_array_equal(gated[name], free[name])
-  for name in ("outer", "task"):
+  for name in ("outer", "inner"):
     want = np.asarray(free[name]).copy()
     want[0, 0] = 0  # closed-ended, content 0; the open-ended prompt keeps its format terms
     np.testing.assert_array_equal(gated[name], want)
@@ -142,7 +147,7 @@ def test_with_the_gate_an_all_wrong_group_learns_from_the_discriminator_alone():
   terms = {
     "discriminator": row(1, 1, 1, 1),
     "outer": row(1, 0, 1, 0),
-    "task": row(1, 0, 0, 0),
+    "inner": row(1, 0, 0, 0),
     "content": row(0, 0, 0, 0),
   }
   reward = {
@@ -170,8 +175,8 @@ def test_shares_of_the_variance_sum_to_one_and_count_only_what_is_inside_groups(
   reward = sum(terms.values())
   want = (inside(terms["outer"]) * inside(reward)).sum() / (inside(reward) ** 2).sum()
   np.testing.assert_allclose(share["outer"], want, rtol=1e-4)
-  spread = np.mean([terms["task"][b][mask[b]].std(ddof=1) for b in range(5)])
-  np.testing.assert_allclose(metrics["reward/task/std_in_group"], spread, rtol=1e-5)
+  spread = np.mean([terms["inner"][b][mask[b]].std(ddof=1) for b in range(5)])
+  np.testing.assert_allclose(metrics["reward/inner/std_in_group"], spread, rtol=1e-5)
   np.testing.assert_allclose(metrics["reward/mean"], reward[mask].mean(), rtol=1e-5)
   np.testing.assert_allclose(
     metrics["reward/content/mean"], terms["content"][mask].mean(), rtol=1e-5
@@ -191,7 +196,7 @@ TASK = np.array([0, 0, 1, 2])
 
 
 def followed(rewards, decay=0.9, tasks=3, alive=None):
-  spread = advantages.new_spread(tasks)
+  spread = arrays(tasks)
   for reward in rewards:
     ones = np.ones(reward.shape, bool)
     known = np.ones(len(reward), bool) if alive is None else alive

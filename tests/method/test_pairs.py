@@ -6,14 +6,15 @@ import functools
 import numpy as np
 import tiny_run
 
-from rmsd_jax import train_rl, train_sft
+from rmsd_jax import train_rl
+from rmsd_jax.method import matching
 
 CONFIG = functools.partial(tiny_run.config, "rl")
 
 
 def matched(loaded, step, c):
-  pairs = train_rl.match(loaded, step, c)
-  return pairs["match_BN"], pairs["weight_BN"]
+  pairs = train_rl.pairs_of(loaded, step, c)
+  return pairs.match_BN, pairs.weight_BN
 
 
 def test_pairs_are_drawn_among_survivors_and_weighed_where_the_task_has_a_metric():
@@ -55,7 +56,7 @@ def test_the_task_adaptive_ablations_turn_the_judges_around():
   assert (match_BN[loaded.closed_B] < K - 1).any() and (match_BN[~loaded.closed_B] == 0).all()
   assert (weight_BN[loaded.closed_B] == 1).all()
   np.testing.assert_allclose(weight_BN[~loaded.closed_B], 0.7)
-  groups = train_sft.targets(loaded, 0, 0, c.supervision)
+  groups = matching.targets(loaded, seed=0, step=0, **c.supervision)
   first_BT = loaded.groups.responses_BRT[:, 0]
   np.testing.assert_array_equal(
     groups.responses_BRT[~loaded.closed_B, 0], first_BT[~loaded.closed_B]

@@ -115,5 +115,5 @@ def test_means_by_label():
   mask = np.array([[True, True], [False, True], [True, True]])
   found = shortcuts.by_label("score", x, mask, np.array([0, 0, 2]), ("a", "b", "c"))
   assert values(found) == pytest.approx(
-    {"task/a/score": 11 / 3, "task/b/score": np.nan, "task/c/score": 9}, nan_ok=True
+    {"score/a": 11 / 3, "score/b": np.nan, "score/c": 9}, nan_ok=True
   )

@@ -13,6 +13,7 @@ from rmsd_jax.core import intervals
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.report import __main__ as report
 from rmsd_jax.report import curves, findings
+from rmsd_jax.tasks import Rules
 
 TASKS = ("multiple_choice", "ocr", "open_ended")
 LEVELS = {"base": 0.05, "blind": 0.3, "sft": 0.6, "sft_continued": 0.65, "rl": 0.66}
@@ -32,7 +33,7 @@ def prompts(level, count=60, samples=4, seed=0, blind=False):
     for way, n in (("greedy", 1),) if blind else (("greedy", 1), ("sampled", samples)):
       quality = np.clip(level + hard + rng.normal(0, 0.1, n), 0, 1)
       row[way] = {
-        "quality": quality.tolist(), "outer": [1.0] * n, "task": [1.0] * n, "length": [9] * n,
+        "quality": quality.tolist(), "outer": [1.0] * n, "inner": [1.0] * n, "length": [9] * n,
         "finished": [True] * n, "text": [f"<think>{i}</think><answer>\x00</answer>"] * n,
       }  # fmt: skip
     made.append(row)
@@ -42,7 +43,7 @@ def prompts(level, count=60, samples=4, seed=0, blind=False):
 def write_evaluation(folder, rows, ways=("greedy", "sampled")):
   ways = [way for way in ways if way in rows[0]]
   result = {"checkpoint": "latest", "step": 7, "pool": "nowhere", "split": "test", "prompts": rows}
-  result |= {way: evaluate.summary(rows, way, 0.5) for way in ways}
+  result |= {way: evaluate.summary(rows, way, 0.5, Rules()) for way in ways}
   (folder / "evaluate").mkdir(parents=True)
   (folder / "evaluate" / "test.json").write_text(json.dumps(result))
 
@@ -62,7 +63,8 @@ def stage_2_lines(count=40, warmup=5, seed=0):
     x = i / count
     line = {"step": i, "time": 9.0 * i, "prompts_per_second": 4.0, "seconds_per_step": 8.0}
     for name, value in {"length": 30 - 3 * x, "finished": 0.95, "content": 0.6 + 0.1 * x,
-                        "outer": 0.97, "task": 0.96, "quality": 0.6 + 0.1 * x}.items():  # fmt: skip
+                        "outer": 0.97, "inner": 0.96,
+                        "quality": 0.6 + 0.1 * x}.items():  # fmt: skip
       line[f"rollout/{name}"] = value + rng.normal(0, 0.03)
     margin = 0.4 * x + rng.normal(0, 0.03)
     for name, value in {"accuracy": 0.5 + 0.2 * x, "identical": 0.4, "pairs": 0.8, "loss": 0.6,
@@ -71,7 +73,7 @@ def stage_2_lines(count=40, warmup=5, seed=0):
       line[f"discriminator/{name}"] = value if i % 9 else ("nan" if "margin" in name else 0.0)
     line |= {"pairs/length_only": 0.55, "pairs/ending_only": 0.5}
     for task in TASKS[: 1 + i % 2]:  # a step may lack a task
-      line |= {f"task/{task}/accuracy": 0.6, f"task/{task}/survivors": 3.5}
+      line |= {f"discriminator/accuracy/{task}": 0.6, f"pairs/survivors/{task}": 3.5}
     if i % 10 == 0:
       line |= {"probe/score_teacher": x, "probe/score_student": -x}
     if i > warmup:

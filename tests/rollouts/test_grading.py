@@ -1,5 +1,8 @@
 """The audit of reward weights, and the tokens that end a response."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,22 +12,22 @@ import tiny_tokenizer
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.rollouts import generate, grading
-from rmsd_jax.tasks import registry, reward
+from rmsd_jax.tasks import Rules
 
-WEIGHTS = {"discriminator": 0.4, "outer": 0.1, "task": 0.1, "content": 0.4}
+WEIGHTS = {"discriminator": 0.4, "outer": 0.1, "inner": 0.1, "content": 0.4}
 
 
 @pytest.mark.parametrize("gate", [False, True])
 def test_the_papers_weights_pass(gate):
-  grading.audit(WEIGHTS, gate)
+  grading.audit(WEIGHTS, gate, Rules())
 
 
 @pytest.mark.parametrize(
-  "changes", [{"outer": -0.1, "task": 0.0}, {"task": -0.2}], ids=["no format", "half a format"]
+  "changes", [{"outer": -0.1, "inner": 0.0}, {"inner": -0.2}], ids=["no format", "half a format"]
 )
 def test_weights_that_pay_for_nothing_are_refused(changes):
   with pytest.raises(UserError, match="the reward of .* that of an honest wrong answer"):
-    grading.audit(WEIGHTS | changes, False)
+    grading.audit(WEIGHTS | changes, False, Rules())
 
 
 @pytest.mark.parametrize("token", tiny_tokenizer.SPECIAL)
@@ -40,8 +43,9 @@ def test_a_rollout_with_a_control_token_in_sight_is_worth_nothing(token):
   def worth(*pieces):
     ids = np.concatenate([*pieces, [end]]).astype(int)
     samples = generate.Samples(jnp.array(ids)[None, None], jnp.array([[len(ids)]]), None, None)
-    texts = grading.texts_of(samples, tokenizer)
-    return float(grading.quality(grading.rule_terms(texts, info, np.ones((1, 1), bool)))[0, 0])
+    replies = grading.replies_of(samples, tokenizer)
+    terms = grading.rule_terms(replies, info, np.ones((1, 1), bool), Rules())
+    return float(Rules().quality(*dataclasses.astuple(terms))[0, 0])
 
   think, answer, close = parts
   assert worth(think, answer, close) == 1
@@ -60,25 +64,25 @@ def test_terms_of_a_batch_are_those_of_each_response():
   answers = ("A", "B", "3 8", "3 7", "")
   texts = [[f"<think>x</think><answer>{answer}</answer>" for answer in answers]] * 3
   finished_BR = np.random.default_rng(0).random((3, 5)) < 0.7
-  terms = grading.rule_terms(texts, info, finished_BR)
+  terms = grading.rule_terms(texts, info, finished_BR, Rules())
   for b, row in enumerate(info):
     for r in range(5):
       given = texts[b][r], row["answer"], row["options"], bool(finished_BR[b, r])
-      one = reward.rule_terms(registry.get(row["task"]), *given)
-      assert tuple(terms[name][b, r] for name in ("outer", "task", "content")) == one
-  assert {(x.shape, x.dtype.name) for x in terms.values()} == {((3, 5), "float32")}
+      wanted = Rules().terms(row["task"], *given)
+      assert (terms.outer_BN[b, r], terms.inner_BN[b, r], terms.content_BN[b, r]) == wanted
+  assert {(x.shape, x.dtype.name) for x in jax.tree.leaves(terms)} == {((3, 5), "float32")}
   with pytest.raises(ValueError, match="zip"):
-    grading.rule_terms([["x"]], info[:1], np.ones((1, 2), bool))
+    grading.rule_terms([["x"]], info[:1], np.ones((1, 2), bool), Rules())
   with pytest.raises(ValueError, match="zip"):
-    grading.rule_terms([["x"]], info[:2], np.ones((2, 1), bool))
+    grading.rule_terms([["x"]], info[:2], np.ones((2, 1), bool), Rules())
 
 
 def test_numbers_are_graded_by_the_tolerances_that_are_given():
   info = [{"task": "numerical", "answer": 100.0, "options": ()}]
   texts, finished = [["<think>x</think><answer>104</answer>"]], np.ones((1, 1), bool)
   for tolerances, content in (({}, 0), ({"eps_abs": 5.0}, 1), ({"eps_rel": 0.03}, 0)):
-    terms = grading.rule_terms(texts, info, finished, registry.make_tasks(**tolerances))
-    assert terms["content"] == content
+    terms = grading.rule_terms(texts, info, finished, Rules(**tolerances))
+    assert terms.content_BN == content
 
 
 def test_sampling_must_stop_where_responses_end():

@@ -9,6 +9,7 @@ import functools
 import json
 import pathlib
 import tempfile
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ from rmsd_jax.demo import simulated_teacher, tokenizer
 from rmsd_jax.demo.base import TOKENS
 from rmsd_jax.models import config as config_lib
 from rmsd_jax.models import hf
+from rmsd_jax.tasks import Rules
 from rmsd_jax.training import log, loop
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
@@ -116,7 +118,7 @@ NOT_COMPILED = ("seed", "init_from", "data", "supervision", "save_every", "keep"
 _STEPS = {}
 
 
-def steps(module, c: ConfigDict, on: jax.sharding.Mesh, make_steps=None) -> dict:
+def steps(module, c: ConfigDict, on: jax.sharding.Mesh, make_steps=None) -> NamedTuple:
   """`module.make_steps(c, on)`, made once for all configs that ask for the same programs."""
   used = {name.replace("/", "."): value for name, value in named.flatten(c.to_dict()).items()}
   covered = lambda name: any(f"{name}.".startswith(f"{key}.") for key in NOT_COMPILED)
@@ -124,9 +126,9 @@ def steps(module, c: ConfigDict, on: jax.sharding.Mesh, make_steps=None) -> dict
   key = (module.__name__, tuple(used), on)
   if key not in _STEPS:
     made = (make_steps or module.make_steps)(c, on)
-    _STEPS[key] = {name: _set_mesh(on, f) for name, f in made.items()}
+    _STEPS[key] = type(made)(*(_set_mesh(on, f) for f in made))
     if on.size > 1:  # few steps, and compiling for eight devices takes long
-      _STEPS[key] = {name: _hardly_optimised(f) for name, f in _STEPS[key].items()}
+      _STEPS[key] = type(made)(*map(_hardly_optimised, _STEPS[key]))
   return _STEPS[key]
 
 
@@ -188,7 +190,8 @@ def rl_state(config: ConfigDict, devices: int = 1) -> state_lib.State:
 
 def restored(workdir, module, c: ConfigDict, step: int | None = None) -> dict:
   """The state of a checkpoint, in numpy; its entries must be those of the config."""
-  abstract = state_lib.abstract(mesh(), model_of(c), c.trained, module.make_optims(c))
+  names = Rules(**c.tasks).names
+  abstract = state_lib.abstract(mesh(), model_of(c), c.trained, module.make_optims(c), names)
   with Checkpoints(workdir) as checkpoints:
     return jax.device_get(checkpoints.restore(abstract, step))
 

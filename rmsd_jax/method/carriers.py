@@ -1,0 +1,62 @@
+"""What is handed from one part of a stage 2 step to the next, by name.
+
+Registered with JAX, so each passes through jit, sharding and micro-batches as one argument.
+Axes: B prompts, N rollouts of a prompt, T response tokens.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from rmsd_jax.core.groups import PromptGroups
+from rmsd_jax.models.student import Visual
+
+Array = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RuleTerms:
+  """What the rules say of each rollout; fp32 in [0, 1]."""
+
+  outer_BN: Array  # R_outer: think and answer tags
+  inner_BN: Array  # R_task: the task's own format, 0 where outer is 0
+  content_BN: Array  # R_content: the metric against the ground truth, 0 for open-ended prompts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Which teacher response each rollout is paired with, and what the step knows of the prompts."""
+
+  match_BN: Array  # int32 m(i), the teacher slot of rollout i; -1: no pair
+  weight_BN: Array  # fp32 q of that response; 1 where pairs are not weighed
+  survivors_B: Array  # fp32, teacher responses that may supervise
+  closed_B: Array  # bool, the prompt's task has a metric
+  task_B: Array  # int32, index into the run's task names
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PairBatch:
+  """What the discriminator's loss reads; the groups hold N rollouts, then K teacher responses."""
+
+  groups: PromptGroups
+  visual: Visual | None  # the encoded media; None: encode them here
+  match_BN: Array  # int32 as in `Pairs`
+  weight_BN: Array  # fp32 as in `Pairs`
+  pair_BN: Array  # bool, the pair counts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PolicyBatch:
+  """What the policy's loss reads; the groups hold the N rollouts."""
+
+  groups: PromptGroups
+  visual: Visual | None  # the encoded media; None: encode them here
+  advantage_BN: Array  # fp32, 0 for a dead group
+  counts_BN: Array  # bool, the rollout is part of its group and of the loss
+  keep_kl_BN: Array  # bool, its KL term counts
+  sampled_BNT: Array  # fp32 nats, log-probs of the sampler, to compare with the trainer's

@@ -1,0 +1,83 @@
+"""What earlier versions called things, so that their work folders resume, evaluate and report.
+
+A name that changes is entered here once; whoever reads a stored file asks here. No jax: the command
+line asks, too.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Dotted config keys, old -> new.
+RENAMED_KEYS = {"reward.task": "reward.inner"}
+# Dotted config keys that were added, with what the program did before it had them.
+ADDED_KEYS: dict[str, object] = {}
+# Metrics of the log, patterns old -> new.
+RENAMED_METRICS = (
+  (r"task/(\w+)/accuracy", r"discriminator/accuracy/\1"),
+  (r"task/(\w+)/survivors", r"pairs/survivors/\1"),
+  (r"task/(\w+)/effective_pairs", r"pairs/effective/\1"),
+  (r"task/(\w+)/effective_weight", r"pairs/weight/\1"),
+  (r"task/(\w+)/quality", r"rollout/quality/\1"),
+  (r"rollout/task", r"rollout/inner"),
+  (r"reward/task/(\w+)", r"reward/inner/\1"),
+)
+# The tasks in whose order the running spread was an array, before it was kept by name.
+ARRAY_TASKS = (
+  "math",
+  "multiple_choice",
+  "numerical",
+  "ocr",
+  "open_ended",
+  "regression",
+  "spatial_grounding",
+  "spatiotemporal_grounding",
+  "temporal_grounding",
+  "tracking",
+)
+WAYS = ("greedy", "sampled")
+
+
+def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A stored config (or anything else that a run belongs to) under today's keys.
+
+  Renamed keys move; a key that did not exist yet gets its old meaning where its section exists.
+  """
+  now = {key: config_now(x) if isinstance(x, Mapping) else x for key, x in config.items()}
+  for old, new in RENAMED_KEYS.items():
+    section, name = _section(now, old)
+    if section is not None and name in section:
+      target, new_name = _section(now, new)
+      target[new_name] = section.pop(name)
+  for key, value in ADDED_KEYS.items():
+    section, name = _section(now, key)
+    if section is not None:
+      section.setdefault(name, value)
+  return now
+
+
+def _section(stored: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
+  """The section that holds a dotted key, None where it is not there, and the key's last name."""
+  *parents, name = key.split(".")
+  for parent in parents:
+    if not isinstance(stored.get(parent), dict):
+      return None, name
+    stored = stored[parent]
+  return stored, name
+
+
+def metric_now(name: str) -> str:
+  """A metric of the log under today's name."""
+  for old, new in RENAMED_METRICS:
+    if match := re.fullmatch(old, name):
+      return match.expand(new)
+  return name
+
+
+def evaluation_now(evaluation: dict[str, Any]) -> dict[str, Any]:
+  """A stored evaluation under today's fields: R_task was "task" beside the task's name."""
+  for row in evaluation["prompts"]:
+    for way in WAYS:
+      if way in row and "task" in row[way]:
+        row[way]["inner"] = row[way].pop("task")
+  return evaluation
