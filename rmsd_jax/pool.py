@@ -27,48 +27,16 @@ from rmsd_jax import cli, pool_collect
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.core.progress import Progress
-from rmsd_jax.data import media, records, rows, store
+from rmsd_jax.data import media, records, store
 from rmsd_jax.data.processor import Processor
-from rmsd_jax.tasks import quality, registry
+from rmsd_jax.tasks import Rules
 from rmsd_jax.teacher import audit, planning, scores, variance
 from rmsd_jax.teacher.importers import onethinker
 
 
-def prompt_text(task: str, question: str, options: Sequence[str]) -> str:
-  """The text that the model reads for a question."""
-  return registry.prompt_text(registry.get(task), question, options)
-
-
-def validate(task: str, answer: Any, options: Sequence[str]) -> str | None:
-  """What is wrong with the ground truth of a record, or None."""
-  return registry.get(task).validate(answer, options)
-
-
-def score(
-  task: str,
-  text: str,
-  answer: Any,
-  options: Sequence[str],
-  finish_reason: str,
-  tokens: int,
-  max_tokens: int,
-  **settings: float,
-) -> quality.Score:
-  """The scorer of tasks/ in the form that the builder calls."""
-  given = (text, answer, options, finish_reason, tokens, max_tokens)
-  return quality.score(registry.get(task, registry.make_tasks(**settings)), *given)
-
-
-def rules(**settings: float) -> rows.Rules:
-  """The tasks as the builder sees them, with settings of `registry.make_tasks`."""
-  closed = {name: task.closed for name, task in registry.make_tasks(**settings).items()}
-  grade = functools.partial(score, **settings)
-  return rows.Rules(quality.version(**settings), closed, prompt_text, validate, grade)
-
-
-def rules_of(args: argparse.Namespace) -> rows.Rules:
+def rules_of(args: argparse.Namespace) -> Rules:
   """The rules that the flags describe."""
-  return rules(eps_abs=args.eps_abs, eps_rel=args.eps_rel, valid_from=args.valid_from)
+  return Rules(eps_abs=args.eps_abs, eps_rel=args.eps_rel, valid_from=args.valid_from)
 
 
 def processor_of(args: argparse.Namespace) -> Processor:
@@ -91,7 +59,7 @@ def processor_of(args: argparse.Namespace) -> Processor:
 def plan(args: argparse.Namespace) -> None:
   """Prints what the media and texts of records will take, without decoding the clips."""
   bar = functools.partial(Progress, label="records")
-  given = args.jsonl, processor_of(args), rules(), bar, args.workers, args.time_limit
+  given = args.jsonl, processor_of(args), Rules(), bar, args.workers, args.time_limit
   print(planning.table(planning.plan(*given)))
 
 
@@ -115,19 +83,15 @@ def build(args: argparse.Namespace) -> None:
     print(f"T is {sizes}, by the bucket: it limits what the student may write about a prompt")
 
 
-def scorer(made_of: rows.Rules) -> scores.Scorer:
-  """Rules as the scoring of JSON Lines sees them."""
-  return scores.Scorer(made_of, registry.answer_of)
-
-
 def score_files(args: argparse.Namespace) -> None:
   """Writes the scores of JSON Lines records, and prints what could not be scored."""
   share = store.Limits(bad_share=args.max_bad_share).bad_share
-  bar, by = functools.partial(Progress, label="questions"), rules_of(args)
+  bar = functools.partial(Progress, label="questions")
+  rules = rules_of(args)
   responses, bad = scores.write(
-    args.files, args.out, scorer(by), bar, workers=args.workers, bad_share=share
+    args.files, args.out, rules, bar, workers=args.workers, bad_share=share
   )
-  print(f"{responses} responses scored by rules {by.version!r} into {args.out}")
+  print(f"{responses} responses scored by rules {rules.version!r} into {args.out}")
   _print_quarantine(bad, f"{args.out}.quarantine.jsonl")
 
 
@@ -136,10 +100,11 @@ def report(args: argparse.Namespace) -> None:
   if args.html:
     _make_folder(args.html)
   bar = functools.partial(Progress, label="questions")
+  rules = rules_of(args)
   if folder := _folder(args.paths):
-    scored = scores.of_pool(store.open_pool(folder, args.split), registry.answer_of, bar)
+    scored = scores.of_pool(store.open_pool(folder, args.split), rules, bar)
   else:
-    scored = scores.of_files(args.paths, args.split, scorer(rules_of(args)), bar, args.workers)
+    scored = scores.of_files(args.paths, args.split, rules, bar, args.workers)
   figures, teachers = variance.by_task(scored.questions), variance.by_teacher(scored.questions)
   if args.json:
     both = figures | ({"teachers": teachers} if teachers else {})
@@ -192,7 +157,7 @@ def check(args: argparse.Namespace) -> None:
 def import_file(args: argparse.Namespace) -> None:
   """Writes prompts of another project as records, and prints what was left out."""
   given = {"media_root": args.media_root, "split": args.split}
-  made = onethinker.convert(args.file, args.out, rules(), **given)
+  made = onethinker.convert(args.file, args.out, Rules(), **given)
   per_task = ", ".join(f"{task} {count}" for task, count in made.tasks.items())
   print(f"{sum(made.tasks.values())} prompts in {args.out} ({per_task})")
   _print_quarantine(made.refused, f"{args.out}.quarantine.jsonl")
@@ -264,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
   top = cli.parser_of(main)
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
   one = commands.add_parser("collect", help="ask a teacher: prompts -> JSON Lines with responses")
-  one.set_defaults(run=functools.partial(pool_collect.run, rules=rules()))
+  one.set_defaults(run=functools.partial(pool_collect.run, rules=Rules()))
   pool_collect.add_flags(one)
   one = commands.add_parser("plan", help="what records will take: frames, sizes, tokens, buckets")
   one.set_defaults(run=plan)

@@ -14,8 +14,7 @@ from typing import Any
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
-from rmsd_jax.data.rows import Rules
-from rmsd_jax.tasks import response
+from rmsd_jax.tasks import Rules, response
 from rmsd_jax.teacher import collector, request
 from rmsd_jax.teacher.endpoint import Endpoint, Patience
 from rmsd_jax.teacher.request import Asking, Budget

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TextIO
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import children, records
+from rmsd_jax.tasks import Rules
 
 
 class Progress(Protocol):
@@ -81,17 +82,15 @@ class Line:
     """What the record's media paths are relative to."""
     return os.path.dirname(os.path.abspath(self.path))
 
-  def read(self, known_tasks: Collection[str]) -> records.Record:
+  def read(self, rules: Rules) -> records.Record:
     """The record again, from its file."""
     with open(self.path, "rb") as file:
       file.seek(self.offset)
-      record = records.parse(file.read(self.size).decode("utf-8-sig"), self.number, known_tasks)
+      record = records.parse(file.read(self.size).decode("utf-8-sig"), self.number, rules.tasks)
     return dataclasses.replace(record, clip=self.clip)
 
 
-def scan(
-  jsonl: Sequence[str | os.PathLike], known_tasks: Collection[str], quarantine: Quarantine
-) -> list[Line]:
+def scan(jsonl: Sequence[str | os.PathLike], rules: Rules, quarantine: Quarantine) -> list[Line]:
   """Finds the well-formed records of all files; the others go to the quarantine.
 
   Raises:
@@ -100,7 +99,7 @@ def scan(
   lines: dict[str, Line] = {}
   total, root = 0, common_folder(jsonl)
   for path in map(str, jsonl):
-    for number, offset, size, record in read(path, known_tasks, root):
+    for number, offset, size, record in read(path, rules, root):
       total += 1
       if isinstance(record, records.RecordFault):
         quarantine.add(path, number, "", "RecordFault", record.reason)
@@ -126,7 +125,7 @@ def common_folder(jsonl: Sequence[str | os.PathLike]) -> str:
 
 
 def read(
-  path: str, known_tasks: Collection[str], root: str
+  path: str, rules: Rules, root: str
 ) -> Iterator[tuple[int, int, int, records.Record | records.RecordFault]]:
   """(number, offset, bytes, record or its fault) of the lines of a file that are not blank.
 
@@ -140,18 +139,16 @@ def read(
     offset = 0
     for number, raw in enumerate(file, 1):
       if raw.strip():
-        record = _parse(raw, number, known_tasks)
+        record = _parse(raw, number, rules)
         if isinstance(record, records.Record):
           record = _placed(record, os.path.dirname(os.path.abspath(path)), root)
         yield number, offset, len(raw), record
       offset += len(raw)
 
 
-def _parse(
-  raw: bytes, number: int, known_tasks: Collection[str]
-) -> records.Record | records.RecordFault:
+def _parse(raw: bytes, number: int, rules: Rules) -> records.Record | records.RecordFault:
   try:
-    return records.parse(raw.decode("utf-8-sig"), number, known_tasks)
+    return records.parse(raw.decode("utf-8-sig"), number, rules.tasks)
   except UnicodeDecodeError:
     return records.RecordFault(number, "not UTF-8")
   except records.RecordFault as fault:

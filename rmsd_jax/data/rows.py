@@ -8,8 +8,8 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -19,41 +19,12 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.data.prompts import Prompt
-from rmsd_jax.data.records import Media, Record, RecordFault, Response
+from rmsd_jax.data.records import Media, Record, RecordFault
+from rmsd_jax.tasks import Rules
 
 SCORES = ("outer", "inner", "content", "quality", "rouge")  # numbers stored of a response
 _PICTURES_A_FILE = 8  # so that no file comes near the sizes that Pillow takes for an attack
 _PNG_LEVEL = 3  # of zlib: within a few per cent of the smallest size at a third of the time
-
-
-class Score(Protocol):
-  """What a scorer says of one response; all numbers in [0, 1]."""
-
-  outer: float
-  inner: float
-  content: float
-  valid: bool
-  quality: float
-  rouge: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-  """What the builder must know of the tasks. Handed in, and picklable: children get a copy.
-
-  Attributes:
-    version: of the scorer; stored with the pool.
-    closed: task name -> whether its answers are graded against the ground truth.
-    prompt_text: (task, question, options) -> the text that the model reads.
-    validate: (task, answer, options) -> what is wrong with the ground truth, or None.
-    score: (task, text, answer, options, finish_reason, tokens, max_tokens) -> Score.
-  """
-
-  version: str
-  closed: Mapping[str, bool]
-  prompt_text: Callable[[str, str, Sequence[str]], str]
-  validate: Callable[[str, Any, Sequence[str]], str | None]
-  score: Callable[[str, str, Any, Sequence[str], str, int, int], Score]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +131,7 @@ def make(
     line_number: for messages.
     folder: what relative media paths are relative to.
     processor: makes the prompt.
-    rules: the tasks.
+    rules: the tasks, and how they grade its responses.
     buckets: allowed padded sizes, smallest first.
 
   Raises:
@@ -265,12 +236,11 @@ def _responses(
   record: Record, ids: Sequence[Sequence[int]], rules: Rules, limit: int
 ) -> dict[str, Any]:
   """The columns of a Row that have one entry per response."""
-
-  def score(response: Response, tokens: int) -> Score:
-    given = (response.text, record.answer, record.options, response.finish_reason)
-    return rules.score(record.task, *given, tokens, limit)
-
-  scores = [score(r, len(i)) for r, i in zip(record.responses, ids, strict=True)]
+  about = (record.answer, record.options)
+  scores = [
+    rules.score(record.task, r.text, *about, r.finish_reason, len(i), limit)
+    for r, i in zip(record.responses, ids, strict=True)
+  ]
   columns = {
     f"{name}_K": np.array([getattr(s, name) for s in scores], np.float32) for name in SCORES
   }

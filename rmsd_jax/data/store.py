@@ -28,6 +28,7 @@ from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data import chat, children, prompts, records, rows
 from rmsd_jax.data.json_lines import Line, Progress, Quarantine, scan, usable
 from rmsd_jax.data.processor import Processor
+from rmsd_jax.tasks import Rules
 
 SCHEMA = 2  # raise it with every change of rows.features()
 _NAME, _VERSION = "rmsd_pool", "1.0.0"
@@ -158,7 +159,7 @@ def build(
   jsonl: Sequence[str | os.PathLike],
   out_dir: str | os.PathLike,
   processor: Processor,
-  rules: rows.Rules,
+  rules: Rules,
   buckets: Sequence[Bucket],
   *,
   progress: Callable[[int], Progress],
@@ -174,7 +175,7 @@ def build(
   Args:
     jsonl: files of `records`; relative media paths are relative to the folder of their file.
     out_dir: folder to make.
-    processor, rules: picklable; every child process gets a copy.
+    processor, rules: every child process gets a copy.
     buckets: padded sizes (P, T, F, S); a row takes the smallest that holds it.
     progress: called with the number of lines that will be decoded.
     limits: see `Limits`.
@@ -198,7 +199,7 @@ def build(
   stage.mkdir(parents=True)
   try:
     with Quarantine(stage / _QUARANTINE, kept, limits.bad_share) as quarantine:
-      lines = scan(jsonl, rules.closed, quarantine)
+      lines = scan(jsonl, rules, quarantine)
       work = _Work(processor, rules, buckets)
       with progress(len(lines)) as bar:
         counts = _write(stage, lines, work, workers, limits, quarantine, bar)
@@ -237,7 +238,7 @@ def _check_buckets(buckets: Sequence[Bucket], merge: int) -> tuple[Bucket, ...]:
   return tuple(sorted(set(buckets), key=lambda b: (b.prompt + b.frames * b.patches, b.response)))
 
 
-def _settings(jsonl, processor: Processor, rules: rows.Rules, buckets) -> dict[str, Any]:
+def _settings(jsonl, processor: Processor, rules: Rules, buckets) -> dict[str, Any]:
   """What the pool was built with."""
   digest = hashlib.sha256()
   for path in jsonl:
@@ -257,11 +258,11 @@ class _Work:
   """Line -> stored row; runs in child processes."""
 
   processor: Processor
-  rules: rows.Rules
+  rules: Rules
   buckets: tuple[Bucket, ...]
 
   def __call__(self, line: Line) -> dict[str, Any]:
-    record = line.read(self.rules.closed)
+    record = line.read(self.rules)
     row = rows.make(record, line.number, line.folder, self.processor, self.rules, self.buckets)
     return rows.encode(row)
 

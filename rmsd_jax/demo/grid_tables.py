@@ -19,8 +19,7 @@ from rmsd_jax.core import intervals
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.report import plots
-from rmsd_jax.tasks import quality as quality_lib
-from rmsd_jax.tasks import registry
+from rmsd_jax.tasks import Rules
 
 OPEN_ENDED = "open-ended ROUGE-L"  # of sampled answers
 MEASURES = ("greedy", "sampled", "pass@1", "pass@8", OPEN_ENDED)
@@ -75,7 +74,7 @@ def _values(result: Mapping, measure: str) -> dict[str, tuple[float, str]]:
 
 def _value(row: Mapping, measure: str) -> float:
   if measure == OPEN_ENDED:
-    return float(np.mean([_rouge(text, row["answer"]) for text in row["sampled"]["text"]]))
+    return float(np.mean([_rouge(reply, row["answer"]) for reply in row["sampled"]["text"]]))
   if not measure.startswith("pass@"):
     return float(np.mean(row[measure]["quality"]))
   passed_BN = np.array([row["sampled"]["quality"]]) >= PASS_ABOVE
@@ -83,8 +82,8 @@ def _value(row: Mapping, measure: str) -> float:
 
 
 @functools.cache  # the same answers are sampled again and again
-def _rouge(text: str, answer: str) -> float:
-  return quality_lib.score(registry.TASKS["open_ended"], text, answer, ()).rouge
+def _rouge(reply: str, truth: str) -> float:
+  return Rules().score("open_ended", reply, truth).rouge
 
 
 def score(runs: Mapping[int, Mapping], measure: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from rmsd_jax import cli
 from rmsd_jax.demo import simulated_teacher, world
 from rmsd_jax.demo.plain_texts import plain_texts
 from rmsd_jax.demo.questions import LETTERS, questions
-from rmsd_jax.tasks import registry
+from rmsd_jax.tasks import Rules
 
 VOCABULARY = 576  # ids of the BPE, the 256 bytes included; the control tokens come on top
 # Qwen's rule for where tokens may not join: every digit stands alone.
@@ -74,8 +74,7 @@ def corpus(scenes: int = 400, seed: int = 0) -> list[str]:
     for pair in plain_texts(scene, rng):
       texts.extend(pair)
     for question in questions(scene, rng):
-      task = registry.get(question.task)
-      texts.append(registry.prompt_text(task, question.text, question.options))
+      texts.append(Rules().prompt_text(question.task, question.text, question.options))
       texts += [
         response["text"]
         for response in simulated_teacher.respond(question, simulated_teacher.Teacher(), rng)

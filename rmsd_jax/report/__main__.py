@@ -24,7 +24,7 @@ from rmsd_jax.data.prompts import Layout
 from rmsd_jax.report import curves, findings, plots, teacher_page
 from rmsd_jax.report.findings import NAMES, WAYS, Run, scores
 from rmsd_jax.report.page import Page, plain, render
-from rmsd_jax.tasks import registry
+from rmsd_jax.tasks import Rules
 from rmsd_jax.teacher import variance
 from rmsd_jax.teacher.scores import of_pool
 from rmsd_jax.training import log
@@ -121,7 +121,7 @@ def teacher_study(page: Page, runs: Sequence[Run]) -> dict[str, Any] | None:
   if opened is None:
     return None
   bar = functools.partial(Progress, label="teacher's figures")
-  questions = of_pool(opened, registry.answer_of, bar).questions
+  questions = of_pool(opened, Rules(), bar).questions
   if not questions:
     page.lacks("pool", "The pool holds no teacher responses.")
     return None

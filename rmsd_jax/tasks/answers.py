@@ -162,42 +162,42 @@ def _boxes(value: object) -> Boxes | None:
 
 
 def numeric_accuracy(a: float, b: float, *, eps_abs: float = 0.0, eps_rel: float = 0.0) -> float:
-  """1.0 where `a` is as good as the reference `b`, else 0.0.
+  """1.0 where `a` is as good as the ground truth `b`, else 0.0.
 
   abs(a - b) <= max(eps_abs, eps_rel * abs(b)), with eps_abs in the unit of the numbers and eps_rel
-  a share of the reference. With both 0: equality after rounding to 2 decimals (our decision).
+  a share of the ground truth. With both 0: equality after rounding to 2 decimals (our decision).
   """
   if eps_abs == 0 and eps_rel == 0:
     return float(round(a, 2) == round(b, 2))
   return float(abs(a - b) <= max(eps_abs, eps_rel * abs(b)))
 
 
-def mean_relative_accuracy(prediction: float, reference: float) -> float:
+def mean_relative_accuracy(prediction: float, truth: float) -> float:
   """Share of the thresholds theta = 0.50, 0.55 .. 0.95 with abs(p - t) / abs(t) < 1 - theta.
 
   The measure of VSI-Bench (arXiv 2412.14171). It is multiplied out, 20 * abs(p - t) < k * abs(t)
   for k = 1 .. 10, so that no rounding of 1 - theta decides a case on the edge. For t = 0, where
   the relative error is undefined, only p = 0 scores (our decision).
   """
-  if reference == 0:
+  if truth == 0:
     return float(prediction == 0)
-  error = 20 * abs(prediction - reference)
-  return sum(error < k * abs(reference) for k in range(1, 11)) / 10
+  error = 20 * abs(prediction - truth)
+  return sum(error < k * abs(truth) for k in range(1, 11)) / 10
 
 
-def ocr_accuracy(hypothesis: str, reference: str) -> float:
+def ocr_accuracy(hypothesis: str, truth: str) -> float:
   """clip(1 - word error rate, 0, 1) of a transcript. Words are split at white space; case counts.
 
-  A transcript with twice the words of the reference, or more, has an error rate of at least 1
-  and is not aligned at all, which bounds the cost. An empty reference matches only an empty
-  transcript (a pool never has one).
+  A transcript with twice the words of the truth, or more, has an error rate of at least 1 and is
+  not aligned at all, which bounds the cost. An empty truth matches only an empty transcript (a
+  pool never has one).
   """
-  reference_words, words = reference.split(), hypothesis.split()
-  if not reference_words:
+  truth_words, words = truth.split(), hypothesis.split()
+  if not truth_words:
     return float(not words)
-  if len(words) >= 2 * len(reference_words):
+  if len(words) >= 2 * len(truth_words):
     return 0.0
-  return min(1.0, max(0.0, 1.0 - jiwer.wer(" ".join(reference_words), " ".join(words))))
+  return min(1.0, max(0.0, 1.0 - jiwer.wer(" ".join(truth_words), " ".join(words))))
 
 
 def temporal_iou(a: Interval, b: Interval) -> float:
@@ -219,24 +219,24 @@ def box_iou(a: Box, b: Box) -> float:
   return shared / union if union > 0 else 0.0  # 0 where the areas underflow
 
 
-def mean_box_iou(boxes: Boxes, reference: Boxes) -> float:
-  """Mean IoU over the seconds of the reference. A second that is not given counts 0, so leaving
-  out the hard ones gains nothing; a second that the reference lacks counts nothing."""
-  shared = reference.keys() & boxes.keys()
-  return sum(box_iou(boxes[second], reference[second]) for second in shared) / len(reference)
+def mean_box_iou(boxes: Boxes, truth: Boxes) -> float:
+  """Mean IoU over the seconds of the ground truth. A second that is not given counts 0, so leaving
+  out the hard ones gains nothing; a second that the truth lacks counts nothing."""
+  shared = truth.keys() & boxes.keys()
+  return sum(box_iou(boxes[second], truth[second]) for second in shared) / len(truth)
 
 
 def tube_iou(a: tuple[Interval, Boxes], b: tuple[Interval, Boxes]) -> float:
-  """0.5 temporal IoU + 0.5 mean box IoU over the seconds of the reference b."""
+  """0.5 temporal IoU + 0.5 mean box IoU over the seconds of the ground truth b."""
   return 0.5 * temporal_iou(a[0], b[0]) + 0.5 * mean_box_iou(a[1], b[1])
 
 
-def covered(boxes: Boxes, reference: Boxes) -> float:
-  """Share of the reference's seconds for which a box is given."""
-  return len(reference.keys() & boxes.keys()) / len(reference)
+def covered(boxes: Boxes, truth: Boxes) -> float:
+  """Share of the ground truth's seconds for which a box is given."""
+  return len(truth.keys() & boxes.keys()) / len(truth)
 
 
-def rouge_l(hypothesis: str, reference: str) -> float:
+def rouge_l(hypothesis: str, truth: str) -> float:
   """ROUGE-L F-measure, as in the package rouge_score without stemming.
 
   Logged for open-ended answers and never part of their quality: R-MSD found that lexical overlap
@@ -245,7 +245,7 @@ def rouge_l(hypothesis: str, reference: str) -> float:
   in another script scores 0.
   """
   first = lambda text: " ".join(text[:MAX_CHARS].split()[:MAX_WORDS])
-  score = _rouge().score(first(reference), first(hypothesis))
+  score = _rouge().score(first(truth), first(hypothesis))
   return float(score["rougeL"].fmeasure)
 
 

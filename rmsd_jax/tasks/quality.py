@@ -1,25 +1,25 @@
-"""How far one teacher response can be relied on: quality = valid * metric (arXiv 2603.11423)."""
+"""How a reply is graded: the rule terms, whether it is valid, and its quality.
+
+R(S) = alpha * D(S) + beta * R_outer + eta * R_task + delta * R_content is the reward (R-MSD, arXiv
+2603.11423); weights, discriminator and gates belong to the trainer. How far one teacher response
+can be relied on is made of the same terms: quality = valid * metric.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
-from rmsd_jax.tasks import registry, response, reward
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.tasks import registry, response
 from rmsd_jax.tasks.registry import Task
 
 # Stored with every pool. Raise it whenever a change in tasks/ can change a stored score.
 SCORER_VERSION = "6"
 
 
-def version(eps_abs: float = 0.0, eps_rel: float = 0.0, valid_from: float = 1.0) -> str:
-  """The rules that make a score: SCORER_VERSION, and what of `registry.make_tasks` is set."""
-  given = {"eps_abs": (eps_abs, 0), "eps_rel": (eps_rel, 0), "valid_from": (valid_from, 1)}
-  set_ = [f"{name}={value:g}" for name, (value, default) in given.items() if value != default]
-  return " ".join([SCORER_VERSION, *set_])
-
-
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """What a pool stores of a response; every number is in [0, 1]."""
+  """What a pool stores of a reply; every number is in [0, 1]."""
 
   outer: float  # R_outer
   inner: float  # R_task, 0 when outer is 0
@@ -29,70 +29,145 @@ class Score:
   rouge: float  # ROUGE-L against the ground truth of open-ended tasks; 0 for closed-ended ones
 
 
-def score(
-  task: Task,
-  text: str,
-  reference: object,
-  options: Sequence[str],
-  finish_reason: str = "stop",
-  tokens: int = 0,
-  max_tokens: int | None = None,
-) -> Score:
-  """Scores one response against the ground truth.
-
-  A response is valid when it has the outer format and the task's own, all of it unless
-  `Task.valid_from` is lower, and was not cut off (R-MSD). Its quality is its metric for
-  closed-ended tasks. Open-ended tasks get none, since lexical overlap punishes right answers in
-  other words: there every valid response has quality 1, and ROUGE-L is kept beside it for the
-  ablation that supervises by it all the same.
-
-  Args:
-    reference: the ground truth, as the task's `validate` accepts it.
-    finish_reason: as the teacher's server gave it; "length" means cut off.
-    tokens: length of the response in tokens of the student's tokenizer, end-of-turn included.
-    max_tokens: the most that training can hold; a longer response is not valid (our decision).
-  """
-  outer, inner, content = reward.rule_terms(task, text, reference, options)
-  fits = max_tokens is None or tokens <= max_tokens
-  valid = outer == 1 and inner >= task.valid_from and finish_reason != "length" and fits
-  quality = (content if task.closed else 1.0) if valid else 0.0
-  rouge = 0.0
-  if not task.closed and outer:
-    rouge = task.metric(response.parse(text).answer, options, reference)
-  return Score(outer, inner, content, valid, quality, rouge)
-
-
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """How replies are graded: the tasks, with their settings."""
+  """How replies are graded: the tasks, with their settings.
+
+  Three numbers, which are compared, hashed and sent to child processes at no cost; the tasks made
+  of them are kept by `registry.make_tasks`.
+
+  Attributes:
+    eps_abs, eps_rel: tolerances of `numerical`, see `answers.numeric_accuracy`; with both 0 two
+      numbers are equal when they agree after rounding to 2 decimals.
+    valid_from: R_task from which a reply is valid. With 1 a track that lacks one second of the
+      ground truth is worth nothing; 0.5 is the right form, and the metric alone counts what lacks.
+
+  Raises:
+    UserError: a tolerance is negative or NaN, or valid_from is no share.
+  """
 
   eps_abs: float = 0.0
   eps_rel: float = 0.0
   valid_from: float = 1.0
 
+  def __post_init__(self):
+    registry.make_tasks(eps_abs=self.eps_abs, eps_rel=self.eps_rel)  # refuses bad tolerances
+    if not 0 < self.valid_from <= 1:
+      raise UserError(f"valid_from {self.valid_from}: it is an R_task, above 0 and at most 1")
+
   @property
-  def tasks(self):
-    return registry.make_tasks(
-      eps_abs=self.eps_abs, eps_rel=self.eps_rel, valid_from=self.valid_from
-    )
+  def tasks(self) -> Mapping[str, Task]:
+    """All tasks by name."""
+    return registry.make_tasks(eps_abs=self.eps_abs, eps_rel=self.eps_rel)
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of the tasks, sorted."""
+    """Of the tasks, sorted: the order in which arrays hold them."""
     return tuple(sorted(self.tasks))
 
   @property
   def version(self) -> str:
-    return version(**dataclasses.asdict(self))
+    """What makes a score, as pools store it: SCORER_VERSION, and the settings that are changed."""
+    settings = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+    changed = [f"{field.name}={value:g}" for field, value in settings if value != field.default]
+    return " ".join([SCORER_VERSION, *changed])
+
+  @property
+  def closed(self) -> Mapping[str, bool]:
+    """Task name -> whether its answers are graded against the ground truth."""
+    return {name: task.closed for name, task in self.tasks.items()}
 
   def task(self, name: str) -> Task:
+    """The task of that name; UserError names those there are."""
     return registry.get(name, self.tasks)
 
-  def terms(self, task, reply, truth, options, finished=True):
-    return reward.rule_terms(self.task(task), reply, truth, options, finished)
+  def prompt_text(self, task: str, question: str, options: Sequence[str] = ()) -> str:
+    """What a model is asked: the question, the options one a line, the format of the reply."""
+    lines = [question.strip(), *(option.strip() for option in options)]
+    return "\n".join([*lines, self.task(task).instruction])
+
+  def validate(self, task: str, truth: object, options: Sequence[str]) -> str | None:
+    """What is wrong with the ground truth of a record, in words, or None."""
+    return self.task(task).validate(truth, options)
+
+  def answer_of(self, task: str, reply: str, options: Sequence[str]) -> str:
+    """The answer in a reply as its task reads it, so that "(A)" and "A" are one; where the task
+    does not read it, as it is written; "" without the outer format."""
+    answer = response.parse(reply).answer
+    value = self.task(task).read(answer, options)
+    if value is None or isinstance(value, str):
+      return value or answer
+    return json.dumps(value, sort_keys=True)
+
+  def terms(
+    self, task: str, reply: str, truth: object, options: Sequence[str], finished: bool = True
+  ) -> tuple[float, float, float]:
+    """(R_outer, R_task, R_content) of one reply, see `rule_terms`."""
+    return rule_terms(self.task(task), reply, truth, options, finished)
 
   def is_valid(self, outer, inner):
+    """Whether a reply has the outer format and the task's own, all of it or `valid_from`.
+
+    Args:
+      outer, inner: R_outer and R_task, as numbers or as arrays of one shape.
+    """
     return (outer == 1) & (inner >= self.valid_from)
 
   def quality(self, outer, inner, content):
+    """valid * metric, of replies to closed-ended questions; of numbers or arrays as `is_valid`."""
     return content * self.is_valid(outer, inner)
+
+  def score(
+    self,
+    task: str,
+    reply: str,
+    truth: object,
+    options: Sequence[str] = (),
+    finish_reason: str = "stop",
+    tokens: int = 0,
+    max_tokens: int | None = None,
+  ) -> Score:
+    """Scores one reply against the ground truth.
+
+    A reply is valid when its formats are (`is_valid`) and it was not cut off (R-MSD). Its quality
+    is its metric for closed-ended tasks. Open-ended tasks get none, since lexical overlap punishes
+    right answers in other words: there every valid reply has quality 1, and ROUGE-L is kept beside
+    it for the ablation that supervises by it all the same.
+
+    Args:
+      truth: the ground truth, as `validate` accepts it.
+      finish_reason: as the teacher's server gave it; "length" means cut off.
+      tokens: length of the reply in tokens of the student's tokenizer, end-of-turn included.
+      max_tokens: the most that training can hold; a longer reply is not valid (our decision).
+        None: no limit, `tokens` does not matter.
+    """
+    kind = self.task(task)
+    outer, inner, content = rule_terms(kind, reply, truth, options)
+    fits = max_tokens is None or tokens <= max_tokens
+    valid = self.is_valid(outer, inner) and finish_reason != "length" and fits
+    quality = (content if kind.closed else 1.0) if valid else 0.0
+    rouge = 0.0
+    if not kind.closed and outer:
+      rouge = kind.metric(response.parse(reply).answer, options, truth)
+    return Score(outer, inner, content, valid, quality, rouge)
+
+
+def rule_terms(
+  task: Task, reply: str, truth: object, options: Sequence[str], finished: bool = True
+) -> tuple[float, float, float]:
+  """(R_outer, R_task, R_content) of one reply, each in [0, 1].
+
+  R_task is 0 when R_outer is 0 (OneThinker, arXiv 2512.03043). R_content is read from the parsed
+  answer alone, so it too is 0 then; it is 0 for open-ended tasks, where R-MSD has none. A reply
+  that did not finish, because it was cut off at the length limit, earns nothing (our decision).
+
+  Args:
+    truth: the ground truth, as the task's `validate` accepts it.
+    finished: whether the reply came to its end-of-turn token.
+  """
+  parsed = response.parse(reply) if finished else response.Parsed(False, "", "")
+  if not parsed.outer:
+    return 0.0, 0.0, 0.0
+  inner = task.check(parsed.answer, options, truth)
+  content = task.metric(parsed.answer, options, truth) if task.closed else 0.0
+  return 1.0, inner, content

@@ -2,8 +2,8 @@
 
 SymPy can be sent into computations that neither end nor can be interrupted (9^{9^9}), so what a
 model wrote is judged in a process of its own, which ends after SECONDS of work, and only if it is
-made of harmless pieces; anything else must equal the reference as text. What took too long is not
-asked again: rollouts repeat each other.
+made of harmless pieces; anything else must equal the ground truth as text. What took too long is
+not asked again: rollouts repeat each other.
 """
 
 import atexit
@@ -20,7 +20,7 @@ import threading
 from rmsd_jax.tasks import answers
 
 SECONDS = 2.0  # of CPU time for one question, on a busy machine too; the process is then replaced
-WAIT_SECONDS = 60.0  # for its reply, by the clock
+WAIT_SECONDS = 60.0  # for its verdict, by the clock
 START_SECONDS = 300.0  # for the process to import SymPy, which takes some 4 s of CPU time
 MAX_CHARS = 200
 MAX_EXPONENT = 20
@@ -63,15 +63,15 @@ _PARTS = re.compile(  # brackets, with the power of a closing one, and signs
 _EXPONENT = re.compile(r"([)}\]])?\s*\^\s*[{(]?\s*[+\-]?\s*([0-9]+)")
 
 
-def equal(answer: str, reference: str) -> bool:
-  """Whether an answer gives the value of the reference; never raises.
+def equal(answer: str, truth: str) -> bool:
+  """Whether an answer gives the value of the ground truth; never raises.
 
   Texts are compared after removing dollar signs, `\\boxed`, a final full stop and white space (not
   between digits: 1 1/2 is 3/2). Then, without units, numbers by a relative tolerance of 1e-6 and
   other formulas by math-verify: as sets where they list several values ("3, 4" is "4, 3"), and by
   their value where they are equations ("x = 3" is "3").
   """
-  ours, theirs = _improper(plain(answer)), _improper(plain(reference))
+  ours, theirs = _improper(plain(answer)), _improper(plain(truth))
   if not ours or _compact(ours) == _compact(theirs):
     return bool(ours)
   ours, theirs = _bare(ours), _bare(theirs)
@@ -176,10 +176,10 @@ def _compact(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=20_000)
-def _judged(answer: str, reference: str) -> bool:
+def _judged(answer: str, truth: str) -> bool:
   """The judge's verdict; False, and no second try in this process, where there was none."""
   try:
-    return _judge_of(os.getpid()).ask(answer, reference)
+    return _judge_of(os.getpid()).ask(answer, truth)
   except TimeoutError:
     return False
 
@@ -197,21 +197,21 @@ class _Judge:
     self._child, self._lock = None, threading.Lock()
     atexit.register(self.close)
 
-  def ask(self, answer: str, reference: str) -> bool:
+  def ask(self, answer: str, truth: str) -> bool:
     """Whether they are the same; TimeoutError where the child fails or works over SECONDS."""
     with self._lock:
       if self._child is None or self._child.poll() is not None:
         self._start()
       try:
-        self._child.stdin.write(json.dumps([answer, reference]).encode() + b"\n")
+        self._child.stdin.write(json.dumps([answer, truth]).encode() + b"\n")
         self._child.stdin.flush()
-        reply = self._reply(WAIT_SECONDS)
+        verdict = self._line(WAIT_SECONDS)
       except BrokenPipeError:
-        reply = None
-      if reply not in (b"true\n", b"false\n"):
+        verdict = None
+      if verdict not in (b"true\n", b"false\n"):
         self.close()
-        raise TimeoutError(f"no verdict on {answer!r} and {reference!r}")
-      return reply == b"true\n"
+        raise TimeoutError(f"no verdict on {answer!r} and {truth!r}")
+      return verdict == b"true\n"
 
   def close(self) -> None:
     if self._child is not None:
@@ -221,23 +221,24 @@ class _Judge:
 
   def _start(self) -> None:
     self._child = subprocess.Popen(
-      [sys.executable, "-m", "rmsd_jax.tasks.symbolic"],
+      # not -m: the package imports this module, which would then run a second time
+      [sys.executable, "-c", "from rmsd_jax.tasks import symbolic; symbolic._serve()"],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
       env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
-    if self._reply(START_SECONDS) != b"ready\n":
+    if self._line(START_SECONDS) != b"ready\n":
       self.close()
       raise RuntimeError("the process that compares formulas does not start; is math-verify there?")
 
-  def _reply(self, seconds: float) -> bytes | None:
+  def _line(self, seconds: float) -> bytes | None:
     ready, _, _ = select.select([self._child.stdout], [], [], seconds)
     return self._child.stdout.readline() if ready else None
 
 
 def _serve() -> None:
-  """The child: [answer, reference] a line in, true or false a line out."""
+  """The child: [answer, truth] a line in, true or false a line out."""
   import logging
   import resource
   import signal
@@ -247,7 +248,7 @@ def _serve() -> None:
 
   resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
   logging.disable(logging.CRITICAL)
-  replies, sys.stdout = sys.stdout, sys.stderr
+  verdicts, sys.stdout = sys.stdout, sys.stderr
   # One formula, whole: nothing is searched for in a text.
   read = functools.partial(
     math_verify.parse,
@@ -258,20 +259,16 @@ def _serve() -> None:
   )
   for pair in (("$(x+1)^2$", "$x^2+2x+1$"), ("$\\sqrt{8}$", "$[1,2)$")):  # slow the first time
     math_verify.verify(*map(read, pair), timeout_seconds=None)
-  print("ready", file=replies, flush=True)
+  print("ready", file=verdicts, flush=True)
   for line in sys.stdin:
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends this process
-    answer, reference = (read(f"${text}$") for text in json.loads(line))
-    same = bool(answer and reference)
-    same = same and math_verify.verify(reference, answer, timeout_seconds=None)
-    pair = [side[0] for side in (answer, reference) if side and isinstance(side[0], sympy.Expr)]
+    answer, truth = (read(f"${text}$") for text in json.loads(line))
+    same = bool(answer and truth)
+    same = same and math_verify.verify(truth, answer, timeout_seconds=None)
+    pair = [side[0] for side in (answer, truth) if side and isinstance(side[0], sympy.Expr)]
     if same and len(pair) == 2 and all(side.is_number for side in pair):
       # The library compares six decimals: all small numbers would be equal.
       a, b = (sympy.N(side.doit()) for side in pair)
       same = bool(abs(b) > 1e-3) or bool(abs(a - b) <= TOLERANCE * abs(b))
     signal.setitimer(signal.ITIMER_PROF, 0)
-    print(json.dumps(bool(same)), file=replies, flush=True)
-
-
-if __name__ == "__main__":
-  _serve()
+    print(json.dumps(bool(same)), file=verdicts, flush=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import batch, json_lines, records, rows, store
+from rmsd_jax.tasks import Rules
 
 MAX_NAMED = 8  # places named of each finding
 
@@ -73,7 +74,7 @@ class Tally:
 
 def of_files(
   jsonl: Sequence[str],
-  rules: rows.Rules,
+  rules: Rules,
   progress: Callable[[int], json_lines.Progress],
   *,
   k: int = 0,
@@ -93,7 +94,7 @@ def of_files(
   """
   sweep, root = _Sweep(rules), json_lines.common_folder(jsonl)
   for path in jsonl:
-    for number, _, _, record in json_lines.read(path, rules.closed, root):
+    for number, _, _, record in json_lines.read(path, rules, root):
       place = f"line {number}" if len(jsonl) == 1 else f"{path} line {number}"
       sweep.look(path, place, record)
   found = sweep.findings(bad_share)
@@ -111,7 +112,7 @@ def of_files(
 
 def of_pool(
   directory: str,
-  rules: rows.Rules,
+  rules: Rules,
   progress: Callable[[int], json_lines.Progress],
   *,
   k: int = 0,
@@ -141,7 +142,7 @@ def of_pool(
     with progress(len(opened)) as bar:
       for index in range(len(opened)):
         row = opened[index]
-        _check_row(opened, index, row, rules.score)
+        _check_row(opened, index, row, rules)
         shown = _media(row)
         for digest in shown:
           frames[split].setdefault(digest, row.clip)
@@ -172,17 +173,15 @@ def _media(row: rows.Row) -> tuple[str, ...]:
   return tuple(digest.hexdigest() for digest in shown)
 
 
-def _check_row(
-  opened: store.Pool, index: int, row: rows.Row, score: Callable[..., rows.Score]
-) -> None:
+def _check_row(opened: store.Pool, index: int, row: rows.Row, rules: Rules) -> None:
   """Raises UserError for a row that cannot be batched, or whose scores are not what they were."""
   bucket = opened.buckets[row.bucket]
   batch.collate([row], [index], bucket, len(row.texts), opened.layout)
   if (row.bucket, row.task) != (opened.bucket_N[index], opened.task_N[index]):
     raise UserError(f"row {index} ({row.id!r}) is not the one in the index; build the pool again")
-  for k, text in enumerate(row.texts):
+  for k, reply in enumerate(row.texts):
     given = (row.answer, row.options, row.finish_reasons[k], int(row.tokens_K[k]))
-    fresh = score(row.task, text, *given, bucket.response)
+    fresh = rules.score(row.task, reply, *given, bucket.response)
     if fresh.valid != row.valid_K[k] or abs(fresh.quality - row.quality_K[k]) > 1e-6:
       raise UserError(
         f"response {k} of row {row.id!r} is stored with quality {row.quality_K[k]:g}, but scores "
@@ -215,7 +214,7 @@ def same_bytes(
 class _Sweep:
   """One pass over the lines of JSON Lines files."""
 
-  def __init__(self, rules: rows.Rules):
+  def __init__(self, rules: Rules):
     self.rules = rules
     self.tally = Tally()
     self.faults = collections.defaultdict(list)  # (kind, pattern) -> [(place, reason)]
@@ -269,7 +268,7 @@ class _Sweep:
 
 
 def _faults(
-  record: records.Record | records.RecordFault, rules: rows.Rules, folder: str, ids: dict[str, str]
+  record: records.Record | records.RecordFault, rules: Rules, folder: str, ids: dict[str, str]
 ) -> list[tuple[str, str]]:
   """(kind, reason) of everything that makes a line unusable."""
   if isinstance(record, records.RecordFault):
@@ -302,12 +301,12 @@ def _compare(
   found: Findings,
   ours: set[str],
   against: str,
-  rules: rows.Rules,
+  rules: Rules,
   progress: Callable[[int], json_lines.Progress],
 ) -> None:
   theirs, faulty = set(), 0
   root = json_lines.common_folder([against])
-  for _, _, _, record in json_lines.read(against, rules.closed, root):
+  for _, _, _, record in json_lines.read(against, rules, root):
     if isinstance(record, records.RecordFault):
       faulty += 1
     else:

@@ -21,7 +21,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import children
 from rmsd_jax.data.json_lines import Line, Progress, Quarantine, scan
 from rmsd_jax.data.records import Record
-from rmsd_jax.data.rows import Rules
+from rmsd_jax.tasks import Rules
 from rmsd_jax.teacher import journal, request
 from rmsd_jax.teacher.endpoint import Endpoint, OverBudget, Unanswered
 from rmsd_jax.teacher.journal import Entry, Journal
@@ -92,7 +92,7 @@ class Job:
     """(line, record, text) of the lines that lack answers."""
     for line in self.lines:
       if self.missing(line):
-        record = line.read(self.rules.closed)
+        record = line.read(self.rules)
         yield line, record, self.rules.prompt_text(record.task, record.question, record.options)
 
 
@@ -131,8 +131,8 @@ def prepare(
       f"--temperature 0 gives {samples} times the same response; raise it, or take --samples 1"
     )
   job = Job(asking_, rules, [], {}, {}, collections.defaultdict(list), quarantine.kinds)
-  for line in scan(prompts, rules.closed, quarantine):
-    record = line.read(rules.closed)
+  for line in scan(prompts, rules, quarantine):
+    record = line.read(rules)
     if fault := rules.validate(record.task, record.answer, record.options):
       quarantine.add(line.path, line.number, line.id, "RecordFault", fault)
       continue

@@ -17,6 +17,7 @@ from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data import children, rows
 from rmsd_jax.data.json_lines import Line, Progress, Quarantine, scan
 from rmsd_jax.data.processor import Processor
+from rmsd_jax.tasks import Rules
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 ROUND = {"prompt": 128, "response": 128}  # multiples that attention on TPU can take
@@ -41,7 +42,7 @@ class Plan:
 def plan(
   jsonl: Sequence[str | os.PathLike],
   processor: Processor,
-  rules: rows.Rules,
+  rules: Rules,
   progress: Callable[[int], Progress],
   workers: int = 2,
   limit_s: float = 60.0,
@@ -49,7 +50,7 @@ def plan(
   """Looks at every record of JSON Lines files.
 
   Args:
-    processor, rules: picklable; every child process gets a copy.
+    processor, rules: every child process gets a copy.
     progress: called with the number of records that will be looked at.
     workers, limit_s: child processes that read headers, and seconds that each has for a record.
 
@@ -58,7 +59,7 @@ def plan(
   """
   found, media, unusable = [], collections.Counter(), {}
   with Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
-    lines = scan(jsonl, rules.closed, quarantine)
+    lines = scan(jsonl, rules, quarantine)
   for kind, count in quarantine.kinds.items():
     unusable[kind] = (count, quarantine.first)
   with progress(len(lines)) as bar:
@@ -80,14 +81,14 @@ class _Look:
   """Line -> (its smallest bucket, sizes of its media); runs in child processes."""
 
   processor: Processor
-  rules: rows.Rules
+  rules: Rules
 
   def __call__(self, line: Line) -> tuple[Bucket, list[tuple]]:
-    record = line.read(self.rules.closed)
+    record = line.read(self.rules)
     bucket, plans = self.processor.plan(rows.messages(record, line.folder, self.rules))
     ended = [r.text for r in record.responses if r.finish_reason == "stop"]
     longest = max(
-      (len(self.processor.tokenizer.encode_response(text)) for text in ended), default=0
+      (len(self.processor.tokenizer.encode_response(reply)) for reply in ended), default=0
     )
     sizes = [(p.layout.kind, p.frames, p.height, p.width, p.tokens) for p in plans]
     return bucket._replace(response=longest), sizes

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data import children, json_lines, records, rows, store
+from rmsd_jax.data import children, json_lines, records, store
+from rmsd_jax.tasks import Rules
 from rmsd_jax.teacher import variance
 
 CHUNK = 16  # lines that a child is given at a time: to hand one over costs more than to score it
@@ -23,15 +24,9 @@ _SCORES = ("outer", "inner", "content", "valid", "quality", "rouge")
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-  """Lines -> scored questions; runs in child processes, so its parts must be picklable.
+  """Lines -> scored questions; runs in child processes."""
 
-  Attributes:
-    rules: the tasks.
-    answer_of: (task, response text, options) -> the answer in it, "" where there is none.
-  """
-
-  rules: rows.Rules
-  answer_of: variance.AnswerOf
+  rules: Rules
 
   def __call__(
     self, lines: Sequence[json_lines.Line]
@@ -46,11 +41,14 @@ class Scorer:
 
   def question(self, line: json_lines.Line) -> variance.Question:
     """The question of one line; UserError where its ground truth does not suit its task."""
-    record = line.read(self.rules.closed)
+    record = line.read(self.rules)
     if fault := self.rules.validate(record.task, record.answer, record.options):
       raise records.RecordFault(line.number, fault)
-    scores = [self._score(record, response) for response in record.responses]
-    answers = [self.answer_of(record.task, r.text, record.options) for r in record.responses]
+    scores = [
+      self.rules.score(record.task, r.text, record.answer, record.options, r.finish_reason)
+      for r in record.responses
+    ]
+    answers = [self.rules.answer_of(record.task, r.text, record.options) for r in record.responses]
     return variance.Question(
       id=record.id,
       clip=record.clip,
@@ -63,15 +61,11 @@ class Scorer:
       **{f"{name}_K": np.array([getattr(s, name) for s in scores]) for name in _SCORES},
     )
 
-  def _score(self, record: records.Record, response: records.Response) -> rows.Score:
-    given = (response.text, record.answer, record.options, response.finish_reason)
-    return self.rules.score(record.task, *given, 0, 0)  # tokens, and the most that fit
-
 
 def write(
   jsonl: Sequence[str | os.PathLike],
   out: str | os.PathLike,
-  scorer: Scorer,
+  rules: Rules,
   progress: Callable[[int], json_lines.Progress],
   *,
   workers: int = 2,
@@ -101,18 +95,19 @@ def write(
   _check_workers(workers)
   responses = 0
   with json_lines.new_file(out) as file, json_lines.kept_quarantine(out, bad_share) as quarantine:
-    lines = json_lines.scan(jsonl, scorer.rules.closed, quarantine)
+    lines = json_lines.scan(jsonl, rules, quarantine)
     with progress(len(lines)) as bar:
-      for _, question in json_lines.usable(_results(scorer, lines, workers), quarantine, bar):
-        file.write(json.dumps(_entry(question, scorer.rules.version)) + "\n")
+      for _, question in json_lines.usable(_results(rules, lines, workers), quarantine, bar):
+        file.write(json.dumps(_entry(question, rules.version)) + "\n")
         responses += len(question.quality_K)
     return responses, dict(sorted(quarantine.kinds.items()))
 
 
 def _results(
-  scorer: Scorer, lines: Sequence[json_lines.Line], workers: int
+  rules: Rules, lines: Sequence[json_lines.Line], workers: int
 ) -> Iterator[tuple[json_lines.Line, variance.Question | children.Failure]]:
   """As `children.run`, in chunks; where a child failed, its lines are tried again one by one."""
+  scorer = Scorer(rules)
   chunks = [lines[i : i + CHUNK] for i in range(0, len(lines), CHUNK)]
   for chunk, made in children.run(scorer, chunks, workers, SECONDS):
     if isinstance(made, children.Failure):
@@ -163,7 +158,7 @@ class Scored:
 
 
 def of_pool(
-  opened: store.Pool, answer_of: variance.AnswerOf, progress: Callable[[int], json_lines.Progress]
+  opened: store.Pool, rules: Rules, progress: Callable[[int], json_lines.Progress]
 ) -> Scored:
   """The questions of one split of a built pool, with the scores that it stores."""
   places, questions = [], []
@@ -172,7 +167,7 @@ def of_pool(
       row = opened[index]
       if row.texts:
         places.append(index)
-        questions.append(variance.of_row(row, answer_of))
+        questions.append(variance.of_row(row, rules))
       bar.update(1)
 
   def prompt(place: int) -> Prompt:
@@ -185,7 +180,7 @@ def of_pool(
 def of_files(
   jsonl: Sequence[str],
   split: str,
-  scorer: Scorer,
+  rules: Rules,
   progress: Callable[[int], json_lines.Progress],
   workers: int = 2,
 ) -> Scored:
@@ -197,12 +192,12 @@ def of_files(
   _check_workers(workers)
   places, questions, silent = [], [], 0
   with json_lines.Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
-    lines = json_lines.scan(jsonl, scorer.rules.closed, quarantine)
+    lines = json_lines.scan(jsonl, rules, quarantine)
     chosen = [line for line in lines if line.split == split]
     if not chosen:
       raise UserError(f"no record of split {split!r} in {', '.join(jsonl)}; give another --split")
     with progress(len(chosen)) as bar:
-      for line, question in json_lines.usable(_results(scorer, chosen, workers), quarantine, bar):
+      for line, question in json_lines.usable(_results(rules, chosen, workers), quarantine, bar):
         if len(question.quality_K):
           places.append(line)
           questions.append(question)
@@ -210,7 +205,7 @@ def of_files(
           silent += 1
 
   def prompt(place: int) -> Prompt:
-    record = places[place].read(scorer.rules.closed)
+    record = places[place].read(rules)
     texts = tuple(response.text for response in record.responses)
     return Prompt(record.question, record.options, record.answer, texts)
 

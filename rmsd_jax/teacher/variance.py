@@ -7,12 +7,13 @@ one question. Axes: N questions, K responses of a question (K may differ between
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from rmsd_jax.data.rows import Row
+from rmsd_jax.tasks import Rules
 
 TAUS = (0.0, 0.2, 0.3, 0.5)  # the paper's sweep
 TAU = 0.3  # the paper's threshold
@@ -32,7 +33,6 @@ PAPER = {
 PAPER_KEPT = dict(zip(TAUS, (1.0, 0.87, 0.72, 0.45), strict=True))
 
 Figures = dict[str, dict[str, Any]]  # name of a group -> its figures
-AnswerOf = Callable[[str, str, Sequence[str]], str]  # (task, response, options) -> its answer
 # Columns of the table: what is one number each.
 _COLUMNS = (
   "questions", "responses", "violations", "cut_off", "agreement", "mean", "sd_across", "sd_within",
@@ -88,12 +88,12 @@ class Question:
     ]
 
 
-def of_row(row: Row, answer_of: AnswerOf) -> Question:
-  """The question that a row of a built pool is; `answer_of` finds the answer in a response."""
+def of_row(row: Row, rules: Rules) -> Question:
+  """The question that a row of a built pool is, with the scores that it stores."""
   columns = ("outer_K", "inner_K", "content_K", "quality_K", "valid_K", "rouge_K")
   names = ("id", "clip", "task", "closed", "teachers", "finish_reasons", *columns)
   return Question(
-    same_K=alike([answer_of(row.task, text, row.options) for text in row.texts]),
+    same_K=alike([rules.answer_of(row.task, reply, row.options) for reply in row.texts]),
     length_K=row.tokens_K,
     **{name: getattr(row, name) for name in names},
   )

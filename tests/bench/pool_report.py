@@ -4,7 +4,7 @@
 
 Writes JSON Lines of that many questions over all ten tasks, with 4 responses each: right ones,
 some of them in other words, near ones, wrong ones, broken and truncated ones, after 80 words of
-reasoning. References differ from question to question in the shape of the registry's examples, so
+reasoning. Truths differ from question to question in the shape of the registry's examples, so
 that no cache of formulas helps. Then runs `pool score` and `pool report --html` on the file, each
 in a process of its own as a user would, and prints their seconds. Bar: 300 s together on 2 cores.
 """
@@ -40,25 +40,25 @@ def scaled(value, factor: float):
 
 
 def variant(name: str, rng: random.Random) -> tuple[object, list[str]]:
-  """A reference in the shape of the task's example, and answers to it: right, near, wrong."""
+  """A ground truth in the shape of the task's example, and answers to it: right, near, wrong."""
   example = registry.TASKS[name].example
   if name == "multiple_choice":
-    return example.reference, [example.reference, "(B)", example.wrong]
+    return example.truth, [example.truth, "(B)", example.wrong]
   if name == "math":
     a, b = rng.randrange(1, 9_999), rng.randrange(2, 9_999)
     frac = f"\\frac{{{a}}}{{{b}}}"
     return frac, [frac, f"\\frac{{{2 * a}}}{{{2 * b}}}", f"\\frac{{{a + 1}}}{{{b}}}"]
-  if isinstance(example.reference, str):
+  if isinstance(example.truth, str):
     text = words(rng, rng.randrange(4, 40))
     return text, [text, f"{text} {words(rng, 3)}", words(rng, 12)]
-  truth = scaled(example.reference, rng.uniform(0.5, 1.0))
+  truth = scaled(example.truth, rng.uniform(0.5, 1.0))
   return truth, [json.dumps(truth), json.dumps(scaled(truth, 0.95)), example.wrong]
 
 
 def record(number: int, rng: random.Random) -> dict:
   """A question with 4 responses."""
   name = sorted(registry.TASKS)[number % len(registry.TASKS)]
-  reference, answers = variant(name, rng)
+  truth, answers = variant(name, rng)
   responses = []
   for _ in range(4):
     answer = rng.choices(answers, weights=(5, 3, 2))[0]
@@ -70,7 +70,7 @@ def record(number: int, rng: random.Random) -> dict:
   options = list(registry.TASKS[name].example.options)
   return {
     "id": f"q{number}", "task": name, "question": f"{words(rng, 10)}?", "options": options,
-    "answer": reference, "clip": f"clip {number // 4}", "responses": responses,
+    "answer": truth, "clip": f"clip {number // 4}", "responses": responses,
   }  # fmt: skip
 
 

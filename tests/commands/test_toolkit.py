@@ -9,7 +9,7 @@ import small_records
 from rmsd_jax import cli
 from rmsd_jax import pool as command
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.tasks import registry
+from rmsd_jax.tasks import quality, registry
 
 TASKS = sorted(registry.TASKS)
 
@@ -30,7 +30,7 @@ def file(tmp_path_factory):
 def test_score_says_what_it_wrote_and_what_it_left_out(file, tmp_path, capsys):
   out = tmp_path / "new" / "scores.jsonl"
   said = call(capsys, "score", file, "--out", out, "--workers", 1, "--max-bad-share", 0.5)
-  assert f"40 responses scored by rules {command.quality.SCORER_VERSION!r} into {out}" in said
+  assert f"40 responses scored by rules {quality.SCORER_VERSION!r} into {out}" in said
   assert f"1 lines in quarantine (RecordFault 1); reasons in {out}.quarantine.jsonl" in said
   assert len(out.read_text().splitlines()) == len(TASKS)
 
@@ -40,7 +40,7 @@ def test_tolerances_change_scores_and_the_rules_name(tmp_path, capsys):
   made["responses"] = [{"text": "<think>x</think><answer>104</answer>"}]
   file, version = (
     small_records.write(tmp_path / "pool.jsonl", [made]),
-    command.quality.SCORER_VERSION,
+    quality.SCORER_VERSION,
   )
   for flags, name, content in (
     ((), version, 0.0),

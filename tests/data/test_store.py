@@ -21,7 +21,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data import media, rows, store
 from rmsd_jax.data.processor import Processor, patches_from_picture
-from rmsd_jax.tasks import quality
+from rmsd_jax.tasks import Rules, quality
 
 BUCKETS = (Bucket(500, 80, 4, 36), Bucket(400, 60, 4, 36))
 GOOD = "<think>I see it.</think><answer>B</answer>"
@@ -87,7 +87,7 @@ def write(path, values):
 def build(world, out, values, processor, **changes):
   jsonl = write(world / f"{out.parent.name}.jsonl", values)
   given = {"progress": Watch, "workers": 1, **changes}
-  return store.build([jsonl], out, processor, command.rules(), BUCKETS, **given)
+  return store.build([jsonl], out, processor, Rules(), BUCKETS, **given)
 
 
 RECORDS = [
@@ -130,7 +130,7 @@ def test_rows_hold_what_the_processor_and_the_scorer_gave(built, world, processo
   train = by_id(store.open_pool(out, "train"))
   assert sorted(train) == ["1", "2", "4", "6"]
   row = train["2"]
-  question = command.prompt_text("multiple_choice", row.question, row.options)
+  question = Rules().prompt_text("multiple_choice", row.question, row.options)
   item = {"type": "video", "video": str(world / "a.mp4")}
   content = [item, {"type": "text", "text": question}]
   prompt = processor.prompt([{"role": "user", "content": content}])
@@ -293,7 +293,7 @@ def test_a_build_that_cannot_be_good_fails(world, processor, tmp_path, values, c
 def test_impossible_buckets_are_refused(world, processor, tmp_path, bucket):
   jsonl = write(world / "one.jsonl", [record("1")])
   with pytest.raises(UserError, match="bucket"):
-    store.build([jsonl], tmp_path / "p", processor, command.rules(), [bucket], progress=Watch)
+    store.build([jsonl], tmp_path / "p", processor, Rules(), [bucket], progress=Watch)
 
 
 def test_what_exists_is_replaced_only_on_demand_and_only_if_it_is_a_pool(
@@ -357,9 +357,8 @@ def call(capsys, *args):
 
 
 def test_check_notices_a_score_that_has_changed(built, capsys, monkeypatch):
-  monkeypatch.setattr(
-    command.quality, "score", lambda *given: quality.Score(1, 1, 0.5, True, 0.5, 0)
-  )
+  changed = quality.Score(1, 1, 0.5, True, 0.5, 0)
+  monkeypatch.setattr(Rules, "score", lambda *given: changed)
   with pytest.raises(UserError, match="is stored with quality ., but scores 0.5 now"):
     call(capsys, "check", built[0])
 
@@ -387,7 +386,7 @@ def test_the_page_of_a_built_pool_counts_tokens(built, capsys, tmp_path):
 
 def test_check_notices_a_changed_scorer(built, capsys, monkeypatch):
   built_by = quality.SCORER_VERSION
-  monkeypatch.setattr(command.quality, "SCORER_VERSION", "0")
+  monkeypatch.setattr(quality, "SCORER_VERSION", "0")
   with pytest.raises(UserError, match=f"scored by rules {built_by!r}, these are .0."):
     call(capsys, "check", built[0])
 

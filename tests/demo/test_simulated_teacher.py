@@ -13,7 +13,7 @@ from rmsd_jax.demo import simulated_teacher as teacher_lib
 from rmsd_jax.demo import world
 from rmsd_jax.demo.questions import answer_of, letter_of
 from rmsd_jax.demo.simulated_teacher import MARKER, NOISE, TaskNoise, Teacher
-from rmsd_jax.tasks import quality, registry
+from rmsd_jax.tasks import Rules, registry
 
 SURE = {task: TaskNoise(error=1e-6, agreement=0.5, malformed=0.0) for task in NOISE}
 
@@ -28,8 +28,8 @@ def drawn(count, seed=0, still=lambda number: number % 6 == 0):
 
 
 def scored(question, response):
-  return quality.score(
-    registry.get(question.task),
+  return Rules().score(
+    question.task,
     response["text"],
     question.answer,
     question.options,

@@ -12,7 +12,7 @@ from rmsd_jax.demo import world
 from rmsd_jax.demo.plain_texts import plain_texts
 from rmsd_jax.demo.questions import questions
 from rmsd_jax.demo.simulated_teacher import Teacher, respond
-from rmsd_jax.tasks import registry
+from rmsd_jax.tasks import Rules
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,7 @@ def test_texts_of_the_demo_are_short(trained):
     rng = np.random.default_rng(number)
     scene = (world.make_still if number % 6 == 0 else world.make_scene)(rng, "test")
     for question in questions(scene, rng):
-      task = registry.get(question.task)
-      prompt = registry.prompt_text(task, question.text, question.options)
+      prompt = Rules().prompt_text(question.task, question.text, question.options)
       assert len(trained.encode(prompt).ids) <= 60
       for response in respond(question, Teacher(), rng):
         assert len(trained.encode(response["text"]).ids) + 1 <= 56

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import small_records
 
-from rmsd_jax import pool as command
 from rmsd_jax.data import records
 from rmsd_jax.report import teacher_page, teacher_plots
-from rmsd_jax.tasks import registry
+from rmsd_jax.tasks import Rules, registry
 from rmsd_jax.teacher import scores, variance
 
 LEVELS = ["one two three four", "one two three x", "one two x x", "x x x x"]  # 1, 3/4, 1/2, 0
@@ -26,20 +25,20 @@ class Line:
   def __init__(self, value):
     self.value = value
 
-  def read(self, known_tasks):
-    return records.parse(json.dumps(self.value), self.number, known_tasks)
+  def read(self, rules):
+    return records.parse(json.dumps(self.value), self.number, rules.tasks)
 
 
 def judged(value):
   """A record's question as `scores.Scorer` makes it, without processes."""
-  return command.scorer(command.rules()).question(Line(value))
+  return scores.Scorer(Rules()).question(Line(value))
 
 
 def scored(values, unusable=("", 0)):
   lines = [Line(value) for value in values]
 
   def prompt(place):
-    record = lines[place].read(registry.TASKS)
+    record = lines[place].read(Rules())
     texts = tuple(response.text for response in record.responses)
     return scores.Prompt(record.question, record.options, record.answer, texts)
 
@@ -102,7 +101,7 @@ def test_examples_are_the_questions_whose_responses_differ_most():
   assert shown[0]["spread"] == pytest.approx(statistics.stdev([1, 0]))
   assert [one["quality"] for one in shown[2]["teachers"]] == [1, 0, 1, 0]
   assert shown[2]["teachers"][0]["text"].endswith("<answer>one two three four</answer>")
-  assert shown[1]["answer"] == registry.TASKS["math"].example.reference
+  assert shown[1]["answer"] == registry.TASKS["math"].example.truth
   steady = scored(several()[:1])
   assert teacher_page.examples(steady) == []
 

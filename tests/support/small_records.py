@@ -12,13 +12,13 @@ def said(answer, **changes):
 def of_task(name, **changes):
   """A record of a task with four responses: right, wrong, broken, and right but cut off."""
   example = registry.TASKS[name].example
-  right = registry.spelled(example.reference)
+  right = registry.spelled(example.truth)
   return {
     "id": name,
     "task": name,
     "question": "What is it?",
     "options": list(example.options),
-    "answer": example.reference,
+    "answer": example.truth,
     "clip": f"clip of {name}",
     "responses": [
       said(right),

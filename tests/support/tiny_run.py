@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from tiny_model import random_params
 
 from rmsd_jax import cli, train_rl
-from rmsd_jax import pool as pool_command
 from rmsd_jax.core import named, sharding
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.core.progress import Progress
@@ -73,7 +72,7 @@ def pool_folder() -> pathlib.Path:
     Processor(
       model_folder(), sampling=media.Sampling(), video_pixels=anything, image_pixels=anything
     ),
-    pool_command.rules(),
+    Rules(),
     [BUCKET],
     progress=functools.partial(Progress, label="records"),
     workers=1,

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rmsd_jax.tasks import quality, registry, reward, symbolic
+from rmsd_jax.tasks import Rules, registry, symbolic
 
 SECONDS = 0.05  # most for one response
 TASKS = sorted(registry.TASKS)
@@ -136,16 +136,16 @@ ANSWERS = {
 
 
 def right(name: str) -> str:
-  return registry.spelled(registry.get(name).example.reference)
+  return registry.spelled(registry.get(name).example.truth)
 
 
-def graded(name: str, text: str):
+def graded(name: str, reply: str):
   """(R_outer, R_task, R_content) and the least of a few timings: the machine may be busy."""
-  (reference, _, options), seconds = registry.get(name).example, []
+  (truth, _, options), seconds = registry.get(name).example, []
   for _ in range(3):
     symbolic._judged.cache_clear()
     began = time.perf_counter()
-    terms = reward.rule_terms(registry.get(name), text, reference, options)
+    terms = Rules().terms(name, reply, truth, options)
     seconds.append(time.perf_counter() - began)
     if seconds[-1] < SECONDS:
       break
@@ -161,19 +161,19 @@ def test_the_corpus_is_large_and_of_different_texts():
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("frame", FRAMES)
 def test_the_right_answer_outside_the_format_earns_nothing(name, frame):
-  text = FRAMES[frame].format(a=right(name))
-  terms, seconds = graded(name, text)
+  reply = FRAMES[frame].format(a=right(name))
+  terms, seconds = graded(name, reply)
   assert terms == (0.0, 0.0, 0.0)
-  reference, _, options = registry.get(name).example
-  assert quality.score(registry.get(name), text, reference, options).quality == 0
+  truth, _, options = registry.get(name).example
+  assert Rules().score(name, reply, truth, options).quality == 0
   assert seconds < SECONDS
 
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_what_is_no_answer_earns_the_outer_format_alone(name, answer):
-  text = f"<think>x</think><answer>{ANSWERS[answer]}</answer>"
-  (outer, inner, content), seconds = graded(name, text)
+  reply = f"<think>x</think><answer>{ANSWERS[answer]}</answer>"
+  (outer, inner, content), seconds = graded(name, reply)
   assert (outer, content) == (1.0, 0.0)
   said_something = bool(ANSWERS[answer].strip())
   assert inner == (float(said_something) if name in TEXT_TASKS else 0.0)

@@ -1,4 +1,4 @@
-"""The table of tasks: good references, bad ones, hostile answers, prompts."""
+"""The table of tasks: good ground truths, bad ones, hostile answers."""
 
 import math
 
@@ -19,9 +19,7 @@ HOSTILE = {
   "long number": "9" * 100_000,
   "many words": "3 7 " * 100_000,
 }
-CASES = {
-  name: (task.example.reference, task.example.options) for name, task in registry.TASKS.items()
-}
+CASES = {name: (task.example.truth, task.example.options) for name, task in registry.TASKS.items()}
 TASK_NAMES = sorted(registry.TASKS)
 
 
@@ -31,29 +29,29 @@ def test_only_open_ended_has_no_metric():
 
 @pytest.mark.parametrize("name", TASK_NAMES)
 def test_the_wrong_example_is_in_format_and_wrong(name):
-  task, (reference, options) = registry.get(name), CASES[name]
-  assert task.check(task.example.wrong, options, reference) == 1.0
-  assert task.metric(task.example.wrong, options, reference) == 0.0
+  task, (truth, options) = registry.get(name), CASES[name]
+  assert task.check(task.example.wrong, options, truth) == 1.0
+  assert task.metric(task.example.wrong, options, truth) == 0.0
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
-def test_a_good_reference_is_its_own_perfect_answer(name):
-  task, (reference, options) = registry.get(name), CASES[name]
-  answer = registry.spelled(reference)
+def test_a_good_truth_is_its_own_perfect_answer(name):
+  task, (truth, options) = registry.get(name), CASES[name]
+  answer = registry.spelled(truth)
   assert task.name == name
-  assert task.validate(reference, options) is None
-  assert task.check(answer, options, reference) == 1.0
-  assert task.metric(answer, options, reference) == 1.0
+  assert task.validate(truth, options) is None
+  assert task.check(answer, options, truth) == 1.0
+  assert task.metric(answer, options, truth) == 1.0
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
 def test_no_answer_makes_a_task_raise(name, answer):
-  task, (reference, options) = registry.get(name), CASES[name]
-  assert task.check(answer, options, reference) == (
+  task, (truth, options) = registry.get(name), CASES[name]
+  assert task.check(answer, options, truth) == (
     1.0 if name in ("ocr", "math", "open_ended") and answer else 0.0
   )
-  assert 0.0 <= task.metric(answer, options, reference) <= 1.0
+  assert 0.0 <= task.metric(answer, options, truth) <= 1.0
 
 
 JSONISH = st.sampled_from(
@@ -64,14 +62,14 @@ JSONISH = st.sampled_from(
 @pytest.mark.parametrize("name", TASK_NAMES)
 @given(answer=st.text(max_size=40) | st.lists(JSONISH, max_size=9).map("".join))
 def test_metrics_are_bounded_and_need_the_format(name, answer):
-  task, (reference, options) = registry.get(name), CASES[name]
-  inner, content = task.check(answer, options, reference), task.metric(answer, options, reference)
+  task, (truth, options) = registry.get(name), CASES[name]
+  inner, content = task.check(answer, options, truth), task.metric(answer, options, truth)
   assert 0.0 <= content <= 1.0
   assert inner >= 0.5 or content == 0.0
 
 
 @pytest.mark.parametrize(
-  ("name", "reference", "options", "words"),
+  ("name", "truth", "options", "words"),
   [
     ("multiple_choice", "E", OPTIONS, "'E' is not the letter"),
     ("multiple_choice", 1, OPTIONS, "1 is not the letter"),
@@ -102,20 +100,20 @@ def test_metrics_are_bounded_and_need_the_format(name, answer):
     ("open_ended", ["x" * 500], (), "..."),
   ],
 )
-def test_a_bad_reference_is_faulted_and_never_graded(name, reference, options, words):
+def test_a_bad_truth_is_faulted_and_never_graded(name, truth, options, words):
   task = registry.get(name)
-  fault = task.validate(reference, options)
+  fault = task.validate(truth, options)
   assert words in fault
   assert "\n" not in fault and len(fault) < 200
   with pytest.raises(UserError, match=name):
-    task.metric("A", options, reference)
+    task.metric("A", options, truth)
 
 
-@pytest.mark.parametrize("reference", [[1, 2.5], {"time": [1, 2.5]}, '{"time": [1, 2.5]}'])
-def test_a_structured_reference_may_be_list_object_or_text(reference):
+@pytest.mark.parametrize("truth", [[1, 2.5], {"time": [1, 2.5]}, '{"time": [1, 2.5]}'])
+def test_a_structured_truth_may_be_list_object_or_text(truth):
   task = registry.get("temporal_grounding")
-  assert task.validate(reference, ()) is None
-  assert task.metric('{"time": [1, 4]}', (), reference) == 0.5
+  assert task.validate(truth, ()) is None
+  assert task.metric('{"time": [1, 4]}', (), truth) == 0.5
 
 
 def test_tolerances_reach_the_numerical_task_alone():
@@ -130,12 +128,3 @@ def test_tolerances_reach_the_numerical_task_alone():
 def test_an_unknown_task_is_refused_with_the_names_there_are():
   with pytest.raises(UserError, match="'riddle'.*multiple_choice, numerical"):
     registry.get("riddle")
-
-
-def test_prompt_has_question_options_and_format_each_on_a_line():
-  lines = registry.prompt_text(registry.get("multiple_choice"), " Which? ", OPTIONS).split("\n")
-  assert lines[:-1] == ["Which?", *OPTIONS]
-  for name in TASK_NAMES:
-    text = registry.prompt_text(registry.get(name), "Which?")
-    assert text.startswith("Which?\nReply as <think>") and text.count("\n") == 1
-    assert "</think><answer>" in text and "</answer>" in text

@@ -108,14 +108,14 @@ BOMBS = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "reference"), SAME)
-def test_the_same_result_in_other_words(answer, reference):
-  assert symbolic.equal(answer, reference)
+@pytest.mark.parametrize(("answer", "truth"), SAME)
+def test_the_same_result_in_other_words(answer, truth):
+  assert symbolic.equal(answer, truth)
 
 
-@pytest.mark.parametrize(("answer", "reference"), DIFFERENT)
-def test_a_different_result(answer, reference):
-  assert not symbolic.equal(answer, reference)
+@pytest.mark.parametrize(("answer", "truth"), DIFFERENT)
+def test_a_different_result(answer, truth):
+  assert not symbolic.equal(answer, truth)
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=[repr(bomb[:16]) for bomb in BOMBS])
@@ -141,7 +141,7 @@ def test_a_pair_without_a_verdict_is_not_judged_again(monkeypatch):
   asked = []
 
   class Hung:
-    def ask(self, answer, reference):
+    def ask(self, answer, truth):
       asked.append(answer)
       raise TimeoutError
 

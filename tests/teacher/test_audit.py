@@ -11,10 +11,10 @@ import pytest
 import small_records
 from small_pool import MemoryPool, make_pool, make_row
 
-from rmsd_jax import pool as command
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import rows
+from rmsd_jax.tasks import Rules, quality
 from rmsd_jax.teacher import audit
 
 
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 def look(folder, values, progress=None, **changes):
   path = small_records.write(folder / "pool.jsonl", values)
-  return audit.of_files([str(path)], command.rules(), progress or Read(), **changes)
+  return audit.of_files([str(path)], Rules(), progress or Read(), **changes)
 
 
 def line_of(found, start):
@@ -98,7 +98,7 @@ def test_a_file_without_a_usable_record_is_unusable(folder):
   assert "no usable record" in look(folder, ["{"], bad_share=1.0).fatal[0]
   assert "no usable record" in look(folder, [], bad_share=1.0).fatal[0]
   with pytest.raises(UserError, match="no file"):
-    audit.of_files(["nowhere.jsonl"], command.rules(), Read())
+    audit.of_files(["nowhere.jsonl"], Rules(), Read())
 
 
 def test_questions_asked_twice_and_responses_said_twice(folder):
@@ -159,7 +159,7 @@ def test_a_file_is_one_clip_by_whatever_path_and_two_files_are_two(folder):
     (folder / split / "1.mp4").write_bytes(content)
     values = [record(split, "1.mp4", split=split, question="The same?")]
     paths.append(str(small_records.write(folder / split / "pool.jsonl", values)))
-  found = audit.of_files(paths, command.rules(), Read())
+  found = audit.of_files(paths, Rules(), Read())
   assert found.fatal == [] and line_of(found, "the same question").endswith(": 0")
 
 
@@ -185,7 +185,7 @@ def test_lines_of_several_files_are_told_apart(folder):
   paths = [
     str(small_records.write(folder / name, [record("1")])) for name in ("x.jsonl", "y.jsonl")
   ]
-  found = audit.of_files(paths, command.rules(), Read(), bad_share=1.0)
+  found = audit.of_files(paths, Rules(), Read(), bad_share=1.0)
   assert f"id: id '1' stands in {paths[0]} line 1 already: 1 ({paths[1]} line 1)" in "\n".join(
     found.lines
   )
@@ -193,11 +193,11 @@ def test_lines_of_several_files_are_told_apart(folder):
 
 def searched(monkeypatch, splits, **how):
   """What is found in a pool of these rows."""
-  metadata = {"scorer": command.quality.SCORER_VERSION, "rows": dict.fromkeys(splits, {"ocr": 1})}
+  metadata = {"scorer": quality.SCORER_VERSION, "rows": dict.fromkeys(splits, {"ocr": 1})}
   monkeypatch.setattr(audit.store, "read_metadata", lambda folder: metadata)
   monkeypatch.setattr(audit.store, "open_pool", lambda folder, split: splits[split])
   monkeypatch.setattr(audit, "_check_row", lambda *given: None)  # held by test_pool
-  return audit.of_pool("nowhere", command.rules(), Read(), **how)
+  return audit.of_pool("nowhere", Rules(), Read(), **how)
 
 
 def test_a_built_pool_is_searched_for_frames_that_both_splits_show(monkeypatch):

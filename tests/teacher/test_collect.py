@@ -18,14 +18,14 @@ from rmsd_jax import cli
 from rmsd_jax import pool as command
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import json_lines, records
-from rmsd_jax.tasks import registry
+from rmsd_jax.tasks import Rules, registry
 from rmsd_jax.teacher import collector
 from rmsd_jax.teacher.endpoint import Endpoint, Patience
 from rmsd_jax.teacher.request import Asking, Budget, Tokens
 
 ROOT = pathlib.Path(__file__).parents[2]
 KEY = "sk-secret-0123456789"
-RULES = command.rules()
+RULES = Rules()
 QUESTION = RULES.prompt_text("multiple_choice", "Which card? (0)", ["A. red", "B. blue"])
 ASKING = Asking("big-model", "big", max_tokens=100)
 FAST = Patience(timeout=20, backoff=0.01)
@@ -105,7 +105,7 @@ def test_the_output_goes_into_a_pool_and_the_request_holds_what_the_flags_say(fo
   asking = Asking("big-model", "big", 0.7, 0.9, 64, {"top_k": 20, "max_tokens": None})
   collect(folder, teacher, asking, concurrency=1)
   with json_lines.Quarantine(folder / "q", folder / "q", bad_share=0) as quarantine:
-    lines = json_lines.scan([folder / "pool.jsonl"], RULES.closed, quarantine)
+    lines = json_lines.scan([folder / "pool.jsonl"], RULES, quarantine)
   assert len(lines) == 6 and not quarantine.kinds
   first, second, *_ = read(folder)["0"].responses
   assert first == records.Response(TEXT, "big", "length") and second.finish_reason == "stop"
@@ -117,14 +117,13 @@ def test_the_output_goes_into_a_pool_and_the_request_holds_what_the_flags_say(fo
 
 CHILD = """
 import contextlib, sys, types
+from rmsd_jax.tasks import Rules
 from rmsd_jax.teacher import collector, endpoint, request
 prompts, out, url = sys.argv[1:]
-rules = types.SimpleNamespace(  # without the imports of pool.py, which take seconds
-    closed={"multiple_choice": True}, validate=lambda *a: None, prompt_text=lambda t, q, o: q)
 bar = types.SimpleNamespace(update=lambda n, note: None)
 there = endpoint.Endpoint(url, "x", endpoint.Patience(timeout=20, retries=30, backoff=0.01))
-collector.collect([prompts], out, request.Asking("m", "t"), rules, there, samples=4, concurrency=5,
-                  progress=lambda total, start: contextlib.nullcontext(bar))
+collector.collect([prompts], out, request.Asking("m", "t"), Rules(), there, samples=4,
+                  concurrency=5, progress=lambda total, start: contextlib.nullcontext(bar))
 """
 
 

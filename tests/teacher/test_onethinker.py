@@ -5,10 +5,9 @@ import pathlib
 
 import pytest
 
-from rmsd_jax import pool as command
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import records
-from rmsd_jax.tasks import registry
+from rmsd_jax.tasks import Rules, registry
 from rmsd_jax.teacher.importers import onethinker
 
 BOXES = {"2": [0, 0, 9, 9], "3": [1, 1, 9, 9]}
@@ -46,7 +45,7 @@ TRAINING = [
 def convert(folder, items, name="train.json", **changes):
   (folder / name).write_text(json.dumps(items), encoding="utf-8")
   out = folder / "out" / "pool.jsonl"
-  made = onethinker.convert(folder / name, out, command.rules(), **changes)
+  made = onethinker.convert(folder / name, out, Rules(), **changes)
   lines = out.read_text(encoding="utf-8").splitlines()
   return made, [records.parse(line, 0, registry.TASKS) for line in lines]
 
@@ -103,7 +102,7 @@ def test_the_evaluation_form_is_read_too(tmp_path):
   ]
   assert (record.answer, record.split, record.source) == ("A dog.", "test", "onethinker")
   (tmp_path / "lines.jsonl").write_text(json.dumps(one) + "\n\n" + json.dumps(TRAINING[1]) + "\n")
-  made = onethinker.convert(tmp_path / "lines.jsonl", tmp_path / "two.jsonl", command.rules())
+  made = onethinker.convert(tmp_path / "lines.jsonl", tmp_path / "two.jsonl", Rules())
   assert made.tasks == {"numerical": 1, "open_ended": 1}
 
 
@@ -183,7 +182,7 @@ def test_lines_are_parted_by_line_ends_alone_and_a_broken_one_is_refused_by_its_
   lines = ["\ufeff" + json.dumps(odd, ensure_ascii=False), "", "{", json.dumps(TRAINING[0]), ""]
   (tmp_path / "train.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
   out = tmp_path / "pool.jsonl"
-  made = onethinker.convert(tmp_path / "train.jsonl", out, command.rules())
+  made = onethinker.convert(tmp_path / "train.jsonl", out, Rules())
   assert sum(made.tasks.values()) == 2 and made.refused == {"form": 1}
   (entry,) = map(json.loads, pathlib.Path(f"{out}.quarantine.jsonl").read_text().splitlines())
   assert entry["line"] == 3 and "not JSON" in entry["reason"]
@@ -192,9 +191,9 @@ def test_lines_are_parted_by_line_ends_alone_and_a_broken_one_is_refused_by_its_
 def test_files_that_are_not_of_the_form_are_one_error(tmp_path):
   (tmp_path / "bad.json").write_text("[1")
   with pytest.raises(UserError, match="cannot be read"):
-    onethinker.convert(tmp_path / "bad.json", tmp_path / "out.jsonl", command.rules())
+    onethinker.convert(tmp_path / "bad.json", tmp_path / "out.jsonl", Rules())
   with pytest.raises(UserError, match="nowhere.json cannot be read"):
-    onethinker.convert(tmp_path / "nowhere.json", tmp_path / "out.jsonl", command.rules())
+    onethinker.convert(tmp_path / "nowhere.json", tmp_path / "out.jsonl", Rules())
   (tmp_path / "bad.json").write_text("[]")
   with pytest.raises(UserError, match="none of the 0 items.*there is none"):
-    onethinker.convert(tmp_path / "bad.json", tmp_path / "out.jsonl", command.rules())
+    onethinker.convert(tmp_path / "bad.json", tmp_path / "out.jsonl", Rules())

@@ -13,6 +13,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import media, store
 from rmsd_jax.data.processor import Processor
+from rmsd_jax.tasks import Rules
 from rmsd_jax.teacher import planning
 
 
@@ -27,7 +28,7 @@ def planned(files, **options):
   options = {"video_pixels": anything, "image_pixels": anything} | options
   processor = Processor(tiny_run.model_folder(), sampling=media.Sampling(), **options)
   return planning.plan(
-    files, processor, command.rules(), functools.partial(Progress, label="x", write=False)
+    files, processor, Rules(), functools.partial(Progress, label="x", write=False)
   )
 
 

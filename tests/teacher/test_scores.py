@@ -1,6 +1,5 @@
 """Scores of JSON Lines: those of the scorer itself, in order; unusable lines are set aside."""
 
-import dataclasses
 import json
 import math
 import os
@@ -10,14 +9,13 @@ import pytest
 import small_records
 from small_pool import make_pool
 
-from rmsd_jax import pool as command
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
-from rmsd_jax.tasks import answers, quality, registry, response
+from rmsd_jax.tasks import Rules, answers, quality, registry, response
 from rmsd_jax.teacher import scores, variance
 
 TASKS = sorted(registry.TASKS)
-SCORER = command.scorer(command.rules())
+RULES = Rules()
 BAD = ["{", {"id": "x"}, small_records.of_task("ocr", id="no truth", answer="")]
 
 
@@ -28,7 +26,7 @@ def silent(total):
 def write(folder, values, **changes):
   jsonl = small_records.write(folder / "pool.jsonl", values)
   out = folder / "scores.jsonl"
-  result = scores.write([str(jsonl)], out, SCORER, silent, workers=1, **changes)
+  result = scores.write([str(jsonl)], out, RULES, silent, workers=1, **changes)
   return result, [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -44,12 +42,12 @@ def test_every_response_is_scored_as_the_scorer_does_in_the_order_of_the_file(wr
   _, (responses, _), lines = written
   assert [line["id"] for line in lines] == TASKS and responses == 4 * len(TASKS)
   for line in lines:
-    record, task = small_records.of_task(line["id"]), registry.TASKS[line["task"]]
+    record = small_records.of_task(line["id"])
     assert (line["clip"], line["scorer"]) == (record["clip"], quality.SCORER_VERSION)
     for given, got in zip(record["responses"], line["responses"], strict=True):
       reason = given.get("finish_reason", "stop")
       known = (given["text"], record["answer"], record["options"], reason)
-      fresh = quality.score(task, *known)
+      fresh = RULES.score(line["task"], *known)
       assert (got["teacher"], got["finish_reason"]) == (given["teacher"], reason)
       for name in ("outer", "inner", "content", "valid", "quality"):
         assert got[name] == pytest.approx(getattr(fresh, name)), (line["id"], name)
@@ -69,7 +67,7 @@ def test_rouge_is_of_open_ended_responses_alone_and_leaves_quality_alone(written
       assert all("rouge" not in one for one in line["responses"])
       continue
     texts = [one["text"] for one in small_records.of_task(line["id"])["responses"]]
-    truth = registry.TASKS[line["task"]].example.reference
+    truth = registry.TASKS[line["task"]].example.truth
     by_hand = [
       answers.rouge_l(response.parse(text).answer, truth) if response.parse(text).outer else 0
       for text in texts
@@ -95,11 +93,13 @@ def test_a_failure_leaves_no_scores_but_its_reasons(tmp_path):
   ]  # fmt: skip
 
 
-def dies(task, text, options):
-  """An `answer_of` that takes its process with it."""
-  if "crash" in text:
-    os._exit(7)
-  return text
+class Deadly(Rules):
+  """Rules under which a reply takes its process with it."""
+
+  def answer_of(self, task, reply, options):
+    if "crash" in reply:
+      os._exit(7)
+    return reply
 
 
 def test_a_line_that_ends_its_process_costs_that_line_alone(tmp_path, monkeypatch):
@@ -107,8 +107,7 @@ def test_a_line_that_ends_its_process_costs_that_line_alone(tmp_path, monkeypatc
   values = [small_records.of_task("ocr", id=str(i)) for i in range(5)]
   values[1]["responses"][2]["text"] = "crash"
   path = small_records.write(tmp_path / "pool.jsonl", values)
-  scorer = dataclasses.replace(SCORER, answer_of=dies)
-  scored = scores.of_files([str(path)], "train", scorer, silent, workers=1)
+  scored = scores.of_files([str(path)], "train", Deadly(), silent, workers=1)
   assert [question.id for question in scored.questions] == ["0", "2", "3", "4"]
   assert scored.unusable == (f"{path} line 2: its process died (exit code 7)", 1)
 
@@ -119,15 +118,15 @@ def test_what_exists_is_not_replaced(tmp_path):
     write(tmp_path, [small_records.of_task("ocr")])
   assert (tmp_path / "scores.jsonl").read_text() == "mine\n"
   with pytest.raises(UserError, match="no file .*nowhere.jsonl"):
-    scores.write(["nowhere.jsonl"], tmp_path / "new.jsonl", SCORER, silent, workers=1)
+    scores.write(["nowhere.jsonl"], tmp_path / "new.jsonl", RULES, silent, workers=1)
   with pytest.raises(UserError, match="0 workers; scoring needs at least 1"):
-    scores.write(["nowhere.jsonl"], tmp_path / "new.jsonl", SCORER, silent, workers=0)
+    scores.write(["nowhere.jsonl"], tmp_path / "new.jsonl", RULES, silent, workers=0)
   assert [path.name for path in tmp_path.glob("*new*")] == []
 
 
 def test_a_report_studies_what_score_writes(written):
   folder, _, lines = written
-  given = ([str(folder / "pool.jsonl")], "train", SCORER, silent)
+  given = ([str(folder / "pool.jsonl")], "train", RULES, silent)
   scored = scores.of_files(*given, workers=2)
   assert [question.id for question in scored.questions] == TASKS
   assert (scored.unit, scored.unusable[1]) == ("characters", 3)
@@ -145,11 +144,11 @@ def test_a_report_studies_what_score_writes(written):
 def test_only_the_split_is_studied(tmp_path):
   values = [small_records.of_task("ocr"), small_records.of_task("math", split="test")]
   path = str(small_records.write(tmp_path / "pool.jsonl", values))
-  scored = scores.of_files([path], "test", SCORER, silent, workers=1)
+  scored = scores.of_files([path], "test", RULES, silent, workers=1)
   assert [question.id for question in scored.questions] == ["math"]
   small_records.write(tmp_path / "pool.jsonl", values[:1])
   with pytest.raises(UserError, match="no record of split 'test' in .*; give another --split"):
-    scores.of_files([path], "test", SCORER, silent, workers=1)
+    scores.of_files([path], "test", RULES, silent, workers=1)
 
 
 def test_answers_are_alike_by_what_their_task_reads(tmp_path):
@@ -169,14 +168,14 @@ def test_answers_are_alike_by_what_their_task_reads(tmp_path):
     for task, answers in same.items()
   ]
   path = str(small_records.write(tmp_path / "pool.jsonl", values))
-  found = scores.of_files([path], "train", SCORER, silent, workers=1).questions
+  found = scores.of_files([path], "train", RULES, silent, workers=1).questions
   assert {one.task: one.agreement for one in found} == pytest.approx(wanted)
 
 
 def test_questions_without_a_response_are_counted(tmp_path):
   values = [small_records.of_task("ocr"), small_records.of_task("math", responses=[])]
   path = str(small_records.write(tmp_path / "pool.jsonl", values))
-  scored = scores.of_files([path], "train", SCORER, silent, workers=1)
+  scored = scores.of_files([path], "train", RULES, silent, workers=1)
   assert (len(scored.questions), scored.silent) == (1, 1)
 
 
@@ -184,13 +183,13 @@ def test_a_byte_order_mark_costs_no_question(tmp_path):
   values = [small_records.of_task("ocr"), small_records.of_task("math")]
   path = small_records.write(tmp_path / "pool.jsonl", values)
   path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-  scored = scores.of_files([str(path)], "train", SCORER, silent, workers=1)
+  scored = scores.of_files([str(path)], "train", RULES, silent, workers=1)
   assert len(scored.questions) == 2 and scored.prompt(0).question == "What is it?"
 
 
 def test_a_built_pool_gives_its_stored_scores():
   stored = make_pool(7)
-  scored = scores.of_pool(stored, lambda task, text, options: text, silent)
+  scored = scores.of_pool(stored, RULES, silent)
   assert scored.unit == "tokens" and len(scored.questions) == 7
   for place, (question, row) in enumerate(zip(scored.questions, stored.stored, strict=True)):
     np.testing.assert_array_equal(question.quality_K, row.quality_K)

@@ -9,6 +9,7 @@ import small_pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmsd_jax.tasks import Rules
 from rmsd_jax.teacher import variance
 
 
@@ -19,13 +20,15 @@ def make(quality_K, texts=None, **changes):
   return dataclasses.replace(row, **values, **changes)
 
 
-def whole(task, text, options):
-  """An `answer_of`: the response is the answer."""
-  return text
+class Whole(Rules):
+  """Rules by which the whole reply is the answer."""
+
+  def answer_of(self, task, reply, options):
+    return reply
 
 
 def figures(*rows, **options):
-  return variance.by_task([variance.of_row(row, whole) for row in rows], **options)
+  return variance.by_task([variance.of_row(row, Whole()) for row in rows], **options)
 
 
 qualities = st.lists(st.floats(0, 1, width=32), min_size=2, max_size=6)
@@ -104,7 +107,7 @@ def question(quality_K, teachers=None, **changes):
   """A question as JSON Lines give it: no tokens, and a ROUGE-L where it is open-ended."""
   count = len(quality_K)
   row = make(quality_K, **{name: changes.pop(name) for name in ("texts",) if name in changes})
-  made = dataclasses.replace(variance.of_row(row, whole), **changes)
+  made = dataclasses.replace(variance.of_row(row, Whole()), **changes)
   return dataclasses.replace(made, teachers=teachers or ("big",) * count)
 
 

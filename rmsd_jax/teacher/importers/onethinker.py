@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data import json_lines, records, rows
+from rmsd_jax.data import json_lines, records
+from rmsd_jax.tasks import Rules
 
 TASKS = {
   "multiple choice": "multiple_choice",
@@ -59,7 +60,7 @@ class Imported:
 def convert(
   source: str | os.PathLike,
   out: str | os.PathLike,
-  rules: rows.Rules,
+  rules: Rules,
   *,
   media_root: str | os.PathLike = "",
   split: str = "train",
@@ -89,7 +90,7 @@ def convert(
         record = _record(item, f"{pathlib.Path(source).stem}-{number}", folder, rules)
         record["split"] = split
         text = json.dumps(record, ensure_ascii=False)
-        records.parse(text, number, rules.closed)
+        records.parse(text, number, rules.tasks)
       except (_Refused, records.RecordFault) as error:
         kind, reason = error.args if isinstance(error, _Refused) else ("record", error.reason)
         quarantine.add(os.fspath(source), number, str(number), kind, reason)
@@ -127,7 +128,7 @@ def _line(text: str) -> Any:
     return _Refused("form", f"not JSON: {error}")
 
 
-def _record(item: Any, id_: str, folder: str, rules: rows.Rules) -> dict[str, Any]:
+def _record(item: Any, id_: str, folder: str, rules: Rules) -> dict[str, Any]:
   """The record that an item is."""
   if isinstance(item, dict) and "messages" in item:
     raise _Refused("form", "a conversation for SFT; its questions are in the file for RL")
