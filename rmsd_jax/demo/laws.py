@@ -101,7 +101,7 @@ def uncertain_pool(demo: pathlib.Path, out: pathlib.Path) -> int:
 
 
 def shuffled_grade(seed: int):
-  """`scoring.rule_terms` with each group's rewards, and so advantages, given to random rollouts."""
+  """`grading.rule_terms` with each group's rewards, and so advantages, given to random rollouts."""
   rng = np.random.default_rng(seed)
 
   def grade(texts, info, finished_BN, tasks):
