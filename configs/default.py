@@ -100,15 +100,15 @@ def _method(c: ConfigDict) -> None:
   c.tasks = ConfigDict()  # as the pool was built: `rmsd_jax.pool build --eps-abs ..`
   c.tasks.eps_abs = 0.0  # "numerical": an answer may differ by that much,
   c.tasks.eps_rel = 0.0  # or by that share of the truth; with both 0 it is rounded to 2 decimals
-  # R_task from which a response is valid [ours]: 1 wants a box for each second of the truth, 0.5
-  # the right form, so that the metric alone counts the seconds that lack.
+  # R_task from which a response is valid [ours]: 1 wants a box for each second of the truth; with
+  # 0.5 the right form is enough, and the metric alone counts the missing seconds.
   c.tasks.valid_from = 1.0
 
   c.supervision = ConfigDict()  # which teacher responses teach
   c.supervision.tau = (
     0.3  # closed-ended responses of lower quality are dropped; 0 keeps all [paper]
   )
-  c.supervision.closed = "ground_truth"  # told apart by their metric, or "uniform" [paper]
+  c.supervision.closed = "ground_truth"  # by their metric, or "uniform": all alike [paper]
   c.supervision.open_ended = (
     "uniform"  # all valid ones alike, or by "ground_truth": ROUGE-L [paper]
   )
@@ -148,8 +148,8 @@ def _method(c: ConfigDict) -> None:
   c.discriminator = ConfigDict()
   c.discriminator.optim = _optim(learning_rate=1e-6, schedule="constant", clip_norm=0.2)
   c.discriminator.warmup_steps = 10  # first steps that train it alone [GAD]
-  c.discriminator.pause_above = 1.0  # it waits while its running accuracy is higher [ours]
-  c.discriminator.probe_every = 50  # steps between looks at fixed pairs of step 0; 0: none
+  c.discriminator.pause_above = 1.0  # no update while its running accuracy is higher [ours]
+  c.discriminator.probe_every = 50  # steps between scorings of fixed pairs of step 0; 0: none
   c.discriminator.frozen_after = 0  # it stops learning after this step; 0: never (ablation)
 
 

@@ -5,8 +5,8 @@
     python -m rmsd_jax.train_rl  --config=configs/demo.py:rl --workdir=runs/demo/rl
     python -m rmsd_jax.evaluate  --config=configs/demo.py:evaluate --workdir=runs/demo/sft
 
-Stage 1 should end well above the base and above the best constant answers (README.md); this short
-stage 2 need not beat continued SFT, and the report says whether it did.
+Stage 1 should end well above the base and above the best constant answers (docs/results.md); this
+short stage 2 need not beat continued SFT, and the report says whether it did.
 """
 
 import os
@@ -64,8 +64,9 @@ def get_config(stage: str) -> ConfigDict:
     c.discriminator.optim.learning_rate = 1e-4
     c.discriminator.warmup_steps = 5
     c.discriminator.probe_every = 10
-    # A raw logit drowned the rules' rewards, and dividing by the group's s.d. blew the young
-    # discriminator's noise up wherever the rules tie: the policy drifted away within 60 steps.
+    # A raw logit outweighed the rules' rewards, and division by the group's s.d. amplified the new
+    # discriminator's noise wherever all rollouts earn the same from the rules: the policy was
+    # destroyed within 60 steps.
     c.reward.score = "sigmoid"
     c.policy.scale = "none"
     c.reward.gate = True

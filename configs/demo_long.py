@@ -3,7 +3,7 @@
     ./launch/demo.sh runs/demo_long --config=configs/demo_long.py     at most 90 minutes on 2 cores
 
 Here stage 2 should beat continued SFT on held-out clips, if the method works in this world.
-README.md says what came out.
+docs/results.md says what came out.
 """
 
 import os

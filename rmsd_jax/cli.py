@@ -1,4 +1,4 @@
-"""Front door of every command: reads the command line, turns bad input into one line and exit 2.
+"""Entry point of every command: reads the command line, turns bad input into one line and exit 2.
 
 Exit status: 0 success, 2 bad input (`UserError`), 130 interrupted from the keyboard, 143 ended by
 SIGTERM after saving (`Terminated`). Anything else that escapes a command is a fault of this
@@ -37,7 +37,7 @@ _WORKDIR_HELP = "folder of the run: to train, made, or resumed by the same confi
 
 def run(main: Callable[[], object]) -> NoReturn:
   """Calls `main()` and ends the process with the exit status described at the top of this file."""
-  # A shell without job control starts background commands deaf to the interrupt that stops them.
+  # A shell without job control starts background commands with SIGINT ignored; Ctrl-C must work.
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
   flags.FLAGS.mark_as_parsed()  # libraries read flags of their own (Grain's workers do): defaults

@@ -1,4 +1,4 @@
-"""Qwen3-VL folders in and out: look at one, hold it against transformers, export a trained student.
+"""Qwen3-VL folders in and out: inspect one, compare it with transformers, export a trained student.
 
     python -m rmsd_jax.convert inspect FOLDER    sizes, parameters, ids; checks names and shapes
     python -m rmsd_jax.convert verify  FOLDER    logits against transformers (needs torch)
@@ -154,7 +154,7 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-  """Prints the sizes and holds the weights' names and shapes against config.json."""
+  """Prints the sizes and checks the weights' names and shapes against config.json."""
   model = hf.load_model(args.folder)
   for name, part in (("text", model.config.text), ("vision", model.config.vision)):
     print(f"{name:<7} " + ", ".join(f"{key} {value}" for key, value in vars(part).items()))

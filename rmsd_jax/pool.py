@@ -287,9 +287,9 @@ def _add_toolkit(commands: Any) -> None:
 def _add_rules(one: argparse.ArgumentParser) -> None:
   """What of the rules can be set."""
   for name, what in (("--eps-abs", "much"), ("--eps-rel", "large a share of the truth")):
-    text = f"numerical: an answer may differ by that {what} (default: 0; both: 2 decimals count)"
+    text = f"numerical: an answer may differ by that {what} (default: 0; both 0: 2 decimals count)"
     one.add_argument(name, type=float, default=0.0, metavar="EPS", help=text)
-  text = "R_task of a valid response, at least: 1 (default) asks all seconds of a track, 0.5 none"
+  text = "least R_task of a valid response; 1 (default): a track needs every second, 0.5: its form"
   one.add_argument("--valid-from", type=float, default=1.0, metavar="SHARE", help=text)
 
 

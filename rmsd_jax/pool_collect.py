@@ -1,7 +1,7 @@
 """`python -m rmsd_jax.pool collect`: its flags, and what it prints.
 
-The work is done in data/: `collector` (what is missing, journal, budget), `endpoint` (calls and
-retries), `asking` (what a teacher is shown).
+The work is done in teacher/: `collector` (what is missing, journal, budget), `endpoint` (calls and
+retries), `request` (what a teacher is shown).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The prompt group: one prompt (media and question) and R responses that hang on it.
+"""The prompt group: one prompt (media and question) and R responses to it.
 
 It is the only batch type. Stage 1 has R = 1, rollouts R = N, the discriminator R = N + K. The
 prompt's tokens pass through the network once, however many responses there are.

@@ -109,5 +109,5 @@ def rss_gb() -> float:
     try:
       live += child.memory_info().rss
     except psutil.NoSuchProcess:
-      continue  # it ended between the listing and the question
+      continue  # it ended between being listed and being asked for its memory
   return (own + max(ended, live)) / _GB

@@ -80,7 +80,7 @@ class Worker:
     self._child: _Child | None = None
 
   def __call__(self, task: Any) -> Any:
-    """The result, or a Failure. Not for two threads at once.
+    """The result, or a Failure. Not thread-safe: one call at a time.
 
     Raises:
       RuntimeError: the child died without a task (its own traceback says why).
@@ -100,7 +100,7 @@ class Worker:
 
 
 class _Child:
-  """A process, its pipe and the task in its hands."""
+  """A child process, its pipe and the task it works on."""
 
   def __init__(self, work: Callable[[Any], Any]):
     # A fork of this process would inherit its threads and locks; one of a fresh server does not,
@@ -124,7 +124,7 @@ class _Child:
     self.pipe.send(task)
 
   def take(self) -> dict[int, Any]:
-    """What the child has to say: {} for "ready", else {number: result}."""
+    """The message that the child has sent: {} for "ready", else {number: result}."""
     try:
       result = self.pipe.recv()
     except (EOFError, ConnectionResetError):
@@ -153,7 +153,7 @@ class _Child:
 
 
 def _collect(children: list[_Child]) -> dict[int, Any]:
-  """Waits until a child speaks or runs out of time."""
+  """Waits until a child sends a message or exceeds its time limit."""
   pause = min(child.deadline for child in children) - time.monotonic()
   spoke = wait([child.pipe for child in children], None if pause == float("inf") else max(pause, 0))
   results: dict[int, Any] = {}

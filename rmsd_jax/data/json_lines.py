@@ -67,7 +67,7 @@ class Quarantine:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """Where a record stands. Records are read again by the child that decodes them."""
+  """Where a record is in its file. Records are read again by the child that decodes them."""
 
   path: str
   offset: int  # bytes
@@ -178,7 +178,7 @@ def usable(
 
 @contextlib.contextmanager
 def kept_quarantine(out: str | os.PathLike, bad_share: float) -> Iterator[Quarantine]:
-  """A quarantine in OUT.quarantine.jsonl, which goes away where nothing is in it."""
+  """A quarantine in OUT.quarantine.jsonl, which is removed if nothing is in it."""
   path = pathlib.Path(f"{out}.quarantine.jsonl")
   try:
     with Quarantine(path, path, bad_share) as quarantine:

@@ -300,7 +300,7 @@ def read_geometry(folder: str | pathlib.Path) -> tuple[int, int, int]:
 
 
 def check_messages(messages: Sequence[Mapping]) -> None:
-  """Holds a conversation against the form that `Processor.prompt` describes.
+  """Checks a conversation against the form that `Processor.prompt` describes.
 
   Raises:
     UserError: names the message, the key or the value at fault.

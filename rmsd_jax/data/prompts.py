@@ -156,7 +156,7 @@ def pad(prompt: Prompt, bucket: Bucket, layout: Layout) -> Mapping[str, np.ndarr
 
 
 def check(prompt: Prompt, merge: int) -> None:
-  """Holds the prompt's arrays against each other.
+  """Checks that the prompt's arrays agree.
 
   Raises:
     UserError: patches and grids disagree, or the text has room for another number of visual tokens

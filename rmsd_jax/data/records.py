@@ -66,7 +66,7 @@ class Record:
   source: str = ""
   split: str = "train"
   # Questions of one clip share it. Default: the first media path (where it lies, once the file is
-  # known: see intake.read), else the id.
+  # known: see json_lines.read), else the id.
   clip: str = ""
 
 

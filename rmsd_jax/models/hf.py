@@ -177,7 +177,7 @@ def load_params(folder: str | pathlib.Path, mesh: Mesh, dtype="float32") -> dict
 
 
 def check_folder(folder: str | pathlib.Path) -> int:
-  """Holds a folder's weights against its config.json, reading headers only; the number of files.
+  """Checks a folder's weights against its config.json, reading headers only; the number of files.
 
   Raises:
     UserError: as `load_params`.

@@ -32,7 +32,7 @@ class Curve(NamedTuple):
   key: str
   label: str
   colour: str
-  shift: int = 0  # added to the steps: a run that goes on where another stopped
+  shift: int = 0  # added to the steps: a run that continues another
 
 
 class Panel(NamedTuple):
@@ -110,7 +110,7 @@ def _panel(ax: Axes, panel: Panel, drawn: Sequence[Curve]) -> None:
 
 
 def stage_1(runs: Sequence[Run]) -> Shown:
-  """Learning curves of supervised runs; one that goes on from stage 1 is drawn behind its end."""
+  """Learning curves of supervised runs; one that continues stage 1 is drawn after its end."""
   ends = {run.name: int(run.lines[-1]["step"]) for run in runs}
   shift = {run.name: ends.get("sft", 0) if run.name == "sft_continued" else 0 for run in runs}
   of = lambda key: [Curve(r.lines, key, r.label, r.colour, shift[r.name]) for r in runs]
@@ -156,7 +156,7 @@ def _reward(run: Run, of: Callable[..., Curve]) -> Shown:
   total = [of("reward/std_in_group", "sum", plots.INK)]
   idle = [
     of("reward/dead_groups", "dead groups, of prompts", plots.MUTED),
-    of("policy/tied_share", "tied groups, of the push", run.colour),
+    of("policy/tied_share", "tied groups, of sum |advantage|", run.colour),
   ]
   panels = [
     Panel("Weighted terms, mean", "reward", by_term("mean")),
@@ -167,10 +167,11 @@ def _reward(run: Run, of: Callable[..., Curve]) -> Shown:
   return Shown(f"{run.name}_reward", curves(panels),
     "Only differences inside a group of rollouts teach anything, so the spread and its share, not "
     "the mean, tell which term drives the policy. A term whose spread is near 0 is inert; where "
-    "the rules tie, division by the group's s.d. blows its noise up to full size. Dead groups, "
-    "whose rewards are all alike, teach nothing. In tied groups all answers to a closed-ended "
-    "question are right alike or wrong alike: where much of the push comes from them, the policy "
-    "learns from format and the discriminator, not from being right.")  # fmt: skip
+    "all rollouts earn the same from the rules, division by the group's s.d. scales its noise up "
+    "to an s.d. of 1. Dead groups, whose rewards are all alike, teach nothing. In tied groups all "
+    "answers to a closed-ended question are right alike or wrong alike: where much of the summed "
+    "absolute advantage is in them, the policy learns from format and the discriminator, not from "
+    "being right.")  # fmt: skip
 
 
 def _discriminator(run: Run, of: Callable[..., Curve]) -> Shown:

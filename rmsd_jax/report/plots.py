@@ -195,7 +195,7 @@ def teacher_study(
   """A pool's quality, its two spreads, what each tau keeps and the format violations.
 
   Args:
-    figures: as `data.study.variance` returns, "all" last.
+    figures: as `teacher.variance.by_task` returns, "all" last.
     paper: the paper's figures by the same names, as far as it gives them.
     paper_kept: the paper's share kept by tau.
   """

@@ -69,7 +69,7 @@ def thresholds(
   """Over tau: the share of responses kept, and of questions that lose every response.
 
   Args:
-    figures: as `data.study.by_task` returns for many taus.
+    figures: as `teacher.variance.by_task` returns for many taus.
     paper_kept: the paper's share kept, by tau.
     everything: the name of the group of all tasks.
   """

@@ -1,7 +1,7 @@
 """Collects a teacher's responses: K samples for each prompt, from a chat endpoint.
 
     OUT                   the prompts in their order, with the responses; written at the end, whole
-    OUT.journal.jsonl     every paid response, see `journal`; makes a second run go on
+    OUT.journal.jsonl     every paid response, see `journal`; the same command continues from it
     OUT.failures.jsonl    the lines and prompts that could not be used or answered, with the reason
 
 At most `concurrency` calls are under way; a kill or Ctrl-C loses those and nothing else.
@@ -37,7 +37,7 @@ class Job:
   Attributes:
     lines: the usable records, in the order of the input.
     wanted: id -> responses of this teacher that the input lacks, at most `samples`.
-    prompts: id -> `asking.fingerprint`.
+    prompts: id -> `request.fingerprint`.
     answers: id -> entries of the journal, `wanted` at most.
     failures: kind -> lines that are unusable and prompts that stay without answers.
     spent: tokens of all entries of the journal.

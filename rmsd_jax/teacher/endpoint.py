@@ -26,7 +26,7 @@ _BACKOFF_CEILING = 60.0  # seconds
 _AGAIN = (408, 409, 425, 429)  # and every 5xx
 _MAX_REASON = 300  # characters of a server's message
 _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # httpx: there was no connection
-_SHORTEST_KEY = 8  # characters; less is a word for a server that needs no key
+_SHORTEST_KEY = 8  # characters; a shorter one is a placeholder for a server that needs no key
 
 
 class Unanswered(UserError):

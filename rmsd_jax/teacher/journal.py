@@ -32,7 +32,7 @@ class Entry:
 
   Attributes:
     id: of the record.
-    prompt: `asking.fingerprint` of what was asked.
+    prompt: `request.fingerprint` of what was asked.
     text: the response; of an answer that is not usable, what came of it.
     finish_reason: as the server gave it.
     read, written: tokens that the server counted, or may have counted where it does not say.

@@ -233,7 +233,7 @@ class Reader:
   def __call__(
     self, record: Record, folder: str, text: str
   ) -> list[dict[str, Any]] | children.Failure:
-    """The content, or why there is none. Not for two threads at once."""
+    """The content, or why there is none. Not thread-safe: one call at a time."""
     if record.media and self._content.asking.media == "frames":
       return self._apart((record, folder, text))
     try:

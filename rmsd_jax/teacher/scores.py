@@ -1,4 +1,4 @@
-"""Scores of teacher responses where they are: in JSON Lines, before any build, or in a built pool.
+"""Scores of teacher responses, from JSON Lines before any build, or in a built pool.
 
 Nothing here needs a tokenizer or opens a clip, so no response is too long for anything.
 Axes: K responses of a question.

@@ -383,7 +383,7 @@ def _check(path: epath.Path, abstract: PyTree) -> None:
 
 
 def _stored_shape(leaf: Any) -> tuple[int, ...]:
-  """Shape on disk: a typed random key lies there as its integers."""
+  """Shape on disk: a typed random key is stored as its integers."""
   if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     return jax.eval_shape(jax.random.key_data, leaf).shape
   return np.shape(leaf)

@@ -1,4 +1,4 @@
-"""What a run tells the outside: scalars, as JSON Lines and as TensorBoard events.
+"""The log of a run: scalars, as JSON Lines and as TensorBoard events.
 
 A run is resumed often, so lines written after the restored step are dropped first: the steps in
 `metrics.jsonl` never run backwards.

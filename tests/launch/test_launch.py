@@ -19,7 +19,7 @@ RUNNABLE = [path for path in SCRIPTS if not path.name.startswith("_")]
 DOCUMENTED = sorted(
   {
     module
-    for folder in ("rmsd_jax", "configs", "launch", ".")
+    for folder in ("rmsd_jax", "configs", "launch", "docs", ".")
     for path in (ROOT / folder).glob("*" if folder == "." else "**/*")
     if path.suffix in (".py", ".sh", ".md")
     for module in re.findall(r"python -m (rmsd_jax(?:\.[a-z_]+)+)", path.read_text("utf-8"))

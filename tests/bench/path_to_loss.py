@@ -1,0 +1,45 @@
+"""From the launch command to the loss: through how many files and lines of functions one reads.
+
+    python -m tests.bench.path_to_loss
+
+Counted are whole functions, docstrings included, from a trainer's `main` to its losses; what they
+call beside the way (input, sharding, log, model, optimizer) is not.
+"""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "rmsd_jax"
+LOG_PROBS = ("predictors", "token_logps", "_token_logps", "_logps_forward")
+PATHS = {
+  "train_sft": {
+    "train_sft.py": ("main", "make_steps"),
+    "training/optim.py": ("gradients",),
+    "method/losses.py": (*LOG_PROBS, "sft"),
+  },
+  "train_rl": {
+    "train_rl.py": ("main", "train_step", "make_steps", "discriminator_step", "policy_step"),
+    "training/optim.py": ("gradients",),
+    "method/advantages.py": ("score_term", "composite", "alive", "scales", "group_advantages"),
+    "method/losses.py": (*LOG_PROBS, "policy_gradient", "pairs"),
+  },
+}
+
+
+def lines_of(path: Path, names: tuple[str, ...]) -> int:
+  """Lines of these top-level functions; KeyError names one that is not there."""
+  functions = {
+    node.name: node for node in ast.parse(path.read_text("utf-8")).body if hasattr(node, "name")
+  }
+  return sum(functions[name].end_lineno - functions[name].lineno + 1 for name in names)
+
+
+def main() -> None:
+  for trainer, files in PATHS.items():
+    counts = {file: lines_of(PACKAGE / file, names) for file, names in files.items()}
+    parts = ", ".join(f"{file} {count}" for file, count in counts.items())
+    print(f"{trainer}: {len(counts)} files, {sum(counts.values())} lines ({parts})")
+
+
+if __name__ == "__main__":
+  main()
