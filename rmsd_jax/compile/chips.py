@@ -74,6 +74,7 @@ def devices_of(topology: str):
   try:
     if kind != "h100":
       return kind, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    # JAX wants partitions x hosts x devices of a host; fewer GPUs than a host has are one host.
     hosts, rest = divmod(int(shape), HOST)
     if hosts and rest:
       raise ValueError(f"more than {HOST} GPUs are a multiple of {HOST}")

@@ -33,6 +33,7 @@ class Work(NamedTuple):
 
 def layer_weights(t: TextConfig) -> int:
   """Weights of one decoder layer's matrices."""
+  # q and o have N heads, k and v only K; the MLP is gate, up and down.
   attention = 2 * t.width * t.heads * t.head + 2 * t.width * t.kv_heads * t.head
   return attention + 3 * t.width * t.mlp
 
@@ -40,6 +41,8 @@ def layer_weights(t: TextConfig) -> int:
 def vision(v: VisionConfig, frames: int, patches: int) -> Work:
   """The tower over `frames` frame pairs of `patches` patches each."""
   tokens = frames * patches
+  # A block's weights are qkv and proj, 4 W^2, and the MLP's two matrices. A merger sees a token of
+  # merge^2 patches, hence the division: what follows counts by patch.
   block = 4 * v.width**2 + 2 * v.width * v.mlp
   joined = v.width * v.merge**2
   mergers = (1 + len(v.deepstack)) * (joined**2 + joined * v.out) / v.merge**2
@@ -49,12 +52,16 @@ def vision(v: VisionConfig, frames: int, patches: int) -> Work:
 
 def pairs(P: int, R: int, T: int) -> float:
   """Pairs of tokens that see each other in one group."""
+  # Each token sees itself and what stands before it; a response also sees the whole prompt.
   return P * (P + 1) / 2 + R * (T * P + T * (T + 1) / 2)
 
 
 def forward(c: ModelConfig, B: int, bucket: Bucket, R: int, with_logits: bool) -> Work:
   """The decoder over B groups of R responses; logits of response tokens only."""
-  P, T, t = bucket.prompt, bucket.response, c.text
+  P = bucket.prompt
+  T = bucket.response
+  t = c.text
+  # Norms, rotations and softmax are left out: they are small beside the matrix products.
   return Work(
     linear=2 * B * (P + R * T) * t.layers * layer_weights(t),
     attention=4 * B * pairs(P, R, T) * t.layers * t.heads * t.head,
@@ -62,39 +69,42 @@ def forward(c: ModelConfig, B: int, bucket: Bucket, R: int, with_logits: bool) -
   )
 
 
-def recomputed(one: Work, T: int, remat: bool, chunk: int) -> Work:
+def recomputed(forward_pass: Work, T: int, remat: bool, chunk: int) -> Work:
   """What a backward pass computes a second time: layers with remat, logits of several chunks.
 
   Args:
-    one: the forward pass.
+    forward_pass: its work.
     chunk: `logit_chunk`, tokens of a response whose logits exist at a time (losses.token_logps).
   """
-  layers = one if remat else Work()
-  return layers._replace(logits=one.logits if T > chunk else 0.0)
+  # A single chunk keeps its logits for the backward pass, whatever remat does with the layers.
+  layers = forward_pass if remat else Work()
+  return layers._replace(logits=forward_pass.logits if T > chunk else 0.0)
 
 
 def sft(c: ModelConfig, B: int, bucket: Bucket, remat: bool, chunk: int) -> Work:
   """One step of stage 1 with a frozen tower."""
-  one = forward(c, B, bucket, 1, True)
-  step = one.times(3).plus(recomputed(one, bucket.response, remat, chunk))
+  once = forward(c, B, bucket, 1, True)
+  step = once.times(3).plus(recomputed(once, bucket.response, remat, chunk))
   return step.plus(vision(c.vision, B * bucket.frames, bucket.patches))
 
 
 def policy(c: ModelConfig, B: int, bucket: Bucket, N: int, remat: bool, chunk: int) -> Work:
   """The update of stage 2: the student forward and backward, the reference forward."""
-  one = forward(c, B, bucket, N, True)
-  return one.times(4).plus(recomputed(one, bucket.response, remat, chunk))
+  once = forward(c, B, bucket, N, True)
+  return once.times(4).plus(recomputed(once, bucket.response, remat, chunk))
 
 
 def discriminator(c: ModelConfig, B: int, bucket: Bucket, R: int, remat: bool) -> Work:
   """Scores of N + K responses and the update on pairs, in one pass."""
-  one = forward(c, B, bucket, R, False)
-  return one.times(4 if remat else 3)
+  once = forward(c, B, bucket, R, False)
+  return once.times(4 if remat else 3)
 
 
 def rollout(c: ModelConfig, B: int, bucket: Bucket, N: int) -> Work:
   """Encoding the media, prefilling the prompts, N responses of full length."""
-  P, T, t = bucket.prompt, bucket.response, c.text
+  P = bucket.prompt
+  T = bucket.response
+  t = c.text
   prefill = forward(c, B, bucket._replace(response=0), 0, False)
   decode = Work(
     linear=2 * B * N * T * t.layers * layer_weights(t),
@@ -116,5 +126,7 @@ def decode_bytes(c: ModelConfig, B: int, bucket: Bucket, N: int, weight_bytes: f
   Args:
     weight_bytes: what one token reads of weights, all devices together.
   """
-  P, T = bucket.prompt, bucket.response
+  P = bucket.prompt
+  T = bucket.response
+  # A response's own cache grows from 0 to T, so that a token reads half of it on average.
   return T * (weight_bytes + B * cache_bytes(c.text) * (P + N * T / 2))

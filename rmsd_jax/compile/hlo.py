@@ -18,6 +18,8 @@ COLLECTIVES = (
   "collective-permute",
 )
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
+# The text form: the head of a computation, an operation, an array (with its layout), the turns of a
+# loop, and the computations that an operation calls.
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _OPERATION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(")
 _SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
@@ -26,6 +28,7 @@ _CALLED = re.compile(
   r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+# What moves no bytes, and what reads a part of its operand.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -51,7 +54,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
   """
   computations, entry = _computations(text)
   channels = set()
-  found: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+  counted: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
 
   def visit(name: str, times: int) -> None:
     for op in computations.get(name, ()):
@@ -63,14 +66,14 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
         channels.add(channel and channel[1])
         # All-reduce is the one whose tuple at the start holds results only.
         started = op.kind != kind and kind != "all-reduce"
-        found[kind][0] += times
-        found[kind][1] += times * _result_bytes(op.shape, started)
+        counted[kind][0] += times
+        counted[kind][1] += times * _result_bytes(op.shape, started)
       elif not op.kind.endswith(("-done", "-update")):
         for called in _called(op.line):
           visit(called, times * (_turns(computations, op) or 1))
 
   visit(entry, 1)
-  return {kind: (count, size) for kind, (count, size) in sorted(found.items())}
+  return {kind: (count, size) for kind, (count, size) in sorted(counted.items())}
 
 
 def _called(line: str) -> list[str]:
@@ -96,20 +99,23 @@ def _turns(computations: dict[str, list[Op]], op: Op) -> int | None:
   if last is None or last.kind != "compare" or "direction=LT" not in last.line:
     return None
   limit = ops.get(last.operands[-1])
-  found = limit and limit.kind == "constant" and re.search(r"constant\((\d+)\)", limit.line)
-  return int(found[1]) if found else None
+  turns = limit and limit.kind == "constant" and re.search(r"constant\((\d+)\)", limit.line)
+  return int(turns[1]) if turns else None
 
 
 def _computations(text: str) -> tuple[dict[str, list[Op]], str]:
   """{computation: its operations}, and the name of the entry."""
-  computations, current, entry = {}, None, ""
+  computations = {}
+  current = None  # operations of the computation whose lines are being read
+  entry = ""
   for line in text.splitlines():
     if header := _HEADER.match(line):
       current = computations.setdefault(header[2], [])
       entry = header[2] if header[1] else entry
-    elif current is not None and (found := _OPERATION.match(line)):
-      root, name, shape, kind = found.groups()
-      operands = tuple(re.findall(r"%([\w.\-]+)", _inside(line, found.end())))
+    elif current is not None and (operation := _OPERATION.match(line)):
+      root, name, shape, kind = operation.groups()
+      # Operands stand between the parentheses alone; names behind them are of called computations.
+      operands = tuple(re.findall(r"%([\w.\-]+)", _inside(line, operation.end())))
       current.append(Op(name, shape, kind, operands, line, bool(root)))
   return computations, entry
 
@@ -135,6 +141,7 @@ def _result_bytes(shape: str, started: bool) -> int:
 
 
 def _bytes(kind: str, dims: str) -> int:
+  # f32, s8, u4, f8e4m3fn: the first number is the size; the few others are in the table.
   bits = _BITS.get(kind)
   if bits is None:
     digits = re.search(r"\d+", kind)
@@ -153,13 +160,14 @@ def turn_traffic(text: str) -> dict[str, int]:
     ValueError: the program has no such loop, or several.
   """
   computations, _ = _computations(text)
+  # Layers are a scan, whose length is known; only the loop over tokens ends when all are done.
   loops = [op for ops in computations.values() for op in ops if _turns(computations, op) is None]
   if len(loops) != 1:
     raise ValueError(f"{len(loops)} loops of unknown length, one was expected")
   body = re.search(r"body=%?([\w.\-]+)", loops[0].line)[1]
-  found = collections.Counter()
-  _Traffic(computations).count(body, 1, found)
-  return dict(found.most_common())
+  moved = collections.Counter()
+  _Traffic(computations).count(body, 1, moved)
+  return dict(moved.most_common())
 
 
 class _Traffic:
@@ -169,18 +177,19 @@ class _Traffic:
     self._computations = computations
     self._ops = {name: {op.name: op for op in ops} for name, ops in computations.items()}
 
-  def count(self, computation: str, times: int, found: collections.Counter) -> None:
+  def count(self, computation: str, times: int, moved: collections.Counter) -> None:
     ops = self._ops[computation]
     for op in ops.values():
       if op.kind in _FREE or op.kind.endswith(("-done", "-update")):
         continue
       if op.kind in ("while", "conditional", "call", "async-start"):
+        # A loop's condition compares two numbers; it moves next to nothing.
         skipped = re.search(r"condition=%?([\w.\-]+)", op.line)
         for called in _called(op.line):
           if not skipped or called != skipped[1]:
-            self.count(called, times * (_turns(self._computations, op) or 1), found)
+            self.count(called, times * (_turns(self._computations, op) or 1), moved)
       else:
-        found[op.kind.removesuffix("-start")] += times * self._moved(ops, op)
+        moved[op.kind.removesuffix("-start")] += times * self._moved(ops, op)
 
   def _moved(self, ops: dict[str, Op], op: Op) -> int:
     """Bytes of one operation that is no loop or call."""
@@ -196,6 +205,7 @@ class _Traffic:
 
   def _read_by(self, ops: dict[str, Op], op: Op, place: int) -> int:
     """Bytes that an operation reads of its operand number `place`, wherever that lies."""
+    # A fusion reads of an operand what its inside reads: often one layer's slice of all layers.
     if op.kind == "fusion":
       inner = self._ops[_called(op.line)[0]]
       own = next(
@@ -204,6 +214,7 @@ class _Traffic:
       return self._read(inner, own)
     if place == 0 and op.kind in _SLICES:
       return _total(op.shape)
+    # In place: what is not overwritten is not touched.
     if place == 0 and op.kind == "dynamic-update-slice":
       return 0
     return _total(ops[op.operands[place]].shape)
@@ -216,6 +227,7 @@ class _Traffic:
       for place, name in enumerate(op.operands):
         if name == array.name:
           read += self._read(ops, op) if op.kind == "bitcast" else self._read_by(ops, op, place)
+    # Several readers inside one fusion share what is on the chip already.
     return min(read, _total(array.shape))
 
   def _written(self, ops: dict[str, Op], op: Op) -> int:
@@ -225,6 +237,7 @@ class _Traffic:
       return self._written(inner, next(o for o in inner.values() if o.root))
     if op.kind == "dynamic-update-slice":
       return _total(ops[op.operands[1]].shape)
+    # A bitcast only names an update differently, and the update writes its slice alone.
     if op.kind == "bitcast" and op.operands[0] in ops:
       source = ops[op.operands[0]]
       return _total(op.shape) if source.kind == "parameter" else self._written(ops, source)

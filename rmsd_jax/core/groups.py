@@ -69,6 +69,7 @@ class PromptGroups:
 
   def without_media(self) -> "PromptGroups":
     """The blind control: every frame is mid-grey (patch value 127.5 is 0 after normalising)."""
+    # Bytes have no 127.5; the difference to 0 is half a grey level.
     blank = jnp if isinstance(self.patches_BFSC, jax.Array) else np
     return dataclasses.replace(self, patches_BFSC=blank.full_like(self.patches_BFSC, 127))
 

@@ -27,7 +27,10 @@ def mean_interval(
   if not len(values):
     return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
   _, member = np.unique(np.asarray(clusters), return_inverse=True)
-  sums, counts = np.bincount(member, values), np.bincount(member)
+  # A clip enters with the sum and the number of its values, so that a resample weighs clips as the
+  # mean does, by how many questions are about them.
+  sums = np.bincount(member, values)
+  counts = np.bincount(member)
   drawn = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
   means = sums[drawn].sum(1) / counts[drawn].sum(1)
   low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -55,10 +58,12 @@ def crossed_interval(
   S, N = values_SN.shape
   mean = values_SN.mean()
   _, member = np.unique(np.asarray(clusters), return_inverse=True)
-  sums, counts = np.bincount(member, values_SN.mean(0)), np.bincount(member)
+  sums = np.bincount(member, values_SN.mean(0))
+  counts = np.bincount(member)
   C = len(sums)
   across_clips = C / (C - 1) * np.sum((sums - mean * counts) ** 2) / N**2 if C > 1 else np.nan
   across_seeds = values_SN.mean(1).var(ddof=1) / S if S > 1 else 0.0
+  # Each part has a t of its own degrees of freedom; one seed adds a variance of 0, whatever its t.
   squared = sum(
     stats.t.ppf((1 + level) / 2, max(count - 1, 1)) ** 2 * variance
     for count, variance in ((S, across_seeds), (C, across_clips))
@@ -74,7 +79,8 @@ def pass_at_k(passed_BN: np.ndarray, k: int) -> np.ndarray:
 
   1 - C(N - c, k) / C(N, k) with c passes (Chen et al., arXiv 2107.03374). float [B].
   """
-  N, c_B = passed_BN.shape[1], passed_BN.sum(1)
+  N = passed_BN.shape[1]
+  c_B = passed_BN.sum(1)
   if k > N:
     raise ValueError(f"pass@{k} needs {k} samples, there are {N}")
   # The product form of C(N - c, k) / C(N, k); a factor reaches 0 when N - c < k.

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 def total(x: jax.Array, mask: jax.Array, axis=None, keepdims: bool = False) -> jax.Array:
   """Sum of x where mask is true. Masked values may be NaN, but not their derivatives."""
+  # A product with the mask would turn a masked NaN or infinity into NaN.
   return jnp.sum(jnp.where(mask, x, 0), axis, keepdims=keepdims)
 
 

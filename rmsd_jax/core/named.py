@@ -42,7 +42,8 @@ def split(tree: dict, patterns: Iterable[str]) -> tuple[dict, dict]:
   Raises:
     UserError: a pattern matches nothing (a typo would silently train or freeze too much).
   """
-  flat, patterns = flatten(tree), tuple(patterns)
+  flat = flatten(tree)
+  patterns = tuple(patterns)  # it is read twice, and may be a generator
   for pattern in patterns:
     if not any(re.fullmatch(pattern, name) for name in flat):
       raise UserError(
@@ -59,7 +60,8 @@ def join(a: dict, b: dict) -> dict:
 
 def table(tree: dict, frozen: Iterable[str] = ()) -> str:
   """Parameter counts by group (two levels of names), one line each, frozen groups marked."""
-  frozen, groups = tuple(frozen), {}
+  frozen = tuple(frozen)
+  groups = {}
   for name, leaf in flatten(tree).items():
     group = ("/".join(name.split("/")[:2]), matches(name, frozen))
     groups[group] = groups.get(group, 0) + math.prod(leaf.shape)

@@ -34,9 +34,11 @@ def prompt_positions(
     ValueError: the grids hold another number of tokens than the prompt has places for.
   """
   merged_F2 = np.asarray(grid_F2, np.int64).reshape(-1, 2) // merge
-  places, features = int(np.sum(is_visual_P)), int(np.sum(merged_F2[:, 0] * merged_F2[:, 1]))
+  places = int(np.sum(is_visual_P))
+  features = int(np.sum(merged_F2[:, 0] * merged_F2[:, 1]))
   if places != features:
     raise ValueError(f"{places} visual places in the prompt, but the grids hold {features} tokens")
+  # No loop over tokens: this runs for every prompt of every batch.
   rows_F, columns_F = merged_F2.T
   is_visual_P = np.asarray(is_visual_P, bool)
   ends_F = np.cumsum(rows_F * columns_F)
@@ -63,6 +65,7 @@ def mrope_angles(positions_B3P: jax.Array, head: int, theta: float, sections) ->
   Frequency i turns by the time position, except i = 1, 4, 7, .. (rows) and i = 2, 5, 8, ..
   (columns), as many of each as `sections` (time, row, column; they sum to H/2) says.
   """
+  # Interleaved, not in three runs as in Qwen2-VL. The rest beyond 3 * sections turns by time.
   slot = np.arange(head // 2)
   axis = np.zeros(head // 2, np.int32)
   for which in (1, 2):
@@ -73,7 +76,10 @@ def mrope_angles(positions_B3P: jax.Array, head: int, theta: float, sections) ->
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
   """Rotates pairs (i, i + H/2) of the last axis of x [..., H] by angles [..., H/2] (radians)."""
-  cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+  # Only the cosines are cast: as angles in bfloat16 neighbouring positions beyond 256 fall
+  # together.
+  cos = jnp.cos(angles).astype(x.dtype)
+  sin = jnp.sin(angles).astype(x.dtype)
   a, b = jnp.split(x, 2, -1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
@@ -85,7 +91,9 @@ def patch_rows_columns(grid_F2: jax.Array, patches: int, merge: int = 2) -> jax.
   beyond rows * columns are padding, and their values mean nothing.
   """
   s = jnp.arange(patches)
-  block, inside = s // merge**2, s % merge**2
+  block = s // merge**2
+  inside = s % merge**2
+  # A padding frame pair has no columns; its patches mean nothing, but must not divide by 0.
   per_row = jnp.maximum(grid_F2[:, 1:] // merge, 1)
   row = (block // per_row) * merge + inside // merge
   column = (block % per_row) * merge + inside % merge
@@ -105,14 +113,14 @@ def position_taps(rows_columns_FS2: jax.Array, grid_F2: jax.Array, side: int):
   Returns:
     index int32 [F, S, 4] into the flattened table, and weight fp32 [F, S, 4]; weights sum to 1.
   """
-  last = jnp.maximum(grid_F2 - 1, 1)[:, None]
+  last = jnp.maximum(grid_F2 - 1, 1)[:, None]  # a side of one patch reads the table's edge
   place = rows_columns_FS2.astype(jnp.float32) * (side - 1) / last  # row, column in the table
   low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, side - 1)
-  high, part = jnp.minimum(low + 1, side - 1), place - low
-  row, column = (
-    jnp.stack([low[..., 0], high[..., 0]], -1),
-    jnp.stack([low[..., 1], high[..., 1]], -1),
-  )
+  high = jnp.minimum(low + 1, side - 1)
+  part = place - low
+  # [F, S, 2] each: the two neighbours along an axis; their products are the four taps.
+  row = jnp.stack([low[..., 0], high[..., 0]], -1)
+  column = jnp.stack([low[..., 1], high[..., 1]], -1)
   weight_row = jnp.stack([1 - part[..., 0], part[..., 0]], -1)
   weight_column = jnp.stack([1 - part[..., 1], part[..., 1]], -1)
   index = row[..., :, None] * side + column[..., None, :]

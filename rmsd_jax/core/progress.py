@@ -38,7 +38,9 @@ class Progress:
     stream: TextIO | None = None,
   ):
     self._stream = sys.stderr if stream is None else stream
-    self._total, self._label, self._interval = total, label, interval
+    self._total = total
+    self._label = label
+    self._interval = interval
     self._count = self._reported = start
     self._time = time.monotonic()
     self._note = ""
@@ -75,7 +77,8 @@ class Progress:
     now = time.monotonic()
     rate = (self._count - self._reported) / max(now - self._time, 1e-9)
     left = (self._total - self._count) / rate if rate > 0 else math.inf
-    self._reported, self._time = self._count, now
+    self._reported = self._count
+    self._time = now
     if not self._write:
       return
     parts = [f"{self._label}: {self._count}/{self._total}", f"{rate:.3g}/s"]

@@ -39,7 +39,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
       reach over two processes.
   """
   devices = jax.devices() if devices is None else devices
-  sizes, count = [data, fsdp, tensor], len(devices)
+  sizes = [data, fsdp, tensor]
+  count = len(devices)
+  # The product holds the -1 itself, hence the sign; sizes that do not divide fail the next check.
   if sizes.count(-1) == 1:
     sizes[sizes.index(-1)] = count // max(-math.prod(sizes), 1)
   if min(sizes) < 1 or math.prod(sizes) != count:
@@ -95,10 +97,12 @@ def shardings(mesh: Mesh, tree, rules: Rules):
   """
   faults = []
 
-  def one(path, leaf):
+  def sharding_of(path, leaf):
+    # An optimizer's state has names of its own above a parameter's, so every tail is tried.
     keys = [str(p.key) for p in path if isinstance(p, jax.tree_util.DictKey)]
     tails = ["/".join(keys[i:]) for i in range(len(keys))]
     spec = next((s for r, s in rules for t in tails if re.fullmatch(r, t)), P())
+    # An optimizer may keep a scalar where the parameter has axes: it is whole.
     if len(leaf.shape) < len(spec):
       spec = P()
     for size, axes in zip(leaf.shape, spec, strict=False):
@@ -107,7 +111,7 @@ def shardings(mesh: Mesh, tree, rules: Rules):
         faults.append(f"{tails[0] if tails else path} {leaf.shape} over {spec} ({size} % {ways})")
     return NamedSharding(mesh, spec)
 
-  result = jax.tree_util.tree_map_with_path(one, tree)
+  result = jax.tree_util.tree_map_with_path(sharding_of, tree)
   if faults:
     raise UserError(f"weights do not divide over the mesh, change config.mesh: {'; '.join(faults)}")
   return result
@@ -139,6 +143,7 @@ def everywhere(mesh: Mesh, tree):
 
 def local_rows(x: jax.Array) -> np.ndarray:
   """This process's rows of a global array that is split over its leading axis alone."""
+  # Devices of one tensor group hold the same rows: the dict keeps one copy of each.
   pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
   return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
 
@@ -147,6 +152,7 @@ def gathered(values: list) -> list:
   """The JSON values of every process, in the order of the processes, on every process."""
   if jax.process_count() == 1:
     return values
+  # JAX gathers arrays of one shape: first the sizes, then the texts padded to a common one.
   text = np.frombuffer(json.dumps(values).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(text.size))
   room = 1 << int(sizes.max()).bit_length()  # few sizes: each is compiled once
@@ -172,8 +178,8 @@ def whole(tree, rules: Rules):
   if mesh.empty:
     return tree
 
-  def one(x, sharding):
+  def without_fsdp(x, sharding):
     axes = ((axis,) if isinstance(axis, str) else axis or () for axis in sharding.spec)
     return constrained(x, P(*(tuple(a for a in some if a != "fsdp") or None for some in axes)))
 
-  return jax.tree.map(one, tree, shardings(mesh, tree, rules))
+  return jax.tree.map(without_fsdp, tree, shardings(mesh, tree, rules))

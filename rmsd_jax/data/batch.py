@@ -54,6 +54,7 @@ def collate(
   Raises:
     UserError: a row does not fit the bucket, or its placeholders do not match its frames.
   """
+  # Unused slots keep what they are made with here: padding, length 0, quality 0, not valid.
   groups = prompts.collate([prompt_of(row, layout) for row in chosen], layout, bucket)
   responses_BKT = np.full((len(chosen), k, bucket.response), layout.pad_id, np.int32)
   length_BK = np.zeros((len(chosen), k), np.int32)
@@ -68,9 +69,11 @@ def collate(
         )
       responses_BKT[b, slot, : len(ids_T)] = ids_T
       length_BK[b, slot] = len(ids_T)
+      # A response that was cut off is stored without tokens: it leaves its slot empty.
       valid_BK[b, slot] = row.valid_K[slot] and len(ids_T) > 0
       if valid_BK[b, slot]:
-        quality_BK[b, slot], rouge_BK[b, slot] = row.quality_K[slot], row.rouge_K[slot]
+        quality_BK[b, slot] = row.quality_K[slot]
+        rouge_BK[b, slot] = row.rouge_K[slot]
   return Batch(
     groups=groups.with_responses(responses_BKT, length_BK),
     quality_BK=quality_BK,
@@ -99,5 +102,6 @@ def prompt_of(row: rows.Row, layout: prompts.Layout) -> prompts.Prompt:
 
 
 def _info(row: rows.Row) -> dict[str, Any]:
+  # Without the teacher's texts: what the losses need of them is in the arrays.
   names = ("id", "clip", "task", "question", "options", "answer")
   return {name: getattr(row, name) for name in names}

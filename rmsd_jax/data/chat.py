@@ -19,10 +19,14 @@ import transformers
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import images
 
-_START, _END = "<|vision_start|>", "<|vision_end|>"
+_START = "<|vision_start|>"
+_END = "<|vision_end|>"
 _REPLY = "<|im_start|>assistant\n"
 _PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+# No text of a user or a teacher may hold these: it could end a turn or claim the place of a
+# picture. `ChatTokenizer` takes its ids from them in this order.
 _CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", _START, _END, *_PADS.values())
+# What the template writes for one image or clip.
 _PLACE = re.compile(
   re.escape(_START) + "(?:" + "|".join(map(re.escape, _PADS.values())) + ")" + re.escape(_END)
 )
@@ -62,6 +66,7 @@ def pair_seconds(indices_N: np.ndarray, fps: float, temporal: int = 2) -> tuple[
   Returns:
     F seconds: the mean of the times (number / fps) of the first and last frame of each pair.
   """
+  # Two divisions and then the mean, in Python's floats: the order decides what ".1f" prints.
   groups = images.pad_to_multiple(np.asarray(indices_N), temporal).reshape(-1, temporal).tolist()
   return tuple((group[0] / fps + group[-1] / fps) / 2 for group in groups)
 
@@ -93,6 +98,7 @@ class ChatTokenizer:
     self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if self._tokenizer.chat_template is None:
       self._tokenizer.chat_template = _legacy_template(folder)
+    # A token that is missing would be spelled in pieces, and no picture would find its place.
     vocabulary = self._tokenizer.get_vocab()
     missing = [token for token in _CONTROL if token not in vocabulary]
     if missing:
@@ -103,6 +109,8 @@ class ChatTokenizer:
       vocabulary[token] for token in _CONTROL
     )
 
+    # Templates of Thinking models open <think> for the reply. A target must not open it again, and
+    # a rollout, which does not repeat it, would fail the outer format without it.
     *_, self.opening = self._tokenizer.apply_chat_template(
       [{"role": "user", "content": [{"type": "text", "text": "?"}]}],
       tokenize=False,
@@ -137,6 +145,7 @@ class ChatTokenizer:
     Raises:
       UserError: a text holds a control token; the template does not name the given media.
     """
+    # Before the template, whose own control tokens cannot be told from a text's afterwards.
     for message in messages:
       content = message["content"]
       texts = [content] if isinstance(content, str) else [i["text"] for i in content if "text" in i]
@@ -158,6 +167,7 @@ class ChatTokenizer:
       UserError: the text holds a control token.
     """
     _refuse_control(text, "a response")
+    # The prompt ends in the opening already.
     if self.opening and text.lstrip().startswith(self.opening.strip()):
       text = text.lstrip().removeprefix(self.opening.strip()).lstrip("\n")
     return [*self._encode(text), self.im_end]
@@ -167,6 +177,8 @@ class ChatTokenizer:
 
     Any other control token stays in sight, as do `<think>` and `</think>`.
     """
+    # Only what ends the reply is taken off. A control token inside it must stay in sight, since the
+    # rules refuse such a rollout as they refuse a teacher's text.
     kept = [int(token) for token in ids]
     while kept and kept[-1] == self.pad:
       kept.pop()
@@ -178,7 +190,8 @@ class ChatTokenizer:
 
   def decode_groups(self, ids_BRT, length_BR) -> list[list[str]]:
     """Texts of R replies to each of B prompts, each up to its length in tokens."""
-    ids_BRT, length_BR = np.asarray(ids_BRT), np.asarray(length_BR)
+    ids_BRT = np.asarray(ids_BRT)  # from the device once, not reply by reply
+    length_BR = np.asarray(length_BR)
     return [
       [self.decode(ids_T[:length]) for ids_T, length in zip(*group, strict=True)]
       for group in zip(ids_BRT, length_BR, strict=True)
@@ -215,6 +228,7 @@ def _expand(text: str, media: Sequence[MediaTokens], outer_vision_wrapper: bool)
       f"the chat template wrote {len(places)} media placeholders {places}, the messages name "
       f"{[medium.kind for medium in media]}; use the template of Qwen3-VL"
     )
+  # In one pass, so that what is put in is not searched for placeholders again.
   parts: Iterator[str] = (_spell(medium, outer_vision_wrapper) for medium in media)
   return _PLACE.sub(lambda _: next(parts), text)
 
@@ -223,6 +237,7 @@ def _spell(medium: MediaTokens, outer_vision_wrapper: bool) -> str:
   pad = _PADS[medium.kind]
   if medium.kind == "image":
     return _START + pad * medium.counts_F[0] + _END
+  # One decimal, by Python's rounding: 0.25 is written 0.2.
   pairs = "".join(
     f"<{seconds:.1f} seconds>{_START}{pad * count}{_END}"
     for seconds, count in zip(medium.seconds_F, medium.counts_F, strict=True)

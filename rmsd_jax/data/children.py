@@ -42,12 +42,15 @@ def run(
   if workers < 1:
     raise UserError(f"{workers} workers; at least 1 is needed")
   children = [_Child(work) for _ in range(workers)]
-  queue, more = enumerate(tasks), True
+  queue = enumerate(tasks)
+  more = True
   pending: dict[int, Any] = {}  # tasks handed out and not yet yielded
   results: dict[int, Any] = {}
   turn = 0
   try:
     while more or pending:
+      # 1. A task for every idle child. A slow task holds back what comes after it, since results
+      # are yielded in order; without a bound the finished ones would pile up behind it.
       for child in children:
         if more and child.idle and len(pending) < AHEAD * workers:
           number, task = next(queue, (-1, None))
@@ -55,8 +58,11 @@ def run(
           if more:
             pending[number] = task
             child.give(number, task, limit_s)
+      # 2. Wait. Children that are still starting are waited for even without tasks, so that one
+      # that cannot start is noticed.
       if pending or any(not child.ready for child in children):
         results.update(_collect(children))
+      # 3. A child that was killed or died is replaced by a fresh one.
       for i, child in enumerate(children):
         if child.process is None:
           children[i] = _Child(work)
@@ -76,7 +82,8 @@ class Worker:
   """
 
   def __init__(self, work: Callable[[Any], Any], limit_s: float):
-    self._work, self._limit_s = work, limit_s
+    self._work = work
+    self._limit_s = limit_s
     self._child: _Child | None = None
 
   def __call__(self, task: Any) -> Any:
@@ -85,6 +92,7 @@ class Worker:
     Raises:
       RuntimeError: the child died without a task (its own traceback says why).
     """
+    # A child may have died between two tasks: that is nobody's fault, and a new one takes over.
     child = self._child
     if child is None or child.process is None or not child.process.is_alive():
       self._child = _Child(self._work)
@@ -110,7 +118,7 @@ class _Child:
     self.pipe, theirs = context.Pipe()
     self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
     self.process.start()
-    theirs.close()
+    theirs.close()  # or the pipe would not end when the child dies
     self.ready = False  # it has imported and unpickled everything
     self.number = -1
     self.limit_s = self.deadline = float("inf")
@@ -120,7 +128,9 @@ class _Child:
     return self.ready and self.number < 0
 
   def give(self, number: int, task: Any, limit_s: float) -> None:
-    self.number, self.limit_s, self.deadline = number, limit_s, time.monotonic() + limit_s
+    self.number = number
+    self.limit_s = limit_s
+    self.deadline = time.monotonic() + limit_s
     self.pipe.send(task)
 
   def take(self) -> dict[int, Any]:
@@ -129,15 +139,20 @@ class _Child:
       result = self.pipe.recv()
     except (EOFError, ConnectionResetError):
       self.process.join()
-      code, number = self.process.exitcode, self.number
+      code = self.process.exitcode
+      number = self.number
       self.kill()
+      # With a task in hand it is the task's fault. Without one it failed to import or to unpickle,
+      # as the next child would, and replacing it would go on for ever.
       if number < 0:
         raise RuntimeError(f"a worker process died without a task (exit code {code})") from None
       return {number: Failure("Crash", f"its process died (exit code {code})")}
     if not self.ready:
       self.ready = True
       return {}
-    number, self.number, self.deadline = self.number, -1, float("inf")
+    number = self.number
+    self.number = -1
+    self.deadline = float("inf")
     return {number: result}
 
   def expire(self) -> dict[int, Any]:

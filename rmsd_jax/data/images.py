@@ -57,6 +57,7 @@ class Budget:
       raise UserError(
         f"pixel limits are {self.min_pixels} to {self.max_pixels}; needed: 1 <= least <= most"
       )
+    # A clip's limits count raw frames, so that one visual token takes the pixels of both of a pair.
     least = self.factor**2 * (self.temporal if self.style == "hf_video" else 1)
     if self.max_pixels < least:
       raise UserError(
@@ -91,9 +92,12 @@ class Budget:
       )
     if self.style == "hf_video":
       return self._clip_size(max(frames, self.temporal), height, width)
+    # `_limit` counts one frame for images and for qwen-vl-utils, which share limits among frames
+    # first.
     if self.style == "hf_image":
       floor = 0  # a side that rounds to nothing sends the picture to the lower limit
       return self._limit(1, 1, height, width, floor, self.min_pixels, self.max_pixels)
+    # The 1.05 keeps the most above the least for clips so long that their share is less.
     shared = _UTILS_TOTAL_TOKENS * self.factor**2 * self.temporal / frames
     most = max(min(_UTILS_MAX_TOKENS * self.factor**2, shared), int(self.min_pixels * 1.05))
     most = min(most, self.max_pixels)
@@ -102,7 +106,9 @@ class Budget:
   def _clip_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
     if min(height, width) < self.factor:
       scale = max(self.factor / height, self.factor / width)
-      height, width = int(height * scale), int(width * scale)
+      height = int(height * scale)
+      width = int(width * scale)
+    # Their rule rounds an odd clip, halves to the even pair: 5 frames count as 4, 3 as 4 as well.
     filled = round(frames / self.temporal) * self.temporal
     return self._limit(frames, filled, height, width, 0, self.min_pixels, self.max_pixels)
 
@@ -112,6 +118,7 @@ class Budget:
     `filled` frames decide whether a limit is crossed and `frames` by how much: the two differ for
     clips with an odd number of frames, in Qwen3-VL's processor as here.
     """
+    # Python's `round`, which takes halves to the even number: theirs too.
     factor = self.factor
     size = [max(floor, round(side / factor) * factor) for side in (height, width)]
     pixels = filled * size[0] * size[1]
@@ -164,9 +171,12 @@ def resize_bicubic(
   frames, source_height, source_width, channels = frames_NHWC.shape
   if (source_height, source_width) == (height, width):
     return frames_NHWC
-  across, down = _taps(source_width, width, flavour), _taps(source_height, height, flavour)
+  across = _taps(source_width, width, flavour)
+  down = _taps(source_height, height, flavour)
   result_NHWC = np.empty((frames, height, width, channels), np.uint8)
   for frame_HWC, out_HWC in zip(frames_NHWC, result_NHWC, strict=True):
+    # Rows first or columns first shows in the rounding of "hf": along the width first, as torch.
+    # [H, W, C] -> [C, H, W]; a pass works along axis 1, so that the first one turns the planes.
     planes = np.moveaxis(frame_HWC, -1, 0).astype(across.matrix.dtype)
     planes = _apply(across, planes.swapaxes(1, 2)).swapaxes(1, 2)
     planes = _apply(down, np.ascontiguousarray(planes))
@@ -186,6 +196,7 @@ class _Taps:
   shift: int | None
 
 
+# Kept: all frames of a clip, and most clips of a pool, are of few sizes.
 @functools.lru_cache(maxsize=64)
 def _taps(inputs: int, outputs: int, flavour: str) -> _Taps:
   """Weights of the antialiased cubic filter (a = -0.5), half-pixel centres, renormalised.
@@ -193,9 +204,11 @@ def _taps(inputs: int, outputs: int, flavour: str) -> _Taps:
   Computed in the precision in which torch computes them: float64 for "hf", float32 for "utils".
   """
   real = np.float64 if flavour == "hf" else np.float32
+  # When it shrinks, the filter is stretched over the source pixels that fall together (antialias).
   scale = real(inputs) / real(outputs)
   stretch = max(scale, real(1))
   centre = (np.arange(outputs, dtype=real) + real(0.5)) * scale
+  # A tap reaches two source pixels to each side, times the stretch.
   first = np.maximum((centre - 2 * stretch + real(0.5)).astype(np.int64), 0)
   last = np.minimum((centre + 2 * stretch + real(0.5)).astype(np.int64), inputs)
   place = np.arange(inputs)
@@ -209,6 +222,7 @@ def _taps(inputs: int, outputs: int, flavour: str) -> _Taps:
     largest = weights.max()
     shift = next((bits for bits in range(22) if int(largest * 2 ** (bits + 1) + 0.5) >= 2**15), 22)
     weights = np.trunc(weights * 2.0**shift + np.copysign(0.5, weights))
+  # A row's weights are 0 but for a few inputs around its centre, and a block of rows shares a band.
   blocks = range(0, outputs, _BLOCK)
   bands = tuple((int(first[i]), int(last[min(i + _BLOCK, outputs) - 1])) for i in blocks)
   return _Taps(weights, bands, shift)
@@ -230,6 +244,7 @@ def _apply(taps: _Taps, planes: np.ndarray) -> np.ndarray:
   result = np.concatenate(blocks, axis=1)
   if taps.shift is None:
     return result
+  # Fixed point: half a unit is added before the fraction is cut off, and each pass clips to a byte.
   return np.clip(np.floor((result + 2.0 ** (taps.shift - 1)) * 2.0**-taps.shift), 0, 255)
 
 
@@ -255,7 +270,8 @@ def patchify(frames_NHWC: np.ndarray, patch: int, temporal: int = 2, merge: int 
   """
   frames_NHWC = pad_to_multiple(frames_NHWC, temporal)
   frames, height, width, channels = frames_NHWC.shape
-  pairs, step = frames // temporal, patch * merge
+  pairs = frames // temporal
+  step = patch * merge
   if height % step or width % step:
     raise ValueError(f"frames of {height} x {width} pixels are not whole tokens of {step} pixels")
   blocks = frames_NHWC.reshape(
@@ -275,5 +291,6 @@ def unpatchify(
   blocks = patches_FSC.reshape(
     pairs, rows // merge, columns // merge, merge, merge, -1, temporal, patch, patch
   )
+  # pair, frame | block row, row in it, pixel row | the same of columns | channel
   frames = blocks.transpose(0, 6, 1, 3, 7, 2, 4, 8, 5)
   return frames.reshape(pairs * temporal, rows * patch, columns * patch, -1)

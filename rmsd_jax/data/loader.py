@@ -38,6 +38,7 @@ class Share:
     return batch_size // self.count
 
   def of(self, rows_B: np.ndarray) -> np.ndarray:
+    # Contiguous: `sharding.put_batch` joins the parts in the order of the processes.
     size = self.size(len(rows_B))
     return rows_B[self.index * size : (self.index + 1) * size]
 
@@ -53,6 +54,8 @@ def plan(bucket_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.nda
     batch_size: rows of a batch, B.
     seed, epoch: decide the order, and nothing else does.
   """
+  # No state but these two numbers: step 10,000 of a resumed run is planned without the 9,999
+  # before.
   rng = np.random.default_rng((seed, epoch))
   batches = [np.zeros((0, batch_size), np.int64)]
   for bucket in np.unique(bucket_N[bucket_N >= 0]):
@@ -76,6 +79,7 @@ def fill(bucket_N: np.ndarray, buckets: Sequence[Bucket], batch_size: int) -> np
     UserError: no larger bucket can take them.
   """
   filled_N = bucket_N.copy()
+  # From the smallest on, so that rows that were moved up count where they arrive.
   for i, bucket in enumerate(buckets):
     few = filled_N == i
     if not 0 < few.sum() < batch_size:
@@ -119,11 +123,15 @@ class Steps:
   ):
     share.size(batch_size)
     _check_k(pool, k, 1)
+    # Rows that are not used keep bucket -1, so that row numbers stay those of the pool.
     used_N = np.full(len(pool), -1)
     rows_N = np.flatnonzero(chosen(pool, tasks))[: limit or None]
     used_N[rows_N] = pool.bucket_N[rows_N]
     self._bucket_N = fill(used_N, pool.buckets, batch_size)
-    self._pool, self._batch_size, self._seed, self._k = pool, batch_size, seed, k
+    self._pool = pool
+    self._batch_size = batch_size
+    self._seed = seed
+    self._k = k
     self._share = share
     self._epoch = (0, plan(self._bucket_N, batch_size, seed, 0))
 
@@ -134,6 +142,8 @@ class Steps:
 
   def rows(self, step: int) -> np.ndarray:
     """int64 [B] rows of a step, over all processes."""
+    # Epochs have equally many steps, so the step alone says which epoch it is in. The last plan is
+    # kept, since steps come in order.
     epoch, place = divmod(step, self.per_epoch)
     known, planned = self._epoch
     if epoch != known:
@@ -146,6 +156,7 @@ class Steps:
     return self._pool.buckets[self._bucket_N[self.rows(step)[0]]]
 
   def __getitem__(self, step: int) -> batch.Batch:
+    # All processes plan the whole batch; each reads and decodes its own rows of it.
     rows_B = self._share.of(self.rows(step))
     return _collate(self._pool, rows_B, self.bucket(step), self._k)
 
@@ -211,6 +222,7 @@ def sequential(
   rows_N = np.flatnonzero(chosen(pool, tasks))
   rows_N = rows_N[: limit or len(rows_N)]
   turns = []
+  # Bucket by bucket, so that each padded size is compiled once and no batch mixes two.
   for bucket in np.unique(pool.bucket_N[rows_N]):
     inside = rows_N[pool.bucket_N[rows_N] == bucket]
     for start in range(0, len(inside), batch_size):
@@ -251,12 +263,15 @@ class _Turns:
   def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
     rows = self.turns[index]
     bucket = self.pool.buckets[self.pool.bucket_N[rows[0]]]
+    # Filled up before it is shared out: the repeats may all fall to the last process.
     filled_B = np.concatenate([rows, np.repeat(rows[:1], self.batch_size - len(rows))])
     real_B = np.arange(self.batch_size) < len(rows)
     loaded = _collate(self.pool, self.share.of(filled_B), bucket, self.k)
     return index, _to_tree(dataclasses.replace(loaded, real_B=self.share.of(real_B)))
 
 
+# Not a generator, so that a wrong setting is refused when the loader is made, not at its first
+# batch.
 def _stream(source: _Window | _Turns, num_workers: int, prefetch: int) -> Iterator:
   if num_workers < 0 or prefetch < 1:
     raise UserError(f"{num_workers} workers and {prefetch} batches ahead; needed: >= 0 and >= 1")
@@ -267,9 +282,11 @@ def _iterate(source: _Window | _Turns, num_workers: int, prefetch: int) -> Itera
   if not len(source):
     return
   reading = grain.ReadOptions(min(_READ_THREADS, prefetch), prefetch)
+  # Threads keep the order of the steps, and so do Grain's worker processes: each takes every n-th.
   dataset = grain.MapDataset.source(source).to_iter_dataset(reading)
   if num_workers:
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, prefetch))
+  # Closed also where the consumer stops early: workers would live on.
   with contextlib.closing(iter(dataset)) as loaded:
     for step, tree in loaded:
       # Arrays from workers are views of shared memory that must not outlive this loop.

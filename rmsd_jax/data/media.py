@@ -70,6 +70,7 @@ class Sampling:
       return self._even_count(total, native_fps)
     if self.frames is not None:
       return min(self.frames, total)
+    # Cut off, not rounded, and in this order of operations: transformers' count, to the frame.
     wanted = int(total / native_fps * self.fps)
     return min(max(wanted, self.min_frames), self.max_frames, total)
 
@@ -77,6 +78,8 @@ class Sampling:
     if self.frames is not None:
       wanted = min(round(self.frames / 2) * 2, total)
     else:
+      # Not cut to a whole number before the limits, as qwen-vl-utils has it; the limits become
+      # even.
       wanted = max(total / native_fps * self.fps, math.ceil(self.min_frames / 2) * 2)
       wanted = min(wanted, self.max_frames, total)
     return max(math.floor(wanted / 2) * 2, min(2, total))
@@ -84,6 +87,7 @@ class Sampling:
   def indices(self, first: int, last: int, native_fps: float) -> np.ndarray:
     """int64 numbers of the frames to take from `first` to `last`, both included; evenly spread."""
     count = self.count(last - first + 1, native_fps)
+    # numpy's `round` takes halves to the even number, as torch's and transformers' does.
     places = _spread32(first, last, count) if self.even else np.linspace(first, last, count)
     return places.round().astype(np.int64)
 
@@ -91,9 +95,11 @@ class Sampling:
 def _spread32(first: int, last: int, count: int) -> np.ndarray:
   """`count` places from first to last in float32, counted from the nearer end with one rounding of
   product and sum together, as torch.linspace does."""
+  # float64 holds the product of a float32 step and the number of a frame exactly.
   step = np.float64(np.float32(last - first) / np.float32(max(count - 1, 1)))
   place = np.arange(count)
-  up, down = first + step * place, last - step * (count - 1 - place)
+  up = first + step * place
+  down = last - step * (count - 1 - place)
   return (np.where(place < count // 2, up, down) if count > 1 else up).astype(np.float32)
 
 
@@ -174,11 +180,13 @@ def _clip(path, start, end, sampling: Sampling, most: int | None, transform) -> 
   if not pathlib.Path(path).is_file():
     raise MediaError(path, "no such file")
   try:
+    # Frames are numbered in the whole file: a window does not shift numbers or times.
     index = _scan(path)
     first, last = _window(path, index.times, start, end)
     indices_N = sampling.indices(first, last, index.fps)
     stamps_N = index.stamps[indices_N[:most]]
     frames = _read(path, stamps_N, index.keys, transform)
+    # The second try jumps nowhere: it decodes from the start, slowly and safely.
     if frames is None:
       frames = _read(path, stamps_N, index.keys[:0], transform)
   except av.FFmpegError as error:
@@ -199,6 +207,7 @@ def load_image(path: str | pathlib.Path) -> np.ndarray:
   try:
     with Image.open(path) as opened:
       image = ImageOps.exif_transpose(opened)
+      # White, as qwen-vl-utils pastes it; `convert("RGB")` alone would show what lies under it.
       if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -210,20 +219,29 @@ def load_image(path: str | pathlib.Path) -> np.ndarray:
 
 def _scan(path: str | pathlib.Path) -> _Index:
   """Time stamps of all frames and key frames, from the packets alone where they carry them."""
-  stamps, keys, end = [], [], 0
+  # 1. Packets are read, not decoded.
+  stamps = []
+  keys = []
+  end = 0
   with _open(path) as container:
     stream = _video_stream(path, container)
     for packet in container.demux(stream):
       if packet.is_corrupt:
         raise MediaError(path, "is cut off or damaged; copy or encode it again")
+      # Empty packets flush the decoder; discarded ones are decoded and not shown.
       if packet.size and not packet.is_discard:
         stamps.append(packet.pts)
         if packet.pts is not None:
           end = max(end, packet.pts + (packet.duration or 0))
           keys += [packet.pts] if packet.is_keyframe else []
-    base, rate, stated = stream.time_base, stream.average_rate, stream.duration
+    base = stream.time_base
+    rate = stream.average_rate
+    stated = stream.duration
   if None in stamps:
-    stamps, keys, stated = _count(path), [], None
+    stamps = _count(path)
+    keys = []
+    stated = None
+  # 2. A file that was copied in part often still plays: its header tells what should be there.
   if not stamps:
     raise MediaError(path, "holds no frames")
   if stated and end - min(stamps) < _WHOLE * stated:
@@ -232,6 +250,7 @@ def _scan(path: str | pathlib.Path) -> _Index:
       f"is cut off: it holds {float((end - min(stamps)) * base):.2f} of the "
       f"{float(stated * base):.2f} seconds that its header states; copy it again",
     )
+  # 3. Packets come in the order of decoding; frames are numbered in that of showing.
   stamps = np.unique(np.asarray(stamps, np.int64))
   if not rate:
     span = float((stamps[-1] - stamps[0]) * base)
@@ -257,7 +276,7 @@ def _video_stream(path: str | pathlib.Path, container) -> av.VideoStream:
   if not container.streams.video:
     raise MediaError(path, "has no video stream")
   stream = container.streams.video[0]
-  stream.thread_type = "AUTO"
+  stream.thread_type = "AUTO"  # threads by frames too; PyAV's default is by slices alone
   return stream
 
 
@@ -288,13 +307,16 @@ def _read(
   frames = []
   with _open(path) as container:
     stream = _video_stream(path, container)
-    decoder, place = container.decode(stream), None
+    decoder = container.decode(stream)
+    place = None  # the stamp of the frame before
     for stamp in stamps_N.tolist():
+      # Jump only where a key frame lies between: nearer frames come sooner by decoding on.
       before = int(np.searchsorted(keys, stamp, side="right")) - 1
       if before >= 0 and (place is None or keys[before] > place):
         container.seek(int(keys[before]), stream=stream)
         decoder = container.decode(stream)
       frame = next((f for f in decoder if f.pts is not None and f.pts >= stamp), None)
+      # A frame with a later stamp means that the jump landed behind its target, or a damaged file.
       if frame is None or frame.pts != stamp or frame.is_corrupt:
         return None
       place = stamp

@@ -98,7 +98,9 @@ class Processor:
     patch, merge, temporal = read_geometry(folder)
     budget = functools.partial(images.budget, patch=patch, merge=merge, temporal=temporal)
     self.tokenizer = chat.ChatTokenizer(folder)
-    self.video, self.image = budget(video_style, video_pixels), budget("hf_image", image_pixels)
+    self.video = budget(video_style, video_pixels)
+    self.image = budget("hf_image", image_pixels)
+    # The pixels and the frames of qwen-vl-utils go together.
     self.sampling = sampling or media.Sampling(even=video_style == "utils_video")
     self.outer_vision_wrapper = outer_vision_wrapper
     self.layout = prompts.Layout(patch, merge, temporal, self.tokenizer.pad)
@@ -113,6 +115,7 @@ class Processor:
     Raises:
       media.MediaError, UserError: as `prompt`; a prompt does not fit the bucket.
     """
+    # Told apart by what is inside: messages, or lists of messages.
     single = bool(conversations) and isinstance(conversations[0], Mapping)
     several = [conversations] if single else conversations
     return prompts.collate([self.prompt(messages) for messages in several], self.layout, bucket)
@@ -135,21 +138,25 @@ class Processor:
     """
     check_messages(messages)
     items = [item for message in messages for item in _items(message)]
-    found = [self._read(item) for item in items if item["type"] != "text"]
+    read_media = [self._read(item) for item in items if item["type"] != "text"]
+    # The pads stand for visual tokens one by one, in the order in which the messages name the
+    # media.
     ids_P = np.asarray(
       self.tokenizer.encode_messages(
-        messages, [medium.tokens for medium in found], self.outer_vision_wrapper
+        messages, [medium.tokens for medium in read_media], self.outer_vision_wrapper
       ),
       np.int32,
     )
     is_visual_P = np.isin(ids_P, (self.tokenizer.image_pad, self.tokenizer.video_pad))
-    grids = [medium.grid_2 for medium in found for _ in medium.patches_FSC]
+    # A clip's grid is repeated for each of its frame pairs, which the model sees one by one.
+    grids = [medium.grid_2 for medium in read_media for _ in medium.patches_FSC]
     prompt = Prompt(
       ids_P=ids_P,
       is_visual_P=is_visual_P,
       grid_F2=np.asarray(grids, np.int32).reshape(-1, 2),
-      patches=tuple(patches_SC for medium in found for patches_SC in medium.patches_FSC),
-      times_F2=np.concatenate([np.zeros((0, 2), np.float32)] + [m.times_F2 for m in found]),
+      patches=tuple(patches_SC for medium in read_media for patches_SC in medium.patches_FSC),
+      # The empty array is for conversations without media.
+      times_F2=np.concatenate([np.zeros((0, 2), np.float32)] + [m.times_F2 for m in read_media]),
     )
     prompts.check(prompt, self.video.merge)
     return prompt
@@ -167,8 +174,10 @@ class Processor:
     check_messages(messages)
     items = [item for message in messages for item in _items(message) if item["type"] != "text"]
     plans = [self._plan(item) for item in items]
+    # Tokenised in full: timestamps and the question decide P as the frames do.
     tokens = [plan.layout for plan in plans]
     ids = self.tokenizer.encode_messages(messages, tokens, self.outer_vision_wrapper)
+    # At least one frame pair of one visual token, though it be padding: shapes are never empty.
     counts_F = [count for plan in plans for count in plan.layout.counts_F]
     patches = self.layout.merge**2 * max(counts_F, default=1)
     return Bucket(len(ids), 0, max(1, len(counts_F)), patches), plans
@@ -200,6 +209,7 @@ class Processor:
       frames_NHWC = images.unpatchify(
         patches_SC[None], grid_2, self.video.patch, self.video.temporal, self.video.merge
       )
+      # A still is a pair of equal frames; a clip that stands still is stored as small.
       if (frames_NHWC == frames_NHWC[:1]).all():
         frames_NHWC = frames_NHWC[:1]
       pictures.append(frames_NHWC.reshape(-1, *frames_NHWC.shape[2:]))
@@ -208,10 +218,15 @@ class Processor:
   def _plan(self, item: Mapping) -> MediaPlan:
     """The frames, size and tokens of one image or clip."""
     if item["type"] == "image":
-      source, budget, count, seconds_F = media.load_image(item["image"]).shape, self.image, 1, ()
+      source = media.load_image(item["image"]).shape
+      budget = self.image
+      count = 1
+      seconds_F = ()
     else:
       clip = media.look(item["video"], item.get("start"), item.get("end"), self.sampling)
-      source, budget, count = clip.frames_NHWC.shape[1:], self.video, len(clip.indices_N)
+      source = clip.frames_NHWC.shape[1:]
+      budget = self.video
+      count = len(clip.indices_N)
       seconds_F = chat.pair_seconds(clip.indices_N, clip.fps, self.video.temporal)
     height, width = budget.size(count, *source[:2])
     per_pair = (height // budget.factor) * (width // budget.factor)
@@ -220,9 +235,11 @@ class Processor:
 
   def _read(self, item: Mapping) -> _Medium:
     """Decodes, resizes and cuts one image or clip."""
+    # An image has no time; `patchify` repeats its one frame to a pair.
     if item["type"] == "image":
       frame_HWC = _fit(self.image, 1, media.load_image(item["image"]))
       return self._pack("image", frame_HWC[None], np.full((1, 2), np.nan, np.float32), ())
+    # Resized as they are decoded, so that one frame of full size is in memory and not all.
     clip = media.decode(
       item["video"],
       item.get("start"),
@@ -230,6 +247,7 @@ class Processor:
       self.sampling,
       transform=functools.partial(_fit, self.video),
     )
+    # [N] -> [F, 2]: first and last time of each pair, on the clock of the file.
     temporal = self.video.temporal
     times_N = images.pad_to_multiple(clip.times_N, temporal).astype(np.float32)
     times_F2 = times_N.reshape(-1, temporal)[:, [0, -1]]
@@ -266,13 +284,15 @@ def patches_from_picture(
   Raises:
     UserError: the picture does not have the size that the grid asks for.
   """
-  height, width = int(grid[0]) * patch, int(grid[1]) * patch
+  height = int(grid[0]) * patch
+  width = int(grid[1]) * patch
   if picture.shape not in ((height, width, 3), (temporal * height, width, 3)):
     raise UserError(
       f"a stored picture has shape {picture.shape}, but its grid of {int(grid[0])} x "
       f"{int(grid[1])} patches of {patch} needs {height} or {temporal * height} rows and {width} "
       "columns; build the pool again"
     )
+  # Of equal frames one was stored, and `patchify` repeats it to a pair.
   frames_NHWC = picture.reshape(-1, height, width, 3)
   return images.patchify(frames_NHWC, patch, temporal, merge)[0]
 
@@ -283,6 +303,7 @@ def read_geometry(folder: str | pathlib.Path) -> tuple[int, int, int]:
   Raises:
     UserError: the file is missing, not JSON, or lacks one of the three as a positive integer.
   """
+  # Not by rmsd_jax.models.config: nothing that runs in workers may import jax.
   path = pathlib.Path(folder) / "config.json"
   try:
     vision = json.loads(path.read_text(encoding="utf-8"))["vision_config"]
@@ -305,6 +326,7 @@ def check_messages(messages: Sequence[Mapping]) -> None:
   Raises:
     UserError: names the message, the key or the value at fault.
   """
+  # Keys are held against a list: a template would pass over a misspelt one without a word.
   for number, message in enumerate(messages):
     if set(message) != {"role", "content"} or message["role"] not in _ROLES:
       raise UserError(
@@ -339,5 +361,6 @@ def _items(message: Mapping) -> Sequence[Mapping]:
 
 def _fit(budget: images.Budget, frames: int, picture_HWC: np.ndarray) -> np.ndarray:
   """Resizes one of `frames` pictures to the budget."""
+  # The number of frames matters: a clip's limit is on the pixels of all of them.
   height, width = budget.size(frames, *picture_HWC.shape[:2])
   return images.resize_bicubic(picture_HWC[None], height, width, budget.flavour)[0]

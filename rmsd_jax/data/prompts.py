@@ -68,7 +68,8 @@ def from_arrays(
   Raises:
     UserError: patches are not uint8, or they and the grid disagree.
   """
-  grids, patches = [], []
+  grids = []
+  patches = []
   for number, (patches_SC, (pairs, *grid)) in enumerate(media):
     if np.asarray(patches_SC).dtype != np.uint8:
       raise UserError(f"medium {number} is {np.asarray(patches_SC).dtype}; give uint8 grey levels")
@@ -76,6 +77,8 @@ def from_arrays(
       raise UserError(
         f"medium {number} has {len(patches_SC)} patches, but its grid is {(pairs, *grid)}"
       )
+    # [pairs * rows * columns, C] -> one array and one grid a frame pair: attention sees pairs
+    # alone.
     grids += [grid] * pairs
     patches += np.split(np.asarray(patches_SC, np.uint8), pairs)
   ids_P = np.asarray(ids_P, np.int32)
@@ -126,18 +129,24 @@ def pad(prompt: Prompt, bucket: Bucket, layout: Layout) -> Mapping[str, np.ndarr
   Raises:
     UserError: the prompt does not fit, or its placeholders do not match its frames.
   """
-  tokens, frames = len(prompt.ids_P), len(prompt.grid_F2)
+  tokens = len(prompt.ids_P)
+  frames = len(prompt.grid_F2)
   check(prompt, layout.merge)
   _check_fit(prompt, bucket)
+  # Where a prompt's placeholders find their visual token: the tower's output is padded too, S /
+  # merge^2 tokens to every frame pair, so pair f begins at f times that, not where the pair before
+  # it ends.
   features = np.arange(bucket.patches // layout.merge**2, dtype=np.int32)
   places_F = prompt.grid_F2.prod(axis=1) // layout.merge**2
   visual = [f * len(features) + features[:places] for f, places in enumerate(places_F)]
   visual_P = np.full(bucket.prompt, -1, np.int32)
   visual_P[:tokens][prompt.is_visual_P] = np.concatenate([np.zeros(0, np.int32), *visual])
+  # Positions of padding are 0; nothing sees it.
   positions_3P = np.zeros((3, bucket.prompt), np.int32)
   positions_3P[:, :tokens], next_position = positions.prompt_positions(
     prompt.is_visual_P, prompt.grid_F2, layout.merge
   )
+  # Bytes, and zeros where a picture is smaller than the bucket's: `grid_BF2` says which are real.
   values = 3 * layout.temporal * layout.patch**2
   patches_FSC = np.zeros((bucket.frames, bucket.patches, values), np.uint8)
   for f, patches_SC in enumerate(prompt.patches):
@@ -165,7 +174,8 @@ def check(prompt: Prompt, merge: int) -> None:
   counts = [len(patches_SC) for patches_SC in prompt.patches]
   if counts != prompt.grid_F2.prod(axis=1).tolist():
     raise UserError(f"frame pairs have {counts} patches, but their grids are {prompt.grid_F2}")
-  places, features = int(prompt.is_visual_P.sum()), sum(counts) // merge**2
+  places = int(prompt.is_visual_P.sum())
+  features = sum(counts) // merge**2
   if places != features:
     raise UserError(
       f"the prompt has {places} visual placeholders, but its media give {features} visual tokens; "

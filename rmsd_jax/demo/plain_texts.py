@@ -28,7 +28,8 @@ def _listed(items: list) -> str:
 
 def _added(digits: list[int]) -> str:
   """[3, 5, 7] -> "3+5=8, 8+7=15": one step at a time, as `teacher` reasons too."""
-  steps, total = [], digits[0]
+  steps = []
+  total = digits[0]
   for digit in digits[1:]:
     steps.append(f"{total}+{digit}={total + digit}")
     total += digit
@@ -106,6 +107,8 @@ def timelines(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
 def looks(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
   """Colour of a digit, digit of a colour, cell of either: of every card, so that the question alone
   tells which one is meant."""
+  # Where one card of a clip was asked about, the base read every cell and still did not link the
+  # digit or the colour of a question to its card.
   return [text for card in scene.cards for text in _looks(card, scene.still, rng)]
 
 
@@ -150,7 +153,8 @@ def times(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
 
 def _times(card: world.Card, rng: np.random.Generator) -> list[Text]:
   name = _say(rng, f"the card with {card.digit}", f"the {card.digit}", f"the {card.colour} card")
-  start, end = card.start, card.end
+  start = card.start
+  end = card.end
   return [
     (
       _say(rng, f"When does {name} appear?", f"At which second does {name} come?"),
@@ -207,11 +211,11 @@ def numbers(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
       )
     )
   if len(digits) > 1 and not scene.still:
+    # Asked for in either order, so that the place in the question tells nothing.
     pair = [scene.cards[i] for i in sorted(rng.choice(len(digits), 2, replace=False))]
-    one, two = (card.digit for card in (pair if rng.random() < 0.5 else pair[::-1]))
-    first, last = pair[0].digit, pair[1].digit
-    texts.append((f"Which comes first, {one} or {two}?", f"{first} comes first."))
-    texts.append((f"Which comes later, {one} or {two}?", f"{last} comes later."))
+    named, other = (card.digit for card in (pair if rng.random() < 0.5 else pair[::-1]))
+    texts.append((f"Which comes first, {named} or {other}?", f"{pair[0].digit} comes first."))
+    texts.append((f"Which comes later, {named} or {other}?", f"{pair[1].digit} comes later."))
     texts.append((_say(rng, "Which digit appears first?", "First digit?"), f"{digits[0]}"))
   return texts
 
@@ -220,7 +224,8 @@ def motion(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
   """Where cards go; also that a card stays."""
   card = _pick(rng, [card for card in scene.cards if card.moves] or scene.cards)
   name = _say(rng, f"the card with {card.digit}", f"the {card.digit}", f"the {card.colour} card")
-  before, after = world.CELL_NAMES[card.cell], world.CELL_NAMES[card.to_cell]
+  before = world.CELL_NAMES[card.cell]
+  after = world.CELL_NAMES[card.to_cell]
   if not card.moves:
     return [(_say(rng, f"Does {name} move?", f"Where does {name} go?"), f"It stays {before}.")]
   return [
@@ -254,11 +259,13 @@ def letters(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
   pool = _pick(rng, pools)
   chosen = [pool[i] for i in rng.choice(len(pool), count, replace=False)]
   order, lines = _lettered(rng, chosen)
+  # Where one text of a list was asked for, multiple choice failed on its last hop: the right fact,
+  # and then a letter by chance.
   texts = []
   for letter, text in zip(LETTERS, order, strict=False):
     ask = _say(rng, f"Which letter is {text}?", f"Letter of {text}?")
-    found = _say(rng, f"{text} is {letter}.", letter, letter)
-    texts.append((_say(rng, f"{ask}\n{lines}", f"{lines}\n{ask}", f"{lines}\n{ask}"), found))
+    reply = _say(rng, f"{text} is {letter}.", letter, letter)  # named twice: twice as likely
+    texts.append((_say(rng, f"{ask}\n{lines}", f"{lines}\n{ask}", f"{lines}\n{ask}"), reply))
   at = int(rng.integers(count))
   texts.append((f"{lines}\nWhat is {LETTERS[at]}?", f"{LETTERS[at]} is {order[at]}."))
   return texts + [_lettered_fact(rng, *fact) for fact in _facts(scene, rng)]
@@ -315,7 +322,7 @@ def pictures(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
   by_cell = {card.cell: card for card in scene.cards}
   cell = _pick(rng, list(by_cell)) if rng.random() < 0.7 else int(rng.integers(world.GRID**2))
   name = world.CELL_NAMES[cell]
-  found = f"{by_cell[cell].colour} {by_cell[cell].digit}" if cell in by_cell else "none"
+  reply = f"{by_cell[cell].colour} {by_cell[cell].digit}" if cell in by_cell else "none"
   return [
     (
       _say(rng, "What is in the picture?", "Name the cards and their places."),
@@ -325,7 +332,7 @@ def pictures(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
       _say(rng, "Which digits are in the picture?", "Read the digits."),
       _listed([card.digit for card in scene.cards]),
     ),
-    (_say(rng, f"What is at the {name}?", f"Which card is {name}?"), found),
+    (_say(rng, f"What is at the {name}?", f"Which card is {name}?"), reply),
   ]
 
 

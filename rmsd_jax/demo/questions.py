@@ -153,6 +153,7 @@ def questions(scene: world.Scene, rng: np.random.Generator) -> list[Question]:
   if scene.still:
     return [_ask(rng, "where", world.cell_box(card.cell), digit=card.digit) for card in scene.cards]
   digits = tuple(card.digit for card in scene.cards)
+  # What is seen at a second may be nothing: 0 is an answer to "how many", too.
   second = int(rng.integers(scene.seconds))
   seen = tuple(card.digit for card in scene.visible(second))
   asked = _choices(scene, rng)

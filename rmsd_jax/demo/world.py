@@ -113,6 +113,7 @@ def glyphs() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
   """
   digits = load_digits()
   opacity = (digits.images / 16.0).astype(np.float32).repeat(2, axis=1).repeat(2, axis=2)
+  # A digit's picture is in one split only, so that held-out clips show handwriting never seen.
   order = np.random.default_rng(0).permutation(len(opacity))
   rows = {"train": np.sort(order[:TRAIN_DIGITS]), "test": np.sort(order[TRAIN_DIGITS:])}
   return opacity, digits.target, rows
@@ -155,7 +156,7 @@ def _draw_place(rng: np.random.Generator, taken: set[int], moving: bool) -> tupl
   cell = int(rng.choice([c for c in range(GRID * GRID) if c not in taken]))
   free = [c for c in _neighbours(cell) if c not in taken]
   to_cell = int(rng.choice(free)) if moving and free else cell
-  taken.update((cell, to_cell))
+  taken.update((cell, to_cell))  # for the whole clip, so that cards never meet
   return cell, to_cell
 
 
@@ -169,6 +170,8 @@ def make_scene(
   """
   _check_split(split)
   count = int(rng.integers(1, 4)) if cards is None else cards
+  # Different seconds, so that "first" has one answer; none in the last second, since a card is seen
+  # for two.
   starts = np.sort(rng.choice(SECONDS - 1, count, replace=False))
   taken: set[int] = set()
   drawn = []
@@ -205,7 +208,9 @@ def _corner(card: Card, frame: int) -> tuple[int, int]:
   """(row, column) in pixels of a card's corner. It is half-way in the frame before `move_at`."""
   here = card.cell_at(frame // FPS)
   there = card.cell_at((frame + 1) // FPS)
-  rows, columns = here // GRID + there // GRID, here % GRID + there % GRID
+  # The mean of two cells, of which one is the next: half a cell is a whole number of pixels.
+  rows = here // GRID + there // GRID
+  columns = here % GRID + there % GRID
   return rows * CELL // 2, columns * CELL // 2
 
 
@@ -216,6 +221,7 @@ def render(scene: Scene) -> np.ndarray:
   frames = np.full((count, SIZE, SIZE, 3), scene.grey, np.int16)
   for card in scene.cards:
     alpha = opacity[card.glyph][..., None]
+    # White on the card's colour, by the opacity of each pixel.
     tile = np.rint(np.float32(COLOURS[card.colour]) * (1 - alpha) + 255 * alpha)
     for frame in range(count):
       if card.visible(frame // FPS):
@@ -256,12 +262,14 @@ def write_clip(path: str | os.PathLike, frames_NHWC: np.ndarray) -> None:
   reformatter = VideoReformatter()  # one for all frames: making one costs more than using it
   with av.open(os.fspath(path), "w", format="mp4") as container:
     stream = container.add_stream("libx264", rate=FPS, options=dict(ENCODER))
-    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-    stream.codec_context.thread_count = 1
+    stream.width = width
+    stream.height = height
+    stream.pix_fmt = "yuv420p"
+    stream.codec_context.thread_count = 1  # or the bytes would depend on the machine
     for picture in frames_NHWC:
       frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
       container.mux(stream.encode(reformatter.reformat(frame, format="yuv420p", threads=1)))
-    container.mux(stream.encode(None))
+    container.mux(stream.encode(None))  # the frames that the encoder still holds
 
 
 def media_name(scene: Scene, stem: str) -> str:

@@ -16,12 +16,12 @@ class TextConfig:
   heads: int
   kv_heads: int
   mlp: int
-  head: int = 128
-  vocab: int = 151_936
+  head: int = 128  # not width / heads, which is 80 in the 4B
+  vocab: int = 151_936  # rows of the table, more than the tokenizer has ids
   theta: float = 5e6
   sections: tuple[int, int, int] = (24, 20, 20)  # rotary frequencies by time, row, column
   eps: float = 1e-6
-  tied: bool = True
+  tied: bool = True  # logits by the embedding table; a checkpoint then has no lm_head
   init_std: float = 0.02
 
 
@@ -56,8 +56,10 @@ class ModelConfig:
 
 def _small(layers, width, heads, mlp, tied, vision):
   text = TextConfig(layers, width, heads, 8, mlp, tied=tied)
-  stop_ids, pad_id = (151_645, 151_643), 151_643  # <|im_end|> and <|endoftext|>
-  return ModelConfig(text, dataclasses.replace(vision, out=width), stop_ids, pad_id)
+  im_end = 151_645
+  end_of_text = 151_643  # both end a response, and this one fills unused places, as released
+  vision = dataclasses.replace(vision, out=width)
+  return ModelConfig(text, vision, stop_ids=(im_end, end_of_text), pad_id=end_of_text)
 
 
 _LARGE_TOWER = VisionConfig(depth=27, width=1_152, mlp=4_304, deepstack=(8, 16, 24))
@@ -115,10 +117,12 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
     raise UserError(
       f"{path}: model_type is {raw.get('model_type')!r}; only 'qwen3_vl' (dense) is read"
     )
+  # 1. The fields, wherever the version of transformers that wrote the file puts them.
   text, vision = (raw.get(part) or {} for part in _FIXED)
   rope = text.get("rope_parameters") or {}  # 5.x; older files keep theta beside rope_scaling
   rope = (text.get("rope_scaling") or {}) | rope
   theta = rope.get("rope_theta", text.get("rope_theta"))
+  # 2. Whatever is wrong with them, collected for one message.
   faults = [
     f"{part}.{key} = {raw[part][key]!r} is not supported, only {value!r}"
     for part, fixed in _FIXED.items()
@@ -138,6 +142,7 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
     faults.append(f"rope_type {kind!r} is not supported, only 'default'")
   if faults:
     raise UserError(f"{path}: {'; '.join(faults)}")
+  # 3. Sizes that are all there may still contradict each other.
   config = ModelConfig(
     TextConfig(
       **{ours: text[theirs] for ours, theirs in _TEXT_FIELDS.items()},
@@ -170,7 +175,8 @@ def _read_json(path: pathlib.Path) -> dict:
 
 
 def _contradictions(config: ModelConfig, positions: int) -> list[str]:
-  t, v = config.text, config.vision
+  t = config.text
+  v = config.vision
   rules = {
     f"mrope_section {t.sections} does not add up to half of head_dim {t.head}": (
       2 * sum(t.sections) == t.head
@@ -191,12 +197,15 @@ def _contradictions(config: ModelConfig, positions: int) -> list[str]:
 
 def _special_ids(folder: pathlib.Path, raw: dict) -> dict:
   """stop_ids and pad_id, from generation_config.json, else config.json."""
+  # generation_config.json goes first: of the released models it names both tokens that end a reply.
   extra = folder / "generation_config.json"
   sources = [_read_json(extra)] if extra.is_file() else []
   sources += [raw, raw["text_config"]]
   first = lambda key: next((s[key] for s in sources if s.get(key) is not None), None)
-  stop, padding = first("eos_token_id"), first("pad_token_id")
+  stop = first("eos_token_id")
+  padding = first("pad_token_id")
   stop = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+  # Without a pad id any will do, since padding is never seen.
   return {"stop_ids": stop, "pad_id": padding if padding is not None else (*stop, 0)[0]}
 
 
@@ -207,7 +216,9 @@ def to_hf(config: ModelConfig, token_ids: dict[str, int]) -> dict:
     token_ids: image_token_id, video_token_id, vision_start_token_id, vision_end_token_id, and
       eos_token_id, pad_token_id.
   """
-  t, v = config.text, config.vision
+  t = config.text
+  v = config.vision
+  # Theta stands beside rope_scaling, as in files of 4.57; 5.x still reads these names.
   return {
     "architectures": ["Qwen3VLForConditionalGeneration"],
     "model_type": "qwen3_vl",

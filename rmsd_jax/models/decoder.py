@@ -21,26 +21,30 @@ class DecoderLayer(nnx.Module):
   """Pre-norm attention and a SwiGLU MLP. What attention means is the caller's `attend`."""
 
   def __init__(self, c: TextConfig, rngs: nnx.Rngs):
-    self.eps, std = c.eps, c.init_std
-    d, n, k, h, m = c.width, c.heads, c.kv_heads, c.head, c.mlp
-    self.attention_norm = layers.ones(D=d)
-    self.q = layers.normal(rngs, std, D=d, N=n, H=h)
-    self.k = layers.normal(rngs, std, D=d, K=k, H=h)
-    self.v = layers.normal(rngs, std, D=d, K=k, H=h)
-    self.q_norm, self.k_norm = layers.ones(H=h), layers.ones(H=h)
-    self.o = layers.normal(rngs, std, N=n, H=h, D=d)
-    self.mlp_norm = layers.ones(D=d)
-    self.gate = layers.normal(rngs, std, D=d, M=m)
-    self.up = layers.normal(rngs, std, D=d, M=m)
-    self.down = layers.normal(rngs, std, M=m, D=d)
+    self.eps = c.eps
+    weight = functools.partial(layers.normal, rngs, c.init_std)
+    # Random weights follow the order of these lines, since each draws from `rngs` in turn.
+    self.attention_norm = layers.ones(D=c.width)
+    self.q = weight(D=c.width, N=c.heads, H=c.head)
+    self.k = weight(D=c.width, K=c.kv_heads, H=c.head)
+    self.v = weight(D=c.width, K=c.kv_heads, H=c.head)
+    self.q_norm = layers.ones(H=c.head)
+    self.k_norm = layers.ones(H=c.head)
+    self.o = weight(N=c.heads, H=c.head, D=c.width)
+    self.mlp_norm = layers.ones(D=c.width)
+    self.gate = weight(D=c.width, M=c.mlp)
+    self.up = weight(D=c.width, M=c.mlp)
+    self.down = weight(M=c.mlp, D=c.width)
 
   def __call__(self, x_BSD, angles_BSE, attend):
     """attend(q_BSNH, k_BSKH, v_BSKH) -> (o_BSNH, kept). Returns (x_BSD, kept)."""
+    # Queries and keys are normalised per head before they are turned, never after.
     y = layers.rms_norm(x_BSD, self.attention_norm[...], self.eps)
     q_BSNH = layers.rms_norm(layers.project(y, self.q[...]), self.q_norm[...], self.eps)
     k_BSKH = layers.rms_norm(layers.project(y, self.k[...]), self.k_norm[...], self.eps)
     v_BSKH = layers.project(y, self.v[...])
     q_BSNH, k_BSKH = (positions.rotate(x, angles_BSE[:, :, None]) for x in (q_BSNH, k_BSKH))
+    # Training keeps nothing, prefill keeps keys and values, decoding the caches with a new token.
     o_BSNH, kept = attend(q_BSNH, k_BSKH, v_BSKH)
     x_BSD += layers.project(o_BSNH, self.o[...], inputs=2)
     y = layers.rms_norm(x_BSD, self.mlp_norm[...], self.eps)
@@ -63,7 +67,8 @@ class Decoder:
     return layers.Stack(functools.partial(DecoderLayer, self.config))
 
   def init(self, key: jax.Array) -> dict:
-    c, (layer_key, embed_key, head_key) = self.config, jax.random.split(key, 3)
+    c = self.config
+    layer_key, embed_key, head_key = jax.random.split(key, 3)
     table = lambda k: c.init_std * jax.random.normal(k, (c.vocab, c.width), jnp.float32)
     return {
       "embed": table(embed_key),
@@ -73,6 +78,7 @@ class Decoder:
     }
 
   def embed(self, params: dict, tokens: jax.Array) -> jax.Array:
+    # Cast behind the lookup: the rows that are read, not the table of 151,936.
     return params["embed"][tokens].astype(self.dtype)
 
   def angles(self, positions_B3S: jax.Array) -> jax.Array:
@@ -93,9 +99,13 @@ class Decoder:
     def body(x, layer):
       index, weights = layer
       x, kept = self._stack.layer(weights)(sharding.by_prompt(x), angles_BSE, attend)
+      # Behind every layer, and 0 from layer n on, so that one body serves all layers of the scan.
+      # The index is held inside the levels; what it reads there from layer n on is thrown away.
       extra = jnp.where(index < n, deep_nBPD[jnp.minimum(index, n - 1)], 0)
       return x.at[:, :P].add(extra), kept
 
+    # Inside a scan XLA cannot merge the second forward pass with the first, so that the barriers
+    # against it (prevent_cse) would only cost time.
     body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
     layer = (jnp.arange(self.config.layers), params["layers"])
     x_BSD, kept = jax.lax.scan(body, x_BSD, layer, unroll=self.unroll)

@@ -37,8 +37,11 @@ class Discriminator:
   def __call__(self, params: dict, groups: PromptGroups, visual: Visual | None = None) -> jax.Array:
     """Scores fp32 [B, R], read at the last token of each response; 0 for an empty slot."""
     body = {"text": params["text"], "vision": params["vision"]}
+    # The prompt's own hidden states are not read: a score is of a response.
     _, response_BRTD = self.body(body, groups, visual)
+    # An empty slot has no last token; it reads place 0 and is dropped by the last line.
     last_BR = jnp.maximum(groups.response_length_BR - 1, 0)
     last_BRD = jnp.take_along_axis(response_BRTD, last_BR[..., None, None], 2)[:, :, 0]
+    # In fp32 whatever the activations are: of scores only differences count.
     score_BR = last_BRD.astype(jnp.float32) @ params["value_head"]["kernel"]
     return jnp.where(groups.response_length_BR > 0, score_BR, 0.0)

@@ -23,12 +23,13 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.models import config as config_lib
 from rmsd_jax.models.student import PARTITION, Qwen3VL
 
-_TEXT, _VISION = "model.language_model.", "model.visual."
-_LAYER, _BLOCK, _DEEP = (
-  _TEXT + "layers.{}.",
-  _VISION + "blocks.{}.",
-  _VISION + "deepstack_merger_list.{}.",
-)
+# Beginnings of their names. "{}" is the number of a layer: a leaf of ours with such a name is
+# stacked.
+_TEXT = "model.language_model."
+_VISION = "model.visual."
+_LAYER = _TEXT + "layers.{}."
+_BLOCK = _VISION + "blocks.{}."
+_DEEP = _VISION + "deepstack_merger_list.{}."
 
 # Our name -> their name, and how many leading axes of ours are the inputs of their [out, in] matrix
 # (0: the tensor is theirs, flattened where ours has more axes).
@@ -86,16 +87,20 @@ def _names(ours: str, layers: int) -> list[str]:
 def _their_shape(ours: str, shape: tuple[int, ...], c: config_lib.VisionConfig) -> tuple[int, ...]:
   theirs, inputs = _TENSORS[ours]
   shape = shape[1:] if "{}" in theirs else shape
+  # Theirs is a 3-D convolution [out, colour, frame, row, column]; a patch's values come in that
+  # order.
   if ours == "vision/embed/kernel":
     return (shape[1], 3, c.temporal, c.patch, c.patch)
   if inputs:
     return (int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs])))
+  # Tables stay as they are; norms and biases are vectors there, whatever axes they have here.
   return (
     shape if ours in ("text/embed", "text/head", "vision/embed/table") else (int(np.prod(shape)),)
   )
 
 
 def _to_ours(ours: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  # [out, in] -> [in, out] -> our axes. The first axis alone is `out`, also of a convolution.
   inputs = _TENSORS[ours][1]
   if inputs:
     tensor = tensor.reshape(tensor.shape[0], -1).T
@@ -125,6 +130,7 @@ def load_model(folder: str | pathlib.Path, **options) -> Qwen3VL:
     raise UserError(
       f"model.dtype is {options['dtype']!r}; give a type such as float32 or bfloat16"
     ) from None
+  # A folder goes before a size of the same name.
   preset = None if pathlib.Path(folder).is_dir() else config_lib.PRESETS.get(str(folder))
   config = preset or config_lib.from_hf(folder)
   return Qwen3VL(config, **options)
@@ -156,7 +162,8 @@ def load_params(folder: str | pathlib.Path, mesh: Mesh, dtype="float32") -> dict
     UserError: a file is missing or broken, or tensors are missing, extra or misshapen: all of
       them in one message.
   """
-  model, reader = load_model(folder), _Reader(pathlib.Path(folder))
+  model = load_model(folder)
+  reader = _Reader(pathlib.Path(folder))
   _check(reader, model)
   leaves = named.flatten(sharding.abstract(mesh, model.abstract(), PARTITION))
 
@@ -165,11 +172,13 @@ def load_params(folder: str | pathlib.Path, mesh: Mesh, dtype="float32") -> dict
     names = _names(ours, leaf.shape[0])
     shape = leaf.shape[1:] if stacked else leaf.shape
 
+    # Called once a device with the slices of its part; the first is of the stacked axis. Tensors
+    # are cut and cast one by one, so that beside the part only one of them is in memory.
     def shard(index):
-      one = lambda name, rest: _to_ours(ours, reader.get(name), shape)[rest].astype(dtype)
+      part_of = lambda name, rest: _to_ours(ours, reader.get(name), shape)[rest].astype(dtype)
       if not stacked:
-        return one(names[0], index)
-      return np.stack([one(name, index[1:]) for name in names[index[0]]])
+        return part_of(names[0], index)
+      return np.stack([part_of(name, index[1:]) for name in names[index[0]]])
 
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
 
@@ -182,7 +191,8 @@ def check_folder(folder: str | pathlib.Path) -> int:
   Raises:
     UserError: as `load_params`.
   """
-  model, reader = load_model(folder), _Reader(pathlib.Path(folder))
+  model = load_model(folder)
+  reader = _Reader(pathlib.Path(folder))
   _check(reader, model)
   return len(reader.files)
 
@@ -192,7 +202,8 @@ class _Reader:
 
   def __init__(self, folder: pathlib.Path):
     index = folder / "model.safetensors.index.json"
-    self.files, self._where = ["model.safetensors"], {}
+    self.files = ["model.safetensors"]
+    self._where = {}
     if index.is_file():
       try:
         self.files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -201,6 +212,7 @@ class _Reader:
     for file in self.files:
       if not (folder / file).is_file():
         raise UserError(f"{folder / file} does not exist; copy the whole checkpoint folder")
+      # Opening reads the header alone; tensors are read when they are asked for.
       try:
         handle = safe_open(folder / file, framework="np")
       except SafetensorError as error:
@@ -226,7 +238,8 @@ def their_shapes(model: Qwen3VL) -> dict[str, tuple[int, ...]]:
 
 
 def _check(reader: _Reader, model: Qwen3VL) -> None:
-  there, wanted = reader.shapes(), their_shapes(model)
+  there = reader.shapes()
+  wanted = their_shapes(model)
   if model.config.text.tied:
     there.pop("lm_head.weight", None)  # some writers store the tied head twice
   faults = [f"missing {n}" for n in wanted if n not in there]
@@ -255,13 +268,18 @@ def save(
     dtype: of the tensors on disk.
     shard_bytes: largest size of one safetensors file.
   """
-  folder, base = pathlib.Path(folder), pathlib.Path(base)
+  folder = pathlib.Path(folder)
+  base = pathlib.Path(base)
   config = config_lib.from_hf(base)
+  # 1. All that is no weight is copied byte for byte, so that tokenizer, template and processor of
+  # the student are the base's in every version of transformers. `base` may be the folder itself.
   folder.mkdir(parents=True, exist_ok=True)
   for file in sorted(base.iterdir()):
     if file.is_file() and ".safetensors" not in file.name and folder.resolve() != base.resolve():
       shutil.copyfile(file, folder / file.name)
-  leaves, plan = named.flatten(params), _plan(params, np.dtype(dtype).itemsize, shard_bytes)
+  # 2. The weights, file by file.
+  leaves = named.flatten(params)
+  plan = _plan(params, np.dtype(dtype).itemsize, shard_bytes)
   files = [
     f"model-{i + 1:05d}-of-{len(plan):05d}.safetensors" if len(plan) > 1 else "model.safetensors"
     for i in range(len(plan))
@@ -272,8 +290,10 @@ def save(
       leaf = leaves[ours] if layer is None else leaves[ours][layer]
       shape = _their_shape(ours, leaves[ours].shape, config.vision)
       tensors[name] = _to_theirs(ours, np.asarray(jax.device_get(leaf)).astype(dtype), shape)
+    # Older versions of transformers refuse a file that does not say it is torch's ("pt").
     save_file(tensors, folder / (file + ".part"), metadata={"format": "pt"})
     (folder / (file + ".part")).rename(folder / file)  # under its name when whole
+  # 3. The index of several files; readers take a single one by its name.
   if len(plan) > 1:
     size = sum(leaf.size for leaf in leaves.values()) * np.dtype(dtype).itemsize
     where = {name: file for file, entries in zip(files, plan, strict=True) for name in entries}
@@ -288,14 +308,16 @@ def save(
 
 def _plan(params: dict, itemsize: int, shard_bytes: int) -> list[dict[str, tuple]]:
   """Which tensors go into which file: per file {their name: (our name, layer or None)}."""
-  files, room = [{}], shard_bytes
+  files = [{}]
+  room = shard_bytes
   for ours, leaf in named.flatten(params).items():
     stacked = "{}" in _TENSORS[ours][0]
     names = _names(ours, leaf.shape[0])
     size = leaf.size // len(names) * itemsize
     for layer, name in enumerate(names):
       if size > room and files[-1]:
-        files, room = [*files, {}], shard_bytes
+        files.append({})
+        room = shard_bytes
       files[-1][name] = (ours, layer if stacked else None)
       room -= size
   return files

@@ -28,6 +28,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   """x / rms(x) * scale over the last axis, in fp32, back in x's dtype."""
   x32 = x.astype(jnp.float32)
   x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + eps)
+  # The scale is applied after the cast, as transformers does: in bfloat16 the order shows.
   return x32.astype(x.dtype) * scale.astype(x.dtype)
 
 
@@ -36,6 +37,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-
   x32 = x.astype(jnp.float32)
   x32 = x32 - jnp.mean(x32, -1, keepdims=True)
   x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + eps)
+  # Unlike in rms_norm scale and bias are applied in fp32, as in torch's LayerNorm.
   return (x32 * scale + bias).astype(x.dtype)
 
 
@@ -44,6 +46,8 @@ def project(x: jax.Array, kernel: jax.Array, inputs: int = 1) -> jax.Array:
 
   One plain matrix product: on CPU the gradient of the batched form takes twice as long.
   """
+  # [.., I..] -> [tokens, I] and [I.., O..] -> [I, O]. The weight is cast here, inside the layer, so
+  # that a sharded one is gathered in the activations' type and not in fp32.
   size = math.prod(kernel.shape[:inputs])
   y = x.reshape(-1, size) @ kernel.astype(x.dtype).reshape(size, -1)
   return y.reshape(*x.shape[: x.ndim - inputs], *kernel.shape[inputs:])
@@ -56,6 +60,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, inputs: int = 1) ->
 
 def logits(hidden, unembedding_VD):
   """hidden [.., D] -> logits fp32 [.., V]."""
+  # Operands in the activations' type, sums in fp32: what a softmax over V terms is taken of.
   kernel = unembedding_VD.astype(hidden.dtype)
   hidden_MD = hidden.reshape(-1, hidden.shape[-1])
   logits_MV = jnp.einsum("MD,VD->MV", hidden_MD, kernel, preferred_element_type=jnp.float32)
@@ -70,6 +75,9 @@ class Stack:
 
   def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
     self._make = make
+    # The structure of a layer is found once, without making weights, and merged with each layer's
+    # parameters in turn: per step 0.5 ms of the host for 28 layers, where nnx's own transforms took
+    # 3.6 to 54 ms.
     self._graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
   def init(self, key: jax.Array, layers: int) -> dict:

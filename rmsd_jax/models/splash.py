@@ -30,9 +30,12 @@ class GroupMask(mask_lib._ComputableMask):
     size = P + R * T
     super().__init__((size, size), _rule(P))
     place_S = np.arange(size)
+    # The prompt's segment starts at 0. Starts are multiples of LANES (see `check`), so that
+    # dividing by LANES loses nothing and both numbers fit in an int32.
     start_S = np.where(place_S < P, 0, P + (place_S - P) // max(T, 1) * T)
     self.q_sequence = (place_S | start_S // LANES << _PLACE_BITS).astype(np.int32)
 
+  # The library tells the masks of heads apart by these two: equal masks are summed up once.
   def __eq__(self, other: object) -> bool:
     return isinstance(other, GroupMask) and self._key == other._key
 
@@ -45,7 +48,8 @@ def _rule(P: int):
   """The mask function; one object per P, because the kernel takes it as a static argument."""
 
   def may_see(query, key):
-    place, start = query & ((1 << _PLACE_BITS) - 1), query >> _PLACE_BITS << 7  # * LANES
+    place = query & ((1 << _PLACE_BITS) - 1)
+    start = query >> _PLACE_BITS << 7  # * LANES
     return (key <= place) & ((key < P) | (key >= start))
 
   return may_see
@@ -63,12 +67,15 @@ def check(P: int, R: int, T: int) -> None:
 
 def block_of(P: int, R: int, T: int) -> int:
   """The largest block of 512, 256 or 128 that divides the packed row."""
+  # Larger blocks are fewer turns of the kernel: at P = 4,096, R = 8, T = 512 a head's forward pass
+  # takes 16 x 9 with 512 and 64 x 36 with 128. With 1,024 more is computed for nothing (47 % of all
+  # blocks instead of 42 %).
   return next(block for block in (512, 256, LANES) if (P + R * T) % block == 0)
 
 
 def _kernel(P: int, R: int, T: int, heads: int, interpret: bool):
   """The kernel for [N, S, H] queries. Its mask is summed up on the host: O(S^2) numpy work, which
-  the library keeps for equal masks.
+  the library keeps for equal masks (1.4 s for 8,192 tokens, 29 s for 49,152).
 
   The fused backward pass is off: it writes dq once per key block (1,157 instead of 337 MB of
   temporaries at P = 4,096, R = 8, T = 512 on a v5e).
@@ -93,15 +100,18 @@ def attention(q_BNSH, k_BKSH, v_BKSH, layout, prompt_length_B, interpret: bool =
   mesh = jax.sharding.get_abstract_mesh()
 
   def local(q_BNSH, k_BKSH, v_BKSH, prompt_length_B):
+    # Inside shard_map the arrays are this device's: the kernel is made for its share of the heads.
     run = _kernel(*layout, q_BNSH.shape[1], interpret)
     place_S = jnp.arange(q_BNSH.shape[2])
     padding_BS = (place_S >= prompt_length_B[:, None]) & (place_S < layout.P)
+    # Padding sees padding, itself at least: a row without any key would be NaN.
     segments = jnp.where(padding_BS, 0, 1).astype(jnp.int32)
-    one = lambda q, k, v, s: run(q, k, v, kernel_lib.SegmentIds(s, s))
-    return jax.vmap(one)(q_BNSH, k_BKSH, v_BKSH, segments)
+    row = lambda q, k, v, s: run(q, k, v, kernel_lib.SegmentIds(s, s))
+    return jax.vmap(row)(q_BNSH, k_BKSH, v_BKSH, segments)
 
   if mesh.empty or mesh.size == 1:
     return local(q_BNSH, k_BKSH, v_BKSH, prompt_length_B)
+  # XLA's partitioner cannot look into a Pallas kernel, so the split is written out.
   heads = Spec(("data", "fsdp"), "tensor", None, None)
   return jax.shard_map(
     local,

@@ -19,7 +19,11 @@ from rmsd_jax.models.config import ModelConfig
 from rmsd_jax.models.decoder import Decoder
 from rmsd_jax.models.vision import VisionTower
 
-# How weights lie on the mesh (data, fsdp, tensor); names as in rmsd_jax.core.named.
+# How weights lie on the mesh (data, fsdp, tensor); names as in rmsd_jax.core.named. The table is
+# split over D, so that each device looks up its part of every token's row by itself and no lookup
+# gathers the table. In layers the axis that a product puts out (heads, MLP) lies on "tensor", and
+# the next product sums over it: only behind o and down are activations summed over the devices of a
+# tensor group.
 PARTITION = (
   ("text/(embed|head)", Spec(None, ("fsdp", "tensor"))),
   ("text/layers/[qkv]", Spec(None, "fsdp", "tensor", None)),
@@ -37,6 +41,8 @@ PARTITION = (
   ("vision/.*(bias|scale)", Spec()),
 )
 
+# [L, B, K or M, ..]: M counts K first, so that responses' caches lie with the prompt's of their
+# head.
 CACHE_PARTITION = Spec(None, *sharding.BATCH, "tensor")
 
 
@@ -119,12 +125,15 @@ class Qwen3VL:
     B, R, T = groups.responses_BRT.shape
     P = groups.tokens_BP.shape[1]
     layout = attention.Layout(P, R, T)
+    # 1. Prompt and responses head to tail in one packed row: [B, P + R * T, D]. Every response goes
+    # on at the same position, so that one set of angles serves all R.
     x_BPD, deep_nBPD, angles_BPE = self._prompt(params, groups, visual)
     own_BRTD = self.text.embed(params["text"], groups.responses_BRT)
     own_BTE = self._response_angles(groups.response_positions_BT)
     x_BSD = jnp.concatenate([x_BPD, own_BRTD.reshape(B, R * T, self.config.text.width)], 1)
     angles_BSE = jnp.concatenate([angles_BPE, jnp.tile(own_BTE, (1, R, 1))], 1)
 
+    # 2. All layers. Only attention knows where the row is cut.
     def attend(q, k, v):
       return attention.group_attention(
         q, k, v, layout, groups.prompt_length_B, self.attention
@@ -137,6 +146,7 @@ class Qwen3VL:
   def gathered(self, params: dict) -> dict:
     """Parameters for a loop that reads the text weights at every turn: these in the type of the
     activations, and whole on every device up to the tensor axis. The results are the same."""
+    # Cast first: half the bytes are then sent and kept.
     text = jax.tree.map(lambda x: x.astype(self.dtype), params["text"])
     return params | sharding.whole({"text": text}, PARTITION)
 
@@ -152,17 +162,22 @@ class Qwen3VL:
       The last prompt token's hidden state [B, D], which predicts the first response token, and
       the Cache.
     """
-    c, (B, P) = self.config.text, groups.tokens_BP.shape
+    c = self.config.text
+    B, P = groups.tokens_BP.shape
     x_BPD, deep_nBPD, angles_BPE = self._prompt(params, groups, visual)
 
     def attend(q, k, v):
       o = attention.group_attention(
         q, k, v, attention.Layout(P, 0, 0), groups.prompt_length_B, self.attention
       )
+      # Heads before tokens, [B, K, P, H]: in this order XLA updates and reads the caches in place,
+      # where with [.., R, T, K, H] it kept a second copy of all of them.
       return o, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
     x_BPD, (k_LBKPH, v_LBKPH) = self.text(params["text"], x_BPD, angles_BPE, deep_nBPD, attend)
     own = jnp.zeros((c.layers, B, c.kv_heads * samples, tokens, c.head), self.dtype)
+    # Prompts are left-aligned, so their last tokens stand at different places. Only these are
+    # normed: nothing else of a prompt is read again.
     last_BD = x_BPD[jnp.arange(B), groups.prompt_length_B - 1]
     cache = jax.tree.map(
       lambda x: sharding.constrained(x, CACHE_PARTITION), Cache(k_LBKPH, v_LBKPH, own, own)
@@ -177,6 +192,8 @@ class Qwen3VL:
     angles_BRE = jnp.tile(angles_BE, (1, R, 1))
 
     def attend(q, k, v, layer, own):
+      # [B, R, K, H] -> [1, B, M, 1, H]: one place of one layer. Written before it is read, since a
+      # token sees itself.
       column = lambda x_BRKH: x_BRKH.swapaxes(1, 2).reshape(1, B, -1, 1, x_BRKH.shape[-1])
       own = tuple(
         jax.lax.dynamic_update_slice(c, column(x), (layer, 0, 0, t, 0))
@@ -196,15 +213,18 @@ class Qwen3VL:
   def _prompt(self, params: dict, groups: PromptGroups, visual: Visual | None):
     """The prompt's embeddings, with visual tokens in their places, DeepStack, and angles."""
     visual = self.encode(params, groups) if visual is None else visual
+    # Text places index token 0 and throw away what they read there: shapes stay static.
     seen_BP1 = groups.visual_BP[..., None] >= 0
     place_BP1 = jnp.maximum(groups.visual_BP, 0)[..., None]
     at_places = lambda x_BVD: jnp.take_along_axis(x_BVD.astype(self.dtype), place_BP1, 1)
     text_BPD = self.text.embed(params["text"], groups.tokens_BP)
     x_BPD = jnp.where(seen_BP1, at_places(visual.tokens_BVD), text_BPD)
+    # [B, n, V, D] -> [n, B, P, D]: a layer of the decoder's scan takes its level by index.
     deep_nBPD = jnp.where(seen_BP1, jax.vmap(at_places, 1)(visual.deep_BnVD), 0)
     return x_BPD, deep_nBPD, self.text.angles(groups.positions_B3P)
 
   def _response_angles(self, positions_BT):
+    # Text advances time, row and column together.
     return self.text.angles(
       jnp.broadcast_to(positions_BT[:, None], (len(positions_BT), 3, positions_BT.shape[1]))
     )

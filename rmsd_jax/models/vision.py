@@ -27,7 +27,9 @@ class Embed(nnx.Module):
     self.table = layers.normal(rngs, c.init_std, Y=c.table**2, W=c.width)
 
   def __call__(self, patches_FSC, taps_FS4, weights_FS4):
+    # Frame pairs and patches do not overlap, so the convolution over them is one product.
     x_FSW = layers.linear(patches_FSC, self.kernel[...], self.bias[...])
+    # Four entries of the table around each patch, weighted: [F, S, 4, W] -> [F, S, W].
     table = self.table[...].astype(x_FSW.dtype)
     return x_FSW + jnp.einsum("FSiW,FSi->FSW", table[taps_FS4], weights_FS4.astype(x_FSW.dtype))
 
@@ -36,22 +38,33 @@ class Block(nnx.Module):
   """Pre-norm attention inside a frame pair, then an MLP with the tanh GELU."""
 
   def __init__(self, c: VisionConfig, rngs: nnx.Rngs):
-    w, n, h, u, std = c.width, c.heads, c.width // c.heads, c.mlp, c.init_std
-    self.norm1_scale, self.norm1_bias = layers.ones(W=w), layers.zeros(W=w)
-    self.qkv = layers.normal(rngs, std, W=w, three=3, N=n, H=h)
-    self.qkv_bias = layers.zeros(three=3, N=n, H=h)
-    self.proj = layers.normal(rngs, std, N=n, H=h, W=w)
-    self.proj_bias = layers.zeros(W=w)
-    self.norm2_scale, self.norm2_bias = layers.ones(W=w), layers.zeros(W=w)
-    self.fc1, self.fc1_bias = layers.normal(rngs, std, W=w, U=u), layers.zeros(U=u)
-    self.fc2, self.fc2_bias = layers.normal(rngs, std, U=u, W=w), layers.zeros(W=w)
+    head = c.width // c.heads
+    weight = functools.partial(layers.normal, rngs, c.init_std)
+    self.norm1_scale = layers.ones(W=c.width)
+    self.norm1_bias = layers.zeros(W=c.width)
+    # The released files store the three side by side, and one product serves all.
+    self.qkv = weight(W=c.width, three=3, N=c.heads, H=head)
+    self.qkv_bias = layers.zeros(three=3, N=c.heads, H=head)
+    self.proj = weight(N=c.heads, H=head, W=c.width)
+    self.proj_bias = layers.zeros(W=c.width)
+    self.norm2_scale = layers.ones(W=c.width)
+    self.norm2_bias = layers.zeros(W=c.width)
+    self.fc1 = weight(W=c.width, U=c.mlp)
+    self.fc1_bias = layers.zeros(U=c.mlp)
+    self.fc2 = weight(U=c.mlp, W=c.width)
+    self.fc2_bias = layers.zeros(W=c.width)
 
   def __call__(self, x_FSW, angles_FSE, real_FS):
     y = layers.layer_norm(x_FSW, self.norm1_scale[...], self.norm1_bias[...])
     qkv_FSiNH = layers.linear(y, self.qkv[...], self.qkv_bias[...])
     q, k, v = (qkv_FSiNH[:, :, i].swapaxes(1, 2) for i in range(3))  # F N S H
+    # Turned in fp32 here, unlike in the decoder: transformers casts queries and keys of the tower
+    # up.
     turn = lambda x: positions.rotate(x.astype(jnp.float32), angles_FSE[:, None]).astype(x.dtype)
-    q, k = turn(q), turn(k)
+    q = turn(q)
+    k = turn(k)
+    # [F, N, S, S]: a frame pair is an entry of the batch, so that no mask keeps pairs apart; only
+    # padding is masked. A pair of padding alone sees nothing and yields a mean, which no one reads.
     scores = jnp.einsum("FNSH,FNZH->FNSZ", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(real_FS[:, None, None], scores * q.shape[-1] ** -0.5, NEVER)
     o = jnp.einsum("FNSZ,FNZH->FNSH", jax.nn.softmax(scores, -1).astype(v.dtype), v)
@@ -69,14 +82,21 @@ class Merger(nnx.Module):
   """
 
   def __init__(self, c: VisionConfig, rngs: nnx.Rngs, norm_joined: bool):
-    x, self.norm_joined = c.width * c.merge**2, norm_joined
-    w = x if norm_joined else c.width
-    self.norm_scale, self.norm_bias = layers.ones(W=w), layers.zeros(W=w)
-    self.fc1, self.fc1_bias = layers.normal(rngs, c.init_std, X=x, Z=x), layers.zeros(Z=x)
-    self.fc2, self.fc2_bias = layers.normal(rngs, c.init_std, Z=x, D=c.out), layers.zeros(D=c.out)
+    self.norm_joined = norm_joined
+    joined = c.width * c.merge**2
+    normed = joined if norm_joined else c.width
+    self.norm_scale = layers.ones(W=normed)
+    self.norm_bias = layers.zeros(W=normed)
+    self.fc1 = layers.normal(rngs, c.init_std, X=joined, Z=joined)
+    self.fc1_bias = layers.zeros(Z=joined)
+    self.fc2 = layers.normal(rngs, c.init_std, Z=joined, D=c.out)
+    self.fc2_bias = layers.zeros(D=c.out)
 
   def __call__(self, x_FSW):
-    frames, joined = x_FSW.shape[0], self.fc1.shape[0]
+    frames = x_FSW.shape[0]
+    joined = self.fc1.shape[0]
+    # Patches stand block by block, so that merge^2 in a row are the neighbours to join:
+    # [F, S, W] -> [F, S / merge^2, merge^2 * W], before the norm or behind it.
     if self.norm_joined:
       x_FSW = x_FSW.reshape(frames, -1, joined)
     y = layers.layer_norm(x_FSW, self.norm_scale[...], self.norm_bias[...])
@@ -106,7 +126,8 @@ class VisionTower:
     }
 
   def init(self, key: jax.Array) -> dict:
-    c, keys = self.config, jax.random.split(key, 4)
+    c = self.config
+    keys = jax.random.split(key, 4)
     single = {"embed": keys[0], "merger": keys[1]}
     return {
       **{k: jax.tree.map(lambda x: x[0], self._parts[k].init(v, 1)) for k, v in single.items()},
@@ -116,7 +137,10 @@ class VisionTower:
 
   def __call__(self, params: dict, patches_BFSC: jax.Array, grid_BF2: jax.Array):
     """Returns visual tokens [B, V, D] and DeepStack tokens [B, n, V, D]."""
-    c, parts = self.config, self._parts
+    c = self.config
+    parts = self._parts
+    # 1. Frame pairs of all clips become one batch [B * F, S, ..]. Patches come as bytes, a quarter
+    # of what fp32 would send to the device, and are normalised here (mean and s.d. 0.5).
     B, F, S, C = patches_BFSC.shape
     grid = grid_BF2.reshape(B * F, 2)
     places = positions.patch_rows_columns(grid, S, c.merge)
@@ -132,12 +156,16 @@ class VisionTower:
     def body(x, block):
       return parts["blocks"].layer(block)(sharding.by_prompt(x), angles, real), None
 
+    # 2. The scan over blocks is cut behind each block that feeds DeepStack, so that the outputs of
+    # these alone are kept.
     body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
     pick = lambda tree, index: jax.tree.map(lambda w: w[index], tree)
-    deep, start = [], 0
+    deep = []
+    start = 0
     for level, last in enumerate(c.deepstack):
       x, _ = jax.lax.scan(body, x, pick(params["blocks"], slice(start, last + 1)))
       merger = parts["deepstack"].layer(pick(params["deepstack"], level))
+      # [B * F, S / merge^2, D] -> [B, V, D]: a prompt's visual tokens, frame pair by frame pair.
       deep.append(merger(x).reshape(B, -1, c.out))
       start = last + 1
     x, _ = jax.lax.scan(body, x, pick(params["blocks"], slice(start, c.depth)))

@@ -62,7 +62,9 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return values
   total = np.concatenate([[0.0], np.cumsum(values)])
   middle = np.arange(len(values))
-  low, high = np.maximum(middle - half, 0), np.minimum(middle + half + 1, len(values))
+  # Windows shrink at both ends, where there is nothing to average with.
+  low = np.maximum(middle - half, 0)
+  high = np.minimum(middle + half + 1, len(values))
   return (total[high] - total[low]) / (high - low)
 
 
@@ -88,12 +90,14 @@ def _panel(ax: Axes, panel: Panel, drawn: Sequence[Curve]) -> None:
   if panel.level is not None:
     ax.axhline(panel.level, color=plots.MUTED, linewidth=1, linestyle=(0, (4, 3)))
   if panel.band is not None:
+    # Both ends are logged in the same steps; where one was not finite, no band can be drawn.
     (x, low), (_, high) = (series(curve.lines, curve.key) for curve in panel.band)
     if len(low) == len(high):
-      label, colour = panel.band[0].label, panel.band[0].colour
-      ax.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0, label=label)
+      lower = panel.band[0]
+      ax.fill_between(x, low, high, color=lower.colour, alpha=0.16, linewidth=0, label=lower.label)
   for curve in drawn:
     x, y = series(curve.lines, curve.key)
+    # Marks show how few points a short run has; a long one shows its raw values faintly behind.
     mark = "o" if len(x) < 12 else ""
     if len(x) >= 20:
       ax.plot(x + curve.shift, y, color=curve.colour, alpha=0.22, linewidth=1)
@@ -111,6 +115,7 @@ def _panel(ax: Axes, panel: Panel, drawn: Sequence[Curve]) -> None:
 
 def stage_1(runs: Sequence[Run]) -> Shown:
   """Learning curves of supervised runs; one that continues stage 1 is drawn after its end."""
+  # Continued SFT counts its steps from 0 again.
   ends = {run.name: int(run.lines[-1]["step"]) for run in runs}
   shift = {run.name: ends.get("sft", 0) if run.name == "sft_continued" else 0 for run in runs}
   of = lambda key: [Curve(r.lines, key, r.label, r.colour, shift[r.name]) for r in runs]
@@ -183,6 +188,7 @@ def _discriminator(run: Run, of: Callable[..., Curve]) -> Shown:
     of(key("pairs"), "rollouts with a pair", plots.MUTED),
     of(key("identical"), "pairs of identical texts", colour),
   ]
+  # Steps without a pair have no margin, and their accuracy of 0 says nothing.
   differing = [line for line in run.lines if math.isfinite(line.get(key("margin_q50"), math.nan))]
   accuracy = [
     Curve(differing, key("accuracy"), "", colour),  # it reads 0 where there was no pair

@@ -31,7 +31,11 @@ TERM_COLOURS = {
   "outer": "#d99a00",
   "inner": "#4aa3d8",
 }
-PAPER, INK, MUTED, GRID = "#1b1b1b", "#22262b", "#6a7178", "#e4e6e8"
+LIGHT_BLUE = "#9cc6e4"  # beside the blue of RUN_COLOURS["sft"]
+PAPER = "#1b1b1b"  # figures of the paper, not of this run
+INK = "#22262b"
+MUTED = "#6a7178"
+GRID = "#e4e6e8"
 WIDTH = 9.2  # inches; the page shows a figure 920 CSS pixels wide
 STYLE = {
   "font.family": "DejaVu Sans",
@@ -77,6 +81,7 @@ def _two_lines(name: str) -> str:
 
 def png(figure: Figure) -> bytes:
   """A figure as a PNG file."""
+  # The style is set again, since matplotlib reads the resolution when it saves.
   file = io.BytesIO()
   with matplotlib.rc_context(STYLE):
     figure.savefig(file, format="png")
@@ -87,6 +92,7 @@ def png(figure: Figure) -> bytes:
 def styled(rows: int, columns: int, height: float) -> Iterator[tuple[Figure, list[Axes]]]:
   """A figure of rows x columns axes, `height` inches a row."""
   with matplotlib.rc_context(STYLE):
+    # Not pyplot's, which keeps its figures until they are closed and looks for a display.
     figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -113,12 +119,16 @@ def result_bars(
   with styled(len(tables), 1, 2.9) as (figure, axes):
     for ax, (way, table) in zip(axes, tables.items(), strict=True):
       for place, run in enumerate(runs):
-        found = [(c, table[run][c]) for c in columns if run in table and c in table[run]]
-        x = [columns.index(c) + (place - (len(runs) - 1) / 2) * width for c, _ in found]
-        mean = np.array([one["mean"] for _, one in found])
-        ends = np.array([[one["mean"] - one["low"], one["high"] - one["mean"]] for _, one in found])
+        # Bars of a column stand side by side around its tick, one a run, also where a run has none.
+        cells = [(c, table[run][c]) for c in columns if run in table and c in table[run]]
+        x = [columns.index(c) + (place - (len(runs) - 1) / 2) * width for c, _ in cells]
+        mean = np.array([cell["mean"] for _, cell in cells])
+        ends = np.array(
+          [[cell["mean"] - cell["low"], cell["high"] - cell["mean"]] for _, cell in cells]
+        )
         ax.bar(x, mean, width * 0.9, color=colours[run], label=names[run])
-        if found:
+        # Rounding may put an end on the wrong side of its mean, and matplotlib refuses that.
+        if cells:
           error = np.maximum(ends.T, 0)
           ax.errorbar(x, mean, error, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.8)
       ax.set_xticks(range(len(columns)), [_two_lines(name) for name in columns])
@@ -141,12 +151,12 @@ def difference_forest(
   if not differences:
     return None
   with styled(1, 1, 0.75 + 0.5 * len(differences)) as (figure, (ax,)):
-    for row, one in enumerate(differences):
-      colour = colours[one["first"]]
+    for row, difference in enumerate(differences):
+      colour = colours[difference["first"]]
       for place, way in enumerate(ways):
-        if one[way] is None:
+        if difference[way] is None:
           continue
-        mean, low, high = (one[way][name] for name in ("mean", "low", "high"))
+        mean, low, high = (difference[way][name] for name in ("mean", "low", "high"))
         y = row + (place - (len(ways) - 1) / 2) * 0.3
         ax.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
         face = "white" if place else colour
@@ -154,7 +164,7 @@ def difference_forest(
         text = f"  {mean:+.3f}".replace("-", "\N{MINUS SIGN}")
         ax.text(high, y, text, va="center", ha="left", fontsize=7.5, color=MUTED)
     ax.axvline(0, color=INK, linewidth=1)
-    ax.set_yticks(range(len(differences)), [one["label"] for one in differences])
+    ax.set_yticks(range(len(differences)), [difference["label"] for difference in differences])
     ax.tick_params(axis="y", labelcolor=INK, length=0)
     ax.set_ylim(len(differences) - 0.5, -0.5)
     ax.margins(x=0.1)
@@ -202,19 +212,20 @@ def teacher_study(
   graded = [name for name in figures if not math.isnan(figures[name]["mean"])]
   if not graded:
     return None
-  blue, light = RUN_COLOURS["sft"], "#9cc6e4"
+  blue = RUN_COLOURS["sft"]
   with styled(2, 2, 3.0) as (figure, axes):
     task_bars(axes[0], "Mean quality [0 to 1]", figures, paper, graded, {"mean": ("mean", blue)})
     spreads = {
       "sd_across": ("across", blue),
-      "sd_within": ("within a question", light),
+      "sd_within": ("within a question", LIGHT_BLUE),
     }
     task_bars(axes[1], "Spread of quality [s.d.]", figures, paper, graded, spreads)
     violations = {"violations": ("share of responses", blue)}
     task_bars(
       axes[2], "Format violations [share]", figures, paper, list(figures), violations
     )  # fmt: skip
-    ax, kept = axes[3], figures[graded[-1]]["kept"]
+    ax = axes[3]
+    kept = figures[graded[-1]]["kept"]  # of "all"
     ax.plot(list(kept), list(kept.values()), "o-", color=blue, label="this pool")
     ax.plot(
       list(paper_kept), list(paper_kept.values()), "D--", color=PAPER, label="paper", linewidth=1,
@@ -267,7 +278,8 @@ def film(
     height: of a frame in the result, pixels; about, since factors are whole.
     box: x1, y1, x2, y2 in thousandths of a frame, outlined on every frame.
   """
-  gap, tallest = 4, max(frame.shape[0] for column in columns for frame in column)
+  gap = 4  # pixels between frames
+  tallest = max(frame.shape[0] for column in columns for frame in column)
   scale = max(1, height // tallest) if tallest <= height else height / tallest
   drawn = [[_scaled(frame, scale, box) for frame in column] for column in columns]
   size_h = max(picture.height for column in drawn for picture in column) + gap
@@ -283,10 +295,12 @@ def film(
 
 
 def _scaled(frame: np.ndarray, scale: float, box: Sequence[float] | None) -> Image.Image:
-  h, w = round(frame.shape[0] * scale), round(frame.shape[1] * scale)
+  h = round(frame.shape[0] * scale)
+  w = round(frame.shape[1] * scale)
   how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
   picture = Image.fromarray(frame).resize((w, h), how)
   if box is not None:
+    # Pillow's rectangles include their far corner, hence the - 1.
     x1, y1, x2, y2 = (value / 1000 * side for value, side in zip(box, (w, h, w, h), strict=True))
     ImageDraw.Draw(picture).rectangle((x1, y1, x2 - 1, y2 - 1), outline="white", width=2)
   return picture

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from rmsd_jax.report.plots import (
   INK,
   LEGEND,
+  LIGHT_BLUE,
   MUTED,
   OTHER_COLOURS,
   PAPER,
@@ -22,7 +23,8 @@ from rmsd_jax.report.plots import (
   task_bars,
 )
 
-BLUE, LIGHT, ORANGE = RUN_COLOURS["sft"], "#9cc6e4", RUN_COLOURS["rl"]
+BLUE = RUN_COLOURS["sft"]
+ORANGE = RUN_COLOURS["rl"]
 BINS = np.linspace(0, 1, 21)
 COLUMNS = 3  # small histograms in a row
 
@@ -88,7 +90,8 @@ def thresholds(
         )  # fmt: skip
       ax.set_xlabel("threshold tau on quality")
       ax.set_ylim(-0.02, 1.05)
-    taus, shares = list(paper_kept), list(paper_kept.values())
+    taus = list(paper_kept)
+    shares = list(paper_kept.values())
     left.plot(taus, shares, "D", color=PAPER, markersize=5, label="paper", zorder=4)
     left.set_title("Responses kept [share]")
     right.set_title("Questions left without a response [share]")
@@ -102,7 +105,7 @@ def faults(figures: Mapping[str, Mapping], paper: Mapping[str, Mapping]) -> Figu
   with styled(1, 2, 1.0 + 0.32 * len(figures)) as (figure, (left, right)):
     columns = {
       "violations": ("wrong format", BLUE),
-      "no_outer": ("no think and answer blocks", LIGHT),
+      "no_outer": ("no think and answer blocks", LIGHT_BLUE),
       "cut_off": ("cut off", ORANGE),
     }
     task_bars(left, "Unusable responses [share]", figures, paper, list(figures), columns)
@@ -119,8 +122,8 @@ def teachers(figures: Mapping[str, Mapping]) -> Figure | None:
   if len(figures) < 2:
     return None
   with styled(1, 2, 1.2 + 0.45 * len(figures)) as (figure, (left, right)):
-    names = {name or "not named": one for name, one in figures.items()}
-    quality = {"mean": ("mean", BLUE), "sd_within": ("s.d. within a question", LIGHT)}
+    names = {name or "not named": its_figures for name, its_figures in figures.items()}
+    quality = {"mean": ("mean", BLUE), "sd_within": ("s.d. within a question", LIGHT_BLUE)}
     task_bars(left, "Quality [0 to 1]", names, {}, list(names), quality)
     faulty = {"violations": ("wrong format", BLUE), "cut_off": ("cut off", ORANGE)}
     task_bars(right, "Unusable responses [share]", names, {}, list(names), faulty)
@@ -132,9 +135,10 @@ def lengths(figures: Mapping[str, Mapping], unit: str) -> Figure | None:
   if not figures:
     return None
   with styled(1, 1, 1.0 + 0.32 * len(figures)) as (figure, (ax,)):
-    for y, one in enumerate(figures.values()):
-      at = one["lengths"]
-      ax.plot([at[0.05], at[0.95]], [y, y], color=LIGHT, linewidth=3)
+    # From thin to thick to a dot: the outer quantiles, the middle half, the median.
+    for y, of_task in enumerate(figures.values()):
+      at = of_task["lengths"]
+      ax.plot([at[0.05], at[0.95]], [y, y], color=LIGHT_BLUE, linewidth=3)
       ax.plot([at[0.25], at[0.75]], [y, y], color=BLUE, linewidth=6, solid_capstyle="butt")
       ax.plot(at[0.5], y, "o", color="white", markeredgecolor=BLUE, markersize=5, zorder=3)
     ax.set_yticks(range(len(figures)), [pretty(name) for name in figures])

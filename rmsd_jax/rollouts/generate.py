@@ -79,6 +79,7 @@ def generate(
   if gather:
     # After the media are encoded: the tower's activations and the weights together are much.
     visual = model.encode(params, groups) if visual is None else visual
+    # The barrier keeps XLA from gathering before the tower has run.
     params, visual = jax.lax.optimization_barrier((params, visual))
     params = model.gathered(params)
   table_VD = model.unembedding(params)
@@ -87,7 +88,9 @@ def generate(
     return jnp.isin(token_BR, jnp.array(stop_ids, jnp.int32))
 
   def draw(hidden_BRD, t, done_BR):
-    key_t, logits_BRV = jax.random.fold_in(key, t), layers.logits(hidden_BRD, table_VD)
+    # A key for each place, of the given one and the place alone.
+    key_t = jax.random.fold_in(key, t)
+    logits_BRV = layers.logits(hidden_BRD, table_VD)
     token_BR, logp_BR = sample_token(logits_BRV, key_t, temperature, top_p, top_k)
     return jnp.where(done_BR, pad_id, token_BR), jnp.where(done_BR, 0.0, logp_BR)
 
@@ -104,10 +107,13 @@ def _grow(model: Qwen3VL, params, groups: PromptGroups, started, sizes, draw, en
     draw: (hidden_BRD, t, done_BR) -> tokens of place t and their log-probs.
     ends: token_BR -> whether each ends its response.
   """
-  (last_BD, cache), (samples, max_tokens, pad_id) = started, sizes
+  last_BD, cache = started
+  samples, max_tokens, pad_id = sizes
   B = len(last_BD)
 
   def body(carry):
+    # `done` is of places before t: the token that ends a response is still a part of it, and from
+    # the next place on there is padding.
     t, token_BR, done_BR, out, cache = carry
     done_BR |= ends(token_BR)
     hidden_BRD, cache = model.step(params, token_BR, t, groups, cache)
@@ -116,8 +122,11 @@ def _grow(model: Qwen3VL, params, groups: PromptGroups, started, sizes, draw, en
 
   def unfinished(carry):
     t, token_BR, done_BR, *_ = carry
+    # The last place needs no step behind it: nobody reads what would follow.
     return (t + 1 < max_tokens) & ~jnp.all(done_BR | ends(token_BR))
 
+  # The first tokens come from the prompt's last hidden state, the same for all responses:
+  # [B, D] -> [B, R, D]. Every later one comes from a step of the decoder.
   nobody = jnp.zeros((B, samples), bool)
   first_BRD = jnp.broadcast_to(last_BD[:, None], (B, samples, last_BD.shape[-1]))
   token_BR, logp_BR = draw(first_BRD, 0, nobody)
@@ -144,6 +153,7 @@ def ended_by(samples: Samples, token: int) -> Samples:
 def sample_token(logits_BRV, key: jax.Array, temperature: float, top_p: float, top_k: int):
   """One token per response, int32 [B, R], and its log-prob, fp32 [B, R]; see `generate`."""
   logits_BRV = _restrict(logits_BRV / (temperature or 1.0), top_p, top_k)
+  # One pass of exponentials serves the draw and the log-prob: [B, R, V] weights, never normalised.
   top_BR = logits_BRV.max(-1)
   weights_BRV = jnp.exp(logits_BRV - top_BR[..., None])
   token_BR = categorical(key, weights_BRV) if temperature else jnp.argmax(logits_BRV, -1)
@@ -160,6 +170,7 @@ def categorical(key: jax.Array, weights: jax.Array) -> jax.Array:
   V = weights.shape[-1]
   padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -V % BLOCK)])
   blocks = padded.reshape(*weights.shape[:-1], -1, BLOCK)
+  # [.., V] -> [.., blocks, BLOCK]; places that fill up the last block weigh 0 and are never drawn.
   u = jax.random.uniform(key, (2, *weights.shape[:-1]))
   block = _invert(blocks.sum(-1), u[0])
   place = _invert(jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :], u[1])
@@ -169,6 +180,8 @@ def categorical(key: jax.Array, weights: jax.Array) -> jax.Array:
 def _invert(weights: jax.Array, u: jax.Array) -> jax.Array:
   """The first index at which the running sum exceeds u in [0, 1) of the total; its weight is > 0,
   however the sum is rounded."""
+  # A sum that is made in parallel is rounded in an order of its own and may step up or down where a
+  # weight is 0. Such places are put to 0, and the total is the largest of the others.
   running = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0)
   return jnp.argmax(running > u[..., None] * running.max(-1, keepdims=True), -1)
 
@@ -191,6 +204,7 @@ def _restrict(logits_BRV, top_p: float, top_k: int):
     logits_BRV = jnp.where(logits_BRV < lowest, -jnp.inf, logits_BRV)
   if top_p < 1:
     ordered = jnp.sort(logits_BRV, -1, descending=True)
+    # The token that reaches top_p is kept: what counts is the probability before it.
     before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
     lowest = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
     logits_BRV = jnp.where(logits_BRV < lowest, -jnp.inf, logits_BRV)

@@ -58,11 +58,13 @@ class Checkpoints:
       raise UserError(f"best_metric={best_metric} would keep the worst step; give -{best_metric}")
     self._folder = _folder(workdir)
     self._best_metric = best_metric
+    # Before Orbax looks: it would take such a folder for a step that is there.
     if broken := _broken(self._folder):
       raise UserError(
         f"{self._folder / str(broken[0])} is not a complete checkpoint (copied in part?); "
         "remove that folder"
       )
+    # A step stays if any policy wants it, so the best one outlives the latest ones.
     policies = [preservation_policy.LatestN(keep)]
     if best_metric is not None:
       policies.append(
@@ -140,6 +142,7 @@ class Checkpoints:
     Raises:
       UserError: no such step, no such entry, or other names or shapes than on disk.
     """
+    # A save that is still under way is not on disk yet.
     self.wait()
     step = _pick(self._folder, step)
     return {
@@ -186,7 +189,7 @@ def find_step(workdir: str, which: str | int = "latest") -> int:
     known = {step: score for step, score in scores.items() if score is not None}
     if not known:
       raise UserError(f"{folder}: no checkpoint has a score; {_present(folder)}, name one of them")
-    return max(known, key=lambda step: (known[step], step))
+    return max(known, key=lambda step: (known[step], step))  # of equal ones the latest
   if not str(which).isdecimal():
     raise UserError(f"checkpoint {which!r} is neither a step number nor 'best' nor 'latest'")
   return _pick(folder, int(which))
@@ -200,8 +203,8 @@ def restore_item(
   Only reads, so it may run beside the training that writes into `workdir`. `step` is anything
   `find_step` takes; the latest if None.
   """
-  found = find_step(workdir, "latest" if step is None else step)
-  return _restore(_folder(workdir) / str(found), name, abstract)
+  number = find_step(workdir, "latest" if step is None else step)
+  return _restore(_folder(workdir) / str(number), name, abstract)
 
 
 def guard_config(
@@ -233,7 +236,9 @@ def guard_config(
     config = config.to_dict()
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   path = epath.Path(workdir) / file
+  # A first start that failed has computed nothing, and does not bind its folder to its config.
   if begun and path.exists():
+    # Both as JSON gives them back: a tuple here is a list there.
     old = old_runs.config_now(json.loads(path.read_text()))
     new = json.loads(text)
     if changes := _changes(old, new, operational):
@@ -241,6 +246,7 @@ def guard_config(
         f"{path} belongs to another {path.stem}: {'; '.join(changes)}; "
         "undo the change or use a new workdir"
       )
+  # Written anew at every start, since operational keys may have changed.
   if write:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, text)
@@ -256,6 +262,7 @@ def check_alike(values: Mapping[str, Mapping[str, Any]], operational: Sequence[s
   Raises:
     UserError: on every process; names what one has otherwise than process 0.
   """
+  # Every process gets all values and finds the same fault, so that none is left waiting.
   first, *others = sharding.gathered([values])
   for process, other in enumerate(others, 1):
     for name in values:
@@ -352,6 +359,7 @@ def _restore(step_folder: epath.Path, name: str, abstract: PyTree) -> PyTree:
   boxed = _boxed(abstract)
   path = step_folder / name
   _check(path, boxed)
+  # Not by a manager: making one removes temporary folders, also of a run that is saving just now.
   with ocp.StandardCheckpointer() as checkpointer:
     restored = checkpointer.restore(path, boxed)
   return restored if boxed is abstract else restored["value"]
@@ -359,6 +367,7 @@ def _restore(step_folder: epath.Path, name: str, abstract: PyTree) -> PyTree:
 
 def _check(path: epath.Path, abstract: PyTree) -> None:
   """Compares names and shapes with those on disk and reports every difference at once."""
+  # From the metadata: no array is read before all of them are known to fit.
   stored = ocp.tree.to_flat_dict(ocp.PyTreeCheckpointHandler().metadata(path).tree, sep="/")
   wanted = ocp.tree.to_flat_dict(abstract, sep="/")
   bare = [
@@ -371,7 +380,8 @@ def _check(path: epath.Path, abstract: PyTree) -> None:
   problems = [f"{name} is missing" for name in wanted.keys() - stored.keys()]
   problems += [f"{name} is not expected" for name in stored.keys() - wanted.keys()]
   for name in wanted.keys() & stored.keys():
-    there, here = tuple(stored[name].shape), _stored_shape(wanted[name])
+    there = tuple(stored[name].shape)
+    here = _stored_shape(wanted[name])
     if there != here:
       problems.append(f"{name} has shape {there}, expected {here}")
   if problems:
@@ -393,7 +403,8 @@ def _changes(
   old: Mapping[str, Any], new: Mapping[str, Any], operational: Sequence[str]
 ) -> list[str]:
   """ "key old -> new" of every dotted key in which two configs differ, but for operational ones."""
-  old, new = _flat(old), _flat(new)
+  old = _flat(old)
+  new = _flat(new)
   return [
     f"{key} {_shown(old, key)} -> {_shown(new, key)}"
     for key in sorted(old.keys() | new.keys())

@@ -33,11 +33,13 @@ class Writer:
   """
 
   def __init__(self, workdir: str, resume_step: int = 0, write: bool = True):
-    self._file, self._board = None, None
+    self._file = None
+    self._board = None
     if not write:
       return
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     path = epath.Path(workdir) / FILE
+    # Steps behind the restored one will be done again.
     kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= resume_step]
     if in_bucket(workdir):
       self._file = _Rewritten(path, kept)
@@ -59,6 +61,7 @@ class Writer:
     clash = [name for name in _RESERVED if name in values]
     if clash:
       raise ValueError(f"a metric may not be called {clash[0]!r}: the line has that key already")
+    # One transfer for all values of the step.
     numbers = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
     line = {"step": int(step), "time": round(time.time(), 3)}
     line |= {name: v if math.isfinite(v) else str(v) for name, v in numbers.items()}
@@ -86,7 +89,8 @@ class _Rewritten:
   """A text file that cannot be appended to: `flush` writes all of it."""
 
   def __init__(self, path: epath.Path, lines: list[str]):
-    self._path, self._lines = path, lines
+    self._path = path
+    self._lines = lines
 
   def write(self, line: str) -> None:
     self._lines.append(line)
