@@ -17,11 +17,16 @@ PATHS = {
     "training/optim.py": ("gradients",),
     "method/losses.py": (*LOG_PROBS, "sft"),
   },
-  "train_rl": {
-    "train_rl.py": ("main", "train_step", "make_steps", "discriminator_step", "policy_step"),
+  "train_rl, policy": {
+    "train_rl.py": ("main", "train_step", "make_steps", "policy_step"),
     "training/optim.py": ("gradients",),
-    "method/advantages.py": ("score_term", "composite", "alive", "scales", "group_advantages"),
-    "method/losses.py": (*LOG_PROBS, "policy_gradient", "pairs"),
+    "method/advantages.py": ("from_rewards",),
+    "method/losses.py": (*LOG_PROBS, "policy_gradient"),
+  },
+  "train_rl, discriminator": {
+    "train_rl.py": ("main", "train_step", "make_steps", "discriminator_step"),
+    "training/optim.py": ("gradients",),
+    "method/losses.py": ("pairs",),
   },
 }
 

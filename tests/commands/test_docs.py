@@ -16,17 +16,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README_WORDS = 1000
 FLAG = re.compile(r"--[a-z][\w.-]*")
-# Named by docs/paper.md before the change that brings them has come.
-PENDING = {
-  "tasks/quality.py:rule_terms",
-  "tasks/quality.py:Rules",
-  "method/advantages.py:policy_batch",
-  "method/carriers.py:Pairs",
-  "method/carriers.py:RuleTerms",
-  "method/carriers.py:PolicyBatch",
-  "test_quality.test_a_cut_off_or_too_long_reply_is_not_valid",
-  "test_quality.test_open_ended_replies_keep_their_rouge_beside_a_quality_that_ignores_it",
-}
 
 
 def per_page(function):
@@ -125,14 +114,14 @@ def test_the_readme_is_short():
 PAPER = (ROOT / "docs" / "paper.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("named", sorted({*re.findall(r"`([\w/]+\.py:\w+)`", PAPER)} - PENDING))
+@pytest.mark.parametrize("named", sorted({*re.findall(r"`([\w/]+\.py:\w+)`", PAPER)}))
 def test_functions_of_the_paper_exist(named):
   path, _, name = named.partition(":")
   text = (ROOT / "rmsd_jax" / path).read_text("utf-8")
   assert re.search(rf"^(?:async )?(?:def|class) {name}\b", text, re.MULTILINE), named
 
 
-@pytest.mark.parametrize("named", sorted({*re.findall(r"`(test_\w+\.test_\w+)`", PAPER)} - PENDING))
+@pytest.mark.parametrize("named", sorted({*re.findall(r"`(test_\w+\.test_\w+)`", PAPER)}))
 def test_tests_of_the_paper_exist(named):
   file, _, name = named.partition(".")
   (path,) = (ROOT / "tests").rglob(f"{file}.py")
