@@ -16,6 +16,7 @@ Axes: B prompts, N samples of a prompt.
 import functools
 import json
 import os
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -267,5 +268,10 @@ def _line(scores: dict) -> str:
   )
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.config_app(main, OPTIONS)
+
+
+if __name__ == "__main__":
+  command()

@@ -21,7 +21,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from rmsd_jax import cli, pool_collect
 from rmsd_jax.core.errors import UserError
@@ -391,5 +391,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   args.run(args)
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.run(main)
+
+
+if __name__ == "__main__":
+  command()

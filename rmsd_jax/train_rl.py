@@ -16,6 +16,7 @@ T response tokens, D width.
 """
 
 import functools
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -422,5 +423,10 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
       loop.after(step, state, metrics, note="rollout/quality")
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.config_app(main)
+
+
+if __name__ == "__main__":
+  command()

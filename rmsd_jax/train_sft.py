@@ -8,6 +8,8 @@ The same command on the same folder resumes at the last checkpoint.
 Axes: B prompts, K teacher responses, R = 1 target, P prompt tokens, T response tokens, D width.
 """
 
+from typing import NoReturn
+
 import jax
 import numpy as np
 
@@ -105,5 +107,10 @@ def main(config, workdir: str) -> None:
       loop.after(step, state, metrics, note="loss")
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.config_app(main)
+
+
+if __name__ == "__main__":
+  command()

@@ -11,7 +11,7 @@ import json
 import pathlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -294,5 +294,10 @@ def main() -> None:
   print(f"{text}\nwrote {path}")
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.run(main)
+
+
+if __name__ == "__main__":
+  command()
