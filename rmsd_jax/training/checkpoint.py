@@ -35,6 +35,13 @@ CONFIG_FILE = "config.json"
 _COMMITTED = "commit_success.txt"
 _METRICS = "metrics"
 _SCORE = "score"
+# Config keys that came after runs had been made -> what those runs did, so that their folders still
+# resume: a stored config without the key counts as having this value. Whoever adds a key to
+# configs/default.py adds it here, unless it is operational; entries stay when a default changes.
+ADDED = {
+  "optim.name": "adamw",
+  "discriminator.optim.name": "adamw",
+}
 _LISTED = 8  # problems named in one message; the rest are counted
 
 
@@ -206,7 +213,8 @@ def guard_config(
   """Refuses to go on in a work folder that belongs to another config.
 
   The first run writes the resolved config to `workdir/config.json`; a later one must agree with it,
-  but for keys that do not change what is computed. The file always holds the config of the last
+  but for keys that do not change what is computed; a key of `ADDED` that it lacks has the value
+  given there. The file always holds the config of the last
   start.
 
   Args:
@@ -225,8 +233,9 @@ def guard_config(
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   path = epath.Path(workdir) / file
   if begun and path.exists():
-    old, new = json.loads(path.read_text()), json.loads(text)
-    if changes := _changes(old, new, operational):
+    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+    added = {key: value for key, value in ADDED.items() if key in new}
+    if changes := _changes(added | old, new, operational):
       raise UserError(
         f"{path} belongs to another {path.stem}: {'; '.join(changes)}; "
         "undo the change or use a new workdir"
