@@ -154,8 +154,9 @@ def _method(c: ConfigDict) -> None:
 
 
 def _optim(learning_rate: float, schedule: str, clip_norm: float) -> ConfigDict:
-  """AdamW; betas and decay of [GAD]."""
+  """Betas and decay of [GAD]."""
   o = ConfigDict()
+  o.name = "adamw"  # of OPTIMIZERS in rmsd_jax/training/optim.py
   o.learning_rate = learning_rate
   o.warmup_share = 0.02  # of the steps, linear from 0
   o.schedule = schedule  # after the warm-up: "cosine" to 0, or "constant"

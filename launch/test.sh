@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment if need be, then runs the linter and the test suite on the CPU.
+# Makes the environment if need be, then runs linter, format and type checks and the tests on the CPU.
 #   ./launch/test.sh                        everything but the slow tests, files side by side
 #   ./launch/test.sh tests/method/test_losses.py   further arguments go to pytest
 set -euo pipefail
@@ -13,5 +13,7 @@ fi
 source launch/_env.sh
 env_install requirements.txt tests/requirements.txt
 .venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check .
+.venv/bin/python -m mypy
 [ $# -gt 0 ] || set -- --numprocesses=auto --maxprocesses=4 --dist=loadfile
 exec .venv/bin/python -m pytest "$@"

@@ -29,6 +29,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+_SCRIPTS = "rmsd-"  # how the names of [project.scripts] in pyproject.toml begin
 _HELP_FLAGS = ("-h", "-help", "--help")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIG_HELP = "Python file with get_config(); FILE:NAME passes NAME to it"
@@ -60,7 +61,7 @@ def config_app(
   options: Mapping[str, tuple[str, str]] | None = None,
   workdir: bool = True,
 ) -> NoReturn:
-  """Runs a command that is driven by an ml_collections config file; the last line of its module.
+  """Runs a command that is driven by an ml_collections config file; the end of its module.
 
   Args:
     main: called as `main(config, workdir, **options)`; config is a locked ConfigDict with every
@@ -225,16 +226,19 @@ def parser_of(main: Callable[..., object]) -> Parser:
   """The parser of a command, without its flags; the docstring of main's module is the help."""
   module = inspect.getmodule(main)
   return Parser(
-    prog=f"python -m {_module_name(module)}",
+    prog=_program(module),
     description=module.__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
 
 
-def _module_name(module: types.ModuleType) -> str:
-  """As after `python -m`."""
+def _program(module: types.ModuleType) -> str:
+  """What a user types to start a command: its console script where that was used, or the module."""
+  script = Path(sys.argv[0]).name
+  if script.startswith(_SCRIPTS):
+    return script
   name = module.__spec__.name if module.__spec__ else Path(module.__file__).stem
-  return name.removesuffix(".__main__")
+  return f"python -m {name.removesuffix('.__main__')}"
 
 
 def _override_names(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
@@ -303,9 +307,7 @@ def _help(
   rows.append(("--config.KEY=VALUE", "overrides one value of the config; may be repeated"))
   width = max(len(flag) for flag, _ in rows) + 2
   needed = "--config=FILE --workdir=DIR" if workdir else "--config=FILE"
-  usage = (
-    f"usage: python -m {_module_name(module)} {needed} [--flag=VALUE ...] [--config.KEY=VALUE ...]"
-  )
+  usage = f"usage: {_program(module)} {needed} [--flag=VALUE ...] [--config.KEY=VALUE ...]"
   table = "\n".join(f"  {flag.ljust(width)}{text}" for flag, text in rows)
   return f"{usage}\n\n{inspect.cleandoc(module.__doc__ or '')}\n\nflags:\n{table}"
 

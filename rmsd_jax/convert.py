@@ -12,7 +12,7 @@ import argparse
 import importlib.util
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -211,5 +211,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   args.run(args)
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.run(main)
+
+
+if __name__ == "__main__":
+  command()

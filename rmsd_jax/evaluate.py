@@ -17,7 +17,7 @@ import functools
 import json
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -267,5 +267,10 @@ def _line(scores: dict) -> str:
   )
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.config_app(main, OPTIONS)
+
+
+if __name__ == "__main__":
+  command()

@@ -21,7 +21,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from rmsd_jax import cli, pool_collect
 from rmsd_jax.core.errors import UserError
@@ -30,8 +30,7 @@ from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import media, records, store
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.tasks import Rules
-from rmsd_jax.teacher import audit, planning, scores, variance
-from rmsd_jax.teacher.importers import onethinker
+from rmsd_jax.teacher import audit, importers, planning, scores, variance
 
 
 def rules_of(args: argparse.Namespace) -> Rules:
@@ -157,7 +156,7 @@ def check(args: argparse.Namespace) -> None:
 def import_file(args: argparse.Namespace) -> None:
   """Writes prompts of another project as records, and prints what was left out."""
   given = {"media_root": args.media_root, "split": args.split}
-  made = onethinker.convert(args.file, args.out, Rules(), **given)
+  made = importers.get(args.format).convert(args.file, args.out, Rules(), **given)
   per_task = ", ".join(f"{task} {count}" for task, count in made.tasks.items())
   print(f"{sum(made.tasks.values())} prompts in {args.out} ({per_task})")
   _print_quarantine(made.refused, f"{args.out}.quarantine.jsonl")
@@ -277,7 +276,7 @@ def _add_toolkit(commands: Any) -> None:
   one = commands.add_parser("import", help="prompts of another project -> JSON Lines")
   one.set_defaults(run=import_file)
   one.add_argument("file", metavar="FILE", help="a JSON list, or JSON Lines")
-  one.add_argument("--format", required=True, choices=("onethinker",), help="whose file it is")
+  one.add_argument("--format", required=True, choices=importers.IMPORTERS, help="whose file it is")
   one.add_argument("--out", required=True, metavar="FILE", help="records, one a line")
   root_help = "folder that the paths of media start from (default: that of the file)"
   one.add_argument("--media-root", default="", metavar="FOLDER", help=root_help)
@@ -356,5 +355,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   args.run(args)
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.run(main)
+
+
+if __name__ == "__main__":
+  command()

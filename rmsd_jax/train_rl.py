@@ -18,7 +18,7 @@ tokens, T response tokens, D width.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -434,5 +434,10 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
       loop.after(step, state, metrics, note="rollout/quality")
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.config_app(main)
+
+
+if __name__ == "__main__":
+  command()

@@ -10,7 +10,7 @@ Axes: B prompts, K teacher responses, R = 1 target, P prompt tokens, T response 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 
@@ -89,5 +89,10 @@ def main(config, workdir: str) -> None:
       loop.after(step, state, metrics, note="loss")
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.config_app(main)
+
+
+if __name__ == "__main__":
+  command()

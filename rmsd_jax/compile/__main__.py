@@ -18,6 +18,7 @@ import json
 import math
 import re
 import time
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -285,5 +286,10 @@ def _write(path: str, config, devices: int, chip: Chip, reports: list[Report]) -
     json.dump(found, file, indent=1)
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.config_app(main, OPTIONS, workdir=False)
+
+
+if __name__ == "__main__":
+  command()

@@ -57,7 +57,7 @@ class PromptGroups:
     return jnp.arange(self.responses_BRT.shape[2]) < self.response_length_BR[:, :, None]
 
   @property
-  def response_positions_BT(self) -> jax.Array:
+  def response_positions_BT(self) -> Array:
     """Positions of response tokens (the same on all three axes and for every response)."""
     return self.next_position_B[:, None] + jnp.arange(self.responses_BRT.shape[2])
 

@@ -7,13 +7,14 @@ expressions that must match from the start of the name to its end.
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from rmsd_jax.core.errors import UserError
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
   """{"text": {"norm": x}} -> {"text/norm": x}, in the tree's own order."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in tree.items():
     name = f"{prefix}{key}"
     flat.update(flatten(value, name + "/") if isinstance(value, dict) else {name: value})
@@ -22,7 +23,7 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 
 def unflatten(flat: dict) -> dict:
   """The inverse of `flatten`."""
-  tree = {}
+  tree: dict[str, Any] = {}
   for name, value in flat.items():
     *parents, last = name.split("/")
     node = tree
@@ -61,7 +62,7 @@ def join(a: dict, b: dict) -> dict:
 def table(tree: dict, frozen: Iterable[str] = ()) -> str:
   """Parameter counts by group (two levels of names), one line each, frozen groups marked."""
   frozen = tuple(frozen)
-  groups = {}
+  groups: dict[tuple[str, bool], int] = {}
   for name, leaf in flatten(tree).items():
     group = ("/".join(name.split("/")[:2]), matches(name, frozen))
     groups[group] = groups.get(group, 0) + math.prod(leaf.shape)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rmsd_jax.core import named
@@ -21,10 +21,10 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 Rules = Sequence[tuple[str, P]]
 # v5p would turn each gather of a weight into a loop of partial products, 19 loops in a 4B step.
-_PLAIN_GATHERS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+_PLAIN_GATHERS: dict[str, str | bool] = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 # Without it the CPU compiler copies both moments before an update reads and writes them.
-_FEWER_COPIES = {"xla_cpu_copy_insertion_use_region_analysis": True}
-XLA_OPTIONS = {  # device kind -> options
+_FEWER_COPIES: dict[str, str | bool] = {"xla_cpu_copy_insertion_use_region_analysis": True}
+XLA_OPTIONS: dict[str, dict[str, str | bool]] = {  # device kind -> options
   "cpu": _FEWER_COPIES,
   "TPU v5": _PLAIN_GATHERS,
   "TPU v5p": _PLAIN_GATHERS,
@@ -86,7 +86,7 @@ def check_rules(tree: dict, rules: Rules) -> None:
     raise UserError(f"sharding rules: no rule for {lost}; rules that match nothing {idle}")
 
 
-def shardings(mesh: Mesh, tree, rules: Rules):
+def shardings(mesh: Mesh | AbstractMesh, tree, rules: Rules):
   """NamedShardings for a pytree of (abstract) arrays.
 
   A leaf is looked up by the dict keys that end its path, so that optimizer moments, which

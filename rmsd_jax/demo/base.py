@@ -314,6 +314,7 @@ def train(folder: pathlib.Path, options: argparse.Namespace, log) -> dict:
   words = [np.array([encode(word)[0] for word in group]) for group in WORDS]
   settings = ConfigDict(
     dict(
+      name="adamw",
       learning_rate=options.learning_rate,
       warmup_share=0.03,
       schedule="cosine",

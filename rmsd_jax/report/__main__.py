@@ -11,7 +11,7 @@ import json
 import pathlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -233,10 +233,15 @@ def overview(runs: Iterable[Run]) -> list[dict[str, Any]]:
       "steps": int(run.lines[-1]["step"]) if run.lines else None,
       "seconds": run.lines[-1]["time"] - run.lines[0]["time"] if run.lines else None,
       "evaluated": _which(run.evaluation) if run.evaluation else None,
-      "closed": run.evaluation["greedy"]["closed"] if run.evaluation else None,
+      "closed": _closed(run.evaluation) if run.evaluation else None,
     }
     for run in runs
   ]  # fmt: skip
+
+
+def _closed(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float] | None]:
+  """Way -> the interval over closed-ended prompts, or None where the run was not asked that way."""
+  return {way: evaluation[way]["closed"] if way in evaluation else None for way in WAYS}
 
 
 def _which(evaluation: Mapping[str, Any]) -> str:
@@ -271,7 +276,8 @@ def write(directory: str, name: str) -> tuple[pathlib.Path, str]:
   learning(page, runs)
   html = render(
     TEMPLATE,
-    title=top.resolve().name, lead=text, runs=overview(runs), differences=differences, ways=WAYS,
+    title=top.resolve().name, headline=findings.headline(runs, differences), lead=text,
+    runs=overview(runs), differences=differences, ways=WAYS,
     labels={run.name: run for run in runs}, results=results(page, runs, differences),
     study=teacher_study(page, runs), examples=examples(page, runs), figures=page.figures,
     missing=page.missing, made=time.strftime("%Y-%m-%d %H:%M"),
@@ -294,5 +300,10 @@ def main() -> None:
   print(f"{text}\nwrote {path}")
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+  """What `python -m` and the console script start."""
   cli.run(main)
+
+
+if __name__ == "__main__":
+  command()

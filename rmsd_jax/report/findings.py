@@ -32,6 +32,10 @@ PAIRS = (
   ("sft_continued", "sft"),
 )
 
+# The comparisons that a page opens with: those of the last stage that was evaluated. Stage 2 must
+# stand against continued SFT, too, which had as many further steps.
+HEADLINES = {"rl": ("sft", "sft_continued"), "sft": ("base", "blind")}
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -149,6 +153,39 @@ def compare(by_name: Mapping[str, Run]) -> list[dict]:
 
 def _the(run: Run) -> str:
   return f"the {run.label}" if run.name in ("base", "blind") else run.label
+
+
+def headline(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
+  """What came out, in one sentence: the last stage against what it started from."""
+  labels = {run.name: _the(run) for run in runs}
+  for first, seconds in HEADLINES.items():
+    beside = {one["second"]: one for one in differences if one["first"] == first}
+    chosen = [beside[second] for second in seconds if second in beside]
+    if chosen:
+      subjects = [labels[first]] + ["it"] * (len(chosen) - 1)
+      said = [
+        _comparison(one, who, labels[one["second"]])
+        for one, who in zip(chosen, subjects, strict=True)
+      ]
+      return _sentence("; ".join(said))
+  graded = [run for run in runs if scores(run, "greedy")]
+  if not graded:
+    return "Nothing was evaluated here on closed-ended prompts."
+  means = ", ".join(f"{_the(run)} {_mean(run):.3f}" for run in graded)
+  return _sentence(f"no stage was evaluated beside what it started from; quality of {means}")
+
+
+def _comparison(one: Mapping, first: str, second: str) -> str:
+  """e.g. "stage 2 is better than stage 1 by +0.120 [+0.090, +0.150] (greedy)"."""
+  way = next(way for way in WAYS if one[way])
+  said, shown = verdict(one[way]), f"{_interval(one[way])} ({way})"
+  if said in ("better", "worse"):
+    return f"{first} is {said} than {second} by {shown}"
+  return f"whether {first} is better than {second} cannot be told: {shown}"
+
+
+def _sentence(text: str) -> str:
+  return f"{text[0].upper()}{text[1:]}."
 
 
 def lead(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import jiwer
 
@@ -100,7 +101,7 @@ def as_interval(value: object) -> Interval | None:
   ends = _numbers(value, "time", 2)
   if ends is None or not 0 <= ends[0] < ends[1]:
     return None
-  return ends
+  return cast(Interval, ends)
 
 
 def box(text: str) -> Box | None:
@@ -117,7 +118,7 @@ def as_box(value: object) -> Box | None:
   if corners is None:
     return None
   x1, y1, x2, y2 = corners
-  return corners if 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000 else None
+  return cast(Box, corners) if 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000 else None
 
 
 def track(text: str) -> Boxes | None:
@@ -158,7 +159,7 @@ def _boxes(value: object) -> Boxes | None:
   boxes = [as_box({"boxes": corners}) for corners in value.values()]
   if len(seconds) < len(value) or None in boxes:
     return None
-  return dict(zip(seconds, boxes, strict=True))
+  return dict(zip(seconds, cast(list[Box], boxes), strict=True))
 
 
 def numeric_accuracy(a: float, b: float, *, eps_abs: float = 0.0, eps_rel: float = 0.0) -> float:
@@ -268,7 +269,7 @@ def _numbers(value: object, key: str, count: int) -> tuple[float, ...] | None:
   if not isinstance(items, list) or len(items) != count:
     return None
   numbers = tuple(as_number(item) for item in items)
-  return None if None in numbers else numbers
+  return None if None in numbers else cast(tuple[float, ...], numbers)
 
 
 def as_number(value: object) -> float | None:

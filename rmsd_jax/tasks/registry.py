@@ -104,7 +104,7 @@ def _option_fault(options: Sequence[str]) -> str | None:
   if None in labels:
     option = options[labels.index(None)]
     return f'option {_brief(option)} has no label; write it as "A. text"'
-  letters = [label[0] for label in labels]
+  letters = [label[0] for label in labels if label]
   if len(set(letters)) < len(letters):
     return f"option labels {', '.join(letters)} repeat; each option needs its own letter"
   return None

@@ -75,9 +75,9 @@ def equal(answer: str, truth: str) -> bool:
   if not ours or _compact(ours) == _compact(theirs):
     return bool(ours)
   ours, theirs = _bare(ours), _bare(theirs)
-  numbers = _number(ours), _number(theirs)
-  if None not in numbers:
-    return abs(numbers[0] - numbers[1]) <= TOLERANCE * abs(numbers[1])
+  a, b = _number(ours), _number(theirs)
+  if a is not None and b is not None:
+    return abs(a - b) <= TOLERANCE * abs(b)
   if not harmless(ours) or not harmless(theirs):
     return False
   return _judged(ours, theirs)
@@ -265,10 +265,10 @@ def _serve() -> None:
     answer, truth = (read(f"${text}$") for text in json.loads(line))
     same = bool(answer and truth)
     same = same and math_verify.verify(truth, answer, timeout_seconds=None)
-    pair = [side[0] for side in (answer, truth) if side and isinstance(side[0], sympy.Expr)]
-    if same and len(pair) == 2 and all(side.is_number for side in pair):
+    sides = [side[0] for side in (answer, truth) if side and isinstance(side[0], sympy.Expr)]
+    if same and len(sides) == 2 and all(side.is_number for side in sides):
       # The library compares six decimals: all small numbers would be equal.
-      a, b = (sympy.N(side.doit()) for side in pair)
+      a, b = (sympy.N(side.doit()) for side in sides)
       same = bool(abs(b) > 1e-3) or bool(abs(a - b) <= TOLERANCE * abs(b))
     signal.setitimer(signal.ITIMER_PROF, 0)
     print(json.dumps(bool(same)), file=verdicts, flush=True)

@@ -218,7 +218,8 @@ def guard_config(
   """Refuses to go on in a work folder that belongs to another config.
 
   The first run writes the resolved config to `workdir/config.json`; a later one must agree with it,
-  but for keys that do not change what is computed. The file always holds the config of the last
+  but for keys that do not change what is computed; a key of `old_runs.ADDED_KEYS` that it
+  lacks has the value given there. The file always holds the config of the last
   start.
 
   Args:
@@ -239,9 +240,10 @@ def guard_config(
   # A first start that failed has computed nothing, and does not bind its folder to its config.
   if begun and path.exists():
     # Both as JSON gives them back: a tuple here is a list there.
-    old = old_runs.config_now(json.loads(path.read_text()))
-    new = json.loads(text)
-    if changes := _changes(old, new, operational):
+    old = _flat(old_runs.config_now(json.loads(path.read_text())))
+    new = _flat(json.loads(text))
+    added = {key: value for key, value in old_runs.ADDED_KEYS.items() if key in new}
+    if changes := _changes(added | old, new, operational):
       raise UserError(
         f"{path} belongs to another {path.stem}: {'; '.join(changes)}; "
         "undo the change or use a new workdir"

@@ -10,8 +10,13 @@ from typing import Any
 
 # Dotted config keys, old -> new.
 RENAMED_KEYS = {"reward.task": "reward.inner"}
-# Dotted config keys that were added, with what the program did before it had them.
-ADDED_KEYS: dict[str, object] = {}
+# Config keys that came after runs had been made -> what those runs did: a stored config without the
+# key counts as having this value. Whoever adds a key to configs/default.py adds it here, unless it
+# is operational; entries stay when a default changes.
+ADDED_KEYS = {
+  "optim.name": "adamw",
+  "discriminator.optim.name": "adamw",
+}
 # Metrics of the log, patterns old -> new.
 RENAMED_METRICS = (
   (r"task/(\w+)/accuracy", r"discriminator/accuracy/\1"),
@@ -39,20 +44,13 @@ WAYS = ("greedy", "sampled")
 
 
 def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A stored config (or anything else that a run belongs to) under today's keys.
-
-  Renamed keys move; a key that did not exist yet gets its old meaning where its section exists.
-  """
+  """A stored config (or anything else that a run belongs to) under today's names of its keys."""
   now = {key: config_now(x) if isinstance(x, Mapping) else x for key, x in config.items()}
   for old, new in RENAMED_KEYS.items():
     section, name = _section(now, old)
     if section is not None and name in section:
       target, new_name = _section(now, new)
       target[new_name] = section.pop(name)
-  for key, value in ADDED_KEYS.items():
-    section, name = _section(now, key)
-    if section is not None:
-      section.setdefault(name, value)
   return now
 
 

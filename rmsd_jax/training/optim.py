@@ -1,4 +1,4 @@
-"""AdamW as both stages use it, gradients over micro-batches, and updates that must not count.
+"""Optimizers by name, gradients over micro-batches, and updates that must not count.
 
 `losses` return sums and counts: `gradients` adds both over micro-batches and divides once, so a
 batch cut in pieces gives the gradient of the whole.
@@ -76,28 +76,41 @@ def skipping(inner: optax.GradientTransformation, clip_norm: float) -> optax.Gra
   return optax.GradientTransformation(init, update)
 
 
-def make(optim, steps: int) -> optax.GradientTransformation:
-  """AdamW with clipping by global norm, from a config section; see `skipping`.
-
-  Args:
-    optim: the section; besides those of `schedule` it has b1, b2, weight_decay, clip_norm and
-      moment_dtype (of the first moment).
-    steps: updates in all.
-  """
+def _adamw(optim, rate: optax.Schedule, decayed: Callable) -> optax.GradientTransformation:
+  """Reads b1, b2, weight_decay and moment_dtype (of the first moment)."""
   if optim.moment_dtype not in ("float32", "bfloat16"):
     raise UserError(f"optim.moment_dtype is {optim.moment_dtype!r}; choose float32 or bfloat16")
-  decayed = lambda params: named.unflatten(
-    {name: not _never_decayed(name) for name in named.flatten(params)}
-  )
-  adamw = optax.adamw(
-    schedule(optim, steps),
+  return optax.adamw(
+    rate,
     b1=optim.b1,
     b2=optim.b2,
     weight_decay=optim.weight_decay,
     mu_dtype=optim.moment_dtype,
     mask=decayed,
   )
-  return skipping(adamw, optim.clip_norm)
+
+
+# optim.name -> what makes the optimizer of (the config section, the learning rate by step, the mask
+# of the weights that may decay: params -> a tree of booleans). Clipping and the updates that must
+# not count are around all of them, see `make`.
+OPTIMIZERS = {"adamw": _adamw}
+
+
+def make(optim, steps: int) -> optax.GradientTransformation:
+  """The optimizer of a config section with clipping by global norm; see `skipping`.
+
+  Args:
+    optim: the section; besides name, clip_norm and the keys of `schedule` it has what the optimizer
+      of that name reads.
+    steps: updates in all.
+  """
+  if optim.name not in OPTIMIZERS:
+    raise UserError(f"optim.name is {optim.name!r}; choose one of {', '.join(OPTIMIZERS)}")
+  decayed = lambda params: named.unflatten(
+    {name: not _never_decayed(name) for name in named.flatten(params)}
+  )
+  inner = OPTIMIZERS[optim.name](optim, schedule(optim, steps), decayed)
+  return skipping(inner, optim.clip_norm)
 
 
 def _never_decayed(name: str) -> bool:

@@ -82,7 +82,8 @@ def our_step(cases, responses):
   student, frozen = named.split(params, ["text/.*"])
   settings = ConfigDict(
     dict(learning_rate=RATE, warmup_share=0.0, schedule="constant", b1=0.9, b2=0.999,
-         weight_decay=0.01, clip_norm=1.0, moment_dtype="float32")
+         weight_decay=0.01, clip_norm=1.0, moment_dtype="float32",
+         name="adamw")
   )  # fmt: skip
   tx = optim.make(settings, 100)
   state = [student, jax.jit(tx.init)(student)]

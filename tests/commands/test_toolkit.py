@@ -1,7 +1,9 @@
 """The commands for people who never train: JSON Lines in, words, tables and a page out."""
 
 import json
+import pathlib
 import sys
+import types
 
 import pytest
 import small_records
@@ -10,6 +12,7 @@ from rmsd_jax import cli
 from rmsd_jax import pool as command
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.tasks import quality, registry
+from rmsd_jax.teacher import importers
 
 TASKS = sorted(registry.TASKS)
 
@@ -123,6 +126,25 @@ def test_what_import_writes_can_be_checked(tmp_path, capsys):
   said = call(capsys, "check", out)
   assert "2 lines, 2 usable: train math 1, train numerical 1" in said
   assert "responses: 0, at most 0 per prompt" in said
+
+
+def test_another_format_is_one_entry_of_the_table(tmp_path, capsys, monkeypatch):
+  def convert(source, out, rules, *, media_root, split):
+    record = small_records.of_task("math", split=split)
+    assert rules.validate("math", record["answer"], []) is None and media_root == ""
+    small_records.write(pathlib.Path(out), [record])
+    return importers.Imported({"math": 1}, {"form": 2}, media=1, missing=1)
+
+  toy = types.ModuleType("toy_format")
+  toy.convert = convert
+  monkeypatch.setitem(sys.modules, "toy_format", toy)
+  monkeypatch.setitem(importers.IMPORTERS, "toy", "toy_format")
+  out = tmp_path / "pool.jsonl"
+  said = call(capsys, "import", "--format", "toy", "any.file", "--out", out, "--split", "test")
+  assert f"1 prompts in {out} (math 1)" in said and "2 lines in quarantine (form 2)" in said
+  assert json.loads(out.read_text())["split"] == "test"
+  with pytest.raises(UserError, match="invalid choice: 'toys' .*onethinker.*toy"):
+    command.parser().parse_args(["import", "--format", "toys", "any.file", "--out", str(out)])
 
 
 @pytest.mark.parametrize("name", ["score", "report", "check", "import"])

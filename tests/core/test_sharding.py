@@ -28,6 +28,7 @@ OPTIM = ConfigDict(
     "b2": 0.999,
     "weight_decay": 0.01,
     "clip_norm": 0.2,
+    "name": "adamw",
     "moment_dtype": "float32",
   }
 )

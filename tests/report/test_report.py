@@ -118,7 +118,19 @@ def test_a_whole_demo_makes_one_complete_page(tmp_path, stored):
   page = path.read_text()
   assert path == tmp_path / "report" / "index.html"
   body = page[page.index("<body>") :]
-  assert text.split(".")[0] in body[: body.index("</p>")], "the page opens with what came out"
+  opening = body[: body.index("</h1>")]
+  assert "Stage 2 is better than stage 1 by +0." in opening, "the page opens with what came out"
+  table = body[body.index("</h1>") : body.index("</table>")]
+  assert re.findall(r"<th>(.*?)</th>", table) == [
+    "run",
+    "greedy",
+    "interval",
+    "sampled",
+    "interval",
+  ]
+  assert table.count("<tr>") == 1 + len(LEVELS)
+  rest = body[body.index("</table>") :]
+  assert rest.index("In words") < rest.index(text.split(".")[0]) < rest.index("<section")
   assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "nothing outside the file is needed"
   assert "Left out" not in page
   made = {one.stem for one in (tmp_path / "report").glob("*.png")}
@@ -151,6 +163,53 @@ def test_numbers_of_the_first_paragraph_are_the_paired_intervals(tmp_path):
   assert ": better (sampled +0." in sentence and "pools of different contents" not in text
   runs["rl"].evaluation["pool_identity"] = {"source_sha256": "another"}
   assert "pools of different contents" in findings.lead(list(runs.values()), [])
+
+
+def compared(first, second, low, high, way="greedy"):
+  one = {"first": first, "second": second, "greedy": None, "sampled": None}
+  return one | {way: {"mean": (low + high) / 2, "low": low, "high": high}}
+
+
+STAGE_2 = compared("rl", "sft", 0.09, 0.15)
+
+
+@pytest.mark.parametrize(
+  "differences, words",
+  [
+    ([STAGE_2], "Stage 2 is better than stage 1 by +0.120 [+0.090, +0.150] (greedy)."),
+    (
+      [compared("rl", "sft", -0.15, -0.09, "sampled")],
+      "Stage 2 is worse than stage 1 by \u22120.120 [\u22120.150, \u22120.090] (sampled).",
+    ),
+    (
+      [compared("rl", "sft", -0.01, 0.03)],
+      "Whether stage 2 is better than stage 1 cannot be told: "
+      "+0.010 [\u22120.010, +0.030] (greedy).",
+    ),
+    (
+      [compared("rl", "sft_continued", -0.03, 0.01), compared("sft", "base", 0.4, 0.6), STAGE_2],
+      "Stage 2 is better than stage 1 by +0.120 [+0.090, +0.150] (greedy); whether it is better "
+      "than continued SFT cannot be told: \u22120.010 [\u22120.030, +0.010] (greedy).",
+    ),
+    (
+      [compared("sft", "base", 0.4, 0.6)],
+      "Stage 1 is better than the base by +0.500 [+0.400, +0.600] (greedy).",
+    ),
+  ],
+)
+def test_the_headline_says_what_the_intervals_allow(tmp_path, differences, words):
+  make_runs(tmp_path)
+  assert findings.headline(findings.find_runs(tmp_path, "test"), differences) == words
+
+
+def test_the_headline_where_nothing_can_be_compared(tmp_path):
+  assert findings.headline([], []) == "Nothing was evaluated here on closed-ended prompts."
+  make_runs(tmp_path, ("rl",))
+  (run,) = findings.find_runs(tmp_path, "test")
+  mean = np.mean([quality for quality, _ in findings.scores(run, "greedy").values()])
+  assert findings.headline([run], findings.compare({"rl": run})) == (
+    f"No stage was evaluated beside what it started from; quality of stage 2 {mean:.3f}."
+  )
 
 
 @pytest.mark.parametrize(

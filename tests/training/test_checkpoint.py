@@ -18,8 +18,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from rmsd_jax.cli import load_config
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.training import checkpoint
+from rmsd_jax.training import checkpoint, old_runs
 from rmsd_jax.training.checkpoint import Checkpoints, find_step, guard_config, restore_item
 
 ROOT = Path(__file__).parents[2]
@@ -329,3 +330,28 @@ def test_only_the_first_process_writes_the_config(tmp_path):
   guard_config(tmp_path, CONFIG)
   with pytest.raises(UserError, match="seed 1 -> 2"):
     guard_config(tmp_path, changed(seed=2), write=False)
+
+
+def test_a_run_from_before_a_key_came_resumes_with_what_it_did(tmp_path):
+  def config(**name):
+    optim = {"lr": 1e-3, **name}
+    return {"seed": 1, "optim": optim, "discriminator": {"optim": optim}}
+
+  guard_config(tmp_path, config())
+  with pytest.raises(UserError) as caught:
+    guard_config(tmp_path, config(name="sgd"))
+  for key in ("optim.name", "discriminator.optim.name"):
+    assert f'{key} "adamw" -> "sgd"' in str(caught.value)
+  guard_config(tmp_path, config(name="adamw"))
+  assert json.loads((tmp_path / "config.json").read_text())["optim"]["name"] == "adamw"
+  with pytest.raises(UserError, match=r'optim.name "adamw" -> \(absent\)'):
+    guard_config(tmp_path, config())
+
+
+def test_what_older_runs_did_is_said_of_keys_that_there_are():
+  config = load_config(str(ROOT / "configs" / "default.py")).to_dict()
+  for name in old_runs.ADDED_KEYS:
+    value = config
+    for part in name.split("."):
+      value = value[part]
+    assert not isinstance(value, dict), f"{name} is a section"

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 from tiny_model import MODEL, assert_close, jit, random_params
@@ -17,6 +18,7 @@ from rmsd_jax.training import optim
 def settings(**changes):
   return ConfigDict(
     {
+      "name": "adamw",
       "learning_rate": 0.1,
       "warmup_share": 0.0,
       "schedule": "constant",
@@ -72,6 +74,27 @@ def test_an_update_without_a_gradient_moves_nothing():
 def test_an_unknown_schedule_is_refused_with_the_choices():
   with pytest.raises(UserError, match="optim.schedule is 'linear'; choose one of cosine, constant"):
     optim.make(settings(schedule="linear"), 10)
+
+
+def test_an_unknown_optimizer_is_refused_with_the_choices():
+  with pytest.raises(UserError, match="optim.name is 'adam'; choose one of adamw$"):
+    optim.make(settings(name="adam"), 10)
+
+
+def test_another_optimizer_is_one_entry_of_the_table(monkeypatch):
+  """It gets the schedule and the mask; clipping and skipping come around it."""
+  decays = lambda section, rate, decayed: optax.chain(
+    optax.add_decayed_weights(section.weight_decay, decayed), optax.sgd(rate)
+  )
+  monkeypatch.setitem(optim.OPTIMIZERS, "sgd", decays)
+  grads = jax.tree.map(lambda x: np.full_like(x, 3.0), PARAMS)  # 9 values: norm 9
+  broken = jax.tree.map(lambda x: np.full_like(x, np.nan), PARAMS)
+  changes = {"name": "sgd", "weight_decay": 0.5, "learning_rate": 0.1, "clip_norm": 0.9}
+  (params, _, _), (after, _, health) = run(optim.make(settings(**changes), 10), [grads, broken])
+  np.testing.assert_allclose(params["text"]["q"], 1 - 0.1 * (0.3 + 0.5), rtol=1e-6)
+  np.testing.assert_allclose(params["text"]["norm"], 1 - 0.1 * 0.3, rtol=1e-6)
+  jax.tree.map(np.testing.assert_array_equal, after, params)
+  assert health["skipped"] == 1
 
 
 # apply: one update

@@ -12,7 +12,6 @@ answer; they may be JSON Lines. Read off the code that loads them, in the reposi
 """
 
 import collections
-import dataclasses
 import json
 import os
 import pathlib
@@ -24,6 +23,7 @@ from typing import Any
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import json_lines, records
 from rmsd_jax.tasks import Rules
+from rmsd_jax.teacher.importers import Imported
 
 TASKS = {
   "multiple choice": "multiple_choice",
@@ -45,16 +45,6 @@ _LABELLED_A = re.compile(r"\s*(?:\([Aa]\)|[Aa](?:[.:)]|\s*\Z))")
 
 class _Refused(Exception):
   """(kind, reason): why an item is not taken."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Imported:
-  """What came of a file: prompts by task, refusals by kind, media files that are not there."""
-
-  tasks: dict[str, int]
-  refused: dict[str, int]
-  media: int
-  missing: int
 
 
 def convert(
