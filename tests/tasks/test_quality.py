@@ -6,7 +6,7 @@ import pickle
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmsd_jax.core.errors import UserError
@@ -62,6 +62,7 @@ def render(answer, think="why"):
 
 
 REPLIES = st.text(max_size=30) | st.text(max_size=30).map(render)
+UNHURRIED = settings(deadline=None)  # the first formula waits for a process that imports SymPy
 
 
 def test_every_task_has_cases_here():
@@ -105,6 +106,7 @@ def test_an_unfinished_reply_earns_nothing(reply):
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
+@UNHURRIED
 @given(reply=REPLIES)
 def test_terms_are_bounded_and_each_needs_the_one_before(name, reply):
   outer, inner, content = RULES.terms(name, reply, CASES[name][0], OPTIONS)
@@ -160,6 +162,7 @@ def test_a_cut_off_or_too_long_reply_is_not_valid(name, finish_reason, tokens, m
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
+@UNHURRIED
 @given(reply=REPLIES, length=st.booleans())
 def test_bounds_and_implications(name, reply, length):
   score = RULES.score(name, reply, CASES[name][0], OPTIONS, "length" if length else "stop")
