@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rmsd_jax.core import masked
-from rmsd_jax.method.carriers import Pairs, RuleTerms
+from rmsd_jax.method.carriers import Array, Pairs, RuleTerms
 
 TERMS = ("discriminator", "outer", "inner", "content")
 SCORES = ("raw", "sigmoid", "standardised")
@@ -106,7 +106,9 @@ def score_term(score_BR: jax.Array, finished_BR: jax.Array, form: str) -> jax.Ar
   return jnp.where(finished_BR, score_BR, jnp.where(jnp.isfinite(lowest_B1), lowest_B1, 0.0))
 
 
-def composite(terms: dict, weights: dict, closed_B: jax.Array, gate: bool) -> dict:
+def composite(
+  terms: dict, weights: Mapping[str, float], closed_B: Array, gate: bool
+) -> dict[str, jax.Array]:
   """The weighted reward terms, each fp32 [B, R]; their sum is the reward.
 
   Args:
