@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
   c.compile.bucket = (2304, 1024, 8, 1008)  # P, T, F, S of the pool's largest bucket
 
   c.log_every = 10  # steps
+  # Steps to trace, FIRST:COUNT, such as "10:3": TensorBoard's profile plugin shows WORKDIR/tb.
+  c.profile = ""
   c.max_skipped = 20  # updates in a row without a finite gradient after which a run stops
   c.save_every = 200  # steps
   c.keep = 2  # checkpoints kept
@@ -61,6 +63,7 @@ def get_config() -> ConfigDict:
     "discriminator.probe_every",
     "best_metric",
     "log_every",
+    "profile",
     "max_skipped",
     "policy.max_kl",
     "save_every",
@@ -98,6 +101,7 @@ def _model_and_data(c: ConfigDict) -> None:
 
 def _method(c: ConfigDict) -> None:
   c.tasks = ConfigDict()  # as the pool was built: `rmsd_jax.pool build --eps-abs ..`
+  c.tasks.module = ""  # Python file with tasks of your own (recipe in docs/code.md); "": none
   c.tasks.eps_abs = 0.0  # "numerical": an answer may differ by that much,
   c.tasks.eps_rel = 0.0  # or by that share of the truth; with both 0 it is rounded to 2 decimals
   # R_task from which a response is valid [ours]: 1 wants a box for each second of the truth; with

@@ -35,7 +35,7 @@ from rmsd_jax.teacher import audit, importers, planning, scores, variance
 
 def rules_of(args: argparse.Namespace) -> Rules:
   """The rules that the flags describe."""
-  return Rules(eps_abs=args.eps_abs, eps_rel=args.eps_rel, valid_from=args.valid_from)
+  return Rules(args.eps_abs, args.eps_rel, args.valid_from, args.tasks)
 
 
 def processor_of(args: argparse.Namespace) -> Processor:
@@ -58,7 +58,14 @@ def processor_of(args: argparse.Namespace) -> Processor:
 def plan(args: argparse.Namespace) -> None:
   """Prints what the media and texts of records will take, without decoding the clips."""
   bar = functools.partial(Progress, label="records")
-  given = args.jsonl, processor_of(args), Rules(), bar, args.workers, args.time_limit
+  given = (
+    args.jsonl,
+    processor_of(args),
+    Rules(module=args.tasks),
+    bar,
+    args.workers,
+    args.time_limit,
+  )
   print(planning.table(planning.plan(*given)))
 
 
@@ -228,11 +235,13 @@ def parser() -> argparse.ArgumentParser:
   top = cli.parser_of(main)
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
   one = commands.add_parser("collect", help="ask a teacher: prompts -> JSON Lines with responses")
-  one.set_defaults(run=functools.partial(pool_collect.run, rules=Rules()))
+  one.set_defaults(run=lambda args: pool_collect.run(args, rules=Rules(module=args.tasks)))
   pool_collect.add_flags(one)
+  _add_task_file(one)
   one = commands.add_parser("plan", help="what records will take: frames, sizes, tokens, buckets")
   one.set_defaults(run=plan)
   _add_source_flags(one)
+  _add_task_file(one)
   workers = {"type": int, "default": 2, "help": "processes that read (default: %(default)s)"}
   one.add_argument("--workers", **workers)
   limit = {"type": float, "metavar": "SECONDS", "default": store.Limits.seconds}
@@ -290,6 +299,12 @@ def _add_rules(one: argparse.ArgumentParser) -> None:
     one.add_argument(name, type=float, default=0.0, metavar="EPS", help=text)
   text = "least R_task of a valid response; 1 (default): a track needs every second, 0.5: its form"
   one.add_argument("--valid-from", type=float, default=1.0, metavar="SHARE", help=text)
+  _add_task_file(one)
+
+
+def _add_task_file(one: argparse.ArgumentParser) -> None:
+  text = "Python file with tasks of your own (recipe in docs/code.md)"
+  one.add_argument("--tasks", default="", metavar="FILE", help=text)
 
 
 def _add_source_flags(one: argparse.ArgumentParser) -> None:

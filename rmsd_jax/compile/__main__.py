@@ -89,7 +89,7 @@ def abstract_rewards(mesh, B: int, N: int) -> tuple[jax.ShapeDtypeStruct, RuleTe
     closed_B=jax.ShapeDtypeStruct((B,), jnp.bool_),
     task_B=jax.ShapeDtypeStruct((B,), jnp.int32),
   )
-  return _split(mesh, (number, RuleTerms(number, number, number), pairs))
+  return _split(mesh, (number, RuleTerms(*(number for _ in RuleTerms.names())), pairs))
 
 
 def _split(mesh, tree):

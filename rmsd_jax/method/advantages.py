@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from rmsd_jax.core import masked
 from rmsd_jax.method.carriers import Array, Pairs, RuleTerms
 
-TERMS = ("discriminator", "outer", "inner", "content")
+TERMS = ("discriminator", *RuleTerms.names())
 SCORES = ("raw", "sigmoid", "standardised")
 SCALES = ("group", "task", "none")
 
@@ -64,13 +64,8 @@ def from_rewards(
     advantages, the new spread, metrics.
   """
   counts_BN = finished_BN | (not mask_cut_off)
-  # 1. The reward: four weighted terms.
-  rewards = {
-    "discriminator": score_term(score_BN, finished_BN, score),
-    "outer": terms.outer_BN,
-    "inner": terms.inner_BN,
-    "content": terms.content_BN,
-  }
+  # 1. The reward: weighted terms.
+  rewards = {"discriminator": score_term(score_BN, finished_BN, score), **terms.by_name()}
   weighted = composite(rewards, weights, pairs.closed_B, gate)
   total_BN = sum(weighted.values())
   # 2. The scale. The running spread takes this step in before it divides this step's rewards, so

@@ -24,6 +24,14 @@ class RuleTerms:
   inner_BN: Array  # R_task: the task's own format, 0 where outer is 0
   content_BN: Array  # R_content: the metric against the ground truth, 0 for open-ended prompts
 
+  @classmethod
+  def names(cls) -> tuple[str, ...]:
+    """As the weights in config.reward and the log call the terms."""
+    return tuple(field.name.removesuffix("_BN") for field in dataclasses.fields(cls))
+
+  def by_name(self) -> dict[str, Array]:
+    return {name: getattr(self, f"{name}_BN") for name in self.names()}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -79,9 +79,7 @@ def figures(samples: Samples, terms: RuleTerms, pairs: Pairs, rules: Rules) -> d
   return {
     "rollout/length": samples.length_BR.mean(),
     "rollout/finished": samples.finished_BR.mean(),
-    "rollout/outer": terms.outer_BN.mean(),
-    "rollout/inner": terms.inner_BN.mean(),
-    "rollout/content": terms.content_BN.mean(),
+    **{f"rollout/{name}": term_BN.mean() for name, term_BN in terms.by_name().items()},
     "rollout/quality": shortcuts.mean(quality_BN, pairs.closed_B[:, None]),
   }
 
@@ -101,12 +99,7 @@ def audit(weights: Mapping[str, float], gate: bool, rules: Rules) -> None:
     replies = [honest_reply, task.instruction, *DEGENERATE]
     info = [{"task": name, "answer": truth, "options": options}]
     terms = rule_terms([replies], info, np.ones((1, len(replies)), bool), rules)
-    rewards = {
-      "discriminator": np.zeros((1, len(replies)), np.float32),
-      "outer": terms.outer_BN,
-      "inner": terms.inner_BN,
-      "content": terms.content_BN,
-    }
+    rewards = {"discriminator": np.zeros((1, len(replies)), np.float32), **terms.by_name()}
     weighted = advantages.composite(rewards, weights, np.array([task.closed]), gate)
     honest, *others = np.asarray(sum(weighted.values()))[0].tolist()
     if max(others) > honest:

@@ -6,7 +6,9 @@ can be relied on is made of the same terms: quality = valid * metric.
 """
 
 import dataclasses
+import hashlib
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 
 from rmsd_jax.core.errors import UserError
@@ -33,8 +35,8 @@ class Score:
 class Rules:
   """How replies are graded: the tasks, with their settings.
 
-  Three numbers, which are compared, hashed and sent to child processes at no cost; the tasks made
-  of them are kept by `registry.make_tasks`.
+  Three numbers and a path, which are compared, hashed and sent to child processes at no cost; the
+  tasks made of them are kept by `registry.make_tasks`.
 
   Attributes:
     eps_abs, eps_rel: tolerances of `numerical`, see `answers.numeric_accuracy`; with both 0 two
@@ -42,23 +44,26 @@ class Rules:
     valid_from: R_task from which a reply is valid. With 1 a track that lacks one second of the
       ground truth is worth nothing; 0.5 is the right form, and the metric alone counts what lacks.
 
+    module: Python file with further tasks, see `registry.from_file`; "": none.
+
   Raises:
-    UserError: a tolerance is negative or NaN, or valid_from is no share.
+    UserError: a tolerance is negative or NaN, valid_from is no share, or the file is not usable.
   """
 
   eps_abs: float = 0.0
   eps_rel: float = 0.0
   valid_from: float = 1.0
+  module: str = ""
 
   def __post_init__(self):
-    registry.make_tasks(eps_abs=self.eps_abs, eps_rel=self.eps_rel)  # refuses bad tolerances
+    assert self.tasks  # made here, so that bad settings are refused at once
     if not 0 < self.valid_from <= 1:
       raise UserError(f"valid_from {self.valid_from}: it is an R_task, above 0 and at most 1")
 
   @property
   def tasks(self) -> Mapping[str, Task]:
     """All tasks by name."""
-    return registry.make_tasks(eps_abs=self.eps_abs, eps_rel=self.eps_rel)
+    return registry.make_tasks(eps_abs=self.eps_abs, eps_rel=self.eps_rel, module=self.module)
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -67,9 +72,17 @@ class Rules:
 
   @property
   def version(self) -> str:
-    """What makes a score, as pools store it: SCORER_VERSION, and the settings that are changed."""
-    settings = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
-    changed = [f"{field.name}={value:g}" for field, value in settings if value != field.default]
+    """What makes a score, as pools store it: SCORER_VERSION, the settings that are changed, and a
+    hash of the file of tasks, so that a pool scored by other rules is noticed."""
+    settings = {"eps_abs": 0.0, "eps_rel": 0.0, "valid_from": 1.0}
+    changed = [
+      f"{name}={getattr(self, name):g}"
+      for name, default in settings.items()
+      if getattr(self, name) != default
+    ]
+    if self.module:
+      contents = pathlib.Path(self.module).read_bytes()
+      changed.append(f"tasks={hashlib.sha256(contents).hexdigest()[:12]}")
     return " ".join([SCORER_VERSION, *changed])
 
   @property

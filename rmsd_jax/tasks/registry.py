@@ -1,7 +1,8 @@
 """The table of tasks: what a question asks for, and how an answer to it is graded.
 
 A task is added by adding it to the table at `_FIXED_TASKS` (or, where it has settings, to
-`make_tasks`); the rest of the project finds tasks by name.
+`make_tasks`), or without touching the package by a Python file of one's own, see `from_file`; the
+rest of the project finds tasks by name.
 Classes and metrics are those of R-MSD (arXiv 2603.11423), the shapes of answers OneThinker's
 (arXiv 2512.03043).
 """
@@ -9,6 +10,8 @@ Classes and metrics are those of R-MSD (arXiv 2603.11423), the shapes of answers
 import dataclasses
 import functools
 import json
+import pathlib
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -42,7 +45,7 @@ class Task:
   read: Callable[[str, Sequence[str]], object]  # (answer, options) -> its value, or None
 
 
-def _task(
+def new_task(
   name: str,
   inside: str,
   *,
@@ -158,7 +161,7 @@ def _brief(value: object) -> str:
 
 # The tasks that have no settings of their own.
 _FIXED_TASKS = (
-  _task(
+  new_task(
     "multiple_choice",
     "the letter of one option",
     read=answers.option_letter,
@@ -168,7 +171,7 @@ _FIXED_TASKS = (
     example=Example("B", "A", ("A. a cat", "B. two dogs")),
     faults=_option_fault,
   ),
-  _task(
+  new_task(
     "regression",
     "one number",
     read=_of_text(answers.number),
@@ -177,7 +180,7 @@ _FIXED_TASKS = (
     expected="a finite number other than 0, which has no relative error",
     example=Example(100, "3"),
   ),
-  _task(
+  new_task(
     "math",
     "the result, as a number or in LaTeX",
     read=_of_text(_non_empty),
@@ -186,7 +189,7 @@ _FIXED_TASKS = (
     expected="a number or a text that is not empty",
     example=Example("\\frac{1}{2}", "3"),
   ),
-  _task(
+  new_task(
     "ocr",
     "the text you read",
     read=_of_text(_non_empty),
@@ -195,7 +198,7 @@ _FIXED_TASKS = (
     expected="a text that is not empty",
     example=Example("3 7", "4"),
   ),
-  _task(
+  new_task(
     "temporal_grounding",
     '{"time": [start, end]}',
     unit=" in seconds",
@@ -205,7 +208,7 @@ _FIXED_TASKS = (
     expected='{"time": [start, end]} in seconds with 0 <= start < end',
     example=Example({"time": [1, 2.5]}, '{"time": [7, 8]}'),
   ),
-  _task(
+  new_task(
     "spatial_grounding",
     '{"boxes": [x1, y1, x2, y2]}',
     unit=" in coordinates from 0 to 1000",
@@ -215,7 +218,7 @@ _FIXED_TASKS = (
     expected='{"boxes": [x1, y1, x2, y2]} within 0..1000 with x1 < x2 and y1 < y2',
     example=Example({"boxes": [0, 0, 500, 400]}, '{"boxes": [600, 500, 700, 600]}'),
   ),
-  _task(
+  new_task(
     "spatiotemporal_grounding",
     '{"time": [start, end], "boxes": {"second": [x1, y1, x2, y2], ...}}',
     unit=" in seconds and coordinates from 0 to 1000, with a box for each whole second",
@@ -229,7 +232,7 @@ _FIXED_TASKS = (
       '{"time": [7, 9], "boxes": {"2": [50, 50, 60, 60], "3": [50, 50, 60, 60]}}',
     ),
   ),
-  _task(
+  new_task(
     "tracking",
     '{"boxes": {"second": [x1, y1, x2, y2], ...}}',
     unit=f" in coordinates from 0 to 1000, for each second asked, at most {answers.MAX_TRACKED}",
@@ -243,7 +246,7 @@ _FIXED_TASKS = (
       '{"boxes": {"0": [50, 50, 60, 60], "10": [50, 50, 60, 60]}}',
     ),
   ),
-  _task(
+  new_task(
     "open_ended",
     "a full answer in your own words",
     read=_of_text(_non_empty),
@@ -257,16 +260,18 @@ _FIXED_TASKS = (
 
 
 @functools.cache
-def make_tasks(*, eps_abs: float = 0.0, eps_rel: float = 0.0) -> Mapping[str, Task]:
-  """All tasks by name, made once for each pair of tolerances; see `quality.Rules`.
+def make_tasks(
+  *, eps_abs: float = 0.0, eps_rel: float = 0.0, module: str = ""
+) -> Mapping[str, Task]:
+  """All tasks by name, made once for each set of settings; see `quality.Rules`.
 
   Raises:
-    UserError: a tolerance is negative or NaN.
+    UserError: a tolerance is negative or NaN, or the file of tasks is not usable.
   """
   for name, eps in (("eps_abs", eps_abs), ("eps_rel", eps_rel)):
     if not eps >= 0:
       raise UserError(f"{name} {eps}: a tolerance must be 0 or more; give both 0 for 2 decimals")
-  numerical = _task(
+  numerical = new_task(
     "numerical",
     "one number",
     read=_of_text(answers.number),
@@ -275,7 +280,27 @@ def make_tasks(*, eps_abs: float = 0.0, eps_rel: float = 0.0) -> Mapping[str, Ta
     expected="a finite number",
     example=Example(12.5, "3"),
   )
-  return {task.name: task for task in (numerical, *_FIXED_TASKS)}
+  tasks = {task.name: task for task in (numerical, *_FIXED_TASKS)}
+  return tasks | from_file(module) if module else tasks
+
+
+def from_file(path: str) -> dict[str, Task]:
+  """The tasks of a Python file that somebody else wrote: its `TASKS`, a tuple of `new_task`.
+
+  One of a name that is known already replaces it. Run in every process that grades.
+
+  Raises:
+    UserError: there is no such file, or no TASKS in it.
+  """
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"tasks.module={path}: there is no such file; give a Python file with TASKS")
+  tasks = runpy.run_path(path).get("TASKS", ())
+  if not tasks or not all(isinstance(task, Task) for task in tasks):
+    raise UserError(
+      f"tasks.module={path}: it needs TASKS, a tuple of rmsd_jax.tasks.new_task(..); see the "
+      "recipe in docs/code.md"
+    )
+  return {task.name: task for task in tasks}
 
 
 TASKS: Mapping[str, Task] = make_tasks()

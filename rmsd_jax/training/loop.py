@@ -28,6 +28,7 @@ from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints, check_alike, guard_config
 from rmsd_jax.training.log import Writer
+from rmsd_jax.training.profiling import Profiler
 
 LEAST = {"log_every": 1, "save_every": 1, "steps": 1, "logit_chunk": 1, "max_skipped": 0}
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
@@ -82,6 +83,7 @@ class Loop:
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
     if first:
       print(self._pool_line())
+    self._profiler = Profiler(config.profile, workdir)
     self._writer = Writer(workdir, self.begin, first)
     self._progress = Progress(config.steps, label, self.begin, first)
     self._logged, self._clock = self.begin, time.monotonic()
@@ -123,7 +125,9 @@ class Loop:
 
   def batches(self) -> Iterator[tuple[int, Batch]]:
     """The steps still to do, each with this process's share of its batch."""
-    return self._load(self.begin, self._config.steps, self._config.data.workers)
+    for step, batch in self._load(self.begin, self._config.steps, self._config.data.workers):
+      self._profiler.before(step)
+      yield step, batch
 
   def first_batch(self) -> Batch:
     """This process's share of the batch of step 0."""
@@ -163,6 +167,7 @@ class Loop:
     """
     config = self._config
     done = step + 1
+    self._profiler.after(step, metrics)
     ends = (self._ends or self._checkpoints.preempted(done)) and done < config.steps
     if done % config.log_every == 0 or done == config.steps:
       metrics = {
@@ -209,6 +214,7 @@ class Loop:
 
   def __exit__(self, *exc: object) -> None:
     try:
+      self._profiler.close()
       self._progress.close()
       self._writer.close()
       self._checkpoints.close()

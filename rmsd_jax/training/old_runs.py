@@ -16,6 +16,7 @@ RENAMED_KEYS = {"reward.task": "reward.inner"}
 ADDED_KEYS = {
   "optim.name": "adamw",
   "discriminator.optim.name": "adamw",
+  "tasks.module": "",
 }
 # Metrics of the log, patterns old -> new.
 RENAMED_METRICS = (

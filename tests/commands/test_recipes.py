@@ -1,0 +1,142 @@
+"""The recipes of docs/code.md, followed to the letter on a copy of the package."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "code.md").read_text("utf-8").partition("## Recipes")[2]
+RECIPES = dict(re.findall(r"^\*\*([^*]+?)\.?\*\*(.*?)(?=^\*\*|\Z)", TEXT, re.MULTILINE | re.DOTALL))
+
+TINY = """
+import sys
+sys.path[:0] = ["tests/support", "tests"]
+import conftest, jax, pytest, tiny_run
+from rmsd_jax import train_rl, train_sft
+monkeypatch = pytest.MonkeyPatch()
+"""
+CHECKS = {
+  "Change the policy loss": """
+import numpy as np
+from rmsd_jax.method import losses
+logp, old, one = np.array([[[0.0]]]), np.array([[[-1.0]]]), np.ones((1, 1, 1), bool)
+(total, _), _ = losses.policy_gradient(
+  logp, old, logp, np.ones((1, 1)), one, one[..., 0], 0.2, 0.0, "k3"
+)
+assert abs(float(total) + np.e) < 1e-5, total  # the ratio e, not 1.2
+""",
+  "Add a task": """
+from rmsd_jax import cli, train_rl
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.tasks import Rules
+rules = Rules(module="my_tasks.py")
+assert "counting" in rules.names and "counting" not in Rules().names
+assert rules.score("counting", "<think>x</think><answer>3</answer>", 3).quality == 1
+assert rules.validate("counting", "many", ())
+assert "whole number" in rules.prompt_text("counting", "?")
+assert rules.version.startswith(Rules().version + " tasks=")
+flags = ["x", "--config=configs/demo.py:rl", "--config.tasks.module=my_tasks.py"]
+config, _ = cli.parse_config(flags, {}, workdir=False)
+train_rl.check(config)  # the audit grades the new task, too
+try:
+  Rules(module="configs/demo.py")
+except UserError as error:
+  assert "it needs TASKS" in str(error)
+else:
+  raise AssertionError("a file without TASKS was taken")
+""",
+  "Add a reward term": """
+import numpy as np
+from rmsd_jax import cli, train_rl
+from rmsd_jax.method import advantages
+from rmsd_jax.rollouts import grading
+from rmsd_jax.tasks import Rules
+config = cli.load_config("configs/demo.py:rl")
+assert config.reward.brevity == 0 and "brevity" in advantages.TERMS
+train_rl.check(config)
+info = [{"task": "ocr", "answer": "x", "options": ()}]
+replies = [["x " * 40, "x " * 41]]
+terms = grading.rule_terms(replies, info, np.ones((1, 2), bool), Rules())
+assert terms.by_name()["brevity"].tolist() == [[1, 0]]
+""",
+  "Add a column to the pool": TINY
+  + """
+if __name__ == "__main__":
+  from rmsd_jax.data import store
+  row = store.open_pool(str(tiny_run.pool_folder()), "train")[0]
+  assert row.characters == len(row.question) > 0
+""",
+  "Add an optimizer": TINY
+  + """
+if __name__ == "__main__":
+  c = tiny_run.config("sft", steps=1, save_every=1, optim__name="sgd")
+  tiny_run.run(monkeypatch, train_sft, c, "run")
+""",
+  "Add an importer": """
+import pathlib
+pathlib.Path("rmsd_jax/teacher/importers/mine.py").write_text(
+  "from rmsd_jax.teacher.importers import Imported\\n"
+  "def convert(source, out, rules, *, media_root, split):\\n"
+  "  open(out, 'w').close()\\n"
+  "  return Imported({'ocr': 3}, {}, 0, 0)\\n"
+)
+from rmsd_jax import pool
+pool.main(["import", "x.json", "--format", "mine", "--out", "out.jsonl"])
+assert pathlib.Path("out.jsonl").exists()
+""",
+  "Print an array inside a step": TINY
+  + """
+if __name__ == "__main__":
+  tiny_run.run(monkeypatch, train_sft, tiny_run.config("sft", steps=1, save_every=1), "run")
+""",
+  "Take a profile": TINY
+  + """
+if __name__ == "__main__":
+  import pathlib
+  c = tiny_run.config("sft", steps=3, save_every=3, profile="1:1")
+  tiny_run.run(monkeypatch, train_sft, c, "run")
+  assert list(pathlib.Path("run/tb").rglob("*.xplane.pb"))
+  from rmsd_jax.core.errors import UserError
+  from rmsd_jax.training.profiling import Profiler
+  with pytest.raises(UserError, match="give FIRST:COUNT"):
+    Profiler("10", "run")
+""",
+}
+PRINTS = {"Print an array inside a step": "log-prob of the first target token ["}
+
+
+def follow(recipe: str, copy: Path) -> None:
+  """Makes the changes that a recipe shows."""
+  for file, lines in re.findall(r"```diff\n(\S+)\n(.*?)```", recipe, re.DOTALL):
+    changes = [(line[:1], line[1:]) for line in lines.splitlines()]
+    old = "\n".join(line for sign, line in changes if sign in " -")
+    new = "\n".join(line for sign, line in changes if sign in " +")
+    text = (copy / file).read_text("utf-8")
+    assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"
+    (copy / file).write_text(text.replace(old, new), encoding="utf-8")
+  for code in re.findall(r"```python\n(.*?)```", recipe, re.DOTALL):
+    (copy / "my_tasks.py").write_text(code, encoding="utf-8")
+
+
+def test_every_recipe_is_tried():
+  assert list(RECIPES) == list(CHECKS)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_recipe_does_what_it_says(name, tmp_path):
+  ignored = shutil.ignore_patterns("__pycache__")
+  for folder in ("rmsd_jax", "configs", "tests"):
+    shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+  follow(RECIPES[name], tmp_path)
+  (tmp_path / "check.py").write_text(CHECKS[name], encoding="utf-8")
+  environment = os.environ | {"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "check.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert PRINTS.get(name, "") in done.stdout
