@@ -176,9 +176,18 @@ def headline(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
 
 
 def _comparison(one: Mapping, first: str, second: str) -> str:
-  """e.g. "stage 2 is better than stage 1 by +0.120 [+0.090, +0.150] (greedy)"."""
-  way = next(way for way in WAYS if one[way])
-  said, shown = verdict(one[way]), f"{_interval(one[way])} ({way})"
+  """e.g. "stage 2 is better than stage 1 by +0.120 [+0.090, +0.150] (greedy)".
+
+  The other way of answering is told where it says something else.
+  """
+  way, *others = [way for way in WAYS if one[way]]
+  said = verdict(one[way])
+  ways = [way] + [
+    f"{other}, {verdict(one[other])}: {_interval(one[other])}"
+    for other in others
+    if verdict(one[other]) != said
+  ]
+  shown = f"{_interval(one[way])} ({'; '.join(ways)})"
   if said in ("better", "worse"):
     return f"{first} is {said} than {second} by {shown}"
   return f"whether {first} is better than {second} cannot be told: {shown}"

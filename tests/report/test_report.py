@@ -191,6 +191,15 @@ STAGE_2 = compared("rl", "sft", 0.09, 0.15)
       "Stage 2 is better than stage 1 by +0.120 [+0.090, +0.150] (greedy); whether it is better "
       "than continued SFT cannot be told: \u22120.010 [\u22120.030, +0.010] (greedy).",
     ),
+    (  # sampled answers say something else
+      [compared("rl", "sft", -0.01, 0.03) | {"sampled": STAGE_2["greedy"]}],
+      "Whether stage 2 is better than stage 1 cannot be told: +0.010 [\u22120.010, +0.030] "
+      "(greedy; sampled, better: +0.120 [+0.090, +0.150]).",
+    ),
+    (
+      [STAGE_2 | {"sampled": {"mean": 0.2, "low": 0.1, "high": 0.3}}],
+      "Stage 2 is better than stage 1 by +0.120 [+0.090, +0.150] (greedy).",
+    ),
     (
       [compared("sft", "base", 0.4, 0.6)],
       "Stage 1 is better than the base by +0.500 [+0.400, +0.600] (greedy).",
