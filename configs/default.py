@@ -8,6 +8,31 @@ decision, nothing is published.
 
 from ml_collections import ConfigDict
 
+# Keys that change how a run is done, not what it computes: they may differ on resuming.
+OPERATIONAL = (
+  "mesh",
+  "microbatches",
+  "logit_chunk",
+  "model.attention",
+  "model.remat",
+  "model.unroll",
+  "rollouts.gather",
+  "data.pool",
+  "data.workers",
+  "data.prefetch",
+  "evaluate",
+  "compile",
+  "discriminator.probe_every",
+  "best_metric",
+  "log_every",
+  "profile",
+  "max_skipped",
+  "policy.max_kl",
+  "save_every",
+  "keep",
+  "operational",
+)
+
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
@@ -46,30 +71,7 @@ def get_config() -> ConfigDict:
   c.keep = 2  # checkpoints kept
   c.best_metric = ""  # of the log, such as rollout/quality or -loss: its best saved step is kept
 
-  # Keys that change how a run is done, not what it computes: they may differ on resuming.
-  c.operational = (
-    "mesh",
-    "microbatches",
-    "logit_chunk",
-    "model.attention",
-    "model.remat",
-    "model.unroll",
-    "rollouts.gather",
-    "data.pool",
-    "data.workers",
-    "data.prefetch",
-    "evaluate",
-    "compile",
-    "discriminator.probe_every",
-    "best_metric",
-    "log_every",
-    "profile",
-    "max_skipped",
-    "policy.max_kl",
-    "save_every",
-    "keep",
-    "operational",
-  )
+  c.operational = OPERATIONAL
   return c
 
 
