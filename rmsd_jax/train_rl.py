@@ -49,7 +49,7 @@ LEAST = {
   "discriminator.probe_every": 0,
   "discriminator.frozen_after": 0,
 }
-ACCURACY_DECAY = 0.9  # of the running accuracy, per step: it follows some 10 steps
+ACCURACY_DECAY = 0.9  # of the running accuracy, per step: a mean of about 10 steps
 
 
 class Steps(NamedTuple):
@@ -261,7 +261,7 @@ def policy_step(config, mesh, model, optims):
 
 
 def probe_step(config, model):
-  """(state, teachers, samples, match_BN) -> metrics of fixed pairs: what of D has drifted."""
+  """(state, teachers, samples, match_BN) -> metrics of fixed pairs: how far D has drifted."""
   critic = Discriminator(model)
 
   def probe(state, teachers: PromptGroups, samples: Samples, match_BN):
@@ -314,7 +314,7 @@ def make_optims(config) -> dict:
   """Role -> its optimizer; the discriminator is there only if its reward counts.
 
   Schedules are over the updates that each makes: the student waits for the discriminator's warm-up.
-  One that is frozen after some steps has learned as fast until then as one that is not.
+  A discriminator that is frozen later has the same schedule until then.
   """
   if not config.reward.discriminator:
     return {"student": optim.make(config.optim, config.steps), "reference": None}
@@ -415,7 +415,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
     "policy/kl",
     config.policy.max_kl,
     "policy.max_kl",
-    "the student runs away from where it began; take an earlier checkpoint, or begin again with a "
+    "the student is too far from the reference; take an earlier checkpoint, or begin again with a "
     "lower optim.learning_rate or a higher policy.kl",
   )
   loop = Loop(config, workdir, "stage 2", limits=[limit] if config.policy.max_kl else [])

@@ -152,7 +152,7 @@ def _k3(gap):
 KL_ESTIMATORS = {  # of KL(pi_S || pi_ref) from samples of pi_S, with d = log pi_ref - log pi_S
   "k1": lambda d: -d,
   "k2": lambda d: d**2 / 2,
-  "k3": _k3,  # exp(d) - d - 1, held as in verl's low_var_kl: no gradient from where it is 10
+  "k3": _k3,  # exp(d) - d - 1, clipped at 10 as verl's low_var_kl: no gradient beyond
 }
 
 

@@ -43,8 +43,8 @@ def check_ends(tokenizer: ChatTokenizer, stop_ids: Sequence[int]) -> None:
 def replies_of(samples: Samples, tokenizer: ChatTokenizer) -> list[list[str]]:
   """The B x R texts of this process's prompts, see `ChatTokenizer.decode`.
 
-  One with a control token in it, even inside the reasoning, is put in a form that no rule accepts:
-  behind a mark. A teacher's response with one is refused.
+  One with a control token in it, even inside the reasoning, gets a mark before it, with which no
+  rule accepts it. A teacher's response with one is refused.
   """
   ids_BRT = local_rows(samples.responses_BRT)
   length_BR = local_rows(samples.length_BR)

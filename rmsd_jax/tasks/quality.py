@@ -42,7 +42,8 @@ class Rules:
     eps_abs, eps_rel: tolerances of `numerical`, see `answers.numeric_accuracy`; with both 0 two
       numbers are equal when they agree after rounding to 2 decimals.
     valid_from: R_task from which a reply is valid. With 1 a track that lacks one second of the
-      ground truth is worth nothing; 0.5 is the right form, and the metric alone counts what lacks.
+      ground truth is worth nothing; with 0.5 the right form is enough, and the metric counts the
+      missing seconds.
 
     module: Python file with further tasks, see `registry.from_file`; "": none.
 

@@ -161,8 +161,8 @@ class Loop:
       note: name of the metric that the progress bar shows.
 
     Raises:
-      UserError: too many updates in a row had no finite gradient, or the student is too far from
-        where it began; what is saved is from before.
+      UserError: too many updates in a row had no finite gradient, or a limit was passed; what is
+        saved is from before.
       Terminated: SIGTERM came, and the state is saved.
     """
     config = self._config
