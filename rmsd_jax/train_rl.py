@@ -79,7 +79,7 @@ def rollout_step(config, model):
   """(state, groups, key) -> (samples, visual): N responses per prompt, and the encoded media.
 
   A response is finished where it ends as the teacher's do, by the model's first stop id: D would
-  tell any other ending apart. One that ends otherwise counts as cut off.
+  recognise a rollout by any other ending. One that ends otherwise counts as cut off.
   `visual` is None where the tower learns: each set of weights then encodes for itself.
   """
 
