@@ -413,6 +413,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   optims = make_optims(config)
   limit = Limit(
     "policy/kl",
+    "nats per token",
     config.policy.max_kl,
     "policy.max_kl",
     "the student is too far from the reference; take an earlier checkpoint, or begin again with a "

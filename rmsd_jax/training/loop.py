@@ -39,6 +39,7 @@ class Limit(NamedTuple):
   """A metric beyond which a run is not worth going on with."""
 
   metric: str  # of the log
+  unit: str
   most: float
   key: str  # of the config, that sets `most`
   remedy: str
@@ -197,8 +198,8 @@ class Loop:
       value = metrics.get(limit.metric, 0.0)
       if not value <= limit.most:  # a NaN is beyond any limit
         raise UserError(
-          f"{limit.metric} is {value:.3g} at step {done}, over {limit.key}={limit.most}: "
-          f"{limit.remedy}"
+          f"{limit.metric} is {value:.3g} {limit.unit} at step {done}, over "
+          f"{limit.key}={limit.most}: {limit.remedy}"
         )
     config = self._config
     for name, value in metrics.items():
