@@ -31,7 +31,16 @@ def download(request, response, storage, *args, **kwargs):  # with the header Te
     response["x-goog-generation"] = storage.get_file_obj(*name)["generation"]
 
 objects.download = download
+import threading
 from gcp_storage_emulator import server
+
+handle, lock = server.Router.handle, threading.Lock()
+
+def one_at_a_time(self, method):  # its tables are not made for threads: uploads went missing
+  with lock:
+    handle(self, method)
+
+server.Router.handle = one_at_a_time
 server.server.HTTPServer = server.server.ThreadingHTTPServer
 server.create_server("127.0.0.1", {port}, in_memory=True, default_bucket="bucket").run()
 """
