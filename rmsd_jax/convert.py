@@ -159,7 +159,7 @@ def inspect(args: argparse.Namespace) -> None:
   for name, part in (("text", model.config.text), ("vision", model.config.vision)):
     print(f"{name:<7} " + ", ".join(f"{key} {value}" for key, value in vars(part).items()))
   print(f"stop ids {model.config.stop_ids}, pad id {model.config.pad_id}")
-  print(named.table(model.abstract()))
+  print(named.count_table(model.abstract()))
   count = sum(leaf.size for leaf in jax.tree.leaves(model.abstract()))
   print(f"  {2 * count / 2**30:.2f} GiB in bfloat16, {4 * count / 2**30:.2f} GiB in float32")
   files = hf.check_folder(args.folder)

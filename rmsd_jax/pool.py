@@ -66,7 +66,7 @@ def plan(args: argparse.Namespace) -> None:
     args.workers,
     args.time_limit,
   )
-  print(planning.table(planning.plan(*given)))
+  print(planning.plan_table(planning.plan_pool(*given)))
 
 
 def build(args: argparse.Namespace) -> None:
@@ -133,7 +133,7 @@ def report(args: argparse.Namespace) -> None:
       raise UserError(f"no responses in {', '.join(args.paths)}, so there is nothing to show")
     from rmsd_jax.report import teacher_page  # only here: it imports what draws
 
-    path = teacher_page.write(args.html, ", ".join(args.paths), scored)
+    path = teacher_page.write_page(args.html, ", ".join(args.paths), scored)
     print(f"wrote {path}", file=sys.stderr if args.json else sys.stdout)
 
 
@@ -235,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
   top = cli.parser_of(main)
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
   one = commands.add_parser("collect", help="ask a teacher: prompts -> JSON Lines with responses")
-  one.set_defaults(run=lambda args: pool_collect.run(args, rules=Rules(module=args.tasks)))
+  one.set_defaults(run=lambda args: pool_collect.collect(args, rules=Rules(module=args.tasks)))
   pool_collect.add_flags(one)
   _add_task_file(one)
   one = commands.add_parser("plan", help="what records will take: frames, sizes, tokens, buckets")

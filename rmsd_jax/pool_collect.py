@@ -20,7 +20,7 @@ from rmsd_jax.teacher.endpoint import Endpoint, Patience
 from rmsd_jax.teacher.request import Asking, Budget
 
 
-def run(args: argparse.Namespace, rules: Rules) -> None:
+def collect(args: argparse.Namespace, rules: Rules) -> None:
   """Asks a teacher for responses, and prints what came.
 
   Args:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, rules: Rules) -> None:
     complete = [line for line in job.lines if not job.missing(line)]
     if not complete:
       raise UserError(f"no prompt has its {args.samples} responses yet; collect before --partial")
-    collector.write(job, args.out, complete)
+    collector.write_pool(job, args.out, complete)
     print(f"{args.out}: {len(complete)} of {len(job.lines)} prompts, those that are complete")
   else:
     _collect(args, how, rules, budget)

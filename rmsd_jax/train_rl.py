@@ -287,7 +287,7 @@ def probe_step(config, model):
 
 def pairs_of(batch: Batch, step: int, config) -> Pairs:
   """The pairs of a step, by the settings of the config."""
-  return matching.pairs(
+  return matching.draw_pairs(
     batch,
     seed=config.seed,
     step=step,
@@ -364,7 +364,7 @@ def fixed_pairs(config, mesh, steps: Steps, state, batch: Batch) -> tuple:
   return teachers, samples, sharding.put_batch(mesh, pairs_of(batch, 0, config).match_BN)
 
 
-def check(config) -> None:
+def check_config(config) -> None:
   """Raises UserError for values of stage 2 that make no sense, before any work."""
   for name, value, choices in (
     ("reward.score", config.reward.score, advantages.SCORES),
@@ -373,7 +373,7 @@ def check(config) -> None:
   ):
     if value not in choices:
       raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-  matching.check(**config.supervision)
+  matching.check_supervision(**config.supervision)
   if config.reward.discriminator and config.discriminator.warmup_steps >= config.steps:
     raise UserError(
       f"discriminator.warmup_steps={config.discriminator.warmup_steps} of steps={config.steps} "
@@ -407,7 +407,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   Args:
     grade: as `grading.rule_terms`, called with the rules that the config makes.
   """
-  check(config)
+  check_config(config)
   grade = functools.partial(grade, rules=Rules(**config.tasks))
   model = hf.load_model(**config.model)
   optims = make_optims(config)

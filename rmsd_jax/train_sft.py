@@ -71,7 +71,7 @@ def init_state(config, mesh, model, optims: dict) -> state_lib.State:
 
 def main(config, workdir: str) -> None:
   """Runs or resumes stage 1."""
-  matching.check(**config.supervision)
+  matching.check_supervision(**config.supervision)
   model = hf.load_model(**config.model)
   optims = make_optims(config)
   loop = Loop(config, workdir, "stage 1")

@@ -210,7 +210,7 @@ def _memory_line(message: str) -> str:
   return (found or lines)[0]
 
 
-def table(reports: list[Report], chip: Chip) -> str:
+def report_table(reports: list[Report], chip: Chip) -> str:
   """The reports for people."""
   head = ("program", "arguments", "temporaries", "peak", f"of {chip.memory:g} GiB", "compiled in")
   rows = ["{:<14} {:>10} {:>12} {:>9} {:>13} {:>12}".format(*head)]
@@ -263,7 +263,7 @@ def main(config, topology: str, json: str) -> None:
     for name, program in programs(config, mesh).items():
       reports.append(compiled(name, program, mesh, chip))
       print(f"compiled {name} in {reports[-1].compile_seconds:.0f} s", flush=True)
-  print("\n" + table(reports, chip))
+  print("\n" + report_table(reports, chip))
   if json:
     _write(json, config, len(devices), chip, reports)
     print(f"wrote {json}")

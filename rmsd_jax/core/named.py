@@ -59,7 +59,7 @@ def join(a: dict, b: dict) -> dict:
   return unflatten({**flatten(a), **flatten(b)})
 
 
-def table(tree: dict, frozen: Iterable[str] = ()) -> str:
+def count_table(tree: dict, frozen: Iterable[str] = ()) -> str:
   """Parameter counts by group (two levels of names), one line each, frozen groups marked."""
   frozen = tuple(frozen)
   groups: dict[tuple[str, bool], int] = {}

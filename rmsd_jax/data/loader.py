@@ -43,7 +43,7 @@ class Share:
     return rows_B[self.index * size : (self.index + 1) * size]
 
 
-def plan(bucket_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def plan_epoch(bucket_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
   """The batches of one epoch, int64 [steps, B]: row indices, each batch from one bucket.
 
   Rows are shuffled inside their buckets and batches among each other. What is left of a bucket
@@ -133,7 +133,7 @@ class Steps:
     self._seed = seed
     self._k = k
     self._share = share
-    self._epoch = (0, plan(self._bucket_N, batch_size, seed, 0))
+    self._epoch = (0, plan_epoch(self._bucket_N, batch_size, seed, 0))
 
   @property
   def per_epoch(self) -> int:
@@ -147,7 +147,7 @@ class Steps:
     epoch, place = divmod(step, self.per_epoch)
     known, planned = self._epoch
     if epoch != known:
-      planned = plan(self._bucket_N, self._batch_size, self._seed, epoch)
+      planned = plan_epoch(self._bucket_N, self._batch_size, self._seed, epoch)
       self._epoch = (epoch, planned)  # one assignment: other threads see both or neither
     return planned[place]
 

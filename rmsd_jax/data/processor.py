@@ -158,7 +158,7 @@ class Processor:
       # The empty array is for conversations without media.
       times_F2=np.concatenate([np.zeros((0, 2), np.float32)] + [m.times_F2 for m in read_media]),
     )
-    prompts.check(prompt, self.video.merge)
+    prompts.check_prompt(prompt, self.video.merge)
     return prompt
 
   def plan(self, messages: Sequence[Mapping]) -> tuple[Bucket, list[MediaPlan]]:

@@ -131,7 +131,7 @@ def pad(prompt: Prompt, bucket: Bucket, layout: Layout) -> Mapping[str, np.ndarr
   """
   tokens = len(prompt.ids_P)
   frames = len(prompt.grid_F2)
-  check(prompt, layout.merge)
+  check_prompt(prompt, layout.merge)
   _check_fit(prompt, bucket)
   # Where a prompt's placeholders find their visual token: the tower's output is padded too, S /
   # merge^2 tokens to every frame pair, so pair f begins at f times that, not where the pair before
@@ -164,7 +164,7 @@ def pad(prompt: Prompt, bucket: Bucket, layout: Layout) -> Mapping[str, np.ndarr
   }
 
 
-def check(prompt: Prompt, merge: int) -> None:
+def check_prompt(prompt: Prompt, merge: int) -> None:
   """Checks that the prompt's arrays agree.
 
   Raises:

@@ -116,7 +116,7 @@ def decode(stored: Mapping[str, Any]) -> Row:
   return Row(**values)
 
 
-def make(
+def make_row(
   record: Record,
   line_number: int,
   folder: str,
@@ -143,7 +143,7 @@ def make(
   prompt = processor.prompt(messages(record, folder, rules))
   ids = [processor.tokenizer.encode_response(response.text) for response in record.responses]
   ended = [i for i, r in zip(ids, record.responses, strict=True) if r.finish_reason == "stop"]
-  bucket = choose(buckets, prompt, max(map(len, ended), default=0))
+  bucket = choose_bucket(buckets, prompt, max(map(len, ended), default=0))
   limit = buckets[bucket].response
   return Row(
     id=record.id,
@@ -164,7 +164,7 @@ def make(
   )
 
 
-def choose(buckets: Sequence[Bucket], prompt: Prompt, longest: int) -> int:
+def choose_bucket(buckets: Sequence[Bucket], prompt: Prompt, longest: int) -> int:
   """Index of the first bucket that holds the prompt and a response of `longest` tokens.
 
   If none holds both: of those that hold the prompt, the one with the most room for responses.

@@ -263,7 +263,7 @@ class _Work:
 
   def __call__(self, line: Line) -> dict[str, Any]:
     record = line.read(self.rules)
-    row = rows.make(record, line.number, line.folder, self.processor, self.rules, self.buckets)
+    row = rows.make_row(record, line.number, line.folder, self.processor, self.rules, self.buckets)
     return rows.encode(row)
 
 

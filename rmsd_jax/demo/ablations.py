@@ -165,7 +165,7 @@ def run_all(
     raise UserError(f"{len(failed)} runs failed, and none that starts from them was run: {named}")
 
 
-def results(workdir: pathlib.Path, rows: Sequence[str], seeds: int) -> dict:
+def grid_results(workdir: pathlib.Path, rows: Sequence[str], seeds: int) -> dict:
   """{(row, stage): {seed: contents of its evaluation}} of what is there."""
   grid, shared = Grid(workdir, ()), stage_1_rows()
   found: dict[tuple[str, str], dict[int, Mapping]] = {}
@@ -205,8 +205,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   workdir, rows = pathlib.Path(options.workdir).absolute(), list(dict.fromkeys(options.rows))
 
   def show() -> None:
-    found = results(workdir, rows, options.seeds)
-    grid_tables.write(workdir, {row: ROWS[row] for row in rows}, found)
+    found = grid_results(workdir, rows, options.seeds)
+    grid_tables.write_tables(workdir, {row: ROWS[row] for row in rows}, found)
 
   if not options.show:
     if threading.current_thread() is threading.main_thread():

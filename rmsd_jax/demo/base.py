@@ -101,7 +101,7 @@ def model_config(vocabulary: int) -> config_lib.ModelConfig:
 def write_folder(out: pathlib.Path) -> None:
   """The tokenizer, the config and the processor files of the new model; no weights yet."""
   tokens = tokenizer_lib.train(tokenizer_lib.corpus())
-  tokenizer_lib.write(tokens, out)
+  tokenizer_lib.write_folder(tokens, out)
   config = config_lib.to_hf(
     model_config(tokens.get_vocab_size()), {k: tokens.token_to_id(v) for k, v in TOKENS.items()}
   )

@@ -222,7 +222,7 @@ def figure(rows: Mapping[str, Any], found: Found):
   return made
 
 
-def write(workdir: pathlib.Path, rows: Mapping[str, Any], found: Found) -> None:
+def write_tables(workdir: pathlib.Path, rows: Mapping[str, Any], found: Found) -> None:
   """Writes WORKDIR/ablations.md, .csv and, with a run of stage 2, .png."""
   replace_text(workdir / "ablations.md", markdown(rows, found))
   replace_text(workdir / "ablations.csv", table_csv(found))

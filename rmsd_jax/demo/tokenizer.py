@@ -113,7 +113,7 @@ def train(texts: Iterable[str], vocabulary: int = VOCABULARY) -> tokenizers.Toke
   return tokenizer
 
 
-def write(tokenizer: tokenizers.Tokenizer, out_dir: str | os.PathLike) -> None:
+def write_folder(tokenizer: tokenizers.Tokenizer, out_dir: str | os.PathLike) -> None:
   """Writes tokenizer.json, tokenizer_config.json, vocab.json, merges.txt and the chat template."""
   out = pathlib.Path(out_dir)
   out.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def write(tokenizer: tokenizers.Tokenizer, out_dir: str | os.PathLike) -> None:
 def main() -> None:
   parser = cli.parser_of(main)
   parser.add_argument("out_dir", help="folder to write to; made if missing")
-  write(train(corpus()), parser.parse_args().out_dir)
+  write_folder(train(corpus()), parser.parse_args().out_dir)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def eligible(keep_K: np.ndarray, present_K: np.ndarray, rule: str) -> np.ndarray
   return keep_K if rule in ("best", "random_survivor") else present_K
 
 
-def choose(
+def choose_target(
   quality_K: np.ndarray, keep_K: np.ndarray, graded: bool, rule: str, rng: np.random.Generator
 ) -> int:
   """The index of the response that stage 1 trains on, or -1 where there is none to choose.
@@ -164,7 +164,7 @@ def targets(
   Drawn by (seed, step, row), so alike on any number of processes.
 
   Args:
-    target: the rule, see `choose`.
+    target: the rule, see `choose_target`.
     tau, closed, open_ended: see `survivors` and `judged`.
     others: settings of stage 2.
   """
@@ -177,14 +177,15 @@ def targets(
     graded = bool(graded_B[b])
     keep_K = survivors(quality_BK[b], batch.valid_BK[b], present_K, graded, tau)
     keep_K = eligible(keep_K, present_K, target)
-    chosen_B[b] = choose(quality_BK[b], keep_K, graded, target, rng_for(seed, step, int(row)))
+    rng = rng_for(seed, step, int(row))
+    chosen_B[b] = choose_target(quality_BK[b], keep_K, graded, target, rng)
   slot_B1 = np.maximum(chosen_B, 0)[:, None]
   responses_B1T = np.take_along_axis(batch.groups.responses_BRT, slot_B1[..., None], 1)
   length_B1 = np.take_along_axis(batch.groups.response_length_BR, slot_B1, 1)
   return batch.groups.with_responses(responses_B1T, length_B1 * (chosen_B[:, None] >= 0))
 
 
-def pairs(
+def draw_pairs(
   batch: Batch,
   *,
   seed: int,
@@ -246,7 +247,9 @@ def identical(students: PromptGroups, ids_BNT, length_BN) -> jax.Array:
   return same_BN & (length_BN == students.response_length_BR)
 
 
-def check(tau: float, target: str, closed: str, open_ended: str, **others: bool) -> None:
+def check_supervision(
+  tau: float, target: str, closed: str, open_ended: str, **others: bool
+) -> None:
   """Raises UserError for settings of supervision that the functions above would refuse.
 
   Args:

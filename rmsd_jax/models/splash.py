@@ -30,7 +30,7 @@ class GroupMask(mask_lib._ComputableMask):
     size = P + R * T
     super().__init__((size, size), _rule(P))
     place_S = np.arange(size)
-    # The prompt's segment starts at 0. Starts are multiples of LANES (see `check`), so that
+    # The prompt's segment starts at 0. Starts are multiples of LANES (see `check_sizes`), so that
     # dividing by LANES loses nothing and both numbers fit in an int32.
     start_S = np.where(place_S < P, 0, P + (place_S - P) // max(T, 1) * T)
     self.q_sequence = (place_S | start_S // LANES << _PLACE_BITS).astype(np.int32)
@@ -55,7 +55,7 @@ def _rule(P: int):
   return may_see
 
 
-def check(P: int, R: int, T: int) -> None:
+def check_sizes(P: int, R: int, T: int) -> None:
   """Raises UserError where the kernel cannot run."""
   if P % LANES or R and T % LANES or P + R * T >= 1 << _PLACE_BITS:
     raise UserError(
@@ -96,7 +96,7 @@ def attention(q_BNSH, k_BKSH, v_BKSH, layout, prompt_length_B, interpret: bool =
 
   Padding of the prompt is a segment of its own, so nothing that counts sees it.
   """
-  check(*layout)
+  check_sizes(*layout)
   mesh = jax.sharding.get_abstract_mesh()
 
   def local(q_BNSH, k_BKSH, v_BKSH, prompt_length_B):

@@ -249,7 +249,7 @@ def _which(evaluation: Mapping[str, Any]) -> str:
   return evaluation["checkpoint"] if step is None else f"step {step}"
 
 
-def write(directory: str, name: str) -> tuple[pathlib.Path, str]:
+def write_report(directory: str, name: str) -> tuple[pathlib.Path, str]:
   """Writes the page of a folder; returns its path and its first paragraph.
 
   Raises:
@@ -296,7 +296,7 @@ def main() -> None:
     help="read evaluate/NAME.json of each run (default: %(default)s)",
   )
   args = parser.parse_args()
-  path, text = write(args.directory, args.evaluation)
+  path, text = write_report(args.directory, args.evaluation)
   print(f"{text}\nwrote {path}")
 
 

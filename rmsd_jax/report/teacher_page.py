@@ -38,7 +38,7 @@ def study_section(
           "taus": variance.TAUS}  # fmt: skip
 
 
-def write(folder: str, title: str, scored: scores.Scored) -> pathlib.Path:
+def write_page(folder: str, title: str, scored: scores.Scored) -> pathlib.Path:
   """Writes FOLDER/index.html, complete in one file, and its pictures as PNG files beside it.
 
   Args:

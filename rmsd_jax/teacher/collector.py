@@ -219,7 +219,7 @@ def collect(
       there = sum(map(len, job.answers.values()))
       with progress(sum(job.wanted.values()), start=there) as bar:
         asyncio.run(_Run(job, endpoint, journal_, quarantine, budget, concurrency, bar).ask())
-      write(job, out, job.lines)
+      write_pool(job, out, job.lines)
     finally:
       if not quarantine.kinds:
         failures.unlink()
@@ -241,11 +241,11 @@ def look(
   _check_out(prompts, out)
   with Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
     job = prepare(prompts, out, asking_, rules, samples, quarantine)
-  job.take(journal_path(out), journal.read(journal_path(out), asking_.settings()))
+  job.take(journal_path(out), journal.read_entries(journal_path(out), asking_.settings()))
   return job
 
 
-def write(job: Job, out: str | os.PathLike, lines: Sequence[Line]) -> None:
+def write_pool(job: Job, out: str | os.PathLike, lines: Sequence[Line]) -> None:
   """Writes the lines with their responses, in one step: a reader finds the old file or the new.
 
   Raises:

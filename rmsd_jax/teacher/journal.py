@@ -119,7 +119,7 @@ class Journal:
     self._size += len(line)
 
 
-def read(path: pathlib.Path, settings: Mapping[str, Any]) -> list[Entry]:
+def read_entries(path: pathlib.Path, settings: Mapping[str, Any]) -> list[Entry]:
   """The entries of a journal, none if there is no file; it stays as it is.
 
   Raises:

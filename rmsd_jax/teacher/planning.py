@@ -39,7 +39,7 @@ class Plan:
   unusable: dict[str, tuple[int, str]]
 
 
-def plan(
+def plan_pool(
   jsonl: Sequence[str | os.PathLike],
   processor: Processor,
   rules: Rules,
@@ -111,7 +111,7 @@ def _spelled(bucket: Bucket) -> str:
   return ",".join(str(size) for size in bucket._replace(response=bucket.response or "T"))
 
 
-def table(found: Plan) -> str:
+def plan_table(found: Plan) -> str:
   """The plan in words, for people."""
   lines = [f"{'':<7}{'frames':>7} {'height x width':>15} {'tokens':>7} {'number':>8}"]
   for (kind, frames, height, width, tokens), count in found.media.most_common(20):

@@ -136,7 +136,7 @@ def running_of(stored: dict, tasks: Sequence[str]) -> dict:
 
 def summary(state: State) -> str:
   """The student's parameter counts by group, frozen groups marked."""
-  return named.table(weights(state), frozen=named.flatten(state["frozen"]))
+  return named.count_table(weights(state), frozen=named.flatten(state["frozen"]))
 
 
 def pinned(mesh: Mesh, state: State) -> State:

@@ -112,6 +112,17 @@ def test_no_two_modules_share_a_name():
   assert not [name for name, count in names.items() if count > 1]
 
 
+def test_a_public_function_name_stands_in_at_most_two_modules():
+  homes = collections.defaultdict(set)
+  for path in FILES:
+    for node in ast.parse(path.read_text()).body:
+      if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+        homes[node.name].add(module_of(path))
+  # The same entry points in every trainer and command, so that one who knows one knows them all.
+  by_design = {"main", "command", "make_steps"}
+  assert not {k: v for k, v in homes.items() if len(v) > 2 and k not in by_design}
+
+
 def test_imports_form_no_circle():
   graph = {
     module_of(path): {name for name in imports(path) if name in MODULES} - {module_of(path)}

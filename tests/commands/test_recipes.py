@@ -42,7 +42,7 @@ assert "whole number" in rules.prompt_text("counting", "?")
 assert rules.version.startswith(Rules().version + " tasks=")
 flags = ["x", "--config=configs/demo.py:rl", "--config.tasks.module=my_tasks.py"]
 config, _ = cli.parse_config(flags, {}, workdir=False)
-train_rl.check(config)  # the audit grades the new task, too
+train_rl.check_config(config)  # the audit grades the new task, too
 try:
   Rules(module="configs/demo.py")
 except UserError as error:
@@ -58,7 +58,7 @@ from rmsd_jax.rollouts import grading
 from rmsd_jax.tasks import Rules
 config = cli.load_config("configs/demo.py:rl")
 assert config.reward.brevity == 0 and "brevity" in advantages.TERMS
-train_rl.check(config)
+train_rl.check_config(config)
 info = [{"task": "ocr", "answer": "x", "options": ()}]
 replies = [["x " * 40, "x " * 41]]
 terms = grading.rule_terms(replies, info, np.ones((1, 2), bool), Rules())

@@ -423,4 +423,4 @@ def test_without_its_reward_there_is_no_discriminator():
 )
 def test_values_that_make_no_sense_are_refused(changes, words):
   with pytest.raises(UserError, match=words):
-    train_rl.check(CONFIG(**changes))
+    train_rl.check_config(CONFIG(**changes))

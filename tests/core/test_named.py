@@ -55,7 +55,7 @@ def test_a_pattern_that_matches_nothing_is_refused_by_name():
 
 
 def test_the_table_counts_by_group_and_marks_what_is_frozen():
-  lines = named.table(TREE, frozen=["vision/.*", ".*q_norm"]).splitlines()
+  lines = named.count_table(TREE, frozen=["vision/.*", ".*q_norm"]).splitlines()
   rows = [line.split() for line in lines]
   assert rows == [
     ["text/layers", "6"],

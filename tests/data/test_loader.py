@@ -21,7 +21,7 @@ buckets = st.lists(st.integers(0, 3), min_size=1, max_size=60).map(np.array)
 @settings(deadline=None)
 @given(buckets, st.integers(1, 7), st.integers(0, 99), st.integers(0, 5))
 def test_an_epoch_has_every_row_once_but_a_remainder_per_bucket(bucket_N, size, seed, epoch):
-  rows = loader.plan(bucket_N, size, seed, epoch)
+  rows = loader.plan_epoch(bucket_N, size, seed, epoch)
   assert rows.dtype == np.int64 and rows.shape[1] == size
   counts = Counter(rows.ravel().tolist())
   assert set(counts.values()) <= {1}
@@ -29,12 +29,12 @@ def test_an_epoch_has_every_row_once_but_a_remainder_per_bucket(bucket_N, size, 
     used = sum(1 for row in counts if bucket_N[row] == bucket)
     assert used == (bucket_N == bucket).sum() // size * size
   assert all(len(set(bucket_N[step])) == 1 for step in rows)
-  np.testing.assert_array_equal(rows, loader.plan(bucket_N, size, seed, epoch))
+  np.testing.assert_array_equal(rows, loader.plan_epoch(bucket_N, size, seed, epoch))
 
 
 def test_epochs_and_seeds_differ_and_leave_other_rows_out():
   bucket_N = np.zeros(50, int)
-  orders = [loader.plan(bucket_N, 8, *key) for key in ((0, 0), (0, 1), (1, 0))]
+  orders = [loader.plan_epoch(bucket_N, 8, *key) for key in ((0, 0), (0, 1), (1, 0))]
   left = [set(range(50)) - set(rows.ravel().tolist()) for rows in orders]
   assert len({frozenset(rest) for rest in left}) == 3
   assert not np.array_equal(orders[0], orders[1])

@@ -254,7 +254,7 @@ def test_placeholders_are_held_against_features(ours, files):
   broken = dataclasses.replace(prompt, **twice)
   places = int(prompt.is_visual_P.sum())
   with pytest.raises(UserError, match=f"{places} visual placeholders.* {2 * places} visual tokens"):
-    prompts.check(broken, MERGE)
+    prompts.check_prompt(broken, MERGE)
 
 
 @pytest.mark.parametrize(

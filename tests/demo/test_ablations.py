@@ -320,7 +320,7 @@ def test_csv_has_a_line_a_run():
 def test_markdown_has_the_papers_figures_beside_ours(tmp_path: pathlib.Path):
   rows = {name: ablations.ROWS[name] for name in ("D", "gate_off")}
   found = {("D", "sft"): {0: result(1)}, ("D", "rl"): {0: result(2)}}
-  grid_tables.write(tmp_path, rows, found)
+  grid_tables.write_tables(tmp_path, rows, found)
   text = (tmp_path / "ablations.md").read_text()
   line = next(one for one in text.splitlines() if one.startswith("| D |"))
   assert line.endswith("| 65.3 | 58.6 | 57.8 | 59.1 |") and "not the same scale" in text

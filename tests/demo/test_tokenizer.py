@@ -23,7 +23,7 @@ def trained():
 @pytest.fixture(scope="module")
 def folder(trained, tmp_path_factory):
   out = tmp_path_factory.mktemp("tokenizer")
-  tokenizer_lib.write(trained, out)
+  tokenizer_lib.write_folder(trained, out)
   return out
 
 

@@ -100,7 +100,7 @@ def test_tau_outside_its_range_is_refused(tau):
 
 def targets(quality_K, keep_K, closed, rule, count=DRAWS):
   rng = np.random.default_rng(7)
-  picks = [matching.choose(quality_K, keep_K, closed, rule, rng) for _ in range(count)]
+  picks = [matching.choose_target(quality_K, keep_K, closed, rule, rng) for _ in range(count)]
   return np.bincount(picks, minlength=len(keep_K))
 
 
@@ -130,7 +130,7 @@ def test_a_target_is_a_candidate_and_best_has_no_better(group, closed, rule, see
   quality_K, valid_K, present_K = group
   keep_K = matching.survivors(quality_K, valid_K, present_K, closed, 0.3)
   candidates_K = matching.eligible(keep_K, present_K, rule)
-  index = matching.choose(quality_K, candidates_K, closed, rule, np.random.default_rng(seed))
+  index = matching.choose_target(quality_K, candidates_K, closed, rule, np.random.default_rng(seed))
   assert (index == -1) == (not candidates_K.any())
   if index >= 0:
     assert candidates_K[index]
@@ -147,7 +147,7 @@ def test_unfiltered_rules_choose_among_all_that_are_present():
 
 def test_an_unknown_rule_is_refused_with_the_names_there_are():
   with pytest.raises(UserError, match="'worst'.*best, random_survivor"):
-    matching.choose(np.ones(4), TRUE_4, True, "worst", np.random.default_rng(0))
+    matching.choose_target(np.ones(4), TRUE_4, True, "worst", np.random.default_rng(0))
   with pytest.raises(UserError, match="worst"):
     matching.eligible(TRUE_4, TRUE_4, "worst")
 

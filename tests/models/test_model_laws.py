@@ -216,10 +216,10 @@ def test_the_kernels_of_tpu_and_gpu_equal_the_dense_mask(kernel):
 
 
 def test_splash_refuses_buckets_it_cannot_run():
-  splash.check(256, 0, 7)
+  splash.check_sizes(256, 0, 7)
   for layout in ((200, 2, 128), (256, 2, 100), (1 << 17, 2, 1 << 16)):
     with pytest.raises(UserError, match="set model.attention to 'split'"):
-      splash.check(*layout)
+      splash.check_sizes(*layout)
 
 
 def test_an_unknown_attention_is_refused_with_the_choices():

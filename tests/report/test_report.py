@@ -114,7 +114,7 @@ def stored(monkeypatch, tmp_path):
 
 def test_a_whole_demo_makes_one_complete_page(tmp_path, stored):
   make_runs(tmp_path)
-  path, text = report.write(str(tmp_path), "test")
+  path, text = report.write_report(str(tmp_path), "test")
   page = path.read_text()
   assert path == tmp_path / "report" / "index.html"
   body = page[page.index("<body>") :]
@@ -142,7 +142,7 @@ def test_a_whole_demo_makes_one_complete_page(tmp_path, stored):
 
 def test_a_run_in_a_bucket_is_to_be_copied_first():
   with pytest.raises(UserError, match="gs://b/runs is in a bucket.*storage rsync -r -x .* runs$"):
-    report.write("gs://b/runs", "test")
+    report.write_report("gs://b/runs", "test")
 
 
 def test_numbers_of_the_first_paragraph_are_the_paired_intervals(tmp_path):
@@ -249,7 +249,7 @@ def test_prompts_are_matched_by_id_not_by_place(tmp_path):
 def test_what_is_missing_is_said(tmp_path, names, monkeypatch):
   monkeypatch.setattr(report.plots, "png", lambda figure: b"")  # drawing is tested above
   make_runs(tmp_path, names)
-  path, _ = report.write(str(tmp_path), "test")
+  path, _ = report.write_report(str(tmp_path), "test")
   page = path.read_text()
   absent = [name for name in LEVELS if name not in names]
   assert f"nor compared with: {', '.join(absent)}." in page
@@ -259,14 +259,14 @@ def test_what_is_missing_is_said(tmp_path, names, monkeypatch):
 
 def test_a_single_run_without_an_evaluation(tmp_path):
   write_lines(tmp_path / "mine", stage_2_lines(3))
-  path, text = report.write(str(tmp_path / "mine"), "test")
+  path, text = report.write_report(str(tmp_path / "mine"), "test")
   assert "nothing can be said" in text
   assert path.parent == tmp_path / "mine" / "report"
   assert (path.parent / "mine_discriminator.png").exists()
 
 
 def test_a_pool_alone_is_reported(tmp_path, stored):
-  path, _ = report.write(str(tmp_path), "test")
+  path, _ = report.write_report(str(tmp_path), "test")
   page = path.read_text()
   assert (path.parent / "pool.png").exists() and "only a pool" in page
   assert "This teacher is simulated" not in page
@@ -274,20 +274,20 @@ def test_a_pool_alone_is_reported(tmp_path, stored):
 
 def test_bad_input_names_the_remedy(tmp_path):
   with pytest.raises(UserError, match="holds no run.*train or evaluate first"):
-    report.write(str(tmp_path), "test")
+    report.write_report(str(tmp_path), "test")
   assert not (tmp_path / "report").exists()
   with pytest.raises(UserError, match="not a folder"):
-    report.write(str(tmp_path / "gone"), "test")
+    report.write_report(str(tmp_path / "gone"), "test")
   (tmp_path / "sft" / "evaluate").mkdir(parents=True)
   file = tmp_path / "sft" / "evaluate" / "test.json"
   for content, complaint in (("{", "is not JSON"), ('{"greedy": {"a": 1}}', "has no 'prompts'")):
     file.write_text(content)
     with pytest.raises(UserError, match=f"{complaint}.*run rmsd_jax.evaluate again"):
-      report.write(str(tmp_path), "test")
+      report.write_report(str(tmp_path), "test")
   file.unlink()
   (tmp_path / "sft" / "metrics.jsonl").write_text("{\n")
   with pytest.raises(UserError, match="not JSON.*remove the line"):
-    report.write(str(tmp_path), "test")
+    report.write_report(str(tmp_path), "test")
 
 
 def test_examples_are_drawn_blindly_or_say_why(tmp_path):

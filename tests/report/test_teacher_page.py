@@ -58,7 +58,7 @@ def several():
 
 def test_a_page_is_complete_and_shows_the_figures_of_the_study(tmp_path):
   of = scored(several(), ("pool.jsonl line 3: not JSON", 2))
-  path = teacher_page.write(str(tmp_path / "new" / "page"), "pool.jsonl", of)
+  path = teacher_page.write_page(str(tmp_path / "new" / "page"), "pool.jsonl", of)
   page = path.read_text()
   assert path == tmp_path / "new" / "page" / "index.html"
   assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "nothing outside the file is needed"
@@ -119,10 +119,10 @@ def test_the_first_paragraph_says_what_was_measured():
 
 
 def test_what_cannot_be_shown_is_said(tmp_path):
-  page = teacher_page.write(str(tmp_path), "open", scored(several()[3:4])).read_text()
+  page = teacher_page.write_page(str(tmp_path), "open", scored(several()[3:4])).read_text()
   for line in ("no quality to draw", "no threshold applies", "No closed-ended question has"):
     assert line in page
-  one_teacher = teacher_page.write(str(tmp_path), "x", scored(several()[:1])).read_text()
+  one_teacher = teacher_page.write_page(str(tmp_path), "x", scored(several()[:1])).read_text()
   assert "One teacher, so there is nothing" in one_teacher
 
 

@@ -48,7 +48,7 @@ def model_folder() -> pathlib.Path:
   """A Hugging Face folder: the demo's tokenizer, fp32 random weights."""
   folder = HERE / "model"
   tokens = tokenizer.train(tokenizer.corpus(scenes=150))
-  tokenizer.write(tokens, folder)
+  tokenizer.write_folder(tokens, folder)
   vocabulary = -(-tokens.get_vocab_size() // 8) * 8
   config = config_lib.ModelConfig(
     config_lib.TextConfig(vocab=vocabulary, **TEXT), config_lib.VisionConfig(**VISION)

@@ -31,7 +31,7 @@ class FullDisk:
 
 def test_what_was_added_is_read_again(tmp_path):
   path = tmp_path / "journal.jsonl"
-  assert journal.read(path, SETTINGS) == [] and not path.exists()
+  assert journal.read_entries(path, SETTINGS) == [] and not path.exists()
   given = [entry("1"), entry("2", "", "content_filter"), entry("1")]
   with Journal(path, SETTINGS) as first:
     for one in given[:2]:
@@ -39,7 +39,7 @@ def test_what_was_added_is_read_again(tmp_path):
   with Journal(path, SETTINGS) as second:
     assert second.entries == given[:2]
     second.add(given[2])
-  assert journal.read(path, SETTINGS) == given
+  assert journal.read_entries(path, SETTINGS) == given
   assert [one.usable for one in given] == [True, False, True]
 
 
@@ -51,10 +51,10 @@ def test_a_torn_last_line_is_dropped_and_leaves_no_trace(tmp_path, cut):
     first.add(entry("2"))
   path.write_bytes(path.read_bytes()[:-cut])
   torn = path.read_bytes()
-  assert journal.read(path, SETTINGS) == [entry("1")] and path.read_bytes() == torn
+  assert journal.read_entries(path, SETTINGS) == [entry("1")] and path.read_bytes() == torn
   with Journal(path, SETTINGS) as second:
     second.add(entry("3"))
-  assert journal.read(path, SETTINGS) == [entry("1"), entry("3")]
+  assert journal.read_entries(path, SETTINGS) == [entry("1"), entry("3")]
   assert all(map(json.loads, path.read_bytes().splitlines()))
 
 
@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
       written.add(entry("2"))
     written._file = whole
     written.add(entry("3"))
-  assert journal.read(path, SETTINGS) == [entry("1"), entry("3")]
+  assert journal.read_entries(path, SETTINGS) == [entry("1"), entry("3")]
 
 
 def test_settings_bind_once_something_was_paid_for(tmp_path):
@@ -92,4 +92,4 @@ def test_what_is_no_journal_is_refused(tmp_path, line):
     lines = [*whole[: number - 1], line, *whole[number:]]
     path.write_text("".join(one + "\n" for one in lines))
     with pytest.raises(UserError, match=f"line {number} is no line of a journal"):
-      journal.read(path, SETTINGS)
+      journal.read_entries(path, SETTINGS)

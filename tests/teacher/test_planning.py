@@ -27,7 +27,7 @@ def planned(files, **options):
   anything = (1, 1_000_000_000)
   options = {"video_pixels": anything, "image_pixels": anything} | options
   processor = Processor(tiny_run.model_folder(), sampling=media.Sampling(), **options)
-  return planning.plan(
+  return planning.plan_pool(
     files, processor, Rules(), functools.partial(Progress, label="x", write=False)
   )
 
