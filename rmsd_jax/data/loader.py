@@ -11,13 +11,16 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
+from etils import epy
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket, PromptGroups
 from rmsd_jax.data import batch
 from rmsd_jax.data.store import Pool
+
+with epy.lazy_imports():
+  import grain
 
 _READ_THREADS = 4  # per process; reading and PNG decoding release the interpreter's lock
 

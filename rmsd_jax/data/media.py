@@ -10,11 +10,14 @@ import math
 import pathlib
 from collections.abc import Callable, Sequence
 
-import av
 import numpy as np
+from etils import epy
 from PIL import Image, ImageOps
 
 from rmsd_jax.core.errors import UserError
+
+with epy.lazy_imports():
+  import av
 
 _SLACK = 1e-6  # seconds by which a frame may miss a window's edge, for rounding
 _UNKNOWN_RATE = 24.0  # what Qwen3-VL's processor assumes of a file that gives no frame rate
@@ -267,12 +270,12 @@ def _count(path: str | pathlib.Path) -> list[int]:
   return stamps
 
 
-def _open(path: str | pathlib.Path) -> av.container.InputContainer:
+def _open(path: str | pathlib.Path) -> "av.container.InputContainer":
   # A title in another encoding than UTF-8 is nothing against the frames.
   return av.open(str(path), metadata_errors="replace")
 
 
-def _video_stream(path: str | pathlib.Path, container) -> av.VideoStream:
+def _video_stream(path: str | pathlib.Path, container) -> "av.VideoStream":
   if not container.streams.video:
     raise MediaError(path, "has no video stream")
   stream = container.streams.video[0]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import tensorflow_datasets as tfds
+from etils import epy
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
@@ -21,6 +21,9 @@ from rmsd_jax.data.processor import Processor
 from rmsd_jax.data.prompts import Prompt
 from rmsd_jax.data.records import Media, Record, RecordFault
 from rmsd_jax.tasks import Rules
+
+with epy.lazy_imports():
+  import tensorflow_datasets as tfds
 
 SCORES = ("outer", "inner", "content", "quality", "rouge")  # numbers stored of a response
 _PICTURES_A_FILE = 8  # so that no file comes near the sizes that Pillow takes for an attack
@@ -63,7 +66,7 @@ class Row:
   valid_K: np.ndarray  # bool
 
 
-def features() -> tfds.features.FeaturesDict:
+def features() -> "tfds.features.FeaturesDict":
   """The stored form of a Row."""
   text, texts = tfds.features.Text, lambda: tfds.features.Sequence(np.object_)
   array = tfds.features.Tensor

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
+from etils import epy
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
@@ -29,6 +29,9 @@ from rmsd_jax.data import chat, children, prompts, records, rows
 from rmsd_jax.data.json_lines import Line, Progress, Quarantine, scan, usable
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.tasks import Rules
+
+with epy.lazy_imports():
+  import tensorflow_datasets as tfds
 
 SCHEMA = 2  # raise it with every change of rows.features()
 _NAME, _VERSION = "rmsd_pool", "1.0.0"

@@ -18,15 +18,16 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
+from etils import epath, epy
 from ml_collections import ConfigDict
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import in_bucket, replace_text
 from rmsd_jax.training import old_runs
+
+with epy.lazy_imports():  # the programs of a step are built without it, see docs/code.md
+  import orbax.checkpoint as ocp
 
 PyTree = Any
 State = dict[str, PyTree]
@@ -64,15 +65,15 @@ class Checkpoints:
         f"{self._folder / str(broken[0])} is not a complete checkpoint (copied in part?); "
         "remove that folder"
       )
+    rules = ocp.checkpoint_managers.preservation_policy
     # A step stays if any policy wants it, so the best one outlives the latest ones.
-    policies = [preservation_policy.LatestN(keep)]
+    policies = [rules.LatestN(keep)]
     if best_metric is not None:
-      policies.append(
-        preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-      )
+      best = rules.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+      policies.append(best)
     options = ocp.CheckpointManagerOptions(
       best_fn=_score if best_metric else None,  # with one, Orbax warns of each save without a score
-      preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+      preservation_policy=rules.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options)

@@ -3,6 +3,8 @@
 import ast
 import collections
 import graphlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,6 +161,16 @@ def test_files_and_functions_are_short(path):
       long = node.name == "main" or node.name.endswith("_step")
       limit = MAX_MAIN_LINES if long else MAX_FUNCTION_LINES
       assert length <= limit, f"{node.name} in line {node.lineno} has {length} lines"
+
+
+def test_the_programs_of_a_step_are_built_without_the_libraries_of_data():
+  heavy = ("av", "grain", "tensorflow_datasets", "orbax", "sympy", "matplotlib", "tensorboardX")
+  code = (
+    "import sys\nfrom rmsd_jax import train_rl, train_sft\nimport rmsd_jax.compile.__main__\n"
+    f"sys.exit(str([name for name in {heavy} if name in sys.modules] or ''))"
+  )
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+  assert done.stderr.decode().split() == []
 
 
 @per_file([path for path in FILES if path.read_text(encoding="utf-8").strip()])

@@ -1,0 +1,116 @@
+"""Parts of tests.bench.on_gpu that run transformers + torch on the same model and lengths."""
+
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from tests.bench import against_torch
+from tests.bench.measure import GIB, Out
+from tests.bench.random_model import Size, make_cases, make_responses, write_folder
+
+
+def torch_sft(size: Size, out: Out) -> dict:
+  """One update by transformers + torch: fp32 weights, bfloat16 autocast, layers recomputed, fused
+  AdamW on the text weights, logits of response tokens only."""
+  device, model = their_model(size)
+  model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+  model.train()
+  for name, weight in model.named_parameters():
+    weight.requires_grad_("visual" not in name)
+  learned = [weight for weight in model.parameters() if weight.requires_grad]
+  adam = torch.optim.AdamW(learned, lr=1e-6, weight_decay=0.01, fused=device == "cuda")
+  responses = make_responses(size, 1)[:, 0]
+  T = responses.shape[1]
+  pieces = np.array_split(np.arange(size.batch), size.microbatches)
+  cases = make_cases(size)
+  batches = [their_batch([cases[i] for i in piece], responses[piece], device) for piece in pieces]
+
+  def run() -> float:
+    total = 0.0
+    for batch, targets in batches:
+      with torch.autocast(device, torch.bfloat16):
+        logits = model(**batch, logits_to_keep=T + 1, use_cache=False).logits[:, :-1]
+      loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+      (loss / len(batches)).backward()
+      total += float(loss.detach()) / len(batches)
+    torch.nn.utils.clip_grad_norm_(learned, 1.0)
+    adam.step()
+    adam.zero_grad(set_to_none=True)
+    return total
+
+  loss, seconds = _timed_torch(run, size.repeats)
+  row_tokens = size.batch * (size.bucket[0] + T)
+  found = {"seconds": seconds, "tokens_per_second": row_tokens / seconds, "loss": loss}
+  return found | _their_peak(device, f"SFT step {seconds:.2f} s, {row_tokens / seconds:,.0f}", out)
+
+
+def torch_rollouts(size: Size, out: Out) -> dict:
+  """transformers' generate in bfloat16: N samples of T tokens for each prompt."""
+  device, model = their_model(size, torch.bfloat16)
+  model.eval()
+  batch, _ = their_batch(make_cases(size), None, device)
+  batch["pixel_values_videos"] = batch["pixel_values_videos"].to(torch.bfloat16)
+  T = size.bucket[1]
+
+  def run() -> int:
+    with torch.no_grad():
+      out = model.generate(
+        **batch, do_sample=True, top_k=0, temperature=0.8, max_new_tokens=T, min_new_tokens=T,
+        num_return_sequences=size.samples,
+      )  # fmt: skip
+    return out.shape[0] * (out.shape[1] - size.bucket[0])
+
+  count, seconds = _timed_torch(run, 1)
+  found = {"seconds": seconds, "tokens_per_second": count / seconds}
+  return found | _their_peak(device, f"generate {seconds:.2f} s, {count / seconds:,.0f}", out)
+
+
+def their_model(size: Size, dtype=None):
+  """(device, transformers' Qwen3-VL of the same sizes with random weights, on it)."""
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  with tempfile.TemporaryDirectory() as folder:
+    write_folder(size, folder)
+    raw = json.loads(pathlib.Path(folder, "config.json").read_text())
+  torch.manual_seed(0)
+  torch.set_default_dtype(dtype or torch.float32)
+  with torch.device(device):
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**raw))
+  torch.set_default_dtype(torch.float32)
+  return device, model
+
+
+def their_batch(cases: list, responses: np.ndarray | None, device: str):
+  """(torch tensors of all rows, responses [B, T] or None)."""
+  batch = against_torch.their_batch(cases, responses)
+  batch = {name: x.to(device) for name, x in batch.items()}
+  if responses is None:
+    return batch, None
+  return batch, batch["input_ids"][:, -responses.shape[1] :]
+
+
+def _timed_torch(run: Callable, repeats: int):
+  """(last result, median seconds); one call before does not count."""
+  wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+  result = run()
+  taken = []
+  for _ in range(repeats):
+    wait()
+    began = time.perf_counter()
+    result = run()
+    wait()
+    taken.append(time.perf_counter() - began)
+  return result, statistics.median(taken)
+
+
+def _their_peak(device: str, line: str, out: Out) -> dict:
+
+  peak = torch.cuda.max_memory_allocated() / GIB if device == "cuda" else 0.0
+  out.say(f"torch {torch.__version__}: {line} tokens/s, {peak:.1f} GiB held")
+  return {"peak_gib": peak, "torch": torch.__version__, "ok": True}
