@@ -168,7 +168,7 @@ def words(text: str) -> str | None:
   """
   text = re.sub(r"\\(?:begin|end)\{[a-z]*\}", " ", text)
   bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-  spelled = " ".join(re.sub(r"[\"'`*“”]", "", bare).casefold().split()).rstrip(".!?,; ")
+  spelled = " ".join(re.sub(r"[\"'“”]", "", bare).casefold().split()).rstrip(".!?,; ")
   letters = re.sub(r"[\s\-,.!?'\"_()/&]", "", bare)
   if len(letters) > 1 and letters.isalpha():
     return spelled

@@ -249,7 +249,7 @@ def make_tasks(
   for name, eps in (("eps_abs", eps_abs), ("eps_rel", eps_rel)):
     if not eps >= 0:
       raise UserError(f"{name} {eps}: a tolerance must be 0 or more; give both 0 for 2 decimals")
-  compare = functools.partial(_near, eps_abs, eps_rel)
+  compare = functools.partial(_near, {"eps_abs": eps_abs, "eps_rel": eps_rel})
   numerical = new_task(
     "numerical",
     "one number",
@@ -269,10 +269,9 @@ def make_tasks(
   return tasks
 
 
-def _near(eps_abs: float, eps_rel: float, value: float, truth: float, **given) -> float:
-  """By the tolerances of the rules, or by those of the record instead."""
-  own = given or {"eps_abs": eps_abs, "eps_rel": eps_rel}
-  return answers.numeric_accuracy(value, truth, **own)
+def _near(tolerances: Mapping[str, float], value: float, truth: float, **own) -> float:
+  """By the tolerances of the rules, or by the record's own instead."""
+  return answers.numeric_accuracy(value, truth, **(own or tolerances))
 
 
 def from_file(path: str) -> dict[str, Task]:
