@@ -142,7 +142,7 @@ def number(text: str) -> float | None:
     return None
   bare = _ABOUT.sub("", said(answers.without_invisible(text)), count=1)
   plain = notation.plain(bare)
-  value = notation.read(plain)
+  value = notation.taken_apart(plain)
   if not isinstance(value, notation.Value) or value.text not in plain:
     return None
   found = notation.literal(value.text)

@@ -1,7 +1,7 @@
 """How results are written: Unicode and LaTeX dressing taken off, lists, names and units apart.
 
-`plain` makes one spelling of many ("12√3 cm", "$12\\sqrt{3}\\,\\mathrm{cm}$"), `read` takes a
-result apart into its values. Nothing is computed here; every step is linear in texts of MAX_CHARS.
+`plain` makes one spelling of many ("12√3 cm", "$12\\sqrt{3}\\,\\mathrm{cm}$"), `taken_apart` a list
+of values of one text. Nothing is computed here; steps are linear in texts of MAX_CHARS.
 """
 
 import dataclasses
@@ -211,27 +211,27 @@ def _decimal(text: str) -> tuple[Fraction, int] | None:
   return (-value if found[1] == "-" else value), max(len(decimals) - power, 0)
 
 
-def read(text: str) -> Value | Listed:
+def taken_apart(text: str) -> Value | Listed:
   """Takes a plain result apart: a list, a point or an interval, a set, or one value."""
   text = text.strip()
   if len(text) > MAX_CHARS or literal(text):
     return Value(text, whole=text)
   parts, joined = _split(text)
   if len(parts) > 1:
-    inner = tuple(read(part) for part in parts[:MAX_PARTS])
+    inner = tuple(taken_apart(part) for part in parts[:MAX_PARTS])
     names = [part.name for part in inner if isinstance(part, Value) and part.name]
     again = len(names) > len(set(names))  # x = 3, x = 4: the solutions of one unknown
     return Listed(inner, ordered=not joined and not again)
   name, value = _named(text)
   if name:
-    inner = read(value)
+    inner = taken_apart(value)
     if isinstance(inner, Value):
       return dataclasses.replace(inner, name=name, whole=text)
     return inner
   if bracketed := _bracketed(text):
     return bracketed
   if text.count("\\pm") == 1:
-    both = tuple(read(text.replace("\\pm", sign).lstrip("+ ")) for sign in "+-")
+    both = tuple(taken_apart(text.replace("\\pm", sign).lstrip("+ ")) for sign in "+-")
     return Listed(both, ordered=False)
   return _value(text)
 
@@ -314,7 +314,7 @@ def _bracketed(text: str) -> Listed | None:
   parts = [part.strip() for part in _at_commas(inside)]
   if not all(parts) or len(parts) > MAX_PARTS:
     return None
-  inner = tuple(read(part) for part in parts)
+  inner = tuple(taken_apart(part) for part in parts)
   if brackets == "{}":
     return Listed(tuple(dict.fromkeys(inner)), ordered=False)
   return Listed(inner, True, brackets)

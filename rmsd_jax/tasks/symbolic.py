@@ -54,7 +54,7 @@ _EXPONENT = re.compile(r"([)}\]])?\s*\^\s*[{(]?\s*[+\-]?\s*([0-9]+)")
 def equal(answer: str, truth: str, *, eps_abs: float = 0.0, eps_rel: float = 0.0) -> bool:
   """Whether an answer gives the value of the ground truth; never raises.
 
-  Both are brought to one spelling (`notation.plain`) and taken apart (`notation.read`):
+  Both are brought to one spelling (`notation.plain`) and taken apart (`notation.taken_apart`):
   - words as text, of any case; letters are no product of variables;
   - bare lists, points and intervals value by value, as many and in their order; sets, values
     joined by "or" and the solutions of one unknown in any order; "x = 3, y = 4" by name;
@@ -77,26 +77,28 @@ def equal(answer: str, truth: str, *, eps_abs: float = 0.0, eps_rel: float = 0.0
     return True
   if max(len(ours), len(theirs)) > MAX_CHARS:
     return False
-  return _same(notation.read(ours), notation.read(theirs), (eps_abs, eps_rel))
+  return _same(notation.taken_apart(ours), notation.taken_apart(theirs), (eps_abs, eps_rel))
 
 
 def text_only(truth: str) -> bool:
   """Whether a ground truth, or a part of it, can only be compared as text."""
   if len(plain := notation.plain(truth)) > MAX_CHARS:
     return True
-  values = [notation.read(plain)]
-  while any(isinstance(value, notation.Listed) for value in values):
-    values = [
-      part for v in values for part in (v.parts if isinstance(v, notation.Listed) else (v,))
-    ]
   return any(
     notation.literal(value.text) is None
     and (notation.words(value.text) is not None or not harmless(value.text))
-    for value in values
+    for value in _values(notation.taken_apart(plain))
   )
 
 
 _Side = notation.Value | notation.Listed
+
+
+def _values(side: _Side) -> list[notation.Value]:
+  """All values of a result, whatever lists they stand in."""
+  if isinstance(side, notation.Value):
+    return [side]
+  return [value for part in side.parts for value in _values(part)]
 
 
 def _same(ours: _Side, theirs: _Side, eps: tuple[float, float]) -> bool:
@@ -142,7 +144,7 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
   if ours.unit and theirs.unit:
     ratio = ours.unit.factor / theirs.unit.factor
   elif units.PERCENT in (ours.unit, theirs.unit):  # a number, not something measured
-    ratio = ours.unit.factor if ours.unit else 1 / theirs.unit.factor
+    ratio = (ours.unit or units.NONE).factor / (theirs.unit or units.NONE).factor
   a, b = notation.literal(ours.text), notation.literal(theirs.text)
   if a is not None and b is not None:
     return _same_number((a[0] * ratio, a[1] if ratio == 1 else None), b, eps)

@@ -55,7 +55,7 @@ def new_task(
   complete: Callable[..., float] | None = None,
   closed: bool = True,
   tolerant: bool = False,
-  lenient: Mapping[str, Callable] | None = None,
+  lenient: Mapping[str, Any] | None = None,
 ) -> Task:
   """A task whose answer is read as one value, or not at all, and compared with the truth.
 
@@ -76,43 +76,65 @@ def new_task(
     lenient: `read`, `read_truth` or `compare` of the lenient reading, where they differ.
   """
 
-  def values(truth: object, options: Sequence[str]) -> list:
-    return [read_truth(answer, options) for answer in truths.apart(truth).answers]
+  asked = _Asked(name, read, read_truth, compare, expected, faults, unmet, complete, tolerant)
+  instruction = f"Reply as <think>your reasoning</think><answer>{inside}</answer>{unit}."
+  strict = _task(asked, closed, instruction, example)
+  if lenient is None:
+    return strict
+  other = _task(dataclasses.replace(asked, **lenient), closed, instruction, example)
+  return dataclasses.replace(strict, lenient=other)
 
-  def check(answer: str, options: Sequence[str], truth: object) -> float:
-    value = read(answer, options)
-    if value is None or complete is None:
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+  """The parts of a task in one reading, see `new_task`."""
+
+  name: str
+  read: Callable[[str, Sequence[str]], object]
+  read_truth: Callable[[object, Sequence[str]], object]
+  compare: Callable[..., float]
+  expected: str
+  faults: Callable[[Sequence[str]], str | None]
+  unmet: Callable[[Any], str | None]
+  complete: Callable[..., float] | None
+  tolerant: bool
+
+  def check(self, answer: str, options: Sequence[str], truth: object) -> float:
+    value = self.read(answer, options)
+    if value is None or self.complete is None:
       return float(value is not None)
-    return 0.5 + 0.5 * max(complete(value, one) for one in values(truth, options))
+    return 0.5 + 0.5 * max(self.complete(value, one) for one in self._values(truth, options))
 
-  def metric(answer: str, options: Sequence[str], truth: object) -> float:
-    if fault := validate(truth, options):
-      raise UserError(f"{name}: {fault}; mend or drop the record")
-    value = read(answer, options)
+  def metric(self, answer: str, options: Sequence[str], truth: object) -> float:
+    if fault := self.validate(truth, options):
+      raise UserError(f"{self.name}: {fault}; mend or drop the record")
+    value = self.read(answer, options)
     if value is None:
       return 0.0
     given = truths.apart(truth).tolerances
-    return max(compare(value, one, **given) for one in values(truth, options))
+    return max(self.compare(value, one, **given) for one in self._values(truth, options))
 
-  def validate(truth: object, options: Sequence[str]) -> str | None:
-    if fault := faults(options):
+  def validate(self, truth: object, options: Sequence[str]) -> str | None:
+    if fault := self.faults(options):
       return fault
     told = truths.apart(truth)
-    if told.tolerances and not tolerant:
+    if told.tolerances and not self.tolerant:
       return f"{next(iter(told.tolerances))} is for tasks whose answers are numbers"
-    for answer, value in zip(told.answers, values(truth, options), strict=True):
-      if fault := _fault(answer, value, expected) or (value is not None and unmet(value)):
+    for answer, value in zip(told.answers, self._values(truth, options), strict=True):
+      fault = _fault(answer, value, self.expected)
+      if fault is None and value is not None:
+        fault = self.unmet(value)
+      if fault:
         return fault
     return None
 
-  instruction = f"Reply as <think>your reasoning</think><answer>{inside}</answer>{unit}."
-  task = Task(name, closed, instruction, check, metric, validate, example, read)
-  if lenient is None:
-    return task
-  same = dict(unit=unit, expected=expected, example=example, faults=faults, unmet=unmet,
-              complete=complete, closed=closed, tolerant=tolerant)  # fmt: skip
-  other = dict(read=read, read_truth=read_truth, compare=compare) | dict(lenient)
-  return dataclasses.replace(task, lenient=new_task(name, inside, **same, **other))
+  def _values(self, truth: object, options: Sequence[str]) -> list[Any]:
+    return [self.read_truth(answer, options) for answer in truths.apart(truth).answers]
+
+
+def _task(asked: _Asked, closed: bool, instruction: str, example: Example) -> Task:
+  graded = (asked.check, asked.metric, asked.validate)
+  return Task(asked.name, closed, instruction, *graded, example, asked.read)
 
 
 def _fault(answer: object, value: object, expected: str) -> str | None:

@@ -56,8 +56,9 @@ def fault(extras: Mapping[str, Any]) -> str | None:
 
 
 def _is_number(value: object) -> bool:
-  plain = isinstance(value, int | float) and not isinstance(value, bool)
-  return plain and math.isfinite(value) and value >= 0
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return False
+  return math.isfinite(value) and value >= 0
 
 
 def spelled(truth: object) -> str:

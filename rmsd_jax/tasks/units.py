@@ -18,18 +18,14 @@ class Unit(NamedTuple):
   factor: Fraction
   powers: tuple[tuple[str, int], ...]  # sorted; (): a pure number
 
-  @property
-  def known(self) -> bool:
-    """Whether it is a unit of the table, and not just a word."""
-    return not any(base.startswith(_WORD) for base, _ in self.powers)
 
-
+NONE = Unit(Fraction(1), ())
 PERCENT = Unit(Fraction(1, 100), ())
 DEGREE = Unit(Fraction(1), (("degree", 1),))
 _WORD = "word "
 _KNOWN: dict[str, tuple[Fraction, str, int]] = {}  # name -> factor, base, power of the base
-_PREFIXES = {"": 1, "k": 1000, "d": "1/10", "c": "1/100", "m": "1/1000", "u": "1/1000000",
-             "n": "1/1000000000", "M": 10**6, "G": 10**9}  # fmt: skip
+_PREFIXES = {"": "1", "k": "1000", "d": "1/10", "c": "1/100", "m": "1/1000", "u": "1/1000000",
+             "n": "1/1000000000", "M": "1000000", "G": "1000000000"}  # fmt: skip
 _LONG_PREFIXES = {"": "", "kilo": "k", "deci": "d", "centi": "c", "milli": "m", "micro": "u",
                   "nano": "n", "mega": "M", "giga": "G"}  # fmt: skip
 # Symbol: the names that are written out, what it is of a base unit, and the base unit.
