@@ -32,6 +32,8 @@ from rmsd_jax.data.processor import Processor
 from rmsd_jax.tasks import READINGS, Rules
 from rmsd_jax.teacher import audit, importers, planning, scores, variance
 
+MAX_REASONS = 20  # printed of an import
+
 
 def rules_of(args: argparse.Namespace) -> Rules:
   """The rules that the flags describe."""
@@ -173,6 +175,8 @@ def import_file(args: argparse.Namespace) -> None:
   per_task = ", ".join(f"{task} {count}" for task, count in made.tasks.items())
   print(f"{sum(made.tasks.values())} prompts in {args.out} ({per_task})")
   _print_quarantine(made.refused, f"{args.out}.quarantine.jsonl")
+  for reason, count in list(made.reasons.items())[:MAX_REASONS]:
+    print(f"  {count}: {reason}")
   hint = "; is --media-root the folder that their paths start from?" if made.missing else ""
   print(f"{made.missing} of {made.media} media files are not there{hint}")
 
@@ -295,7 +299,7 @@ def _add_toolkit(commands: Any) -> None:
   _add_rules(one)
   one = commands.add_parser("import", help="prompts of another project -> JSON Lines")
   one.set_defaults(run=import_file)
-  one.add_argument("file", metavar="FILE", help="a JSON list, or JSON Lines")
+  one.add_argument("file", metavar="FILE", help="as the format has it: JSON, lines, CSV")
   one.add_argument("--format", required=True, choices=importers.IMPORTERS, help="whose file it is")
   one.add_argument("--out", required=True, metavar="FILE", help="records, one a line")
   root_help = "folder that the paths of media start from (default: that of the file)"

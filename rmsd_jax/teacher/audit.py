@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -248,7 +247,7 @@ class _Sweep:
       self.bad += 1
       self.first = self.first or f"{place}: {wrong[0][1]}"
       for kind, reason in wrong:
-        self.faults[kind, _pattern(reason)].append((place, reason))
+        self.faults[kind, json_lines.pattern(reason)].append((place, reason))
     if isinstance(record, records.RecordFault):
       return
     self.ids.setdefault(record.id, place)
@@ -307,12 +306,6 @@ class _Sweep:
 
 def _files(record: records.Record, folder: str) -> list[str]:
   return [os.path.normpath(os.path.join(folder, media.path)) for media in record.media]
-
-
-def _pattern(reason: str) -> str:
-  """A reason without its values, so that like faults are counted together."""
-  reason = re.sub(r"answer .* is not", "answer _ is not", reason)
-  return re.sub(r"(?<!key )'[^']*'|[0-9][0-9.,]*", "_", reason)
 
 
 def _compare(
