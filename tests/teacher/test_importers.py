@@ -97,7 +97,7 @@ def test_llava_video_turns_are_questions(tmp_path):
     "id": "1", "video": "academic/a.mp4", "data_source": "x",
     "conversations": [
       {"from": "human", "value": "<image>\nWhat is it?\nA. cat\nB. dog\n"
-                                 "Answer with the option's letter from the given choices directly."},
+                                 "Answer with the option's letter directly."},
       {"from": "gpt", "value": "B. dog"},
       {"from": "human", "value": "Describe it."},
       {"from": "gpt", "value": "A dog sleeps."},
@@ -141,8 +141,7 @@ def test_no_label_is_left_out_of_order(tmp_path):
 
 def test_free_form_is_open_ended_and_times_in_words_are_times(tmp_path):
   times = ["7.0 to 11.0", "00:07 - 00:11", '{"time": [7, 11]}']
-  grounding = {"problem_type": "temporal grounding", "options": []}
-  items = [onethinker([], text, **grounding) for text in times]
+  items = [onethinker([], text, problem_type="temporal grounding") for text in times]
   items.append(onethinker([], "Wetsuit", problem_type="free-form"))
   made, found = convert("onethinker", written(tmp_path / "x.json", items))
   assert made.tasks == {"open_ended": 1, "temporal_grounding": 3}
