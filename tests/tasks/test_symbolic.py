@@ -237,9 +237,9 @@ def test_a_judge_works_for_its_time_and_ends_by_itself():
 
 
 TEXTS = {"even", "Yes", "\\triangle ABC", "\u2205", "6 or more", "x is odd"}
-FORMULAS = {"5.0 \\mathrm{~m}", "m\u22201=50\u00b0", "(2\u221a3,2)", "$S = 4 \\pi \\mathrm{~cm}^{2}$",
-            "k>2", "20%", "x = -1 \u00b1 \u221a5", "(6+2\u221a3)cm", "sin(x)", "3+4i",
-            "14.5cm", "8 units"}  # fmt: skip
+FORMULAS = {"5.0 \\mathrm{~m}", "m\u22201=50\u00b0", "(2\u221a3,2)",
+            "$S = 4 \\pi \\mathrm{~cm}^{2}$", "k>2", "20%", "x = -1 \u00b1 \u221a5",
+            "(6+2\u221a3)cm", "sin(x)", "3+4i", "14.5cm", "8 units"}  # fmt: skip
 
 
 @pytest.mark.parametrize("truth", sorted(TEXTS | FORMULAS))
