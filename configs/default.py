@@ -109,6 +109,9 @@ def _method(c: ConfigDict) -> None:
   # R_task from which a response is valid [ours]: 1 wants a box for each second of the truth; with
   # 0.5 the right form is enough, and the metric alone counts the missing seconds.
   c.tasks.valid_from = 1.0
+  # "strict", or "lenient": answers as models write them, such as **B**, 12 cm, "from 2s to 4s"; see
+  # docs/pool.md for what counts in each.
+  c.tasks.reading = "strict"
 
   c.supervision = ConfigDict()  # which teacher responses teach
   c.supervision.tau = (

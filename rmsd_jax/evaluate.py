@@ -167,6 +167,8 @@ def _check_free(path: str, asked: dict) -> None:
     return
   there = json.loads(epath.Path(path).read_text())
   shown = lambda value: "other contents" if isinstance(value, dict) else value
+  if "pool_identity" in there:  # which was scored by the rules of the evaluation
+    there.setdefault("rules", there["pool_identity"]["scorer"])
   differ = [name for name, value in asked.items() if there.get(name) != value]
   if changes := [f"{name} {shown(there.get(name))} -> {shown(asked[name])}" for name in differ]:
     raise UserError(
@@ -195,6 +197,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
     "samples": config.evaluate.samples,
     "pass_above": config.evaluate.pass_above,
     "rollouts": drawn,
+    "rules": rules.version,
     "pool_identity": pool.identity,
   }
   _check_free(path, asked)
@@ -223,7 +226,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
     prompts = blind(rows, rules)
     ways = ("greedy",)
   else:
-    pool.check_reader(config.model.folder, rules.version)
+    pool.check_reader(config.model.folder, rules)
     model = hf.load_model(**config.model)
     init_from = "" if checkpoint == "base" else workdir
     with jax.set_mesh(mesh), Progress(total, f"evaluate {checkpoint}", write=first) as progress:

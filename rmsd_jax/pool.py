@@ -29,13 +29,15 @@ from rmsd_jax.core.groups import Bucket
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import media, records, store
 from rmsd_jax.data.processor import Processor
-from rmsd_jax.tasks import Rules
+from rmsd_jax.tasks import READINGS, Rules
 from rmsd_jax.teacher import audit, importers, planning, scores, variance
+
+MAX_REASONS = 20  # printed of an import
 
 
 def rules_of(args: argparse.Namespace) -> Rules:
   """The rules that the flags describe."""
-  return Rules(args.eps_abs, args.eps_rel, args.valid_from, args.tasks)
+  return Rules(args.eps_abs, args.eps_rel, args.valid_from, args.tasks, args.reading)
 
 
 def processor_of(args: argparse.Namespace) -> Processor:
@@ -61,7 +63,7 @@ def plan(args: argparse.Namespace) -> None:
   given = (
     args.jsonl,
     processor_of(args),
-    Rules(module=args.tasks),
+    Rules(module=args.tasks, reading=args.reading),
     bar,
     args.workers,
     args.time_limit,
@@ -141,7 +143,11 @@ def check(args: argparse.Namespace) -> None:
   """Looks for everything that is wrong with a pool; prints it, and fails if it is unusable."""
   if args.k < 0:
     raise UserError(f"--k {args.k}: give the number of responses wanted per prompt, 1 or more")
+  if args.no_media and args.against:
+    raise UserError("--against compares media files; give it without --no-media")
   if folder := _folder(args.paths):
+    if args.no_media:
+      raise UserError("--no-media is for JSON Lines: a built pool holds its frames itself")
     if args.against:
       raise UserError("--against needs JSON Lines: a built pool does not keep its media files")
     bar = functools.partial(Progress, label="rows")
@@ -154,6 +160,8 @@ def check(args: argparse.Namespace) -> None:
       k=args.k,
       bad_share=store.Limits(bad_share=args.max_bad_share).bad_share,
       against=args.against,
+      with_media=not args.no_media,
+      workers=args.workers,
     )
   print("\n".join(found.lines))
   if found.fatal:
@@ -167,6 +175,8 @@ def import_file(args: argparse.Namespace) -> None:
   per_task = ", ".join(f"{task} {count}" for task, count in made.tasks.items())
   print(f"{sum(made.tasks.values())} prompts in {args.out} ({per_task})")
   _print_quarantine(made.refused, f"{args.out}.quarantine.jsonl")
+  for reason, count in list(made.reasons.items())[:MAX_REASONS]:
+    print(f"  {count}: {reason}")
   hint = "; is --media-root the folder that their paths start from?" if made.missing else ""
   print(f"{made.missing} of {made.media} media files are not there{hint}")
 
@@ -241,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
   one = commands.add_parser("plan", help="what records will take: frames, sizes, tokens, buckets")
   one.set_defaults(run=plan)
   _add_source_flags(one)
+  _add_reading(one)
   _add_task_file(one)
   workers = {"type": int, "default": 2, "help": "processes that read (default: %(default)s)"}
   one.add_argument("--workers", **workers)
@@ -280,11 +291,15 @@ def _add_toolkit(commands: Any) -> None:
   one.add_argument("--against", default="", metavar="FILE", help="records to share no media with")
   k_help = "responses wanted per prompt (default: as many as the fullest prompt has)"
   one.add_argument("--k", type=int, default=0, help=k_help)
+  text = "look at the annotations alone: clips need not be there, nor are they compared"
+  one.add_argument("--no-media", action="store_true", help=text)
+  workers = {"type": int, "default": 2, "help": "processes that read (default: %(default)s)"}
+  one.add_argument("--workers", **workers)
   one.add_argument("--max-bad-share", **share)
   _add_rules(one)
   one = commands.add_parser("import", help="prompts of another project -> JSON Lines")
   one.set_defaults(run=import_file)
-  one.add_argument("file", metavar="FILE", help="a JSON list, or JSON Lines")
+  one.add_argument("file", metavar="FILE", help="as the format has it: JSON, lines, CSV")
   one.add_argument("--format", required=True, choices=importers.IMPORTERS, help="whose file it is")
   one.add_argument("--out", required=True, metavar="FILE", help="records, one a line")
   root_help = "folder that the paths of media start from (default: that of the file)"
@@ -299,7 +314,13 @@ def _add_rules(one: argparse.ArgumentParser) -> None:
     one.add_argument(name, type=float, default=0.0, metavar="EPS", help=text)
   text = "least R_task of a valid response; 1 (default): a track needs every second, 0.5: its form"
   one.add_argument("--valid-from", type=float, default=1.0, metavar="SHARE", help=text)
+  _add_reading(one)
   _add_task_file(one)
+
+
+def _add_reading(one: argparse.ArgumentParser) -> None:
+  text = "how answers are read: strict (default), or lenient, as models write them (docs/pool.md)"
+  one.add_argument("--reading", default="strict", choices=READINGS, help=text)
 
 
 def _add_task_file(one: argparse.ArgumentParser) -> None:

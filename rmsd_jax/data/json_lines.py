@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TextIO
 
@@ -210,6 +211,12 @@ def new_file(path: str | os.PathLike) -> Iterator[TextIO]:
     os.replace(draft, out)
   finally:
     draft.unlink(missing_ok=True)
+
+
+def pattern(reason: str) -> str:
+  """A reason without its values, so that like faults are counted together."""
+  reason = re.sub(r"answer .* is not", "answer _ is not", reason)
+  return re.sub(r"(?<!key )'[^']*'|[0-9][0-9.,]*", "_", reason)
 
 
 def _check_clips(lines: Iterable[Line]) -> None:

@@ -5,6 +5,9 @@
      "responses": [{"text": "<think>..</think><answer>B</answer>", "teacher": "big-model",
                     "finish_reason": "stop"}], "source": "...", "split": "train", "clip": "1"}
 
+`alternatives` (further right answers) and `eps_abs`, `eps_rel` or `decimals` (how near a number
+must be) may stand beside `answer`: see `tasks.truths`.
+
 `parse` is strict: a line is understood whole or refused with the reason.
 """
 
@@ -15,6 +18,7 @@ from collections.abc import Collection
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.tasks import truths
 
 SPLITS = ("train", "test")
 FINISH_REASONS = ("stop", "length")
@@ -59,7 +63,7 @@ class Record:
   id: str
   task: str
   question: str
-  answer: Any  # the JSON value of the ground truth; its shape is the task's business
+  answer: Any  # the ground truth: a JSON value of the task's shape, or several, see `tasks.truths`
   options: tuple[str, ...] = ()
   media: tuple[Media, ...] = ()
   responses: tuple[Response, ...] = ()
@@ -123,7 +127,12 @@ def _finite(literal: str) -> float:
 
 
 def _record(value: Any, known_tasks: Collection[str]) -> Record:
-  fields = _fields(value, Record, "record", required=("id", "task", "question", "answer"))
+  required = ("id", "task", "question", "answer")
+  fields = _fields(value, Record, "record", required, truths.EXTRAS)
+  extras = {name: fields.pop(name) for name in truths.EXTRAS if name in fields}
+  if fault := truths.fault(extras):
+    raise _Reason(fault)
+  fields["answer"] = truths.joined(fields["answer"], extras)
   for name in ("id", "task", "question", "source", "split", "clip"):
     if name in fields:
       _text(fields[name], name, empty=name == "source")
@@ -175,11 +184,13 @@ def _response(value: Any) -> Response:
   return response
 
 
-def _fields(value: Any, kind: type, what: str, required: tuple[str, ...]) -> dict[str, Any]:
-  """The keys of a JSON object that a dataclass has; anything else is refused by name."""
+def _fields(
+  value: Any, kind: type, what: str, required: tuple[str, ...], further: tuple[str, ...] = ()
+) -> dict[str, Any]:
+  """The keys of a JSON object that a dataclass has, and `further` ones; any other is refused."""
   if not isinstance(value, dict):
     raise _Reason(f"a {what} must be an object, not {_kind(value)}")
-  known = [field.name for field in dataclasses.fields(kind)]
+  known = [*(field.name for field in dataclasses.fields(kind)), *further]
   if unknown := sorted(set(value) - set(known)):
     raise _Reason(f"unknown {what} key {unknown[0]!r}; known: {', '.join(known)}")
   if missing := [name for name in required if name not in value]:

@@ -17,6 +17,7 @@ from etils import epy
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
+from rmsd_jax.data import clip_truths
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.data.prompts import Prompt
 from rmsd_jax.data.records import Media, Record, RecordFault
@@ -138,12 +139,17 @@ def make_row(
     buckets: allowed padded sizes, smallest first.
 
   Raises:
-    RecordFault: the ground truth does not suit the task.
+    RecordFault: the ground truth does not suit the task, or lies outside of what is shown.
     UserError: its media cannot be read, or it fits no bucket.
   """
   if fault := rules.validate(record.task, record.answer, record.options):
     raise RecordFault(line_number, fault)
+  record = trimmed(record, rules)
   prompt = processor.prompt(messages(record, folder, rules))
+  try:
+    clip_truths.check(record, prompt.times_F2)
+  except UserError as fault:
+    raise RecordFault(line_number, str(fault)) from None
   ids = [processor.tokenizer.encode_response(response.text) for response in record.responses]
   ended = [i for i, r in zip(ids, record.responses, strict=True) if r.finish_reason == "stop"]
   bucket = choose_bucket(buckets, prompt, max(map(len, ended), default=0))
@@ -165,6 +171,12 @@ def make_row(
     **pack(processor.frame_pictures(prompt)),
     **_responses(record, ids, rules, limit),
   )
+
+
+def trimmed(record: Record, rules: Rules) -> Record:
+  """A record whose replies end where the rules let them end, see `Rules.trimmed`."""
+  cut = [dataclasses.replace(r, text=rules.trimmed(r.text)) for r in record.responses]
+  return dataclasses.replace(record, responses=tuple(cut))
 
 
 def choose_bucket(buckets: Sequence[Bucket], prompt: Prompt, longest: int) -> int:

@@ -92,12 +92,12 @@ class Pool:
     """What its rows were made from and how: two pools that agree in it are the same."""
     return {name: self.metadata[name] for name in _IDENTITY}
 
-  def check_reader(self, folder: str, scorer: str) -> None:
+  def check_reader(self, folder: str, rules: Rules) -> None:
     """Refuses a model, or rules, for which the pool was not built.
 
     Args:
       folder: Hugging Face folder of the model that reads it.
-      scorer: the rules that grade the responses to come, as they name themselves.
+      rules: those that grade the responses to come.
 
     Raises:
       UserError: another tokenizer or chat template made the prompts, or other rules the scores.
@@ -107,10 +107,11 @@ class Pool:
         f"the pool {self.directory} was built with another tokenizer or chat template than that of "
         f"{folder}; build it again with --tokenizer {folder}"
       )
-    if scorer != self.metadata["scorer"]:
+    if not rules.reads(self.metadata["scorer"]):
       raise UserError(
         f"the pool {self.directory} was scored by rules {self.metadata['scorer']!r}, these are "
-        f"{scorer!r}; build it again, or give the settings it names, such as --config.tasks.eps_abs"
+        f"{rules.version!r}; build it again, or give the settings it names, such as "
+        "--config.tasks.eps_abs"
       )
 
 

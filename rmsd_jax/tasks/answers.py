@@ -6,11 +6,14 @@ bounded whatever a model writes. A metric takes two values and gives a float in 
 Sources: R-MSD (arXiv 2603.11423) names the metric of each task; details are ours where noted.
 """
 
+import decimal
 import functools
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import cast
 
 import jiwer
@@ -28,6 +31,10 @@ _LABEL = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])(?:[.:)]+|\Z))\s*(.*)", r
 _NUMBER = re.compile(
   r"[+-]?(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 )
+
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+_UNSEEN = frozenset("Zs Zl Zp Cc Cf Mn Mc Me".split())  # spaces, controls, marks alone
+_FILLERS = "\u115f\u1160\u3164\uffa0\u2800"  # letters and symbols that show nothing
 
 
 def split_label(text: str) -> tuple[str, str] | None:
@@ -162,43 +169,81 @@ def _boxes(value: object) -> Boxes | None:
   return dict(zip(seconds, cast(list[Box], boxes), strict=True))
 
 
-def numeric_accuracy(a: float, b: float, *, eps_abs: float = 0.0, eps_rel: float = 0.0) -> float:
+def numeric_accuracy(
+  a: float, b: float, *, eps_abs: float = 0.0, eps_rel: float = 0.0, decimals: int | None = None
+) -> float:
   """1.0 where `a` is as good as the ground truth `b`, else 0.0.
 
   abs(a - b) <= max(eps_abs, eps_rel * abs(b)), with eps_abs in the unit of the numbers and eps_rel
-  a share of the ground truth. With both 0: equality after rounding to 2 decimals (our decision).
+  a share of the ground truth. With both 0: equality after rounding to 2 decimals (our decision), or
+  to `decimals` where the truth states its precision. Rounded are the decimal numbers as they are
+  written, half away from zero: 0.125 is 0.13.
   """
   if eps_abs == 0 and eps_rel == 0:
-    return float(round(a, 2) == round(b, 2))
-  return float(abs(a - b) <= max(eps_abs, eps_rel * abs(b)))
+    places = 2 if decimals is None else decimals
+    return float(_rounded(a, places) == _rounded(b, places))
+  # Of the numbers as they are written, too: 0.3 is within 0.1 of 0.2.
+  error = abs(Fraction(repr(a)) - Fraction(repr(b)))
+  return float(error <= max(_share(eps_abs), _share(eps_rel) * abs(Fraction(repr(b)))))
+
+
+def _rounded(value: float, places: int) -> decimal.Decimal:
+  step = decimal.Decimal(1).scaleb(-places)
+  # As many digits as a float can have before its point and behind it.
+  return decimal.Decimal(repr(value)).quantize(
+    step, decimal.ROUND_HALF_UP, context=decimal.Context(prec=400 + places)
+  )
+
+
+def _share(eps: float) -> Fraction | float:
+  return eps if math.isinf(eps) else Fraction(repr(eps))
 
 
 def mean_relative_accuracy(prediction: float, truth: float) -> float:
   """Share of the thresholds theta = 0.50, 0.55 .. 0.95 with abs(p - t) / abs(t) < 1 - theta.
 
-  The measure of VSI-Bench (arXiv 2412.14171). It is multiplied out, 20 * abs(p - t) < k * abs(t)
-  for k = 1 .. 10, so that no rounding of 1 - theta decides a case on the edge. For t = 0, where
-  the relative error is undefined, only p = 0 scores (our decision).
+  The measure of VSI-Bench (arXiv 2412.14171), of the numbers as they are written: exact fractions,
+  multiplied out to 20 * abs(p - t) < k * abs(t) for k = 1 .. 10, so that no rounding decides a case
+  on the edge. For t = 0, where the relative error is undefined, only p = 0 scores (our decision).
   """
-  if truth == 0:
-    return float(prediction == 0)
-  error = 20 * abs(prediction - truth)
-  return sum(error < k * abs(truth) for k in range(1, 11)) / 10
+  p, t = Fraction(repr(float(prediction))), Fraction(repr(float(truth)))
+  if t == 0:
+    return float(p == 0)
+  error = 20 * abs(p - t)
+  return sum(error < k * abs(t) for k in range(1, 11)) / 10
 
 
 def ocr_accuracy(hypothesis: str, truth: str) -> float:
   """clip(1 - word error rate, 0, 1) of a transcript. Words are split at white space; case counts.
 
-  A transcript with twice the words of the truth, or more, has an error rate of at least 1 and is
-  not aligned at all, which bounds the cost. An empty truth matches only an empty transcript (a
-  pool never has one).
+  Both are compared in Unicode's composed form (NFC) and without characters that take no place, such
+  as zero-width spaces: the same letters are the same text. A transcript with twice the words of the
+  truth, or more, has an error rate of at least 1 and is not aligned at all, which bounds the cost.
+  An empty truth matches only an empty transcript (a pool never has one).
   """
-  truth_words, words = truth.split(), hypothesis.split()
+  truth_words, words = (composed(text).split() for text in (truth, hypothesis))
   if not truth_words:
     return float(not words)
   if len(words) >= 2 * len(truth_words):
     return 0.0
   return min(1.0, max(0.0, 1.0 - jiwer.wer(" ".join(truth_words), " ".join(words))))
+
+
+def composed(text: str) -> str:
+  """A text in NFC without invisible characters."""
+  return unicodedata.normalize("NFC", without_invisible(text))
+
+
+def visible(text: str) -> bool:
+  """Whether there is anything to see: not white space, marks without a letter, fillers alone."""
+  return any(
+    unicodedata.category(letter) not in _UNSEEN and letter not in _FILLERS for letter in text
+  )
+
+
+def without_invisible(text: str) -> str:
+  """Without what takes no place: zero-width spaces, soft hyphens, marks of direction."""
+  return text if text.isascii() else _INVISIBLE.sub("", text)
 
 
 def temporal_iou(a: Interval, b: Interval) -> float:

@@ -16,7 +16,10 @@ from rmsd_jax.tasks import registry, response
 from rmsd_jax.tasks.registry import Task
 
 # Stored with every pool. Raise it whenever a change in tasks/ can change a stored score.
-SCORER_VERSION = "6"
+SCORER_VERSION = "7"
+# Earlier versions whose pools can still be trained on and reported: their scores differ only where
+# an error was mended since.
+READABLE = ("6",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Score:
 class Rules:
   """How replies are graded: the tasks, with their settings.
 
-  Three numbers and a path, which are compared, hashed and sent to child processes at no cost; the
-  tasks made of them are kept by `registry.make_tasks`.
+  Three numbers, a path and a word, which are compared, hashed and sent to child processes at no
+  cost; the tasks made of them are kept by `registry.make_tasks`.
 
   Attributes:
     eps_abs, eps_rel: tolerances of `numerical`, see `answers.numeric_accuracy`; with both 0 two
@@ -46,15 +49,19 @@ class Rules:
       missing seconds.
 
     module: Python file with further tasks, see `registry.from_file`; "": none.
+    reading: "strict", or "lenient": answers as models write them, see `tasks.lenient` and
+      docs/pool.md.
 
   Raises:
-    UserError: a tolerance is negative or NaN, valid_from is no share, or the file is not usable.
+    UserError: a tolerance is negative or NaN, valid_from is no share, there is no such reading, or
+      the file is not usable.
   """
 
   eps_abs: float = 0.0
   eps_rel: float = 0.0
   valid_from: float = 1.0
   module: str = ""
+  reading: str = "strict"
 
   def __post_init__(self):
     assert self.tasks  # made here, so that bad settings are refused at once
@@ -64,7 +71,8 @@ class Rules:
   @property
   def tasks(self) -> Mapping[str, Task]:
     """All tasks by name."""
-    return registry.make_tasks(eps_abs=self.eps_abs, eps_rel=self.eps_rel, module=self.module)
+    settings = {name: getattr(self, name) for name in ("eps_abs", "eps_rel", "module", "reading")}
+    return registry.make_tasks(**settings)
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -81,6 +89,8 @@ class Rules:
       for name, default in settings.items()
       if getattr(self, name) != default
     ]
+    if self.reading != "strict":
+      changed.append(f"reading={self.reading}")
     if self.module:
       contents = pathlib.Path(self.module).read_bytes()
       changed.append(f"tasks={hashlib.sha256(contents).hexdigest()[:12]}")
@@ -90,6 +100,23 @@ class Rules:
   def closed(self) -> Mapping[str, bool]:
     """Task name -> whether its answers are graded against the ground truth."""
     return {name: task.closed for name, task in self.tasks.items()}
+
+  def reads(self, stored: str) -> bool:
+    """Whether a pool that was scored by the rules of that version can be read with these: the same
+    settings, and a version of the scorer that is this one or `READABLE`."""
+    version, _, settings = stored.partition(" ")
+    ours = self.version.partition(" ")
+    return settings == ours[2] and version in (ours[0], *READABLE)
+
+  def parse(self, reply: str) -> response.Parsed:
+    """A reply taken apart, see `response`."""
+    lenient = self.reading == "lenient"
+    return response.parse_lenient(reply) if lenient else response.parse(reply)
+
+  def trimmed(self, reply: str) -> str:
+    """A teacher's reply as it is stored and trained on: the lenient reading takes the token off
+    that ends the turn, which no tokenizer would take as text."""
+    return response.trimmed(reply) if self.reading == "lenient" else reply
 
   def task(self, name: str) -> Task:
     """The task of that name; UserError names those there are."""
@@ -107,7 +134,7 @@ class Rules:
   def answer_of(self, task: str, reply: str, options: Sequence[str]) -> str:
     """The answer in a reply as its task reads it, so that "(A)" and "A" are one; where the task
     does not read it, as it is written; "" without the outer format."""
-    answer = response.parse(reply).answer
+    answer = self.parse(reply).answer
     value = self.task(task).read(answer, options)
     if value is None or isinstance(value, str):
       return value or answer
@@ -116,8 +143,13 @@ class Rules:
   def terms(
     self, task: str, reply: str, truth: object, options: Sequence[str], finished: bool = True
   ) -> tuple[float, float, float]:
-    """(R_outer, R_task, R_content) of one reply, see `rule_terms`."""
-    return rule_terms(self.task(task), reply, truth, options, finished)
+    """(R_outer, R_task, R_content) of one reply, see `rule_terms`.
+
+    Args:
+      finished: whether the reply came to its end-of-turn token; if not, it has no format.
+    """
+    parsed = self.parse(reply) if finished else response.Parsed(False, "", "")
+    return rule_terms(self.task(task), parsed, truth, options)
 
   def is_valid(self, outer, inner):
     """Whether a reply has the outer format and the task's own, all of it or `valid_from`.
@@ -156,18 +188,19 @@ class Rules:
         None: no limit, `tokens` does not matter.
     """
     kind = self.task(task)
-    outer, inner, content = rule_terms(kind, reply, truth, options)
+    parsed = self.parse(reply)
+    outer, inner, content = rule_terms(kind, parsed, truth, options)
     fits = max_tokens is None or tokens <= max_tokens
     valid = self.is_valid(outer, inner) and finish_reason != "length" and fits
     quality = (content if kind.closed else 1.0) if valid else 0.0
     rouge = 0.0
     if not kind.closed and outer:
-      rouge = kind.metric(response.parse(reply).answer, options, truth)
+      rouge = kind.metric(parsed.answer, options, truth)
     return Score(outer, inner, content, valid, quality, rouge)
 
 
 def rule_terms(
-  task: Task, reply: str, truth: object, options: Sequence[str], finished: bool = True
+  task: Task, parsed: response.Parsed, truth: object, options: Sequence[str]
 ) -> tuple[float, float, float]:
   """(R_outer, R_task, R_content) of one reply, each in [0, 1].
 
@@ -176,10 +209,9 @@ def rule_terms(
   that did not finish, because it was cut off at the length limit, earns nothing (our decision).
 
   Args:
+    parsed: the reply; without the outer format where it did not come to its end-of-turn token.
     truth: the ground truth, as the task's `validate` accepts it.
-    finished: whether the reply came to its end-of-turn token.
   """
-  parsed = response.parse(reply) if finished else response.Parsed(False, "", "")
   if not parsed.outer:
     return 0.0, 0.0, 0.0
   inner = task.check(parsed.answer, options, truth)

@@ -7,97 +7,19 @@ Classes and metrics are those of R-MSD (arXiv 2603.11423), the shapes of answers
 (arXiv 2512.03043).
 """
 
-import dataclasses
 import functools
-import json
 import pathlib
 import runpy
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.tasks import answers, symbolic
+from rmsd_jax.tasks import answers, lenient, symbolic
+from rmsd_jax.tasks.task import Example, Task, brief, new_task
+from rmsd_jax.tasks.truths import spelled
 
-
-class Example(NamedTuple):
-  """A question of a task, for audits and tests: its truth, and an honest answer that is wrong."""
-
-  truth: object
-  wrong: str  # in the task's format; where there is a metric it is 0
-  options: Sequence[str] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """One kind of question. Its functions are pure; a truth is the `answer` of a pool record.
-
-  `check` and `metric` never raise for any answer text. For a truth or options that
-  `validate` faults, `metric` raises UserError: a pool is validated when it is built.
-  """
-
-  name: str
-  closed: bool  # closed-ended: the metric against the truth is part of quality and reward
-  instruction: str  # the sentence after the question that tells the format of a reply
-  check: Callable[[str, Sequence[str], object], float]  # (answer, options, truth) -> R_task
-  metric: Callable[[str, Sequence[str], object], float]  # (answer, options, truth) -> R_content
-  validate: Callable[[object, Sequence[str]], str | None]  # (truth, options) -> fault in words
-  example: Example
-  read: Callable[[str, Sequence[str]], object]  # (answer, options) -> its value, or None
-
-
-def new_task(
-  name: str,
-  inside: str,
-  *,
-  unit: str = "",
-  read: Callable[[str, Sequence[str]], object],
-  read_truth: Callable[[object, Sequence[str]], object],
-  compare: Callable[..., float],
-  expected: str,
-  example: Example,
-  faults: Callable[[Sequence[str]], str | None] = lambda options: None,
-  complete: Callable[..., float] | None = None,
-  closed: bool = True,
-) -> Task:
-  """A task whose answer is read as one value, or not at all, and compared with the truth.
-
-  Args:
-    inside: what the instruction shows inside the answer tags.
-    unit: what the instruction says of it after them.
-    read: (answer, options) -> value, None when the answer does not have the task's format.
-    read_truth: (truth, options) -> value, None when the truth is unusable.
-    compare: (value, value of the truth) -> [0, 1].
-    expected: a usable ground truth, in words.
-    example: see `Example`.
-    faults: options -> what is wrong with them, in words, or None.
-    complete: (value, value of the truth) -> share in [0, 1] of what must be there; a value of
-      the right form earns half of the format score, this share of the other half (OneThinker,
-      arXiv 2512.03043). None: all of it.
-  """
-
-  def check(answer: str, options: Sequence[str], truth: object) -> float:
-    value = read(answer, options)
-    if value is None or complete is None:
-      return float(value is not None)
-    return 0.5 + 0.5 * complete(value, read_truth(truth, options))
-
-  def metric(answer: str, options: Sequence[str], truth: object) -> float:
-    if fault := validate(truth, options):
-      raise UserError(f"{name}: {fault}; mend or drop the record")
-    value = read(answer, options)
-    return 0.0 if value is None else compare(value, read_truth(truth, options))
-
-  def validate(truth: object, options: Sequence[str]) -> str | None:
-    if fault := faults(options):
-      return fault
-    if read_truth(truth, options) is None:
-      return f"answer {_brief(truth)} is not {expected}"
-    if isinstance(truth, dict | list) and len(spelled(truth)) > answers.MAX_CHARS:
-      return f"answer {_brief(truth)} has more characters than may be read of a response"
-    return None
-
-  instruction = f"Reply as <think>your reasoning</think><answer>{inside}</answer>{unit}."
-  return Task(name, closed, instruction, check, metric, validate, example, read)
+__all__ = ["READINGS", "TASKS", "Example", "Task", "from_file", "get", "make_tasks", "new_task",
+           "spelled"]  # fmt: skip
+READINGS = ("strict", "lenient")
 
 
 def _option_fault(options: Sequence[str]) -> str | None:
@@ -106,10 +28,16 @@ def _option_fault(options: Sequence[str]) -> str | None:
   labels = [answers.split_label(option) for option in options]
   if None in labels:
     option = options[labels.index(None)]
-    return f'option {_brief(option)} has no label; write it as "A. text"'
+    return f'option {brief(option)} has no label; write it as "A. text"'
   letters = [label[0] for label in labels if label]
   if len(set(letters)) < len(letters):
     return f"option labels {', '.join(letters)} repeat; each option needs its own letter"
+  bare = [letter for letter, text in filter(None, labels) if not text]
+  if bare and letters != sorted(letters):
+    return (
+      f"option labels {', '.join(letters)} are out of order: are they texts? Write each with its "
+      'own letter, such as "B. C"'
+    )
   return None
 
 
@@ -133,7 +61,7 @@ def _written(value: object) -> object:
 
 
 def _non_empty(text: str) -> str | None:
-  return text if text.strip() else None
+  return text if answers.visible(text) else None
 
 
 def _of_text(reader: Callable[[str], object]) -> Callable[[str, Sequence[str]], object]:
@@ -154,9 +82,44 @@ def _structured(
   return read
 
 
-def _brief(value: object) -> str:
-  text = repr(value)
-  return text if len(text) <= 80 else text[:77] + "..."
+def _in_unit(boxes: list[answers.Box]) -> str | None:
+  """A truth in shares of the picture: a box of less than a thousandth of it is none."""
+  if max(map(max, boxes)) > 1:
+    return None
+  return "all its boxes lie in 0..1, but coordinates are 0 to 1000: multiply them by 1000"
+
+
+def _of_lenient(reader: Callable[[str], object]) -> dict[str, Callable]:
+  return {"read": _of_text(reader)}
+
+
+def _either(compare: Callable[..., float]) -> Callable[..., float]:
+  """A number that was written in per cent counts as the better of 50 and 0.5."""
+
+  def best(value: float, truth: float, **given) -> float:
+    values = value.values() if isinstance(value, lenient.Percent) else (value,)
+    return max(compare(one, truth, **given) for one in values)
+
+  return best
+
+
+def _same_result(result: str, truth: str, **given) -> float:
+  """By `symbolic.equal`; `decimals` of a record are half a unit of the last one."""
+  if "decimals" in given:
+    given = {"eps_abs": 0.5 * 10.0 ** -given["decimals"]}
+  return float(symbolic.equal(result, truth, **given))
+
+
+def _same_said(result: str, truth: str, **given) -> float:
+  return _same_result(result, truth, **given) or _same_result(
+    lenient.result(result), truth, **given
+  )
+
+
+def _lenient_ocr(text: str, truth: str) -> float:
+  """The better of the text as it stands and without what dresses it."""
+  bare = answers.ocr_accuracy(lenient.text(text) or text, lenient.text(truth) or truth)
+  return max(answers.ocr_accuracy(text, truth), bare)
 
 
 # The tasks that have no settings of their own.
@@ -170,6 +133,7 @@ _FIXED_TASKS = (
     expected="the letter of an option",
     example=Example("B", "A", ("A. a cat", "B. two dogs")),
     faults=_option_fault,
+    lenient={"read": lenient.option_letter},
   ),
   new_task(
     "regression",
@@ -179,15 +143,18 @@ _FIXED_TASKS = (
     compare=answers.mean_relative_accuracy,
     expected="a finite number other than 0, which has no relative error",
     example=Example(100, "3"),
+    lenient=_of_lenient(lenient.number) | {"compare": _either(answers.mean_relative_accuracy)},
   ),
   new_task(
     "math",
     "the result, as a number or in LaTeX",
     read=_of_text(_non_empty),
     read_truth=lambda value, options: _text(_written(value), options),
-    compare=lambda result, truth: float(symbolic.equal(result, truth)),
+    compare=_same_result,
     expected="a number or a text that is not empty",
     example=Example("\\frac{1}{2}", "3"),
+    tolerant=True,
+    lenient={"compare": _same_said},
   ),
   new_task(
     "ocr",
@@ -197,6 +164,7 @@ _FIXED_TASKS = (
     compare=answers.ocr_accuracy,
     expected="a text that is not empty",
     example=Example("3 7", "4"),
+    lenient={"compare": _lenient_ocr},
   ),
   new_task(
     "temporal_grounding",
@@ -207,6 +175,7 @@ _FIXED_TASKS = (
     compare=answers.temporal_iou,
     expected='{"time": [start, end]} in seconds with 0 <= start < end',
     example=Example({"time": [1, 2.5]}, '{"time": [7, 8]}'),
+    lenient=_of_lenient(lenient.interval),
   ),
   new_task(
     "spatial_grounding",
@@ -217,6 +186,8 @@ _FIXED_TASKS = (
     compare=answers.box_iou,
     expected='{"boxes": [x1, y1, x2, y2]} within 0..1000 with x1 < x2 and y1 < y2',
     example=Example({"boxes": [0, 0, 500, 400]}, '{"boxes": [600, 500, 700, 600]}'),
+    unmet=lambda box: _in_unit([box]),
+    lenient=_of_lenient(lenient.box),
   ),
   new_task(
     "spatiotemporal_grounding",
@@ -231,6 +202,8 @@ _FIXED_TASKS = (
       {"time": [2, 4], "boxes": {"2": [0, 0, 9, 9], "3": [1, 1, 9, 9]}},
       '{"time": [7, 9], "boxes": {"2": [50, 50, 60, 60], "3": [50, 50, 60, 60]}}',
     ),
+    unmet=lambda tube: _in_unit(list(tube[1].values())),
+    lenient=_of_lenient(lenient.tube),
   ),
   new_task(
     "tracking",
@@ -245,6 +218,8 @@ _FIXED_TASKS = (
       {"boxes": {"0": [0, 0, 9, 9], "10": [1, 1, 9, 9]}},
       '{"boxes": {"0": [50, 50, 60, 60], "10": [50, 50, 60, 60]}}',
     ),
+    unmet=lambda track: _in_unit(list(track.values())),
+    lenient=_of_lenient(lenient.track),
   ),
   new_task(
     "open_ended",
@@ -261,27 +236,42 @@ _FIXED_TASKS = (
 
 @functools.cache
 def make_tasks(
-  *, eps_abs: float = 0.0, eps_rel: float = 0.0, module: str = ""
+  *, eps_abs: float = 0.0, eps_rel: float = 0.0, module: str = "", reading: str = "strict"
 ) -> Mapping[str, Task]:
   """All tasks by name, made once for each set of settings; see `quality.Rules`.
 
   Raises:
-    UserError: a tolerance is negative or NaN, or the file of tasks is not usable.
+    UserError: a tolerance is negative or NaN, there is no such reading, or the file of tasks is not
+      usable.
   """
+  if reading not in READINGS:
+    raise UserError(f"reading {reading!r}: it is one of {', '.join(READINGS)}")
   for name, eps in (("eps_abs", eps_abs), ("eps_rel", eps_rel)):
     if not eps >= 0:
       raise UserError(f"{name} {eps}: a tolerance must be 0 or more; give both 0 for 2 decimals")
+  compare = functools.partial(_near, {"eps_abs": eps_abs, "eps_rel": eps_rel})
   numerical = new_task(
     "numerical",
     "one number",
     read=_of_text(answers.number),
     read_truth=_number,
-    compare=functools.partial(answers.numeric_accuracy, eps_abs=eps_abs, eps_rel=eps_rel),
+    compare=compare,
     expected="a finite number",
     example=Example(12.5, "3"),
+    tolerant=True,
+    lenient=_of_lenient(lenient.number) | {"compare": _either(compare)},
   )
   tasks = {task.name: task for task in (numerical, *_FIXED_TASKS)}
-  return tasks | from_file(module) if module else tasks
+  if module:
+    tasks |= from_file(module)
+  if reading == "lenient":
+    tasks = {name: task.lenient or task for name, task in tasks.items()}
+  return tasks
+
+
+def _near(tolerances: Mapping[str, float], value: float, truth: float, **own) -> float:
+  """By the tolerances of the rules, or by the record's own instead."""
+  return answers.numeric_accuracy(value, truth, **(own or tolerances))
 
 
 def from_file(path: str) -> dict[str, Task]:
@@ -311,8 +301,3 @@ def get(name: str, tasks: Mapping[str, Task] = TASKS) -> Task:
   if name not in tasks:
     raise UserError(f"task {name!r} is unknown; use one of {', '.join(sorted(tasks))}")
   return tasks[name]
-
-
-def spelled(truth: object) -> str:
-  """A ground truth as it would be written inside the answer tags."""
-  return truth if isinstance(truth, str) else json.dumps(truth)

@@ -1,4 +1,4 @@
-"""Whether two mathematical results are the same: by their text, as numbers, or by math-verify.
+"""Whether two mathematical results are the same: by words, as numbers, or by math-verify.
 
 SymPy can be sent into computations that neither end nor can be interrupted (9^{9^9}), so what a
 model wrote is judged in a process of its own, which ends after SECONDS of work, and only if it is
@@ -16,24 +16,20 @@ import select
 import subprocess
 import sys
 import threading
+from fractions import Fraction
 
-from rmsd_jax.tasks import answers
+from rmsd_jax.tasks import answers, notation, units
 
 SECONDS = 2.0  # of CPU time for one question, on a busy machine too; the process is then replaced
 WAIT_SECONDS = 60.0  # for its verdict, by the clock
 START_SECONDS = 300.0  # for the process to import SymPy, which takes some 4 s of CPU time
-MAX_CHARS = 200
+MAX_CHARS = notation.MAX_CHARS
 MAX_EXPONENT = 20
 MAX_BRACKETS = 20
 MAX_TERMS = 2_000  # of a formula whose brackets are multiplied out
 MAX_ROOTS = 4  # inside each other
 MEMORY = 4 << 30  # bytes of address space for the process
 TOLERANCE = 1e-6  # relative, between numbers
-
-_WRAPPINGS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("\\boxed{", "}"))
-_SCIENTIFIC = re.compile(
-  r"(?:(.{1,40}?)\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*\{?\s*([+\-]?[0-9]{1,3})\s*\}?"
-)
 
 _COMMANDS = """frac dfrac tfrac sqrt pi cdot times div pm le leq ge geq ne neq infty cup cap in left
 right text mathrm sin cos tan cot sec csc arcsin arccos arctan log ln exp circ degree alpha beta
@@ -44,71 +40,143 @@ _HARMLESS = re.compile(
 )
 _TEXT = r"\\(?:text|mathrm)\s*\{"
 _WORDS = re.compile(_TEXT + r"[^{}]*\}|\\(?:begin|end)\{[pb]matrix\}")
-_WORD = re.compile(_TEXT + r"([^{}]*)\}")  # alone
-_UNIT = re.compile(  # behind a number, a letter or a bracket, with its power
-  r"(?<=[0-9A-Za-z})\]])(?:\\[,;: !])?\s*"
-  + _TEXT
-  + r"[^{}0-9]*\}(?:\s*\^\s*(?:\{[+\-]?[0-9]\}|[0-9]))?"
-)
-_LISTED = re.compile(_TEXT + r"\s*,?\s*(?:and|or)\s*,?\s*\}")
 _BOMBS = re.compile(
   r"[0-9]{16}|(?<![\\A-Za-z])[A-Za-z]{4}"  # long numbers, words
   r"|[0-9.]\s*[eE]\s*[+\-]?[0-9]{3}"  # 9E999
   r"|\*\*|\^\s*(?:[0-9]+|[A-Za-z]|\\[A-Za-z]+)\s*\^|\^\s*[{(][^{}()]*[\^{(]"  # powers of powers
 )
-_MIXED = re.compile(r"([+\-]?)([0-9]{1,9})\s+([0-9]{1,9})/([0-9]{1,9})")  # 1 1/2
 _PARTS = re.compile(  # brackets, with the power of a closing one, and signs
   r"(\\?[{(\[])|(\\?[})\]])(?:\s*\^\s*\{?\s*([0-9]{1,3})(?:\s*\})?)?|([+\-])"
 )
 _EXPONENT = re.compile(r"([)}\]])?\s*\^\s*[{(]?\s*[+\-]?\s*([0-9]+)")
 
 
-def equal(answer: str, truth: str) -> bool:
+def equal(answer: str, truth: str, *, eps_abs: float = 0.0, eps_rel: float = 0.0) -> bool:
   """Whether an answer gives the value of the ground truth; never raises.
 
-  Texts are compared after removing dollar signs, `\\boxed`, a final full stop and white space (not
-  between digits: 1 1/2 is 3/2). Then, without units, numbers by a relative tolerance of 1e-6 and
-  other formulas by math-verify: as sets where they list several values ("3, 4" is "4, 3"), and by
-  their value where they are equations ("x = 3" is "3").
+  Both are brought to one spelling (`notation.plain`) and taken apart (`notation.taken_apart`):
+  - words as text, of any case; letters are no product of variables;
+  - bare lists, points and intervals value by value, as many and in their order; sets, values
+    joined by "or" and the solutions of one unknown in any order; "x = 3, y = 4" by name;
+  - a value may be given a name ("x = 3" is "3"), but not that of another unknown;
+  - a unit, where both have one, must measure the same thing and counts with its size (1 m is
+    100 cm); where one side alone has one it is left out; 50% is 0.5, not 50;
+  - numbers that are whole exactly, others within the decimals of the coarser one or a relative
+    tolerance of 1e-6, or within `eps_abs` and `eps_rel` where they are given, as in
+    `answers.numeric_accuracy`; other formulas by math-verify.
   """
-  ours, theirs = _improper(plain(answer)), _improper(plain(truth))
-  if not ours or _compact(ours) == _compact(theirs):
-    return bool(ours)
-  ours, theirs = _bare(ours), _bare(theirs)
-  a, b = _number(ours), _number(theirs)
-  if a is not None and b is not None:
-    return abs(a - b) <= TOLERANCE * abs(b)
-  if not harmless(ours) or not harmless(theirs):
+  ours, theirs = notation.plain(answer), notation.plain(truth)
+  if not answers.visible(ours):
     return False
-  return _judged(ours, theirs)
+  if max(len(ours), len(theirs)) > notation.MAX_WORDS:
+    return ours == theirs
+  if notation.compact(ours) == notation.compact(theirs):
+    return True
+  said, wanted = notation.words(ours), notation.words(theirs)
+  if said and said == wanted:
+    return True
+  if max(len(ours), len(theirs)) > MAX_CHARS:
+    return False
+  return _same(notation.taken_apart(ours), notation.taken_apart(theirs), (eps_abs, eps_rel))
 
 
-def plain(text: str) -> str:
-  """A result without its wrapping: $..$, \\(..\\), \\boxed{..}, a final full stop."""
-  text = text.strip().rstrip(". ")
-  if len(text) > answers.MAX_CHARS:
-    return text
-  for opening, closing in _WRAPPINGS:
-    if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening):
-      text = text[len(opening) : -len(closing)].strip().rstrip(". ")
-  word = _WORD.fullmatch(text)
-  return word[1].strip() if word else text
+def text_only(truth: str) -> bool:
+  """Whether a ground truth, or a part of it, can only be compared as text."""
+  if len(plain := notation.plain(truth)) > MAX_CHARS:
+    return True
+  return any(
+    notation.literal(value.text) is None
+    and (notation.words(value.text) is not None or not harmless(value.text))
+    for value in _values(notation.taken_apart(plain))
+  )
 
 
-def _bare(text: str) -> str:
-  """Without units: 2\\text{ cm} is 2, and 30\\text{ or }150 is 30, 150. math-verify would leave out
-  all that stands between the first word and the last."""
-  if len(text) > MAX_CHARS:
-    return text
-  return _UNIT.sub("", _LISTED.sub(", ", text)).strip()
+_Side = notation.Value | notation.Listed
 
 
-def _improper(text: str) -> str:
-  """A mixed number as a fraction: 1 1/2 is 3/2; anything else as it is."""
-  if not (found := _MIXED.fullmatch(text)):
-    return text
-  whole, over, under = (int(part) for part in found.groups()[1:])
-  return f"{found[1]}{whole * under + over}/{under}"
+def _values(side: _Side) -> list[notation.Value]:
+  """All values of a result, whatever lists they stand in."""
+  if isinstance(side, notation.Value):
+    return [side]
+  return [value for part in side.parts for value in _values(part)]
+
+
+def _same(ours: _Side, theirs: _Side, eps: tuple[float, float]) -> bool:
+  """`ours` is the answer's."""
+  if isinstance(ours, notation.Value) and isinstance(theirs, notation.Value):
+    return _same_value(ours, theirs, eps)
+  if isinstance(ours, notation.Value) or isinstance(theirs, notation.Value):
+    return False
+  if len(ours.parts) != len(theirs.parts) or ours.brackets != theirs.brackets:
+    return False
+  by_name = [_by_name(side) for side in (ours, theirs)]
+  if all(by_name) and by_name[0].keys() == by_name[1].keys():
+    return all(_same_value(value, by_name[1][name], eps) for name, value in by_name[0].items())
+  # What is a set, in the truth's eyes; or values that the answer itself calls alternatives.
+  if theirs.ordered and (ours.ordered or ours.brackets):
+    return all(_same(a, b, eps) for a, b in zip(ours.parts, theirs.parts, strict=True))
+  return _in_any_order(list(ours.parts), list(theirs.parts), eps)
+
+
+def _in_any_order(ours: list[_Side], theirs: list[_Side], eps: tuple[float, float]) -> bool:
+  """Each part of the one has its own of the other."""
+  for part in ours:
+    place = next((i for i, other in enumerate(theirs) if _same(part, other, eps)), None)
+    if place is None:
+      return False
+    theirs.pop(place)
+  return True
+
+
+def _by_name(side: notation.Listed) -> dict[str, notation.Value]:
+  """The values of "x = 3, y = 4" by their names, {} where not each has one of its own."""
+  named = {part.name: part for part in side.parts if isinstance(part, notation.Value) and part.name}
+  return named if len(named) == len(side.parts) else {}
+
+
+def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, float]) -> bool:
+  names = {value.name for value in (ours, theirs) if notation.is_symbol(value.name)}
+  if len(names) > 1:
+    return False
+  ratio = Fraction(1)
+  if ours.unit and theirs.unit and not units.alike(ours.unit, theirs.unit):
+    return False
+  if ours.unit and theirs.unit:
+    ratio = ours.unit.factor / theirs.unit.factor
+  elif units.PERCENT in (ours.unit, theirs.unit):  # a number, not something measured
+    ratio = (ours.unit or units.NONE).factor / (theirs.unit or units.NONE).factor
+  a, b = notation.literal(ours.text), notation.literal(theirs.text)
+  if a is not None and b is not None:
+    return _same_number((a[0] * ratio, a[1] if ratio == 1 else None), b, eps)
+  said, wanted = notation.words(ours.text), notation.words(theirs.text)
+  if said is not None or wanted is not None:
+    return said == wanted and ratio == 1
+  left, right = ours.text, theirs.text
+  if "=" in left or "=" in right:  # equations, as a whole
+    left, right = ours.whole, theirs.whole
+  if ratio != 1:
+    left = f"\\frac{{{ratio.numerator}}}{{{ratio.denominator}}} ({left})"
+  if not harmless(left) or not harmless(right):
+    return notation.compact(left) == notation.compact(right)
+  return _judged(left, right)
+
+
+def _same_number(
+  a: tuple[Fraction, int | None], b: tuple[Fraction, int | None], eps: tuple[float, float]
+) -> bool:
+  """Two exact values with their decimals (None: a fraction, which may have no end)."""
+  error, size = abs(a[0] - b[0]), abs(b[0])
+  if any(eps):
+    eps_abs, eps_rel = (Fraction(str(one)) for one in eps)
+    return error <= max(eps_abs, eps_rel * size)
+  if not error:
+    return True
+  endless = None in (a[1], b[1])
+  if a[0].denominator == 1 or b[0].denominator == 1:
+    return False
+  decimals = min(a[1] or 0, b[1] or 0)
+  near = error <= Fraction(str(TOLERANCE)) * size
+  return near and (endless or 2 * error < Fraction(10) ** -decimals)
 
 
 def harmless(text: str) -> bool:
@@ -156,23 +224,6 @@ def _roots(text: str) -> int:
       inside.pop()
     deepest = max(deepest, sum(inside))
   return deepest
-
-
-def _number(text: str) -> float | None:
-  """A number as in `metrics.number`, or with a power of ten: 1.6 \\times 10^{-19}."""
-  found = _SCIENTIFIC.fullmatch(text) if len(text) <= MAX_CHARS else None
-  if not found:
-    return answers.number(text)
-  return answers.number(f"{found[1] or 1}e{found[2]}")
-
-
-def _compact(text: str) -> str:
-  # White space between digits stays, but where it groups thousands: 1 000 is 1000. So does that
-  # after commas which would group thousands without it: 1, 234 is a list.
-  if re.fullmatch(r"[1-9][0-9]{0,2}(?:,\s*[0-9]{3})+", text):
-    return re.sub(r"\s+", " ", text)
-  text = re.sub(r"(?<=[0-9])\s+(?=[0-9]{3}(?![0-9]))", "", text)
-  return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)
 
 
 @functools.lru_cache(maxsize=20_000)

@@ -8,13 +8,14 @@ import collections
 import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import batch, json_lines, records, rows, store
 from rmsd_jax.tasks import Rules
+from rmsd_jax.teacher import truth_audit
+from rmsd_jax.teacher.truth_audit import named
 
 MAX_NAMED = 8  # places named of each finding
 
@@ -64,9 +65,9 @@ class Tally:
     few = [place for place, count in self.counts.items() if count < (k or most)]
     cut = f"{self.cut_off / total:.1%}" if total else "-"
     return [
-      f"the same question about the same clip: {_named(self.asked_again)}",
+      f"the same question about the same clip: {named(self.asked_again)}",
       f"responses: {total}, at most {most} per prompt",
-      f"prompts with fewer than {k or most} responses: {_named(few)}",
+      f"prompts with fewer than {k or most} responses: {named(few)}",
       f"responses that repeat another of their prompt word for word: {self.repeated}",
       f"responses cut off by the teacher's limit: {self.cut_off} ({cut})",
     ]
@@ -80,6 +81,8 @@ def of_files(
   k: int = 0,
   bad_share: float = store.Limits.bad_share,
   against: str = "",
+  with_media: bool = True,
+  workers: int = 2,
 ) -> Findings:
   """Looks at every line of JSON Lines files, and for every media file.
 
@@ -88,11 +91,16 @@ def of_files(
     k: responses wanted per prompt; 0: as many as the fullest prompt has.
     bad_share: a pool with more unusable lines is unusable.
     against: another JSON Lines file of records, whose media this one must not share.
+    with_media: whether to look for media files, at their contents, and at the lengths of clips
+      whose questions have answers in seconds.
+    workers: child processes that read the headers of clips.
 
   Raises:
     UserError: a file is missing.
   """
-  sweep, root = _Sweep(rules), json_lines.common_folder(jsonl)
+  root = json_lines.common_folder(jsonl)
+  spans = truth_audit.spans(jsonl, rules, progress, workers) if with_media else {}
+  sweep = _Sweep(rules, with_media, spans)
   for path in jsonl:
     for number, _, _, record in json_lines.read(path, rules, root):
       place = f"line {number}" if len(jsonl) == 1 else f"{path} line {number}"
@@ -102,6 +110,9 @@ def of_files(
   remedy = "give all questions of a clip one split"
   train, test = (sweep.clips[split] for split in records.SPLITS)
   found.shared("clips in both splits", [(c, c) for c in train if c in test], remedy)
+  if not with_media:
+    found.lines.append("media files were not looked at")
+    return found
   train, test = (sweep.media[split] for split in records.SPLITS)
   same = same_bytes(train, test, progress)
   found.shared("media files with the same content in both splits", same, remedy)
@@ -214,9 +225,12 @@ def same_bytes(
 class _Sweep:
   """One pass over the lines of JSON Lines files."""
 
-  def __init__(self, rules: Rules):
+  def __init__(self, rules: Rules, with_media: bool, spans: truth_audit.Spans):
     self.rules = rules
+    self.with_media = with_media
+    self.spans = spans
     self.tally = Tally()
+    self.notes = truth_audit.Notes()
     self.faults = collections.defaultdict(list)  # (kind, pattern) -> [(place, reason)]
     self.ids: dict[str, str] = {}  # -> place
     self.clips: dict[str, dict[str, None]] = {split: {} for split in records.SPLITS}  # in order
@@ -229,16 +243,17 @@ class _Sweep:
     """Takes in one line; `place` is its name."""
     self.total += 1
     folder = os.path.dirname(os.path.abspath(path))
-    if wrong := _faults(record, self.rules, folder, self.ids):
+    if wrong := self._faults(record, folder):
       self.bad += 1
       self.first = self.first or f"{place}: {wrong[0][1]}"
       for kind, reason in wrong:
-        self.faults[kind, _pattern(reason)].append((place, reason))
+        self.faults[kind, json_lines.pattern(reason)].append((place, reason))
     if isinstance(record, records.RecordFault):
       return
     self.ids.setdefault(record.id, place)
     if wrong:
       return
+    self.notes.add(place, record, truth_audit.span_of(record, folder, self.spans))
     self.tasks[f"{record.split} {record.task}"] += 1
     self.clips[record.split][record.clip] = None
     self.media[record.split] |= set(_files(record, folder))
@@ -246,6 +261,27 @@ class _Sweep:
     reasons = [response.finish_reason for response in record.responses]
     about = (record.clip, record.media, record.options)
     self.tally.add(place, about, record.question, texts, reasons)
+
+  def _faults(
+    self, record: records.Record | records.RecordFault, folder: str
+  ) -> list[tuple[str, str]]:
+    """(kind, reason) of everything that makes a line unusable."""
+    if isinstance(record, records.RecordFault):
+      return [("schema", record.reason)]
+    wrong = []
+    if record.id in self.ids:
+      wrong.append(("id", f"id {record.id!r} stands in {self.ids[record.id]} already"))
+    if fault := self.rules.validate(record.task, record.answer, record.options):
+      wrong.append(("ground truth", f"{record.task}: {fault}"))
+    elif fault := truth_audit.unmet(record, folder, self.spans):
+      wrong.append(fault)
+    for media in record.media if self.with_media else ():
+      path = os.path.join(folder, media.path)
+      if not os.path.isfile(path):
+        wrong.append(("media", f"there is no file {media.path!r}"))
+      elif not os.path.getsize(path):
+        wrong.append(("media", f"the file {media.path!r} is empty"))
+    return wrong
 
   def findings(self, bad_share: float) -> Findings:
     """The faults of lines, like ones together."""
@@ -255,7 +291,8 @@ class _Sweep:
     for (kind, _), group in sorted(self.faults.items(), key=lambda one: (one[0][0], -len(one[1]))):
       place, reason = group[0]
       such = "" if len({reason for _, reason in group}) == 1 else "such as "
-      lines.append(f"  {kind}: {such}{reason}: {_named([place for place, _ in group])}")
+      lines.append(f"  {kind}: {such}{reason}: {named([place for place, _ in group])}")
+    lines += self.notes.lines()
     fatal = []
     if self.total == self.bad:
       fatal.append("there is no usable record; a pool needs at least one")
@@ -267,34 +304,8 @@ class _Sweep:
     return Findings(lines, fatal)
 
 
-def _faults(
-  record: records.Record | records.RecordFault, rules: Rules, folder: str, ids: dict[str, str]
-) -> list[tuple[str, str]]:
-  """(kind, reason) of everything that makes a line unusable."""
-  if isinstance(record, records.RecordFault):
-    return [("schema", record.reason)]
-  wrong = []
-  if record.id in ids:
-    wrong.append(("id", f"id {record.id!r} stands in {ids[record.id]} already"))
-  if fault := rules.validate(record.task, record.answer, record.options):
-    wrong.append(("ground truth", f"{record.task}: {fault}"))
-  for media in record.media:
-    path = os.path.join(folder, media.path)
-    if not os.path.isfile(path):
-      wrong.append(("media", f"there is no file {media.path!r}"))
-    elif not os.path.getsize(path):
-      wrong.append(("media", f"the file {media.path!r} is empty"))
-  return wrong
-
-
 def _files(record: records.Record, folder: str) -> list[str]:
   return [os.path.normpath(os.path.join(folder, media.path)) for media in record.media]
-
-
-def _pattern(reason: str) -> str:
-  """A reason without its values, so that like faults are counted together."""
-  reason = re.sub(r"answer .* is not", "answer _ is not", reason)
-  return re.sub(r"(?<!key )'[^']*'|[0-9][0-9.,]*", "_", reason)
 
 
 def _compare(
@@ -322,11 +333,3 @@ def _compare(
   )
   if not there:
     found.fatal.append(f"{against} names no media file that is there, so nothing was compared")
-
-
-def _named(places: Sequence[str]) -> str:
-  """A count and the first places."""
-  if not places:
-    return "0"
-  more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
-  return f"{len(places)} ({', '.join(places[:MAX_NAMED])}{more})"

@@ -84,7 +84,7 @@ class _Look:
   rules: Rules
 
   def __call__(self, line: Line) -> tuple[Bucket, list[tuple]]:
-    record = line.read(self.rules)
+    record = rows.trimmed(line.read(self.rules), self.rules)
     bucket, plans = self.processor.plan(rows.messages(record, line.folder, self.rules))
     ended = [r.text for r in record.responses if r.finish_reason == "stop"]
     longest = max(

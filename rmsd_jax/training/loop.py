@@ -79,7 +79,7 @@ class Loop:
     self.begin = self._checkpoints.latest() or 0
     kept = {"write": first, "begun": self.begin > 0}
     guard_config(workdir, config, config.operational, **kept)
-    self._pool.check_reader(config.model.folder, self._rules.version)
+    self._pool.check_reader(config.model.folder, self._rules)
     guard_config(workdir, self._pool.identity, file="pool.json", **kept)
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
     if first:
@@ -100,6 +100,8 @@ class Loop:
     pool, used = self._pool, self._config.data.responses
     sizes = " ".join(",".join(map(str, bucket)) for bucket in pool.buckets)
     line = f"pool: {len(pool):,} prompts, buckets P,T,F,S {sizes}, "
+    if pool.metadata["scorer"] != self._rules.version:
+      line += f"scored by rules {pool.metadata['scorer']} (mended since: {self._rules.version}), "
     if (there := pool.metadata["k"]) <= used:
       return f"{line}up to {there} responses each"
     more = f"data.responses={there} takes all"

@@ -17,6 +17,7 @@ ADDED_KEYS = {
   "optim.name": "adamw",
   "discriminator.optim.name": "adamw",
   "tasks.module": "",
+  "tasks.reading": "strict",
 }
 # Metrics of the log, patterns old -> new.
 RENAMED_METRICS = (

@@ -1,6 +1,5 @@
 """Readers and metrics: accepted forms, hostile answers, and a second formula for each metric."""
 
-import decimal
 import json
 import math
 from fractions import Fraction
@@ -265,11 +264,16 @@ def test_multiple_choice_is_the_equality_of_letters(said, truth, spelling):
 
 @MANY
 @given(MODEST, MODEST)
+@example(0.125, 0.13)
 @example(0.125, 0.12)
-@example(2.675, 2.67)
+@example(2.675, 2.68)
+@example(-0.005, 0.0)
 def test_default_numeric_accuracy_is_decimal_rounding(a, b):
   def cents(x):
-    return decimal.Decimal(x).quantize(decimal.Decimal("0.01"), decimal.ROUND_HALF_EVEN)
+    """Of the number as it is written: halves away from zero."""
+    places = Fraction(str(x)) * 100
+    whole = math.floor(abs(places) + Fraction(1, 2))
+    return whole if places > 0 else -whole
 
   assert answers.numeric_accuracy(a, b) == float(cents(a) == cents(b))
 
@@ -278,7 +282,8 @@ def test_default_numeric_accuracy_is_decimal_rounding(a, b):
 @given(FLOATS, FLOATS, st.floats(0, 10), st.floats(0, 1))
 def test_numeric_accuracy_with_tolerances(a, b, eps_abs, eps_rel):
   assume(eps_abs > 0 or eps_rel > 0)
-  expected = abs(a - b) <= eps_abs or abs(a - b) <= eps_rel * abs(b)
+  a_, b_, absolute, relative = (Fraction(repr(x)) for x in (a, b, eps_abs, eps_rel))
+  expected = abs(a_ - b_) <= absolute or abs(a_ - b_) <= relative * abs(b_)
   assert answers.numeric_accuracy(a, b, eps_abs=eps_abs, eps_rel=eps_rel) == float(expected)
   assert answers.numeric_accuracy(b, b, eps_abs=eps_abs, eps_rel=eps_rel) == 1.0
 
@@ -292,6 +297,16 @@ def test_mean_relative_accuracy_in_exact_fractions(p, t):
   thetas = [Fraction(percent, 100) for percent in range(50, 100, 5)]
   share = Fraction(sum(abs(Fraction(p - t, t)) < 1 - theta for theta in thetas), len(thetas))
   assert answers.mean_relative_accuracy(float(p), float(t)) == float(share)
+
+
+@pytest.mark.parametrize(
+  ("p", "t", "score"),
+  [(1.045, 1.1, 0.9), (0.855, 0.9, 0.9), (2.85, 3, 0.9), (0.7, 1, 0.4), (0.11, 0.1, 0.8),
+   (0.07, 0.1, 0.4), (1.15, 1, 0.7), (33.6, 32, 0.9)],
+)  # fmt: skip
+def test_mean_relative_accuracy_has_no_rounding_error(p, t, score):
+  """An error of exactly 5, 10, 15 or 30 % is not below that threshold, however floats round."""
+  assert answers.mean_relative_accuracy(p, t) == score
 
 
 def test_mean_relative_accuracy_at_known_points():
@@ -331,6 +346,29 @@ def test_ocr_accuracy_at_the_edges():
   assert answers.ocr_accuracy("", "3 7") == 0.0
   assert answers.ocr_accuracy("3 7 " * 200_000, "3 7") == 0.0
   assert (answers.ocr_accuracy("", " "), answers.ocr_accuracy("3", "")) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+  ("said", "truth"),
+  [
+    ("caf\u00e9", "cafe\u0301"),
+    ("\uac00\ub098", "\u1100\u1161\u1102\u1161"),
+    ("\u212b 3", "\u00c5 3"),
+    ("STOP\u200b", "STOP"),
+    ("a\ufeffb", "ab"),
+    ("co\u00adop", "coop"),
+  ],
+)
+def test_ocr_accuracy_takes_the_same_letters_in_any_normal_form(said, truth):
+  assert answers.ocr_accuracy(said, truth) == answers.ocr_accuracy(truth, said) == 1.0
+  assert answers.ocr_accuracy("cafe", "caf\u00e9") == 0.0
+
+
+def test_what_cannot_be_seen_is_no_text():
+  for text in ("\u200b", "\ufeff \u2060", "\u00ad", "\u3164", "\u2800", "\ufe0f", "\u0301", "\x00"):
+    assert not answers.visible(text)
+  for text in ("a", "\u200b7", "\U0001f600", "\u732b", "-", "e\u0301"):
+    assert answers.visible(text)
 
 
 @MANY

@@ -175,7 +175,7 @@ def test_what_is_no_answer_earns_the_outer_format_alone(name, answer):
   reply = f"<think>x</think><answer>{ANSWERS[answer]}</answer>"
   (outer, inner, content), seconds = graded(name, reply)
   assert (outer, content) == (1.0, 0.0)
-  said_something = bool(ANSWERS[answer].strip())
+  said_something = bool(ANSWERS[answer].strip("\x00 \n"))
   assert inner == (float(said_something) if name in TEXT_TASKS else 0.0)
   assert seconds < SECONDS
 

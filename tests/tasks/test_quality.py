@@ -232,6 +232,18 @@ def test_the_version_names_what_is_not_the_default():
   assert LOOSE.version == f"{scorer} eps_abs=0.5 eps_rel=0.1 valid_from=0.5"
 
 
+def test_the_reading_is_part_of_the_version_and_older_scores_can_be_read():
+  lenient = Rules(reading="lenient", eps_abs=1)
+  scorer = quality.SCORER_VERSION
+  assert lenient.version == f"{scorer} eps_abs=1 reading=lenient"
+  assert RULES.reads(scorer) and RULES.reads("6") and lenient.reads("6 eps_abs=1 reading=lenient")
+  assert not RULES.reads("0") and not RULES.reads(lenient.version) and not lenient.reads("6")
+  reply = render("B") + "<|im_end|>\n"
+  assert (RULES.trimmed(reply), lenient.trimmed(reply)) == (reply, render("B"))
+  with pytest.raises(UserError, match="reading 'loose': it is one of strict, lenient"):
+    Rules(reading="loose")
+
+
 @pytest.mark.parametrize("wrong", [0.0, 1.5, float("nan")])
 def test_bad_settings_are_refused(wrong):
   with pytest.raises(UserError, match="valid_from .*: it is an R_task, above 0 and at most 1"):

@@ -8,16 +8,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmsd_jax.tasks import symbolic
+from rmsd_jax.tasks import notation, symbolic
 
 SAME = [
+  ("Even", "even"),
+  ("\\text{Yes}", "yes."),
+  ("100 cm", "1\\text{ m}"),
+  ("12 square centimeters", "12 \\mathrm{~cm}^{2}"),
+  ("5 m/s", "5 \\mathrm{~m} / \\mathrm{s}"),
+  ("2 hours 30 minutes", "150 min"),
+  ("\\$5", "5 dollars"),
+  ("0.1", "10%"),
+  ("12\u221a3 cm", "12 \\sqrt{3} \\mathrm{~cm}"),
+  ("x\u00b2+1", "x^2+1"),
+  ("1\u00bd", "3/2"),
+  ("3\u00d710\u2074", "30000"),
+  ("\u22203 = 50\u00b0", "50"),
+  ("(-\u221e,3]\u222a[5,\u221e)", "(-\\infty,3] \\cup [5,\\infty)"),
+  ("50.27", "Circumference $=50.27 \\mathrm{~cm}$"),
+  ("2x+1 = y", "y=2x+1"),
+  ("x=3, y=4", "y=4, x=3"),
+  ("x=3 or x=4", "x=4, x=3"),
+  ("9007199254740993", "9007199254740993"),
+  ("0.333333", "1/3"),
   ("1/2", "\\frac{1}{2}"),
   ("0.5", "\\dfrac{1}{2}"),
   ("$\\frac12$", "0.5"),
   ("(x+1)^2", "x^2+2x+1"),
   ("2\\sqrt{2}", "\\sqrt{8}"),
-  ("4, 3", "3,4"),
-  ("5, 234", "234, 5"),
+  ("3,4", "3, 4"),
+  ("234, 5", "234,5"),
   ("0,100,200", "0, 100, 200"),
   ("(1, 234)", "(1,  234)"),
   ("\\{2, 1\\}", "\\{1,2\\}"),
@@ -47,6 +67,29 @@ SAME = [
   ("\\sqrt{3+\\sqrt{5}}", "\\sqrt{\\sqrt{5}+3}"),
 ]
 DIFFERENT = [
+  ("gra", "rag"),
+  ("on", "no"),
+  ("C, B, A", "A, B, C"),
+  ("3 ape", "3 pea"),
+  ("999999", "1000000"),
+  ("1000000.4", "1000000"),
+  ("9007199254740993", "9007199254740992"),
+  ("123456.5", "123456.6"),
+  ("12 m", "12 cm"),
+  ("12 cm", "12 cm^2"),
+  ("5 dollars", "5 euros"),
+  ("12 apples", "12 pears"),
+  ("10", "10%"),
+  ("10%", "10"),
+  ("12 is wrong", "12"),
+  ("3, 3, 4", "3, 4"),
+  ("x=4, y=3", "x=3, y=4"),
+  ("x = 3", "y = 3"),
+  ("AB = 5", "AC = 5"),
+  ("(1,2)", "1, 2"),
+  ("\\boxed{3}\\boxed{4}", "4"),
+  ("4, 3", "3,4"),
+  ("5, 234", "234, 5"),
   ("3", "4"),
   ("3 or 4", "3"),
   ("3, 4", "3"),
@@ -191,3 +234,31 @@ def test_a_judge_works_for_its_time_and_ends_by_itself():
     judge.stdin.write(b'["9^{9^{9^{9}}}", "\\\\frac{1}{3}"]\n')
     judge.stdin.flush()
     assert judge.wait(timeout=60) == -27  # SIGPROF
+
+
+TEXTS = {"even", "Yes", "\\triangle ABC", "\u2205", "6 or more", "x is odd"}
+FORMULAS = {"5.0 \\mathrm{~m}", "m\u22201=50\u00b0", "(2\u221a3,2)",
+            "$S = 4 \\pi \\mathrm{~cm}^{2}$", "k>2", "20%", "x = -1 \u00b1 \u221a5",
+            "(6+2\u221a3)cm", "sin(x)", "3+4i", "14.5cm", "8 units"}  # fmt: skip
+
+
+@pytest.mark.parametrize("truth", sorted(TEXTS | FORMULAS))
+def test_what_can_only_be_compared_as_text_is_known(truth):
+  assert symbolic.text_only(truth) == (truth in TEXTS)
+
+
+HOSTILE = ["1" + " a" * 99 + "=", "\\text{a}" * 22 + "=", "\\text{ }  " * 18 + "=", "x=3," * 49,
+           "12 cm " * 33, "\u221a(" * 90, "\u00bd" * 100,
+           "1,111" * 39, "3 or " * 39 + "3", "f(" * 90,
+           "\\boxed{" * 24, "\\pm" * 60, "a_{" * 60, "x:" * 90]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_taking_apart_costs_little(text):
+  seconds = []
+  for _ in range(3):
+    began = time.perf_counter()
+    plain = notation.plain(text)
+    notation.words(plain), notation.taken_apart(plain)
+    seconds.append(time.perf_counter() - began)
+  assert min(seconds) < 0.05

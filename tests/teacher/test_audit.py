@@ -13,7 +13,7 @@ from small_pool import MemoryPool, make_pool, make_row
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
-from rmsd_jax.data import rows
+from rmsd_jax.data import records, rows
 from rmsd_jax.tasks import Rules, quality
 from rmsd_jax.teacher import audit
 
@@ -189,6 +189,61 @@ def test_lines_of_several_files_are_told_apart(folder):
   assert f"id: id '1' stands in {paths[0]} line 1 already: 1 ({paths[1]} line 1)" in "\n".join(
     found.lines
   )
+
+
+def timed(id_, task, answer, **media):
+  return record(
+    id_, task=task, answer=answer, responses=[], media=[{"type": "video", "path": "a.mp4", **media}]
+  )
+
+
+@pytest.mark.parametrize("media", [True, False])
+def test_truths_outside_of_what_is_shown_are_unusable(folder, monkeypatch, media):
+  """With the length of the file, 0 to 19.8 s, or by the windows alone."""
+  monkeypatch.setattr(
+    audit.truth_audit, "spans", lambda jsonl, rules, progress, workers: spans_of(folder)
+  )
+  values = [
+    timed("in", "temporal_grounding", [12, 14], start=10, end=15),
+    timed("before", "temporal_grounding", [2, 4], start=10, end=15),
+    timed("mostly", "temporal_grounding", [3, 12], start=10, end=15),
+    timed("partly", "temporal_grounding", [12, 18], start=10, end=15),
+    timed("one", "tracking", {"boxes": {"11": [0, 0, 9, 9], "90": [0, 0, 9, 9]}}, start=10, end=15),
+    timed("other", "temporal_grounding", [12, 13], start=10, end=15),
+    timed("beyond", "temporal_grounding", [50, 60]),
+    timed("within", "temporal_grounding", [5, 6]),
+  ]
+  values[5] = values[5] | {"alternatives": [[1, 2]]}
+  found = look(folder, values, with_media=media, bad_share=1.0)
+  text = "\n".join(found.lines)
+  unusable = 5 if media else 4
+  assert found.lines[1] == f"unusable lines: {unusable}"
+  assert "the truth from 2 to 4 s lies outside of the 10 to 15 s of the clip" in text
+  assert "most of the truth from 3 to 12 s" in text and "second 90 of the truth" in text
+  assert ("line 7" in text) == media
+  assert line_of(found, "truths of which a part is not shown").endswith(": 1 (line 4)")
+
+
+def spans_of(folder):
+  whole = records.Media("video", "a.mp4")
+  return {(str(folder), whole): (0.0, 19.8)}
+
+
+def test_annotations_are_checked_without_their_media(folder):
+  values = [
+    record("1", "gone.mp4"),
+    record("2", "gone too.mp4", task="math", answer="even"),
+    record("3", "gone.mp4", task="math", answer="12 cm"),
+    record("4", "gone.mp4", task="ocr", answer="red or blue"),
+    record("5", task="multiple_choice", answer="B", options=["B. x", "A. y"]),
+  ]
+  assert look(folder, values).fatal
+  found = look(folder, values, with_media=False)
+  assert found.fatal == [] and found.lines[1] == "unusable lines: 0"
+  assert line_of(found, "math truths that can only").endswith(": 1 (line 2)")
+  assert line_of(found, "truths that may hold several").endswith(": 1 (line 4)")
+  assert line_of(found, "options that are not labelled").endswith(": 1 (line 5)")
+  assert "media files were not looked at" in found.lines
 
 
 def searched(monkeypatch, splits, **how):

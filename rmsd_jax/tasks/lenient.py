@@ -1,0 +1,319 @@
+"""The lenient reading: answers as models write them, read as the values of the strict reading.
+
+Each reader first takes what the strict one takes, so that nothing is worth less, and then what is
+the same answer in other dress. What names two answers, or none, is None in both readings. None of
+the readers raises, and their cost is bounded.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from rmsd_jax.tasks import answers, notation, units
+
+MAX_CHARS = 1_000  # of an answer that is no JSON
+
+_PAIRS = (("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"), ("$$", "$$"), ("$", "$"),
+          ("\\(", "\\)"), ("\\[", "\\]"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"),
+          ("「", "」"), ("【", "】"))  # fmt: skip
+_CALL = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{")
+_FENCE = re.compile(r"```[A-Za-z]*\s*\n?((?:(?!```).)*)```", re.DOTALL)
+_LEAD = re.compile(
+  r"(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+|my\s+)?(?:(?:correct|final|best|right)\s+)*"
+  r"(?:(?:answer|option|choice|result|value)\s*)+(?:is|are|would\s+be|=|:)?\s*:?\s+(?=\S)"
+  r"|(?:(?:final\s+)?answer)\s*[:=]\s*(?=\S)|(?:答案|选项?)(?:是|为)?\s*[::]?\s*(?=\S)",
+  re.IGNORECASE,
+)
+_ABOUT = re.compile(
+  r"(?:about|approximately|approx\.?|around|roughly|≈|~|\\approx|\\sim)\s*(?=[^a-z\s])", re.I
+)
+_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?(?:\s*[-,.:)\u2013\u2014\u3001]+\s*|\s+|\Z)(.*)", re.S)
+_STOPS = ".。!！,，;；:： \n\t"
+
+_SECONDS = r"\s*(?:s|secs?|seconds?)?"
+_TIME = (
+  rf"(?:[0-9]{{1,3}}:)?[0-9]{{1,4}}:[0-9]{{1,2}}(?:\.[0-9]+)?{_SECONDS}"
+  rf"|[0-9]{{1,4}}\s*(?:m|min|minutes?)\s*[0-9]{{1,2}}(?:\.[0-9]+)?\s*(?:s|secs?|seconds?)"
+  rf"|[0-9]{{1,7}}(?:\.[0-9]{{0,9}})?{_SECONDS}"
+)
+_SPAN = re.compile(
+  rf"(?P<lead>[A-Za-z ,:'\"]{{0,80}}?)[\[(<]?\s*(?:start(?:_time)?\s*[:=]\s*)?(?P<start>{_TIME})\s*"
+  rf"(?:to|and|until|till|through|-+>?|[\u2013\u2014~\u2192,])\s*"
+  rf"(?:end(?:_time)?\s*[:=]\s*)?(?P<end>{_TIME})\s*[\])>]?[.\u3002]?",
+  re.IGNORECASE,
+)
+_NO_LEAD = re.compile(r"\b(?:not|no|never|except|outside|before|after|or|neither)\b|n't", re.I)
+_TIME_KEYS = frozenset("time times timestamp timestamps interval span segment window".split())
+_ENDS = (("start", "end"), ("start_time", "end_time"), ("begin", "end"))
+_BOX_KEYS = frozenset("boxes box bbox bboxes bbox_2d box_2d bounding_box".split())
+_SECOND_KEYS = frozenset("time second seconds t timestamp".split())
+_LABELS = frozenset("label event description query caption object name sentence".split())
+_CORNERS = re.compile(r"[\s(\[<]*" + r"[\s,()\[\]]+".join([r"(-?[0-9.]{1,20})"] * 4) + r"[\s)\]>]*")
+_MARKUP = re.compile(r"<\|?/?[a-z_]{1,20}\|?>")
+
+
+class Percent(float):
+  """A number that was written with "%": it stands for itself and for its hundredth."""
+
+  def values(self) -> tuple[float, float]:
+    """Both."""
+    return float(self), float(Fraction(repr(float(self))) / 100)
+
+
+def unwrapped(text: str) -> str:
+  """A text without what only dresses it: a code fence, bold, quotes, $..$, \\boxed{..}."""
+  text = answers.without_invisible(text).strip()
+  for _ in range(6):
+    inner = _undressed(text)
+    if inner == text:
+      break
+    text = inner
+  return text
+
+
+def _undressed(text: str) -> str:
+  if fence := _FENCE.fullmatch(text):
+    return fence[1].strip()
+  if (call := _CALL.match(text)) and text.endswith("}"):
+    depth = 1
+    for i in range(call.end(), len(text)):
+      depth += (text[i] == "{") - (text[i] == "}")
+      if not depth:
+        return text[call.end() : i].strip() if i == len(text) - 1 else text
+  for opening, closing in _PAIRS:
+    inner = text[len(opening) : len(text) - len(closing)]
+    both = text.startswith(opening) and text.endswith(closing) and inner.strip()
+    if both and opening not in inner and closing not in inner:
+      return inner.strip()
+  return text
+
+
+def said(text: str) -> str:
+  """`unwrapped`, and without "The answer is", "Option", "Answer:" before it and stops behind it."""
+  if len(text) > MAX_CHARS:
+    return text
+  text = unwrapped(unicodedata.normalize("NFKC", text))
+  for _ in range(3):
+    inner = unwrapped(_LEAD.sub("", text, count=1) if _LEAD.match(text) else text)
+    inner = unwrapped(inner.rstrip(_STOPS)) or inner
+    if inner == text:
+      break
+    text = inner
+  return text
+
+
+def option_letter(answer_text: str, options: Sequence[str]) -> str | None:
+  """As `answers.option_letter`; also "**B**", "\\boxed{B}", "Option B", "The answer is (B).",
+  "[B]", "B - dog", "B" with any stop behind it, and the text of one option alone."""
+  if strict := answers.option_letter(answer_text, options):
+    return strict
+  text = said(answer_text)
+  if not text or len(text) > MAX_CHARS:
+    return None
+  labels = [label for label in map(answers.split_label, options) if label]
+  plain = _alike(text)
+  found = {letter for letter, option in labels if option and _alike(option) == plain}
+  if len(found) > 1:
+    return None
+  if strict := answers.option_letter(text, options):
+    found.add(strict)
+  if match := _LETTER.fullmatch(text):
+    letter, rest = match[1].upper(), _alike(match[2])
+    found |= {one for one, option in labels if one == letter and rest in ("", _alike(option))}
+  return found.pop() if len(found) == 1 else None
+
+
+def _alike(text: str) -> str:
+  return " ".join(unwrapped(unicodedata.normalize("NFKC", text)).casefold().split()).rstrip(_STOPS)
+
+
+def number(text: str) -> float | None:
+  """As `answers.number`; also "$12$", "12 cm", "$12", "3/4", "x = 12", "about 12", "1.2 × 10^3".
+
+  A unit is left out, since a number has none to compare it with; "50%" is a `Percent`. Several
+  numbers, a range or a formula are None.
+  """
+  if (strict := answers.number(text)) is not None:
+    return strict
+  if len(text) > MAX_CHARS:
+    return None
+  bare = _ABOUT.sub("", said(answers.without_invisible(text)), count=1)
+  plain = notation.plain(bare)
+  value = notation.taken_apart(plain)
+  if not isinstance(value, notation.Value) or value.text not in plain:
+    return None
+  found = notation.literal(value.text)
+  if found is None:
+    return None
+  try:
+    exact = float(found[0])
+  except OverflowError:
+    return None
+  return Percent(exact) if value.unit == units.PERCENT else exact
+
+
+def text(answer_text: str) -> str | None:
+  """A text that shows something, without the dress around it, in Unicode's compatible form."""
+  plain = unicodedata.normalize("NFKC", unwrapped(answer_text))
+  return plain if answers.visible(plain) else None
+
+
+def result(answer_text: str) -> str:
+  """A mathematical result without what stands around it: "The answer is", all but its one box."""
+  if len(answer_text) > MAX_CHARS:
+    return answer_text
+  boxes = set(re.findall(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", answer_text))
+  if len(boxes) == 1 and answer_text.count("\\boxed") >= 1:
+    return boxes.pop()
+  if boxes:
+    return answer_text
+  return said(answer_text)
+
+
+def loose_json(text: str) -> object | None:
+  """The value of JSON in a code fence, with single quotes or with a last comma too many; the rest
+  is as strict as `answers.strict_json`."""
+  if len(text) > answers.MAX_CHARS:
+    return None
+  text = unwrapped(text)
+  if '"' not in text:
+    text = text.replace("'", '"')
+  return answers.strict_json(re.sub(r",\s*([}\]])", r"\1", text))
+
+
+def interval(text: str) -> answers.Interval | None:
+  """As `answers.interval`; also fenced JSON, {"start": .., "end": ..}, a bare pair, "00:12 - 00:20"
+  and "from 2.5s to 7.1s" with words before it."""
+  if strict := answers.interval(text):
+    return strict
+  value = loose_json(text)
+  if value is not None:
+    return _interval_of(value)
+  text = unwrapped(text)
+  if len(text) > MAX_CHARS or not (span := _SPAN.fullmatch(text)) or _NO_LEAD.search(span["lead"]):
+    return None
+  ends = [_seconds(span["start"]), _seconds(span["end"])]
+  return answers.as_interval({"time": ends})
+
+
+def _interval_of(value: object) -> answers.Interval | None:
+  if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list | dict):
+    value = value[0]
+  if isinstance(value, dict):
+    value = _field(value, _TIME_KEYS, _ENDS)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+      value = value[0]
+    if isinstance(value, str):
+      return interval(value) if len(value) < MAX_CHARS and "{" not in value else None
+  if not isinstance(value, list) or len(value) != 2:
+    return None
+  return answers.as_interval({"time": [_seconds(end) for end in value]})
+
+
+def _field(value: Mapping[str, Any], keys: frozenset[str], ends: Sequence[Sequence[str]]) -> object:
+  """What stands under the one key of `keys`, or the list of what stands under `ends`; None where
+  anything but a label stands beside it."""
+  plain = {key.strip().casefold(): inner for key, inner in value.items()}
+  if len(plain) < len(value):
+    return None
+  told = {key: x for key, x in plain.items() if not (key in _LABELS and isinstance(x, str))}
+  for names in ends:
+    if told.keys() == set(names):
+      return [told[name] for name in names]
+  return next(iter(told.values())) if len(told) == 1 and told.keys() <= keys else None
+
+
+def _seconds(value: object) -> float | None:
+  """A number of seconds, or a text such as "12.5s", "00:12", "1m 20s"."""
+  if not isinstance(value, str):
+    return answers.as_number(value)
+  text = re.sub(r"\s*(?:s|secs?|seconds?)\s*\Z", "", value.strip(), flags=re.I)
+  if re.fullmatch(r"[0-9]{1,7}(?:\.[0-9]*)?", text):
+    return float(text)
+  parts = re.split(r"\s*(?:m|min|minutes?)\s*", text, flags=re.I) if ":" not in text else []
+  parts = parts if len(parts) == 2 else text.split(":")
+  fits = 2 <= len(parts) <= 3 and all(re.fullmatch(r"[0-9]{1,4}(?:\.[0-9]+)?", p) for p in parts)
+  if not fits or any("." in part for part in parts[:-1]) or any(float(p) >= 60 for p in parts[1:]):
+    return None
+  return math.fsum(float(part) * 60**i for i, part in enumerate(reversed(parts)))
+
+
+def box(text: str) -> answers.Box | None:
+  """As `answers.box`; also fenced JSON, a bare list, "bbox_2d", [{"bbox_2d": .., "label": ..}],
+  "(x1, y1), (x2, y2)"."""
+  if strict := answers.box(text):
+    return strict
+  value = loose_json(text)
+  if value is not None:
+    return _box_of(value)
+  plain = _MARKUP.sub(" ", unwrapped(text)) if len(text) <= MAX_CHARS else ""
+  corners = _CORNERS.fullmatch(plain)
+  return (
+    answers.as_box({"boxes": [answers.number(c) for c in corners.groups()]}) if corners else None
+  )
+
+
+def _box_of(value: object) -> answers.Box | None:
+  if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list | dict):
+    value = value[0]
+  if isinstance(value, dict):
+    value = _field(value, _BOX_KEYS, [("x1", "y1", "x2", "y2")])
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+      value = value[0]
+  if not isinstance(value, list):
+    return None
+  if len(value) == 2 and all(isinstance(corner, list) and len(corner) == 2 for corner in value):
+    value = [*value[0], *value[1]]
+  return answers.as_box({"boxes": value})
+
+
+def track(text: str) -> answers.Boxes | None:
+  """As `answers.track`; also fenced JSON, the bare object, [{"time": 0, "bbox_2d": [..]}, ..], and
+  seconds written as "0.0", "0s" or "00:00"."""
+  return answers.track(text) or _checked(_boxes_of(loose_json(text)))
+
+
+def _checked(boxes: dict[str, list[float]] | None) -> answers.Boxes | None:
+  return answers.as_track({"boxes": boxes}) if boxes else None
+
+
+def _boxes_of(value: object) -> dict[str, list[float]] | None:
+  """Boxes by second in the strict form, None where one is unclear or a second comes twice."""
+  if isinstance(value, dict) and len(value) == 1 and next(iter(value)).casefold() in _BOX_KEYS:
+    value = next(iter(value.values()))
+  pairs: list[tuple[object, object]] = []
+  if isinstance(value, dict):
+    pairs = list(value.items())
+  elif isinstance(value, list):
+    for one in value:
+      if not isinstance(one, dict):
+        return None
+      when = [key for key in one if key.casefold() in _SECOND_KEYS]
+      if len(when) != 1:
+        return None
+      pairs.append((one[when[0]], {key: x for key, x in one.items() if key != when[0]}))
+  found: dict[str, list[float]] = {}
+  for key, corners in pairs:
+    second, corner = _seconds(key), _box_of(corners)
+    if second is None or second != int(second) or corner is None or str(int(second)) in found:
+      return None
+    found[str(int(second))] = list(corner)
+  return found or None
+
+
+def tube(text: str) -> tuple[answers.Interval, answers.Boxes] | None:
+  """As `answers.tube`, with time and boxes as in `interval` and `track`."""
+  if strict := answers.tube(text):
+    return strict
+  value = loose_json(text)
+  if not isinstance(value, dict):
+    return None
+  when = [key for key in value if key.casefold() in _TIME_KEYS]
+  where = [key for key in value if key.casefold() in _BOX_KEYS]
+  if len(value) != 2 or len(when) != 1 or len(where) != 1:
+    return None
+  ends, boxes = _interval_of({"time": value[when[0]]}), _boxes_of(value[where[0]])
+  return answers.as_tube({"time": list(ends), "boxes": boxes}) if ends and boxes else None

@@ -1,0 +1,401 @@
+"""How results are written: Unicode and LaTeX dressing taken off, lists, names and units apart.
+
+`plain` makes one spelling of many ("12√3 cm", "$12\\sqrt{3}\\,\\mathrm{cm}$"), `taken_apart` a list
+of values of one text. Nothing is computed here; steps are linear in texts of MAX_CHARS.
+"""
+
+import dataclasses
+import re
+import unicodedata
+from fractions import Fraction
+
+from rmsd_jax.tasks import answers, units
+from rmsd_jax.tasks.units import Unit
+
+MAX_CHARS = 200  # a longer result is compared as text
+MAX_WORDS = 4 * MAX_CHARS  # a longer text must be the same, letter by letter
+MAX_PARTS = 20  # of a list
+MAX_EXPONENT = 400  # of ten, in a number
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_GREEK = dict(zip("αβγδθλμσφωπΔ", "alpha beta gamma delta theta lambda mu sigma phi omega pi Delta"
+                  .split(), strict=True))  # fmt: skip
+_SIGNS = {
+  **{letter: f"\\{name} " for letter, name in _GREEK.items()},
+  **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013", "-"),
+  "×": "\\times ", "÷": "\\div ", "∞": "\\infty ", "±": "\\pm ", "≤": "\\le ", "≥": "\\ge ",
+  "≠": "\\ne ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "°": "^\\circ ", "º": "^\\circ ",
+  "∠": "\\angle ", "△": "\\triangle ", "⊥": "\\perp ", "∥": "\\parallel ", "√": "\\sqrt ",
+  "′": "'", "’": "'", "∶": ":", "、": ", ", "。": ".", "⟨": "(", "⟩": ")", "⁄": "/",
+  **dict.fromkeys("·⋅∙•", "\\cdot "), **dict.fromkeys("µ", "u"),
+}  # fmt: skip
+_DRESSING = (  # patterns of LaTeX that change looks only, and what they become
+  (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])", ""),
+  (r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![A-Za-z])", " "),
+  (r"\\(?:display|text)style(?![A-Za-z])|\\limits(?![A-Za-z])", ""),
+  (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+  (r"\\(?:mathrm|textrm|textbf|textit|textup|mathbf|mathit|mbox|operatorname)\s*(?=\{)", r"\\text"),
+  (r"\\text\s+\{", r"\\text{"),
+  (r"\\degrees?(?![A-Za-z])|\\textdegree(?![A-Za-z])", r"^\\circ"),
+  (r"(?:\{\})?\^\s*\{?\s*\^?\s*\\circ\s*\}?", r"^\\circ "),
+  (r"\\%", "%"),
+  (r"(?<!\\)\\[()\[\]]", ""),
+  (r"\\frac\s*([0-9])\s*([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
+  (r"\\sqrt\s*([0-9]+(?:\.[0-9]+)?|[A-Za-z])", r"\\sqrt{\1}"),
+)
+_DRESSINGS = tuple((re.compile(pattern), text) for pattern, text in _DRESSING)
+_JOINED = re.compile(r"\\text\{\s*,?\s*(and|or)\s*,?\s*\}|(?<=[\s\d)}\]])(and|or)(?=[\s\d({\[\\-])")
+_WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
+_ROOT = re.compile(r"\\sqrt\s*\(")
+_OPENING = "([{"
+_CLOSING = ")]}"
+
+_DIGITS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]{0,2}(?: [0-9]{3})+|[0-9]+)"
+_DECIMAL = re.compile(rf"([+-]?)\s*({_DIGITS}?)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{{1,4}}))?")
+_SCIENTIFIC = re.compile(
+  r"(?:([^\\*{}^]{1,60}?)\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*\{?\s*([+\-]?[0-9]{1,4})\s*\}?"
+)
+_FRACTION = re.compile(
+  r"([+-]?)\s*(?:([0-9]{1,15})\s*)?\\frac\s*\{\s*([+-]?[0-9]{1,15})\s*\}\s*\{\s*([0-9]{1,15})\s*\}"
+  r"|([+-]?)\s*(?:([0-9]{1,15})\s+)?([0-9]{1,15})\s*/\s*([0-9]{1,15})"
+)
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![\d,])")
+
+# What may stand before "=": words, a variable, a segment, an angle, a function of something.
+_NAME_PARTS = re.compile(
+  r"_\{[^{}]*\}|_[A-Za-z0-9]|\([A-Za-z0-9, .\-]*\)|\^\{-1\}|\\angle\s*[0-9]+|\\text\{[^{}]*\}"
+)
+_NAME = re.compile(
+  r"(?:[A-Za-z'|\s]|\\(?:angle|triangle|overline|overrightarrow|vec|widehat|odot|sin|cos|tan|cot|"
+  r"text|perp|" + "|".join(_GREEK.values()) + r")(?![A-Za-z])|(?<=[a-z])\s*\{[A-Za-z'\s]*\})+"
+)
+_SYMBOL = re.compile(r"[A-Za-z]'?|[A-Z]{2,3}|\\[a-z]+|m?\\angle[A-Z0-9]+|[A-Za-z]_\w+")
+_UNIT_START = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
+_PLAIN_UNIT = re.compile(r"[A-Za-z/*. ]+(?:\^ ?\{? ?-?[0-9] ?\}?[A-Za-z/*. ]*){0,3}")
+_MEASURED = re.compile(r"[0-9.)}\]]\Z|\\[a-z]+\Z")  # how what stands before a unit ends
+_FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan log ln exp".split()
+_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({'|'.join(_FUNCTIONS)})(?=[\s(^_0-9\\]|[A-Za-z]\b)")
+_TEXT_UNIT = re.compile(  # white space is single, so that each piece matches in one way
+  r"(?P<value>[^ ].*?) ?"
+  r"(?P<unit>(?:\\text\{[^{}]*\}(?: ?\^ ?\{?-?[0-9]\}?)?(?: ?(?:/|\\cdot))? ?)+)"
+)
+_COMPOUND = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\.?\s*,?\s*(?:and\s+)?")
+_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+  """One value of a result: the `name` it is given ("x = "), its formula, its unit."""
+
+  text: str
+  unit: Unit | None = None
+  name: str = ""
+  whole: str = ""  # with the name, as an equation
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+  """Several values. `brackets`: "" of a bare list, "()", "[)" and so on of a point or interval."""
+
+  parts: tuple["Value | Listed", ...]
+  ordered: bool
+  brackets: str = ""
+
+
+def ascii_form(text: str) -> str:
+  """Common Unicode as LaTeX: x² is x^{2}, √3 \\sqrt{3}, ½ \\frac{1}{2}, full width is ASCII."""
+  if text.isascii():
+    return text
+  text = answers.without_invisible(text)
+  text = re.sub("[⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿ]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
+  text = re.sub("[₀-₉]+", lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
+  pieces = []
+  for letter in text:
+    plain = unicodedata.normalize("NFKC", letter)
+    if letter in _SIGNS:
+      pieces.append(_SIGNS[letter])
+    elif found := re.fullmatch("([0-9]+)⁄([0-9]+)", plain):  # a vulgar fraction
+      pieces.append(f"\\frac{{{found[1]}}}{{{found[2]}}}")
+    else:
+      pieces.append(_SIGNS.get(plain, " " if plain.isspace() else plain))
+  return "".join(pieces)
+
+
+def plain(text: str) -> str:
+  """A result in one spelling: without dollar signs, \\boxed, spacing and a final full stop."""
+  text = text.strip()
+  if len(text) > MAX_WORDS:
+    return text.rstrip(". ")
+  text = ascii_form(text)
+  text = re.sub(r"\$\$", "$", text)
+  if text.count("$") - text.count("\\$") == 1 and re.match(r"\$\s*[0-9]", text):
+    text = "\\" + text  # five dollars, not the beginning of a formula
+  text = re.sub(r"(?<!\\)\$", "", text)
+  for pattern, instead in _DRESSINGS:
+    text = pattern.sub(instead, text)
+  text = re.sub(r"\\text\{\s*%\s*\}", "%", text)
+  while (root := _ROOT.search(text)) and (end := _closed_at(text, root.end() - 1, "()")) > 0:
+    text = f"{text[: root.start()]}\\sqrt{{{text[root.end() : end]}}}{text[end + 1 :]}"
+  text = _JOINED.sub(lambda m: f" {m[1] or m[2]} ", text)
+  text = _FUNCTION.sub(r"\\\1", text)
+  text = re.sub(r"\s+", " ", text)
+  text = text.strip().rstrip(". ")
+  while (opening := _BOX.match(text)) and _closed_at(text, opening.end() - 1) == len(text) - 1:
+    text = text[opening.end() : -1].strip().rstrip(". ")
+  word = _WHOLE_TEXT.fullmatch(text)
+  return (word[1] if word else text).strip().rstrip(". ")
+
+
+def compact(text: str) -> str:
+  """A plain text without white space that means nothing.
+
+  White space between digits stays, but where it groups thousands: 1 000 is 1000. So does that
+  after commas which would group thousands without it: 1, 234 is a list.
+  """
+  if re.fullmatch(r"[1-9][0-9]{0,2}(?:,\s*[0-9]{3})+", text):
+    return re.sub(r"\s+", " ", text)
+  text = re.sub(r"(?<=[0-9])\s+(?=[0-9]{3}(?![0-9]))", "", text)
+  return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)
+
+
+def words(text: str) -> str | None:
+  """A plain text as words, by which it is compared; None where it is a formula.
+
+  Letters alone are words, of any case: "rag", "AB". So are runs of letters inside a formula that
+  no product of variables is written as: "cat2" is, "2xyz" is not.
+  """
+  text = re.sub(r"\\(?:begin|end)\{[a-z]*\}", " ", text)
+  bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+  spelled = " ".join(re.sub(r"[\"'“”]", "", bare).casefold().split()).rstrip(".!?,; ")
+  letters = re.sub(r"[\s\-,.!?'\"_()/&]", "", bare)
+  if len(letters) > 1 and letters.isalpha():
+    return spelled
+  for run in _RUN.findall(re.sub(r"\\text\{[^{}]*\}", " ", text)):
+    ascending = all(a < b for a, b in zip(run, run[1:], strict=False))
+    if len(run) > 3 or (len(run) == 3 and not ascending):
+      return spelled
+  return spelled if not text.isascii() else None
+
+
+def literal(text: str) -> tuple[Fraction, int | None] | None:
+  """The exact value of a number or fraction, and its decimals (None of a fraction); else None."""
+  text = text.strip()
+  if len(text) > MAX_CHARS:
+    return None
+  if found := _FRACTION.fullmatch(text):
+    sign, whole, over, under = found.groups()[:4] if found[3] else found.groups()[4:]
+    if not int(under):
+      return None
+    value = int(whole or 0) + Fraction(int(over), int(under))
+    return (-value if sign == "-" else value), None
+  if found := _SCIENTIFIC.fullmatch(text):
+    inner = _decimal(found[1].strip()) if found[1] else (Fraction(1), 0)
+    power = int(found[2])
+    if inner is None or abs(power) > MAX_EXPONENT:
+      return None
+    return inner[0] * Fraction(10) ** power, max(inner[1] - power, 0)
+  return _decimal(text)
+
+
+def _decimal(text: str) -> tuple[Fraction, int] | None:
+  found = _DECIMAL.fullmatch(text)
+  if found is None or not (found[2] or found[3]):
+    return None
+  digits, decimals = re.sub("[, ]", "", found[2]), found[3] or ""
+  power = int(found[4] or 0)
+  if abs(power) > MAX_EXPONENT:
+    return None
+  value = Fraction(int(digits + decimals or "0")) / 10 ** len(decimals) * Fraction(10) ** power
+  return (-value if found[1] == "-" else value), max(len(decimals) - power, 0)
+
+
+def taken_apart(text: str) -> Value | Listed:
+  """Takes a plain result apart: a list, a point or an interval, a set, or one value."""
+  text = text.strip()
+  if len(text) > MAX_CHARS or literal(text):
+    return Value(text, whole=text)
+  parts, joined = _split(text)
+  if len(parts) > 1:
+    inner = tuple(taken_apart(part) for part in parts[:MAX_PARTS])
+    names = [part.name for part in inner if isinstance(part, Value) and part.name]
+    again = len(names) > len(set(names))  # x = 3, x = 4: the solutions of one unknown
+    return Listed(inner, ordered=not joined and not again)
+  name, value = _named(text)
+  if name:
+    inner = taken_apart(value)
+    if isinstance(inner, Value):
+      return dataclasses.replace(inner, name=name, whole=text)
+    return inner
+  if bracketed := _bracketed(text):
+    return bracketed
+  if text.count("\\pm") == 1:
+    both = tuple(taken_apart(text.replace("\\pm", sign).lstrip("+ ")) for sign in "+-")
+    return Listed(both, ordered=False)
+  return _value(text)
+
+
+def _split(text: str) -> tuple[list[str], bool]:
+  """The parts of a bare list, and whether "or" or "and" joins them: then their order is free."""
+  thousands = {i for m in _THOUSANDS.finditer(text) for i in range(*m.span()) if text[i] == ","}
+  parts, start, depth, joined = [], 0, 0, False
+  i = 0
+  while i < len(text):
+    if text[i] in _OPENING:
+      depth += 1
+    elif text[i] in _CLOSING:
+      depth -= 1
+    elif not depth and text[i] in ",;" and i not in thousands:
+      parts.append(text[start:i])
+      start = i + 1
+    elif not depth and (word := re.compile(r"\s(?:or|and)\s").match(text, i)):
+      parts.append(text[start:i])
+      start, joined = word.end(), True
+      i = word.end() - 2
+    i += 1
+  parts = [part.strip() for part in [*parts, text[start:]]]
+  if depth or (joined and _RUN_OF_WORDS.search(text)):
+    return [text], False  # brackets that do not match; a sentence
+  kept = [part for part in parts if part]
+  return (kept, joined) if kept else ([text], False)
+
+
+_RUN_OF_WORDS = re.compile(r"[a-z]{3,}\s+(?:or|and)\s+[a-z]{3,}")
+
+
+def _named(text: str) -> tuple[str, str]:
+  """("x", "3") of "x = 3" and of "3 = x"; ("", text) where no name is given."""
+  pieces = re.split(r"(?<![<>!:])=|\\in(?![a-z])|\\approx(?![a-z])|≈", text)
+  if len(pieces) == 1 and (found := re.match(r"([A-Za-z ]{3,40}):\s*(?=\S)", text)):
+    return found[1].strip(), text[found.end() :].strip()
+  if len(pieces) > 2 and all(_is_name(piece) for piece in pieces[:-1]):
+    pieces = [pieces[0], pieces[-1]]
+  if len(pieces) != 2:
+    return "", text
+  left, right = (piece.strip() for piece in pieces)
+  if not left and right:
+    return "=", right
+  if right and _is_name(left):
+    return _name(left), right
+  if left and _SYMBOL.fullmatch(re.sub(r"\s", "", right)):
+    return _name(right), left
+  return "", text
+
+
+def _is_name(text: str) -> bool:
+  bare = _NAME_PARTS.sub("w", text.strip())
+  return len(text) <= 60 and bool(_NAME.fullmatch(bare)) and any(map(str.isalpha, bare))
+
+
+def _name(text: str) -> str:
+  return re.sub(r"\\text|[\s{}]", "", text) or "="
+
+
+def is_symbol(name: str) -> bool:
+  """Whether a name is one of mathematics ("x", "AB"), so that another one means something else."""
+  return bool(_SYMBOL.fullmatch(name))
+
+
+def _bracketed(text: str) -> Listed | None:
+  """A point, an interval or a set that is the whole text."""
+  braces = text.startswith("\\{") and text.endswith("\\}")
+  inside = text[2:-2] if braces else text[1:-1]
+  brackets = "{}" if braces else text[:1] + text[-1:]
+  if brackets not in ("{}", "()", "[]", "[)", "(]") or "," not in inside:
+    return None
+  depth = 0
+  for letter in inside:
+    depth += (letter in _OPENING) - (letter in _CLOSING)
+    if depth < 0:
+      return None  # (1, 2) and (3, 4): two of them
+  if depth:
+    return None
+  parts = [part.strip() for part in _at_commas(inside)]
+  if not all(parts) or len(parts) > MAX_PARTS:
+    return None
+  inner = tuple(taken_apart(part) for part in parts)
+  if brackets == "{}":
+    return Listed(tuple(dict.fromkeys(inner)), ordered=False)
+  return Listed(inner, True, brackets)
+
+
+def _at_commas(text: str) -> list[str]:
+  parts, depth = [""], 0
+  for letter in text:
+    depth += (letter in _OPENING) - (letter in _CLOSING)
+    if letter == "," and not depth:
+      parts.append("")
+    else:
+      parts[-1] += letter
+  return parts
+
+
+def _closed_at(text: str, opening: int, pair: str = "{}") -> int:
+  """Where the bracket at `opening` is closed, -1 if nowhere."""
+  depth = 0
+  for i in range(opening, len(text)):
+    depth += (text[i] == pair[0]) - (text[i] == pair[1])
+    if not depth:
+      return i
+  return -1
+
+
+def _value(text: str) -> Value:
+  """One value and its unit."""
+  for sign in ("\\$", "€", "£", "¥"):
+    if text.startswith(sign):
+      return Value(text[len(sign) :].strip(), units.known(sign), whole=text)
+  if found := re.fullmatch(r"(.*\S)\s*%", text):
+    return Value(found[1].strip(), units.PERCENT, whole=text)
+  if found := re.fullmatch(r"(.*\S)\s*\^\\circ\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
+    letter = found[2] or found[3]
+    unit = Unit(Fraction(1), ((f"degree {letter}", 1),)) if letter else units.DEGREE
+    return Value(found[1].strip(), unit, whole=text)
+  if (found := _TEXT_UNIT.fullmatch(text)) and found["value"]:
+    inside = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", found["unit"]).strip()
+    if unit := units.named(inside):
+      return _same_inside(found["value"].strip(), unit, text)
+  text = re.sub(r"(?<=[0-9)}])\s*\\text\{([^{}]*)\}", r" \1 ", text).strip()
+  if compound := _sum(text):
+    return Value(*compound, whole=text)
+  for start in _UNIT_START.finditer(text):
+    value, name = text[: start.start()], text[start.start() :]
+    if not _PLAIN_UNIT.fullmatch(name) or not _MEASURED.search(value.rstrip()):
+      continue
+    spaced = value.endswith(" ")
+    long = len(re.sub("[^A-Za-z]", "", name)) > 1
+    unit = units.known(name) if spaced or long else None
+    if unit is None and spaced and literal(value):
+      unit = units.named(name)
+    if unit is not None:
+      return Value(value.strip(), unit, whole=text)
+  return Value(text, whole=text)
+
+
+def _same_inside(value: str, unit: Unit, whole: str) -> Value:
+  """5 m + 100 with the unit m is 105 m where the units inside are the same; else it stays whole."""
+  inner = [m[1] for m in re.finditer(r"\\text\{([^{}]*)\}", value)]
+  if not inner:
+    return Value(value, unit, whole=whole)
+  if all(units.named(one.strip()) == unit for one in inner):
+    return Value(re.sub(r"\s*\\text\{[^{}]*\}", "", value), unit, whole=whole)
+  compound = _sum(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", whole))
+  return Value(*compound, whole=whole) if compound else Value(whole, whole=whole)
+
+
+def _sum(text: str) -> tuple[str, Unit] | None:
+  """("165", minutes) of "2 hours 45 minutes": the sum in the last unit."""
+  found, place = [], 0
+  while place < len(text) and (one := _COMPOUND.match(text, place)):
+    unit = units.known(one[2])
+    if unit is None:
+      return None
+    found.append((Fraction(one[1]), unit))
+    place = one.end()
+  if place < len(text) or len(found) < 2 or len({unit.powers for _, unit in found}) > 1:
+    return None
+  if any(a.factor <= b.factor for (_, a), (_, b) in zip(found, found[1:], strict=False)):
+    return None  # not from large to small: two quantities
+  total = sum(number * unit.factor for number, unit in found) / found[-1][1].factor
+  return f"{total.numerator}/{total.denominator}", found[-1][1]

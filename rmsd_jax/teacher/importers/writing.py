@@ -1,0 +1,160 @@
+"""What every importer does: items of a file -> records, refusals counted by kind and by reason."""
+
+import collections
+import json
+import os
+import pathlib
+import posixpath
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.data import json_lines, records
+from rmsd_jax.tasks import Rules
+from rmsd_jax.teacher.importers import Imported
+
+
+class Refused(Exception):
+  """(kind, reason): why an item is not taken."""
+
+
+def write(
+  source: str | os.PathLike,
+  out: str | os.PathLike,
+  items: Iterable[tuple[int, Any]],
+  made_of: Callable[[Any], list[dict[str, Any]]],
+  rules: Rules,
+  media_root: str | os.PathLike,
+  split: str,
+) -> Imported:
+  """Writes the records of a file.
+
+  An item that has no place in a pool is refused: OUT.quarantine.jsonl says which and why. The id of
+  a record is the name of the file and the item's place in it, counted from 1; where an item is
+  several records, they are numbered from 1, too.
+
+  Args:
+    items: (place from 1, item, or the `Refused` of one that cannot be read).
+    made_of: item -> its records without id and split; raises Refused. Paths of media start from
+      `media_root`.
+    rules: the tasks; their `validate` must accept every answer.
+    media_root: "": the folder of `source`. Records get paths relative to the folder of `out`.
+
+  Raises:
+    UserError: `out` exists, or nothing can be taken.
+  """
+  root = os.path.abspath(media_root or os.path.dirname(os.path.abspath(source)))
+  base = os.path.dirname(os.path.abspath(out))
+  folder = os.path.relpath(root, base)
+  tasks, paths, reasons = collections.Counter(), set(), collections.Counter()
+  with json_lines.new_file(out) as file, json_lines.kept_quarantine(out, 1.0) as quarantine:
+    for number, item in items:
+      try:
+        if isinstance(item, Refused):
+          raise item
+        made = made_of(item)
+        for k, record in enumerate(made, 1):
+          part = f"-{k}" if len(made) > 1 else ""
+          name = f"{pathlib.Path(source).stem}-{number}{part}"
+          made[k - 1] = _checked({"id": name} | record, number, folder, split, rules)
+      except (Refused, records.RecordFault) as error:
+        kind, reason = error.args if isinstance(error, Refused) else ("record", error.reason)
+        quarantine.add(os.fspath(source), number, str(number), kind, reason)
+        reasons[f"{kind}: {json_lines.pattern(reason)}"] += 1
+        continue
+      for record in made:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        tasks[record["task"]] += 1
+        paths |= {media["path"] for media in record["media"]}
+    refused = dict(sorted(quarantine.kinds.items()))
+    if not tasks:
+      raise UserError(f"none of the {sum(refused.values())} items of {source} can be taken; "
+                      f"the first: {quarantine.first or 'there is none'}")  # fmt: skip
+  missing = sum(not os.path.isfile(os.path.join(base, path)) for path in paths)
+  return Imported(
+    dict(sorted(tasks.items())), refused, len(paths), missing, dict(reasons.most_common())
+  )
+
+
+def _checked(
+  record: dict[str, Any], number: int, folder: str, split: str, rules: Rules
+) -> dict[str, Any]:
+  """A record that a pool takes, its media under the folder of `out`."""
+  record = record | {
+    "media": [
+      {**media, "path": posixpath.normpath(posixpath.join(folder, _inside(media["path"])))}
+      for media in record["media"]
+    ],
+    "split": split,
+  }
+  read = records.parse(json.dumps(record, ensure_ascii=False), number, rules.tasks)
+  if fault := rules.validate(read.task, read.answer, read.options):
+    raise Refused("ground truth", f"{read.task}: {fault}")
+  return record
+
+
+def _inside(path: Any) -> str:
+  """A path below the media root, as published code takes it: "/a" and "./a" are "a"."""
+  if not isinstance(path, str) or not path.strip():
+    raise Refused("media", f"{path!r} is not the path of a file")
+  plain = posixpath.normpath(path.lstrip("/"))
+  if plain.split("/")[0] == "..":
+    raise Refused("media", f"the path {path!r} leaves the folder of the media")
+  return plain
+
+
+def json_items(source: str | os.PathLike) -> list[tuple[int, Any]]:
+  """(place from 1, item) of a JSON list, of JSON Lines (other lines are `Refused`), or of one JSON
+  object of many, whose items are (key, value).
+
+  Raises:
+    UserError: the file is missing or not of that form.
+  """
+  text = text_of(source)
+  try:
+    if text.lstrip().startswith("["):
+      return list(enumerate(json.loads(text), 1))
+    if text.lstrip().startswith("{") and (whole := _object(text)) is not None:
+      return list(enumerate(whole.items(), 1))
+  except (ValueError, RecursionError) as error:
+    raise UserError(_unreadable(source, error)) from error
+  return [(n, _line(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _object(text: str) -> dict[str, Any] | None:
+  """The one object that a text is, where its values are objects, too; None of JSON Lines."""
+  try:
+    value = json.loads(text)
+  except ValueError:
+    return None
+  several = value and all(isinstance(inner, dict) for inner in value.values())
+  return value if several else None
+
+
+def text_of(source: str | os.PathLike) -> str:
+  """The text of a file; UserError where there is none."""
+  try:
+    return pathlib.Path(source).read_text(encoding="utf-8-sig")
+  except (OSError, ValueError) as error:
+    raise UserError(_unreadable(source, error)) from error
+
+
+def _unreadable(source: str | os.PathLike, error: Exception) -> str:
+  return (
+    f"{source} cannot be read ({type(error).__name__}: {error}); give a JSON list of items, JSON "
+    "Lines, or what the format has"
+  )
+
+
+def _line(text: str) -> Any:
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError) as error:
+    return Refused("form", f"not JSON: {error}")
+
+
+def string(item: dict[str, Any], key: str) -> str:
+  """The text under a key; Refused where there is none."""
+  if not isinstance(item.get(key), str):
+    raise Refused("form", f"{key!r} is {'missing' if key not in item else 'not a string'}")
+  return item[key]
