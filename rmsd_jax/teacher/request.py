@@ -199,10 +199,9 @@ class Asking:
       return [_picture(self._shrink(1, media.load_image(path)))]
     sampling = media.Sampling(frames=self.frames)
     clip = media.decode(path, medium.start, medium.end, sampling, transform=self._shrink)
-    seconds_N = clip.indices_N / clip.fps  # as Qwen3-VL counts them, see chat.pair_seconds
     return [
       item
-      for seconds, frame_HWC in zip(seconds_N, clip.frames_NHWC, strict=True)
+      for seconds, frame_HWC in zip(clip.seconds_N, clip.frames_NHWC, strict=True)
       for item in ({"type": "text", "text": f"<{seconds:.1f} seconds>"}, _picture(frame_HWC))
     ]
 
