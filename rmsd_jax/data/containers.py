@@ -10,12 +10,14 @@ import functools
 import itertools
 import os
 import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epy
 
 from rmsd_jax.core.errors import MediaError
+from rmsd_jax.data import headers
 
 with epy.lazy_imports():
   import av
@@ -52,6 +54,8 @@ class Timeline:
     base: seconds of a unit.
     stated_rate: average frames a second by the header; None if it says nothing.
     lies: whether the header states another rate, number of frames or duration.
+    clock: which stamp of a decoded frame it is: "pts", or "dts" where the others are guesses (AVI
+      with B-frames); the last frames of such a file have none.
   """
 
   stamps_N: np.ndarray
@@ -59,6 +63,7 @@ class Timeline:
   base: fractions.Fraction
   stated_rate: float | None
   lies: bool
+  clock: str = "pts"
 
   @functools.cached_property
   def times_N(self) -> np.ndarray:
@@ -66,6 +71,13 @@ class Timeline:
     # One division of whole numbers, so that 512 / 12288 s is the very float of 1 / 24 s.
     ticks = (self.stamps_N - self.stamps_N[0]) * self.base.numerator
     return ticks / self.base.denominator
+
+  def is_at(self, frame: "av.VideoFrame", number: int) -> bool:
+    """Whether a decoded frame has the stamp of this number."""
+    if number >= len(self.stamps_N):
+      return False
+    stamp = self.stamps_N[number]
+    return frame.pts == stamp if self.clock == "pts" else frame.dts in (stamp, None)
 
   @property
   def rate(self) -> float:
@@ -171,6 +183,14 @@ def video_stream(path: str | pathlib.Path, container) -> "av.VideoStream":
   return stream
 
 
+def frames_of(container, stream) -> Iterator["av.VideoFrame"]:
+  """The frames of a stream from where the container stands, in the order of showing."""
+  for packet in container.demux(stream):
+    # Empty packets repeat a picture (Theora); the one without a stamp flushes the decoder.
+    if packet.size or packet.dts is None:
+      yield from packet.decode()
+
+
 def upright(frame: "av.VideoFrame", picture_HWC: np.ndarray) -> np.ndarray:
   """The picture as players show it: turned and mirrored by the frame's display matrix.
 
@@ -196,11 +216,13 @@ def upright(frame: "av.VideoFrame", picture_HWC: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=_CACHED)
 def _timeline(path: str, changed: int, size: int, by_decoding: bool) -> Timeline:
   # 1. A file that was copied in part often still plays; its headers tell what should be there.
-  if size < (wanted := _stated_size(path)):
+  if size < (wanted := headers.stated_size(path)):
     raise MediaError(path, f"is cut off: it holds {size:,} of {wanted:,} bytes; copy it again")
   found = _packets(path)
+  clock = "pts"
   if found.unstamped or by_decoding:
-    found.stamps = _decoded(path)
+    clock, found.stamps = _decoded(path)
+    found.keys = found.keys if clock == "pts" else []
   if not found.stamps:
     raise MediaError(path, "holds no frames")
   if found.stated and not found.unstamped and found.held < _WHOLE * found.stated:
@@ -209,14 +231,14 @@ def _timeline(path: str, changed: int, size: int, by_decoding: bool) -> Timeline
       f"is cut off: it holds {found.held:.2f} of the {found.stated:.2f} seconds that its header "
       "states; copy it again",
     )
-  if any(later < sooner for sooner, later in itertools.pairwise(found.keys)):
+  if _backwards(found.keys):
     raise MediaError(path, "has time stamps that run backwards; encode it again")
   # 2. Packets come in the order of decoding; frames are numbered in that of showing.
   stamps_N = np.sort(np.asarray(found.stamps, np.int64))
   # A jump must land on one frame: not on a stamp that repeats, nor on one that is not shown.
   shown, times = np.unique(stamps_N, return_counts=True)
   keys = np.intersect1d(np.asarray(found.keys, np.int64), shown[times == 1])
-  made = Timeline(stamps_N, keys, found.base, found.rate, lies=False)
+  made = Timeline(stamps_N, keys, found.base, found.rate, lies=False, clock=clock)
   return dataclasses.replace(made, lies=_lies(made, found))
 
 
@@ -254,7 +276,7 @@ def _packets(path: str) -> _Packets:
       if packet.is_corrupt:
         raise MediaError(path, "is cut off or damaged; copy or encode it again")
       # Empty packets flush the decoder; discarded ones are decoded and not shown.
-      if not packet.size or packet.is_discard or _hidden(codec, packet):
+      if not packet.size or packet.is_discard or headers.is_hidden(codec, memoryview(packet)):
         continue
       # Without B-frames, frames are shown in the order in which they are decoded.
       stamp = packet.dts if packet.pts is None and not context.has_b_frames else packet.pts
@@ -275,48 +297,26 @@ def _packets(path: str) -> _Packets:
     return _Packets(stamps, keys, base, rate, stream.frames, stated, held, unstamped)
 
 
-def _hidden(codec: str, packet) -> bool:
-  """Whether a packet of VP8 or VP9 only prepares frames (alternate references) and shows none."""
-  if codec not in ("vp8", "vp9"):
-    return False
-  content = memoryview(packet)
-  if codec == "vp8":
-    return not content[0] & 0x10  # show_frame of the frame tag (RFC 6386, 9.1)
-  return not any(_vp9_shows(content[place]) for place in _vp9_frames(content))
-
-
-def _vp9_frames(content) -> list[int]:
-  """Where the frames of a VP9 packet begin: several in a superframe (its specification, B)."""
-  marker = content[-1]
-  count = (marker & 7) + 1
-  width = (marker >> 3 & 3) + 1
-  head = len(content) - 2 - count * width
-  if marker >> 5 != 0b110 or head < 0 or content[head] != marker:
-    return [0]
-  sizes = [
-    int.from_bytes(content[head + 1 + i * width : head + 1 + (i + 1) * width], "little")
-    for i in range(count)
-  ]
-  places = [sum(sizes[:i]) for i, size in enumerate(sizes) if size]
-  return [place for place in places if place < head]
-
-
-def _vp9_shows(first: int) -> bool:
-  """By a frame's first byte: marker, profile (3 has one more bit), show_existing, type, show."""
-  profile_3 = first >> 4 & 3 == 3
-  rest = first << 1 if profile_3 else first
-  return bool(rest & 0b1000 or rest & 0b10)
-
-
-def _decoded(path: str) -> list[int]:
-  """Time stamps by decoding everything."""
+def _decoded(path: str) -> tuple[str, list[int]]:
+  """Time stamps by decoding everything, and which they are (see `Timeline.clock`)."""
   with open_container(path) as container:
-    stamps = [frame.pts for frame in container.decode(video_stream(path, container))]
-  if None in stamps:
-    raise MediaError(path, "has frames without time stamps; convert it to MP4")
-  if any(later < sooner for sooner, later in itertools.pairwise(stamps)):
-    raise MediaError(path, "has time stamps that run backwards; encode it again")
-  return stamps
+    frames = frames_of(container, video_stream(path, container))
+    stamps = [(frame.pts, frame.dts) for frame in frames]
+  pts = [stamp for stamp, _ in stamps]
+  if None not in pts and not _backwards(pts):
+    return "pts", pts
+  # The frames that come last, when no packet is left, have no stamp of decoding: time goes on.
+  dts = [stamp for _, stamp in stamps]
+  while len(dts) > 2 and dts[-1] is None:
+    dts.pop()
+  if None not in dts and not _backwards(dts):
+    step = dts[-1] - dts[-2] if len(dts) > 1 else 0
+    return "dts", dts + [dts[-1] + step * (i + 1) for i in range(len(pts) - len(dts))]
+  raise MediaError(path, "has frames without time stamps in order; convert it to MP4")
+
+
+def _backwards(stamps: Sequence[int]) -> bool:
+  return any(later < sooner for sooner, later in itertools.pairwise(stamps))
 
 
 def _lies(made: Timeline, found: _Packets) -> bool:
@@ -335,57 +335,3 @@ def _lies(made: Timeline, found: _Packets) -> bool:
 def _measured_rate(times_N: np.ndarray) -> float:
   """Frames a second by the time stamps; 0 where they do not move."""
   return (len(times_N) - 1) / float(times_N[-1]) if times_N[-1] > 0 else 0.0
-
-
-def _stated_size(path: str) -> int:
-  """Bytes that the file must have by its own structure; 0 where it does not say."""
-  with open(path, "rb") as file:
-    head = file.read(12)
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-      return _matroska_size(file)
-    if head[:4] == b"RIFF" and head[8:] == b"AVI ":
-      # Some writers count the eight bytes of this header, too.
-      return int.from_bytes(head[4:8], "little")
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
-      return _boxes_size(file)
-  return 0
-
-
-def _matroska_size(file) -> int:
-  """Where the segment ends that holds everything; 0 for a live recording, which does not know."""
-  file.seek(4)
-  header = _matroska_number(file)
-  file.seek(header or 0, os.SEEK_CUR)
-  if header is None or file.read(4) != b"\x18\x53\x80\x67":
-    return 0
-  size = _matroska_number(file)
-  return 0 if size is None else file.tell() + size
-
-
-def _matroska_number(file) -> int | None:
-  """An EBML size: the leading zeros of the first byte tell its length; all ones: unknown."""
-  first = file.read(1)
-  if not first or not first[0]:
-    return None
-  length = 9 - first[0].bit_length()
-  value = int.from_bytes(first + file.read(length - 1), "big") - (1 << 7 * length)
-  return None if value == (1 << 7 * length) - 1 else value
-
-
-def _boxes_size(file) -> int:
-  """Where the last box of an MP4 file ends that is there to play it."""
-  wanted = 0
-  place = 0
-  end = file.seek(0, os.SEEK_END)
-  while place + 8 <= end:
-    file.seek(place)
-    size = int.from_bytes(file.read(4), "big")
-    kind = file.read(4)
-    if size == 1:
-      size = int.from_bytes(file.read(8), "big")
-    if size < 8:  # 0: to the end of the file
-      break
-    place += size
-    if kind in (b"moov", b"moof", b"mdat"):
-      wanted = place
-  return wanted

@@ -162,19 +162,19 @@ def _read(
   keys = line.keys
   with containers.open_container(path) as container:
     stream = containers.video_stream(path, container)
-    decoder = container.decode(stream)
+    decoder = containers.frames_of(container, stream)
     place = -1  # the number of the frame before
     for wanted in indices_N[:most].tolist():
       # Jump only where a key frame lies between: nearer frames come sooner by decoding on.
       before = int(np.searchsorted(keys, stamps[wanted], side="right")) - 1
       if before >= 0 and (place < 0 or keys[before] > stamps[place]):
         container.seek(int(keys[before]), stream=stream)
-        decoder = _from(keys[before], container.decode(stream))
+        decoder = _from(keys[before], containers.frames_of(container, stream))
         place = int(np.searchsorted(stamps, keys[before])) - 1
       while place < wanted:
         frame = next(decoder, None)
         place += 1
-        if frame is None or frame.pts != stamps[place]:
+        if frame is None or not line.is_at(frame, place):
           return None
       if frame.is_corrupt:
         return None
