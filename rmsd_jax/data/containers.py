@@ -30,18 +30,12 @@ FORMATS = (
   "asf", "ogg", "gif", "apng", "dv", "mxf", "nut", "ivf", "wtv", "rm", "swf", "yuv4mpegpipe",
   "wav", "mp3", "flac",  # sound alone, so that it is named as such
 )  # fmt: skip
-# What is counted of clips (`Timeline.notes`), in the words of the commands.
-NOTES = {
-  "clocks": "frame number / header rate is more than half a frame spacing off the time stamps",
-  "stamps": "time stamps stand still or repeat",
-  "header": "the header states another rate, number of frames or duration than the frames have",
-}
 UNKNOWN_RATE = 24.0  # what Qwen3-VL's processor assumes of a file that gives no frame rate
 _STATE_DURATION = ("matroska", "webm", "flv", "asf")  # for the whole file; elsewhere it is a guess
 _WHOLE = 0.9  # a stream that ends before this share of its stated length is cut off
 _LIE = 0.05  # share by which a stated rate or duration may be off
 _TICK = 1e-3  # seconds: the coarsest tick that is taken for the rounding of a constant rate
-_CACHED = 32  # files whose time stamps are kept: questions of one clip may follow each other
+_CACHED = 32  # files whose time stamps are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +89,7 @@ class Timeline:
 
   @property
   def notes(self) -> tuple[str, ...]:
-    """Which of NOTES hold."""
+    """What is odd: those of `oddities.NOTES` that hold."""
     span = self.times_N[-1]
     spacing = span / max(len(self.times_N) - 1, 1)
     found = {
@@ -113,12 +107,14 @@ def timeline(path: str | pathlib.Path, by_decoding: bool = False) -> Timeline:
     by_decoding: decode everything instead, for files whose packets do not tell.
 
   Raises:
-    MediaError: the file is missing, has no video stream, is cut off or damaged.
-    av.FFmpegError: the library cannot read it.
+    MediaError: the file is missing, has no video stream, is cut off or cannot be read.
   """
-  path = os.path.abspath(path)
   about = file_of(path)
-  return _timeline(path, about.st_mtime_ns, about.st_size, by_decoding)
+  try:
+    # Kept by what the file is now, for questions of one clip may follow each other.
+    return _timeline(os.path.abspath(path), about.st_mtime_ns, about.st_size, by_decoding)
+  except av.FFmpegError as error:
+    raise MediaError(path, f"cannot be decoded ({error.strerror or error})") from error
 
 
 def file_of(path: str | pathlib.Path) -> os.stat_result:

@@ -1,5 +1,4 @@
-"""The bytes of video files that the library does not tell of: sizes they state, packets that show no
-frame."""
+"""Bytes of video files that the library does not tell of: stated sizes, packets without a frame."""
 
 import os
 

@@ -38,7 +38,7 @@ class Clip:
     seconds_N: float64 seconds that are told of the frames, by the clock of the sampling.
     indices_N: int64 numbers of the frames in the file, in presentation order.
     fps: average frames a second of the file, by its header where that says so.
-    notes: which of `containers.NOTES` hold for the file.
+    notes: what is odd about the clock of the file, see `oddities.NOTES`.
   """
 
   frames_NHWC: np.ndarray

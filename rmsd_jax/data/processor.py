@@ -34,16 +34,12 @@ class _Read:
 
 @dataclasses.dataclass(frozen=True)
 class MediaPlan:
-  """What one image or clip will be: frames read, their size in pixels after the resize, tokens.
-
-  `notes` are those of `media.Clip`.
-  """
+  """What one image or clip will be: frames read, their size in pixels after the resize, tokens."""
 
   frames: int
   height: int
   width: int
   layout: chat.MediaTokens
-  notes: tuple[str, ...] = ()
 
   @property
   def tokens(self) -> int:
@@ -73,6 +69,7 @@ class Processor:
     folder: str | pathlib.Path,
     *,
     sampling: media.Sampling | None = None,
+    times: str | None = None,
     video_style: str = "hf_video",
     video_pixels: tuple[int, int] | None = None,
     image_pixels: tuple[int, int] | None = None,
@@ -86,6 +83,8 @@ class Processor:
       folder: holds config.json, the tokenizer's files and the chat template.
       sampling: which frames of a clip are read; None: the released model's rule, or that of
         qwen-vl-utils for its style.
+      times: the clock of the sampling, "stamps" or "index" (exact parity with transformers), see
+        `media.Sampling`; None: as `sampling` says.
       video_style: "hf_video" or "utils_video", see `images.Budget`.
       video_pixels, image_pixels: (least, most) pixels; None takes the default of the style.
       outer_vision_wrapper: see `chat.ChatTokenizer.encode_messages`.
@@ -99,7 +98,8 @@ class Processor:
     self.video = budget(video_style, video_pixels)
     self.image = budget("hf_image", image_pixels)
     # The pixels and the frames of qwen-vl-utils go together.
-    self.sampling = sampling or media.Sampling(even=video_style == "utils_video")
+    sampling = sampling or media.Sampling(even=video_style == "utils_video")
+    self.sampling = dataclasses.replace(sampling, times=times or sampling.times)
     self.outer_vision_wrapper = outer_vision_wrapper
     self.layout = prompts.Layout(patch, merge, temporal, self.tokenizer.pad)
 
@@ -218,7 +218,6 @@ class Processor:
     """The frames, size and tokens of one image or clip."""
     budget = self.image if medium.kind == "image" else self.video
     seconds_N = np.zeros(0)
-    notes = ()
     if medium.kind == "image":
       source = image_of(medium.source).shape
     elif medium.times_N is not None:
@@ -228,13 +227,12 @@ class Processor:
       clip = media.look(medium.source, medium.start, medium.end, self.sampling)
       seconds_N = clip.seconds_N
       source = clip.frames_NHWC.shape[1:]
-      notes = clip.notes
     count = max(1, len(seconds_N))
     seconds_F = chat.pair_seconds(seconds_N, self.video.temporal) if len(seconds_N) else ()
     height, width = budget.size(count, *source[:2])
     per_pair = (height // budget.factor) * (width // budget.factor)
     layout = chat.MediaTokens(medium.kind, (per_pair,) * max(1, len(seconds_F)), seconds_F)
-    return MediaPlan(count, height, width, layout, notes)
+    return MediaPlan(count, height, width, layout)
 
   def _read(self, medium: Medium) -> _Read:
     """Decodes, resizes and cuts one image or clip."""

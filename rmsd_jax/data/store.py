@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
-from rmsd_jax.data import chat, children, prompts, records, rows
+from rmsd_jax.data import chat, children, oddities, prompts, records, rows
 from rmsd_jax.data.json_lines import Line, Progress, Quarantine, scan, usable
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.tasks import Rules
@@ -83,6 +83,11 @@ class Pool:
   @property
   def layout(self) -> prompts.Layout:
     return prompts.Layout(**self.metadata["layout"])
+
+  @property
+  def times(self) -> str:
+    """The clock of its clips, see `media.Sampling`; pools of before it could be chosen: "index"."""
+    return self.metadata["processor"]["sampling"].get("times", "index")
 
   @property
   def identity(self) -> dict[str, Any]:
@@ -166,6 +171,7 @@ def build(
   limits: Limits = Limits(),
   workers: int = 2,
   overwrite: bool = False,
+  media_root: str = "",
 ) -> dict[str, Any]:
   """Builds a pool from JSON Lines files.
 
@@ -181,6 +187,7 @@ def build(
     limits: see `Limits`.
     workers: child processes that decode, at least 1.
     overwrite: replace a pool that is there already.
+    media_root: a folder that media may lie in, besides that of their file.
 
   Returns:
     The metadata of the pool.
@@ -199,7 +206,7 @@ def build(
   stage.mkdir(parents=True)
   try:
     with Quarantine(stage / _QUARANTINE, kept, limits.bad_share) as quarantine:
-      lines = scan(jsonl, rules, quarantine)
+      lines = scan(jsonl, rules, quarantine, media_root)
       work = _Work(processor, rules, buckets)
       with progress(len(lines)) as bar:
         counts = _write(stage, lines, work, workers, limits, quarantine, bar)
@@ -255,16 +262,16 @@ def _settings(jsonl, processor: Processor, rules: Rules, buckets) -> dict[str, A
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-  """Line -> stored row; runs in child processes."""
+  """Line -> stored row, and what is odd about its clips; runs in child processes."""
 
   processor: Processor
   rules: Rules
   buckets: tuple[Bucket, ...]
 
-  def __call__(self, line: Line) -> dict[str, Any]:
+  def __call__(self, line: Line) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
     record = line.read(self.rules)
     row = rows.make_row(record, line.number, line.folder, self.processor, self.rules, self.buckets)
-    return rows.encode(row)
+    return rows.encode(row), oddities.of_record(record, line.folder)
 
 
 def _write(
@@ -283,6 +290,7 @@ def _write(
   it sorts through files that it opens with TensorFlow.
   """
   counts = collections.Counter()
+  clips = oddities.Tally()
   most = 0
 
   def made(split: str) -> Iterator[dict]:
@@ -291,8 +299,9 @@ def _write(
     chosen = [line for line in lines if line.split == split]
     chosen.sort(key=lambda line: hashlib.sha256(line.id.encode()).digest())
     results = children.run(work, chosen, workers, limits.seconds)
-    for _, row in usable(results, quarantine, bar):
+    for _, (row, notes) in usable(results, quarantine, bar):
       used += 1
+      clips.notes |= notes
       most = max(most, len(row["tokens_K"]))
       counts.update(_count(row, work.buckets))
       yield row
@@ -312,6 +321,7 @@ def _write(
     "k": most,
     "rows": per_task,
     **{name: counts[name] for name in names},
+    "clips": clips.summary(),
     "quarantined": dict(sorted(quarantine.kinds.items())),
   }
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data import batch, json_lines, records, rows, store
+from rmsd_jax.data import batch, json_lines, oddities, records, rows, store
 from rmsd_jax.tasks import Rules
 
 MAX_NAMED = 8  # places named of each finding
@@ -25,6 +25,7 @@ class Findings:
 
   lines: list[str] = dataclasses.field(default_factory=list)
   fatal: list[str] = dataclasses.field(default_factory=list)
+  clips: list[str] = dataclasses.field(default_factory=list)  # video files of usable lines
 
   def shared(self, what: str, pairs: Sequence[tuple[str, str]], remedy: str) -> None:
     """Reports pairs that must not be there; `what` is their kind."""
@@ -80,6 +81,7 @@ def of_files(
   k: int = 0,
   bad_share: float = store.Limits.bad_share,
   against: str = "",
+  media_root: str = "",
 ) -> Findings:
   """Looks at every line of JSON Lines files, and for every media file.
 
@@ -88,16 +90,18 @@ def of_files(
     k: responses wanted per prompt; 0: as many as the fullest prompt has.
     bad_share: a pool with more unusable lines is unusable.
     against: another JSON Lines file of records, whose media this one must not share.
+    media_root: a folder that media may lie in, besides that of their file.
 
   Raises:
     UserError: a file is missing.
   """
-  sweep, root = _Sweep(rules), json_lines.common_folder(jsonl)
+  sweep, root = _Sweep(rules, media_root), json_lines.common_folder(jsonl)
   for path in jsonl:
     for number, _, _, record in json_lines.read(path, rules, root):
       place = f"line {number}" if len(jsonl) == 1 else f"{path} line {number}"
       sweep.look(path, place, record)
   found = sweep.findings(bad_share)
+  found.clips = sorted(sweep.videos)
   found.lines += sweep.tally.lines(k)
   remedy = "give all questions of a clip one split"
   train, test = (sweep.clips[split] for split in records.SPLITS)
@@ -150,6 +154,11 @@ def of_pool(
         tally.add(f"{split} {row.id!r}", about, row.question, row.texts, row.finish_reasons)
         bar.update(1)
     found.lines.append(f"{split}: {len(opened)} rows are sound")
+  # A pool of before clocks could be chosen says nothing of its clips.
+  if "clips" in metadata:
+    found.lines += oddities.lines(metadata["clips"], opened.times)
+  else:
+    found.lines.append("clips: times by frame number / header rate, as all pools once had it")
   found.lines += tally.lines(k)
   train, test = (frames.get(split, {}) for split in records.SPLITS)
   same = [(clip, test[digest]) for digest, clip in train.items() if digest in test]
@@ -214,8 +223,10 @@ def same_bytes(
 class _Sweep:
   """One pass over the lines of JSON Lines files."""
 
-  def __init__(self, rules: Rules):
+  def __init__(self, rules: Rules, media_root: str):
     self.rules = rules
+    self.media_root = media_root
+    self.videos: set[str] = set()
     self.tally = Tally()
     self.faults = collections.defaultdict(list)  # (kind, pattern) -> [(place, reason)]
     self.ids: dict[str, str] = {}  # -> place
@@ -229,7 +240,7 @@ class _Sweep:
     """Takes in one line; `place` is its name."""
     self.total += 1
     folder = os.path.dirname(os.path.abspath(path))
-    if wrong := _faults(record, self.rules, folder, self.ids):
+    if wrong := _faults(record, self.rules, folder, self.ids, self.media_root):
       self.bad += 1
       self.first = self.first or f"{place}: {wrong[0][1]}"
       for kind, reason in wrong:
@@ -242,6 +253,8 @@ class _Sweep:
     self.tasks[f"{record.split} {record.task}"] += 1
     self.clips[record.split][record.clip] = None
     self.media[record.split] |= set(_files(record, folder))
+    videos = zip(record.media, _files(record, folder), strict=True)
+    self.videos |= {path for medium, path in videos if medium.type == "video"}
     texts = [response.text for response in record.responses]
     reasons = [response.finish_reason for response in record.responses]
     about = (record.clip, record.media, record.options)
@@ -268,7 +281,11 @@ class _Sweep:
 
 
 def _faults(
-  record: records.Record | records.RecordFault, rules: Rules, folder: str, ids: dict[str, str]
+  record: records.Record | records.RecordFault,
+  rules: Rules,
+  folder: str,
+  ids: dict[str, str],
+  media_root: str,
 ) -> list[tuple[str, str]]:
   """(kind, reason) of everything that makes a line unusable."""
   if isinstance(record, records.RecordFault):
@@ -278,6 +295,8 @@ def _faults(
     wrong.append(("id", f"id {record.id!r} stands in {ids[record.id]} already"))
   if fault := rules.validate(record.task, record.answer, record.options):
     wrong.append(("ground truth", f"{record.task}: {fault}"))
+  if outside := json_lines.outside(record, folder, media_root):
+    return [*wrong, ("media", outside)]
   for media in record.media:
     path = os.path.join(folder, media.path)
     if not os.path.isfile(path):
