@@ -221,7 +221,8 @@ def _timeline(path: str, changed: int, size: int, by_decoding: bool) -> Timeline
     found.keys = found.keys if clock == "pts" else []
   if not found.stamps:
     raise MediaError(path, "holds no frames")
-  if found.stated and not found.unstamped and found.held < _WHOLE * found.stated:
+  # Where all bytes are there, a duration that is not is the header's error.
+  if not wanted and found.stated and not found.unstamped and found.held < _WHOLE * found.stated:
     raise MediaError(
       path,
       f"is cut off: it holds {found.held:.2f} of the {found.stated:.2f} seconds that its header "

@@ -4,6 +4,7 @@ Axes: H rows, W columns.
 """
 
 import pathlib
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -55,8 +56,10 @@ def _guarded(name: str | pathlib.Path, read) -> np.ndarray:
 def _opened(file) -> np.ndarray:
   Image.init()
   known = [name for name in FORMATS if name in Image.OPEN]  # what this Pillow was built with
-  with Image.open(file, formats=known) as opened:
-    return _rgb(opened)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+    with Image.open(file, formats=known) as opened:
+      return _rgb(opened)
 
 
 def _rgb(picture: Image.Image) -> np.ndarray:
@@ -74,26 +77,27 @@ def _rgb(picture: Image.Image) -> np.ndarray:
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     picture = Image.alpha_composite(white, picture)
-  return np.array(picture.convert("RGB"))
+  return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _levels(picture: Image.Image) -> np.ndarray:
   """uint8 [H, W] of a picture with one channel of more than 8 bits, scaled by its range."""
   tags = getattr(picture, "tag_v2", {})
   values = np.asarray(picture)
+  most = 2**16 - 1  # to which Pillow scales the values of a PPM file, too
   if picture.mode.startswith("I;16"):
-    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    scaled = values / (2**bits - 1)
-  elif picture.mode == "I" and picture.format == "PPM":
-    scaled = values / (2**16 - 1)  # which Pillow scales them to
+    most = 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+  if picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM"):
+    # A table, since the values of a large picture as floats would take eight times its size.
+    table = np.rint(np.arange(2**16) * (255 / most)).clip(0, 255).astype(np.uint8)
+    levels = table[values]
   elif picture.mode == "F" and np.all((values >= 0) & (values <= 1)):  # not where one is NaN
-    scaled = values.astype(np.float64)
+    levels = np.rint(values * 255).astype(np.uint8)
   else:
-    kind = "floating-point numbers outside 0 to 1" if picture.mode == "F" else "32-bit integers"
+    kind = "floating-point numbers outside 0 to 1" if picture.mode == "F" else "signed integers"
     raise _Unsuited(f"holds {kind}, which have no black and white; convert it to 8 or 16 bits")
   if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-    scaled = 1 - scaled
-  levels = np.rint(scaled * 255).astype(np.uint8)
+    levels = 255 - levels
   if isinstance(clear := picture.info.get("transparency"), int):
     levels[values == clear] = 255
   return levels

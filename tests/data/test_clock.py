@@ -1,10 +1,15 @@
 """Times and frames of clips of many kinds against ffmpeg, run as a program."""
 
+import fractions
+
+import av
 import numpy as np
 import pytest
+from clips import RATE, write_clip
 from independent import ffmpeg, frames_and_times
 
-from rmsd_jax.data import media
+from rmsd_jax.core.errors import MediaError
+from rmsd_jax.data import chat, containers, media, sampling
 
 SOURCE = "testsrc2=s=64x48:d=2:r="
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", "12")
@@ -124,8 +129,155 @@ def test_times_and_frames_are_those_of_ffmpeg(clip_of, name):
   np.testing.assert_allclose(every.times_N, times_N, atol=1e-9)
   np.testing.assert_array_equal(every.frames_NHWC, frames_NHWC)
   # Few of them, by jumps.
-  for sampling in (media.Sampling(frames=5), media.Sampling(fps=3.0)):
-    few = media.decode(clip_of(name), sampling=sampling)
+  for how in (media.Sampling(frames=5), media.Sampling(fps=3.0)):
+    few = media.decode(clip_of(name), sampling=how)
     np.testing.assert_array_equal(few.times_N, every.times_N[few.indices_N])
     np.testing.assert_array_equal(few.frames_NHWC, frames_NHWC[few.indices_N])
     np.testing.assert_allclose(few.seconds_N, few.times_N, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [case[0] for case in CONSTANT] + ["turned_90.mp4", "delayed.mp4"])
+@pytest.mark.parametrize("how", [{}, {"fps": 5.0, "min_frames": 2}, {"frames": 7}, {"even": True}])
+def test_at_a_constant_rate_both_clocks_tell_the_same_digits(clip_of, name, how):
+  path = clip_of(name)
+  if not containers.timeline(path).constant:
+    # Repeated pictures are left out, hidden ones counted, or stamps have gaps.
+    assert name in ("theora.ogv", "vp8_hidden.webm")
+    return
+  by_stamps = media.decode(path, sampling=media.Sampling(**how))
+  by_index = media.look(path, sampling=media.Sampling(**how, times="index"))
+  assert by_stamps.indices_N.tolist() == by_index.indices_N.tolist()
+  # Not to the digit alone, but to the last bit.
+  assert chat.pair_seconds(by_stamps.seconds_N) == chat.pair_seconds(by_index.seconds_N)
+  assert "clocks" not in by_stamps.notes and "stamps" not in by_stamps.notes
+
+
+def test_rounded_stamps_tell_the_digits_of_their_rate(tmp_path):
+  # Of 24000/1001 a second in milliseconds: pairs of frames whose rounded mean prints otherwise.
+  path = tmp_path / "film.mkv"
+  ffmpeg(
+    "-f", "lavfi", "-i", "color=s=16x16:d=100:r=24000/1001", *X264, "-preset", "ultrafast", path
+  )
+  line = containers.timeline(path)
+  exact = np.arange(len(line.times_N)) / line.rate
+  told = [f"{seconds:.1f}" for seconds in chat.pair_seconds(line.times_N)]
+  assert told != [f"{seconds:.1f}" for seconds in chat.pair_seconds(exact)]
+  clip = media.look(path, sampling=media.Sampling(frames=10**6))
+  assert chat.pair_seconds(clip.seconds_N) == chat.pair_seconds(exact)
+  np.testing.assert_array_equal(clip.times_N, line.times_N)
+
+
+def variable(tmp_path, stamps, name="variable.mkv"):
+  return write_clip(tmp_path / name, frames=len(stamps), stamps=stamps)
+
+
+SLOWING = [*range(20), *range(20, 120, 5)]  # 10 frames a second for 2 s, then 2, until 11.5 s
+
+
+def test_frames_are_spread_over_true_seconds(tmp_path):
+  path = variable(tmp_path, SLOWING)
+  clip = media.decode(path, sampling=media.Sampling(fps=1.0))
+  assert np.abs(np.diff(clip.times_N) - 1.15).max() <= 0.5
+  assert clip.times_N[-1] == 11.5
+  np.testing.assert_array_equal(clip.seconds_N, clip.times_N)
+  # By number, half of them lie in the first sixth of the clip, and are told wrong times.
+  by_index = media.look(path, sampling=media.Sampling(frames=10, times="index"))
+  assert (by_index.times_N < 2.3).sum() == 5
+  assert np.abs(by_index.seconds_N - by_index.times_N).max() > 7
+
+
+@pytest.mark.parametrize("times", sampling.TIMES)
+def test_a_window_is_in_seconds_of_the_file_on_both_clocks(tmp_path, times):
+  path = variable(tmp_path, SLOWING)
+  clip = media.decode(path, 9.0, 11.0, sampling=media.Sampling(times=times))
+  assert clip.times_N[0] >= 9.0 and clip.times_N[-1] <= 11.0
+  if times == "stamps":
+    assert clip.seconds_N[0] == 9.0 and clip.seconds_N[-1] == 11.0
+
+
+def test_a_window_edge_may_be_the_time_that_a_rounded_stamp_stands_for(tmp_path):
+  path = remuxed(plain(tmp_path, 9), tmp_path / "thirds.mkv", lambda i: round(i * 1000 / 3))
+  line = containers.timeline(path)
+  assert line.times_N[2] == 0.667
+  clip = media.decode(path, 2 / 3, 4 / 3, sampling=media.Sampling(frames=9))
+  assert clip.indices_N.tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("fps", [0.5, 1.0, 2.0, 4.0])
+def test_a_still_stretch_gives_no_frame_twice(tmp_path, fps):
+  stamps = [*range(10), *range(100, 110)]  # a second of pictures, nine of none, one more second
+  clip = media.look(variable(tmp_path, stamps), sampling=media.Sampling(fps=fps, min_frames=1))
+  assert (np.diff(clip.indices_N) > 0).all()
+  assert clip.indices_N[0] == 0 and clip.indices_N[-1] == 19
+  # Not denser than asked for, where pictures come densely.
+  assert len(clip.indices_N) <= 2 * (fps + 2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 19, 20, 25])
+def test_a_fixed_number_of_frames_is_kept_where_the_picture_stands_still(tmp_path, count):
+  stamps = [*range(10), *range(100, 110)]
+  for even in (False, True):
+    how = media.Sampling(frames=count, even=even)
+    clip = media.look(variable(tmp_path, stamps), sampling=how)
+    assert len(set(clip.indices_N.tolist())) == how.count(20, 2.0) == len(clip.indices_N)
+
+
+def remuxed(source, target, pts_of, **options):
+  """A copy of a clip whose packets have other stamps: (number) -> ticks of a millisecond."""
+  with av.open(str(source)) as given, av.open(str(target), "w", **options) as made:
+    stream = made.add_stream_from_template(given.streams.video[0])
+    packets = [packet for packet in given.demux(given.streams.video[0]) if packet.size]
+    for number, packet in enumerate(packets):
+      packet.stream = stream
+      packet.time_base = fractions.Fraction(1, 1000)
+      packet.pts = packet.dts = pts_of(number)
+      made.mux(packet)
+  return target
+
+
+def plain(tmp_path, frames=24):
+  """A clip whose packets come in the order of showing."""
+  return write_clip(tmp_path / "plain.mkv", "libvpx", frames)
+
+
+def test_repeated_stamps_are_counted_and_lose_no_frame(tmp_path):
+  path = remuxed(plain(tmp_path), tmp_path / "twice.mkv", lambda i: i // 2 * 200)
+  clip = media.decode(path, sampling=media.Sampling(frames=24))
+  assert clip.indices_N.tolist() == list(range(24))
+  np.testing.assert_allclose(clip.times_N, np.arange(24) // 2 * 0.2)
+  whole = media.decode(plain(tmp_path), sampling=media.Sampling(frames=24))
+  np.testing.assert_array_equal(clip.frames_NHWC, whole.frames_NHWC)
+  assert "stamps" in clip.notes
+  few = media.decode(path, 1.0, 1.4, sampling=media.Sampling(frames=3))
+  np.testing.assert_array_equal(few.frames_NHWC, whole.frames_NHWC[few.indices_N])
+
+
+def test_stamps_that_never_move_need_the_other_clock(tmp_path):
+  path = remuxed(plain(tmp_path), tmp_path / "still.mkv", lambda i: 0)
+  with pytest.raises(MediaError, match="24 frames with one and the same time stamp.*--times index"):
+    media.decode(path)
+  clip = media.decode(path, sampling=media.Sampling(times="index"))
+  assert len(clip.indices_N) == len(clip.frames_NHWC) >= 4
+  np.testing.assert_allclose(clip.seconds_N, clip.indices_N / clip.fps)
+
+
+@pytest.mark.parametrize(
+  ("stamps", "notes"),
+  [
+    (range(30), ()),
+    ([0, 1, 2, 3, 5, 6, 7, 8, 9, 10], ("clocks",)),  # a frame is missing
+    (SLOWING, ("clocks", "header")),
+    ([i * 3 for i in range(30)], ("clocks", "header")),  # a third of the rate that is stated
+  ],
+)
+def test_clips_with_two_clocks_are_noted(tmp_path, stamps, notes):
+  assert containers.timeline(variable(tmp_path, list(stamps))).notes == notes
+
+
+def test_impossible_clocks_are_refused():
+  with pytest.raises(MediaError.__base__, match="times 'pts'; known: stamps, index"):
+    media.Sampling(times="pts")
+
+
+def test_rate_of_the_tests_clips():
+  assert RATE == 10  # which the stamps above count in
