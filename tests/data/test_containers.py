@@ -243,7 +243,8 @@ def foreign(folder):
   )
   session = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"
   return {"list.m3u8": playlist, "list.mp4": playlist, "list.ts": playlist,
-          "script.ffconcat": concat, "script.mp4": concat, "script.txt": concat, "dash.mpd": dash, "dash.mp4": dash,
+          "script.ffconcat": concat, "script.mp4": concat, "script.txt": concat, "dash.mpd": dash,
+          "dash.mp4": dash,
           "session.sdp": session, "session.mp4": session}  # fmt: skip
 
 

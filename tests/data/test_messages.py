@@ -1,7 +1,6 @@
 """Values of message items: what users of transformers give is read, all else is one line."""
 
 import base64
-import io
 import pathlib
 
 import numpy as np
