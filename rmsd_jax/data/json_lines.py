@@ -125,7 +125,8 @@ def scan(
   quarantine.total = total
   quarantine.check()
   if not lines:
-    raise UserError(f"no record in {', '.join(map(str, jsonl))}; a pool needs at least one")
+    why = f" ({quarantine.first})" if quarantine.first else ""
+    raise UserError(f"no record in {', '.join(map(str, jsonl))}{why}; a pool needs at least one")
   _check_clips(lines.values())
   return list(lines.values())
 
