@@ -175,8 +175,8 @@ def build(
 ) -> dict[str, Any]:
   """Builds a pool from JSON Lines files.
 
-  Unusable lines go to quarantine.jsonl. Rows are stored in an order that depends on their ids
-  alone. If the build fails, its quarantine file is kept as OUT_DIR.quarantine.jsonl.
+  Unusable lines go to quarantine.jsonl; a failed build keeps OUT_DIR.quarantine.jsonl. The order
+  of rows depends on their ids alone.
 
   Args:
     jsonl: files of `records`; relative media paths are relative to the folder of their file.
@@ -184,10 +184,8 @@ def build(
     processor, rules: every child process gets a copy.
     buckets: padded sizes (P, T, F, S); a row takes the smallest that holds it.
     progress: called with the number of lines that will be decoded.
-    limits: see `Limits`.
     workers: child processes that decode, at least 1.
-    overwrite: replace a pool that is there already.
-    media_root: a folder that media may lie in, besides that of their file.
+    overwrite, media_root: replace a pool that is there; see `json_lines.outside`.
 
   Returns:
     The metadata of the pool.
