@@ -27,10 +27,10 @@ from rmsd_jax import cli, pool_collect
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.core.progress import Progress
-from rmsd_jax.data import media, records, store
+from rmsd_jax.data import media, oddities, records, store
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.tasks import READINGS, Rules
-from rmsd_jax.teacher import audit, importers, planning, scores, variance
+from rmsd_jax.teacher import audit, clocks, importers, planning, scores, variance
 
 MAX_REASONS = 20  # printed of an import
 
@@ -50,6 +50,7 @@ def processor_of(args: argparse.Namespace) -> Processor:
       args.max_frames,
       args.frames,
       even=args.video_style == "utils_video",
+      times=args.times,
     ),
     video_style=args.video_style,
     video_pixels=args.video_pixels,
@@ -67,6 +68,7 @@ def plan(args: argparse.Namespace) -> None:
     bar,
     args.workers,
     args.time_limit,
+    args.media_root,
   )
   print(planning.plan_table(planning.plan_pool(*given)))
 
@@ -84,8 +86,10 @@ def build(args: argparse.Namespace) -> None:
     limits=store.Limits(args.time_limit, args.max_bad_share, args.max_long_share),
     workers=args.workers,
     overwrite=args.overwrite,
+    media_root=args.media_root,
   )
   _print_summary(args.out, metadata)
+  print("\n".join(oddities.lines(metadata["clips"], args.times)))
   if len(limits := {bucket.response for bucket in args.buckets}) > 1:
     sizes = " or ".join(map(str, sorted(limits)))
     print(f"T is {sizes}, by the bucket: it limits what the student may write about a prompt")
@@ -162,7 +166,11 @@ def check(args: argparse.Namespace) -> None:
       against=args.against,
       with_media=not args.no_media,
       workers=args.workers,
+      media_root=args.media_root,
     )
+    bar = functools.partial(Progress, label="clips")
+    if not args.no_media:
+      found.lines += clocks.of_clips(found.clips, args.times, bar, args.workers)
   print("\n".join(found.lines))
   if found.fatal:
     raise UserError("; ".join(found.fatal))
@@ -293,9 +301,9 @@ def _add_toolkit(commands: Any) -> None:
   one.add_argument("--k", type=int, default=0, help=k_help)
   text = "look at the annotations alone: clips need not be there, nor are they compared"
   one.add_argument("--no-media", action="store_true", help=text)
-  workers = {"type": int, "default": 2, "help": "processes that read (default: %(default)s)"}
-  one.add_argument("--workers", **workers)
   one.add_argument("--max-bad-share", **share)
+  one.add_argument("--workers", **workers | {"help": "processes that read clips (default: 2)"})
+  pool_collect.add_clip_flags(one)
   _add_rules(one)
   one = commands.add_parser("import", help="prompts of another project -> JSON Lines")
   one.set_defaults(run=import_file)
@@ -381,6 +389,7 @@ def _add_media_flags(group: argparse._ArgumentGroup) -> None:
     help="hf_video (transformers): --video-pixels limits a clip's frames together; utils_video "
     "(qwen-vl-utils): each frame, and clips give even numbers of frames; default: %(default)s",
   )
+  pool_collect.add_clip_flags(group)
   add("--video-pixels", type=parse_pixels, metavar="LEAST,MOST", help="default: of the style")
   add("--image-pixels", type=parse_pixels, metavar="LEAST,MOST", help="default: Qwen3-VL's")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
+from rmsd_jax.data import sampling
 from rmsd_jax.tasks import Rules, response
 from rmsd_jax.teacher import collector, request
 from rmsd_jax.teacher.endpoint import Endpoint, Patience
@@ -36,15 +37,16 @@ def collect(args: argparse.Namespace, rules: Rules) -> None:
     extra=args.extra,
     media=args.media,
     frames=args.frames,
+    times=args.times,
     max_side=args.max_side,
     url_prefix=args.url_prefix,
   )
   budget = Budget(args.price_in, args.price_out, args.budget, args.token_budget)
   if args.dry_run:
-    job = collector.look(args.prompts, args.out, how, rules, args.samples)
+    job = collector.look(args.prompts, args.out, how, rules, args.samples, args.media_root)
     _print_estimate(job, budget)
   elif args.partial:
-    job = collector.look(args.prompts, args.out, how, rules, args.samples)
+    job = collector.look(args.prompts, args.out, how, rules, args.samples, args.media_root)
     complete = [line for line in job.lines if not job.missing(line)]
     if not complete:
       raise UserError(f"no prompt has its {args.samples} responses yet; collect before --partial")
@@ -72,6 +74,7 @@ def _collect(args, how: Asking, rules: Rules, budget: Budget) -> None:
       concurrency=args.concurrency,
       budget=budget,
       bad_share=args.max_bad_share,
+      media_root=args.media_root,
     )
   except KeyboardInterrupt:
     kept = collector.journal_path(args.out)
@@ -226,8 +229,22 @@ def _add_media_flags(group: argparse._ArgumentGroup) -> None:
   ):
     text = f"{text} (default: %(default)s)"
     add(name, type=int, default=value, metavar=metavar, help=text)
+  add_clip_flags(group)
   text = "what a record's media path is put behind to make a link"
   add("--url-prefix", default="", metavar="URL", help=text)
+
+
+def add_clip_flags(group: argparse._ArgumentGroup) -> None:
+  """Adds the flags of all commands that read clips: their clock, and where they may lie."""
+  group.add_argument(
+    "--times",
+    default=sampling.Sampling.times,
+    choices=sampling.TIMES,
+    help="clock of clips: stamps, the time stamps of their frames, from the first on; index, frame "
+    "number / header rate, for exact parity with transformers (default: %(default)s)",
+  )
+  text = "folder that media may lie in, too, besides that of the records (links count as they lead)"
+  group.add_argument("--media-root", default="", metavar="FOLDER", help=text)
 
 
 def _add_limit_flags(group: argparse._ArgumentGroup) -> None:

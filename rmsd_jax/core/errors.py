@@ -1,6 +1,7 @@
 """The exceptions that are no faults of this software."""
 
 import operator
+import pathlib
 from collections.abc import Mapping
 
 
@@ -9,6 +10,19 @@ class UserError(Exception):
 
   Commands print it without a traceback and exit with status 2 (see `rmsd_jax.cli`).
   """
+
+
+class MediaError(UserError):
+  """A media file that cannot be used. Attributes: path, reason."""
+
+  def __init__(self, path: str | pathlib.Path, reason: str):
+    super().__init__(str(path), reason)
+    self.path = str(path)
+    self.reason = reason
+
+  def __str__(self) -> str:
+    # A file's contents may have been given as its name.
+    return f"{self.path if len(self.path) <= 500 else self.path[:60] + '...'}: {self.reason}"
 
 
 def check_least(config, least: Mapping[str, float]) -> None:

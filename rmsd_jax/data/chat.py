@@ -55,20 +55,19 @@ class MediaTokens:
       raise ValueError(f"a clip has one timestamp for each count, got {self}")
 
 
-def pair_seconds(indices_N: np.ndarray, fps: float, temporal: int = 2) -> tuple[float, ...]:
+def pair_seconds(seconds_N: np.ndarray, temporal: int = 2) -> tuple[float, ...]:
   """Timestamps of the frame pairs of a clip, as Qwen3-VL's processor computes them.
 
   Args:
-    indices_N: frame numbers in the file, ascending.
-    fps: frames a second of the file.
+    seconds_N: float64 seconds that are told of the frames, ascending.
     temporal: frames in a pair; the last frame is repeated to fill the last pair.
 
   Returns:
-    F seconds: the mean of the times (number / fps) of the first and last frame of each pair.
+    F seconds: the mean of the first and last frame of each pair.
   """
-  # Two divisions and then the mean, in Python's floats: the order decides what ".1f" prints.
-  groups = images.pad_to_multiple(np.asarray(indices_N), temporal).reshape(-1, temporal).tolist()
-  return tuple((group[0] / fps + group[-1] / fps) / 2 for group in groups)
+  # The mean in Python's floats, after the seconds: the order decides what ".1f" prints.
+  groups = images.pad_to_multiple(np.asarray(seconds_N), temporal).reshape(-1, temporal).tolist()
+  return tuple((group[0] + group[-1]) / 2 for group in groups)
 
 
 class ChatTokenizer:

@@ -1,10 +1,12 @@
-"""Work in child processes that can be stopped: a hung or crashing decoder costs one record.
+"""Work in child processes that can be stopped: a decoder that hangs, crashes or takes all memory
+costs one record.
 
 `concurrent.futures` cannot end a task that hangs inside a C library; a process can be killed.
 """
 
 import dataclasses
 import multiprocessing
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,12 +15,16 @@ from typing import Any
 
 from rmsd_jax.core.errors import UserError
 
+MEMORY = 4 * 2**30  # bytes that a child may take for its tasks, beyond what it starts with
 AHEAD = 4  # tasks per child that may be finished before their turn; bounds memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """A task without a result: `kind` is the class of the error, or "TimeLimit", or "Crash"."""
+  """A task without a result.
+
+  `kind` is the class of the error, or "TimeLimit", "MemoryLimit" or "Crash".
+  """
 
   kind: str
   reason: str
@@ -182,6 +188,7 @@ def _collect(children: list[_Child]) -> dict[int, Any]:
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its children
+  _limit_memory()
   pipe.send("ready")
   while True:
     task = pipe.recv()
@@ -189,4 +196,20 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
       result = work(task)
     except UserError as fault:
       result = Failure(type(fault).__name__, str(fault))
+    except MemoryError:
+      result = Failure("MemoryLimit", f"took more than {MEMORY / 2**30:g} GiB of memory")
     pipe.send(result)
+
+
+def _limit_memory() -> None:
+  """Bounds what the process may take: one record must not end the others by the kernel's choice."""
+  try:
+    with open("/proc/self/statm") as file:
+      data = int(file.read().split()[5]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = data + MEMORY
+    resource.setrlimit(
+      resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+    )
+  except OSError:
+    pass  # not Linux: there is no such limit

@@ -17,6 +17,7 @@ MAX_ASPECT = 200  # of the model's release; beyond it a side would be less than 
 _UTILS_MAX_TOKENS = 768  # qwen-vl-utils: visual tokens of one frame, at most
 _UTILS_TOTAL_TOKENS = 128_000 * 0.9  # qwen-vl-utils: share of the context that one clip may take
 _BLOCK = 64  # outputs of one matrix product in the resize; a speed matter only
+_PIXELS_AT_ONCE = 2**23  # of a plane in the resize, as floats; bounds its memory
 
 # Default (least, most) pixels in tokens of factor x factor pixels. hf_*: the released
 # preprocessor files; utils_video: qwen-vl-utils.
@@ -174,13 +175,20 @@ def resize_bicubic(
   across = _taps(source_width, width, flavour)
   down = _taps(source_height, height, flavour)
   result_NHWC = np.empty((frames, height, width, channels), np.uint8)
+  rows = max(1, _PIXELS_AT_ONCE // source_width)
   for frame_HWC, out_HWC in zip(frames_NHWC, result_NHWC, strict=True):
-    # Rows first or columns first shows in the rounding of "hf": along the width first, as torch.
-    # [H, W, C] -> [C, H, W]; a pass works along axis 1, so that the first one turns the planes.
-    planes = np.moveaxis(frame_HWC, -1, 0).astype(across.matrix.dtype)
-    planes = _apply(across, planes.swapaxes(1, 2)).swapaxes(1, 2)
-    planes = _apply(down, np.ascontiguousarray(planes))
-    out_HWC[:] = np.moveaxis(np.clip(np.rint(planes), 0, 255), 0, -1)
+    for channel in range(channels):
+      # Rows first or columns first shows in the rounding of "hf": along the width first, as torch.
+      # A pass works along axis 0, so that the first one turns the plane.
+      plane = np.concatenate(
+        [
+          _apply(across, frame_HWC[row : row + rows, :, channel].T.astype(across.matrix.dtype))
+          for row in range(0, source_height, rows)
+        ],
+        axis=1,
+      )
+      plane = _apply(down, np.ascontiguousarray(plane.T))
+      out_HWC[..., channel] = np.clip(np.rint(plane), 0, 255)
   return result_NHWC
 
 
@@ -235,13 +243,13 @@ def _cubic(x: np.ndarray) -> np.ndarray:
   return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-def _apply(taps: _Taps, planes: np.ndarray) -> np.ndarray:
-  """One pass along axis 1 of [channels, inputs, others]; only the band of each block is touched."""
+def _apply(taps: _Taps, plane: np.ndarray) -> np.ndarray:
+  """One pass along axis 0 of [inputs, others]; only the band of each block is touched."""
   blocks = [
-    taps.matrix[row * _BLOCK : (row + 1) * _BLOCK, low:high] @ planes[:, low:high]
+    taps.matrix[row * _BLOCK : (row + 1) * _BLOCK, low:high] @ plane[low:high]
     for row, (low, high) in enumerate(taps.bands)
   ]
-  result = np.concatenate(blocks, axis=1)
+  result = np.concatenate(blocks)
   if taps.shift is None:
     return result
   # Fixed point: half a unit is added before the fraction is cut off, and each pass clips to a byte.

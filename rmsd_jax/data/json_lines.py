@@ -91,8 +91,16 @@ class Line:
     return dataclasses.replace(record, clip=self.clip)
 
 
-def scan(jsonl: Sequence[str | os.PathLike], rules: Rules, quarantine: Quarantine) -> list[Line]:
+def scan(
+  jsonl: Sequence[str | os.PathLike],
+  rules: Rules,
+  quarantine: Quarantine,
+  media_root: str | None = None,
+) -> list[Line]:
   """Finds the well-formed records of all files; the others go to the quarantine.
+
+  Args:
+    media_root: see `outside`; None: media are not read, and may lie anywhere.
 
   Raises:
     UserError: a file is missing, no record is usable, or a clip is in both splits.
@@ -102,6 +110,9 @@ def scan(jsonl: Sequence[str | os.PathLike], rules: Rules, quarantine: Quarantin
   for path in map(str, jsonl):
     for number, offset, size, record in read(path, rules, root):
       total += 1
+      if media_root is not None and isinstance(record, records.Record):
+        if reason := outside(record, os.path.dirname(os.path.abspath(path)), media_root):
+          record = records.RecordFault(number, reason)
       if isinstance(record, records.RecordFault):
         quarantine.add(path, number, "", "RecordFault", record.reason)
         continue
@@ -115,7 +126,8 @@ def scan(jsonl: Sequence[str | os.PathLike], rules: Rules, quarantine: Quarantin
   quarantine.total = total
   quarantine.check()
   if not lines:
-    raise UserError(f"no record in {', '.join(map(str, jsonl))}; a pool needs at least one")
+    why = f" ({quarantine.first})" if quarantine.first else ""
+    raise UserError(f"no record in {', '.join(map(str, jsonl))}{why}; a pool needs at least one")
   _check_clips(lines.values())
   return list(lines.values())
 
@@ -123,6 +135,27 @@ def scan(jsonl: Sequence[str | os.PathLike], rules: Rules, quarantine: Quarantin
 def common_folder(jsonl: Sequence[str | os.PathLike]) -> str:
   """The innermost folder that holds all files."""
   return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in jsonl])
+
+
+def outside(record: records.Record, folder: str, media_root: str) -> str:
+  """What is wrong with where a record's media lie; "" if nothing is.
+
+  A file of records may come from anywhere, and what it names is shown to a teacher: so it may name
+  files in its own folder, and in one that is given for them. Links count where they lead.
+
+  Args:
+    folder: of the file of records.
+    media_root: a folder that its media may lie in, too; "": none.
+  """
+  allowed = [os.path.realpath(root) for root in (folder, media_root) if root]
+  for medium in record.media:
+    path = os.path.realpath(os.path.join(folder, medium.path))
+    if not any(os.path.commonpath([path, root]) == root for root in allowed):
+      return (
+        f"the file {medium.path!r} lies outside the folder of its records; if it may be read, name "
+        "a folder that holds it with --media-root"
+      )
+  return ""
 
 
 def read(

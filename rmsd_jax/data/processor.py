@@ -18,18 +18,12 @@ import numpy as np
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket, PromptGroups
 from rmsd_jax.data import chat, images, media, prompts
+from rmsd_jax.data.messages import Medium, image_of, media_of
 from rmsd_jax.data.prompts import Prompt
-
-_ROLES = ("system", "user", "assistant")
-_ITEM_KEYS = {  # type of a content item: (allowed keys, required keys)
-  "text": ({"type", "text"}, {"type", "text"}),
-  "image": ({"type", "image"}, {"type", "image"}),
-  "video": ({"type", "video", "start", "end"}, {"type", "video"}),
-}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Medium:
+class _Read:
   """One image or clip, ready for the model: patches_FSC, its grid, its times, its token layout."""
 
   patches_FSC: np.ndarray
@@ -75,6 +69,7 @@ class Processor:
     folder: str | pathlib.Path,
     *,
     sampling: media.Sampling | None = None,
+    times: str | None = None,
     video_style: str = "hf_video",
     video_pixels: tuple[int, int] | None = None,
     image_pixels: tuple[int, int] | None = None,
@@ -88,6 +83,8 @@ class Processor:
       folder: holds config.json, the tokenizer's files and the chat template.
       sampling: which frames of a clip are read; None: the released model's rule, or that of
         qwen-vl-utils for its style.
+      times: the clock of the sampling, "stamps" or "index" (exact parity with transformers), see
+        `media.Sampling`; None: as `sampling` says.
       video_style: "hf_video" or "utils_video", see `images.Budget`.
       video_pixels, image_pixels: (least, most) pixels; None takes the default of the style.
       outer_vision_wrapper: see `chat.ChatTokenizer.encode_messages`.
@@ -101,7 +98,8 @@ class Processor:
     self.video = budget(video_style, video_pixels)
     self.image = budget("hf_image", image_pixels)
     # The pixels and the frames of qwen-vl-utils go together.
-    self.sampling = sampling or media.Sampling(even=video_style == "utils_video")
+    sampling = sampling or media.Sampling(even=video_style == "utils_video")
+    self.sampling = dataclasses.replace(sampling, times=times or sampling.times)
     self.outer_vision_wrapper = outer_vision_wrapper
     self.layout = prompts.Layout(patch, merge, temporal, self.tokenizer.pad)
 
@@ -115,6 +113,8 @@ class Processor:
     Raises:
       media.MediaError, UserError: as `prompt`; a prompt does not fit the bucket.
     """
+    if isinstance(conversations, str | Mapping):
+      raise UserError(f"a conversation is a list of messages, not {conversations!r:.80}")
     # Told apart by what is inside: messages, or lists of messages.
     single = bool(conversations) and isinstance(conversations[0], Mapping)
     several = [conversations] if single else conversations
@@ -126,8 +126,11 @@ class Processor:
     Args:
       messages: [{"role": "system" | "user" | "assistant", "content": str or list of items}], the
         last one by the user. Items: {"type": "text", "text": str},
-        {"type": "image", "image": path} and {"type": "video", "video": path, "start": seconds,
-        "end": seconds} with optional start and end.
+        {"type": "image", "image": image} and {"type": "video", "video": path, "start": seconds,
+        "end": seconds} with optional start and end, on the clock of the file from its first frame
+        on; or {"type": "video", "video": list of images, "times": list of seconds} (or
+        "sample_fps": frames a second), of which all are taken. An image is a path, a file://
+        address, a data: address in base64, a PIL image, or uint8 [H, W, 3].
 
     Returns:
       The prompt, ending with the header of the assistant's turn.
@@ -136,9 +139,7 @@ class Processor:
       media.MediaError: a file is missing or cannot be decoded, or the window is empty.
       UserError: a message is malformed, a text holds a control token, a picture is too elongated.
     """
-    check_messages(messages)
-    items = [item for message in messages for item in _items(message)]
-    read_media = [self._read(item) for item in items if item["type"] != "text"]
+    read_media = [self._read(medium) for medium in media_of(messages)]
     # The pads stand for visual tokens one by one, in the order in which the messages name the
     # media.
     ids_P = np.asarray(
@@ -171,9 +172,7 @@ class Processor:
     Raises:
       media.MediaError, UserError: as `prompt`.
     """
-    check_messages(messages)
-    items = [item for message in messages for item in _items(message) if item["type"] != "text"]
-    plans = [self._plan(item) for item in items]
+    plans = [self._plan(medium) for medium in media_of(messages)]
     # Tokenised in full: timestamps and the question decide P as the frames do.
     tokens = [plan.layout for plan in plans]
     ids = self.tokenizer.encode_messages(messages, tokens, self.outer_vision_wrapper)
@@ -215,44 +214,48 @@ class Processor:
       pictures.append(frames_NHWC.reshape(-1, *frames_NHWC.shape[2:]))
     return pictures
 
-  def _plan(self, item: Mapping) -> MediaPlan:
+  def _plan(self, medium: Medium) -> MediaPlan:
     """The frames, size and tokens of one image or clip."""
-    if item["type"] == "image":
-      source = media.load_image(item["image"]).shape
-      budget = self.image
-      count = 1
-      seconds_F = ()
+    budget = self.image if medium.kind == "image" else self.video
+    seconds_N = np.zeros(0)
+    if medium.kind == "image":
+      source = image_of(medium.source).shape
+    elif medium.times_N is not None:
+      seconds_N = medium.times_N
+      source = image_of(medium.source[0]).shape
     else:
-      clip = media.look(item["video"], item.get("start"), item.get("end"), self.sampling)
+      clip = media.look(medium.source, medium.start, medium.end, self.sampling)
+      seconds_N = clip.seconds_N
       source = clip.frames_NHWC.shape[1:]
-      budget = self.video
-      count = len(clip.indices_N)
-      seconds_F = chat.pair_seconds(clip.indices_N, clip.fps, self.video.temporal)
+    count = max(1, len(seconds_N))
+    seconds_F = chat.pair_seconds(seconds_N, self.video.temporal) if len(seconds_N) else ()
     height, width = budget.size(count, *source[:2])
     per_pair = (height // budget.factor) * (width // budget.factor)
-    layout = chat.MediaTokens(item["type"], (per_pair,) * max(1, len(seconds_F)), seconds_F)
+    layout = chat.MediaTokens(medium.kind, (per_pair,) * max(1, len(seconds_F)), seconds_F)
     return MediaPlan(count, height, width, layout)
 
-  def _read(self, item: Mapping) -> _Medium:
+  def _read(self, medium: Medium) -> _Read:
     """Decodes, resizes and cuts one image or clip."""
     # An image has no time; `patchify` repeats its one frame to a pair.
-    if item["type"] == "image":
-      frame_HWC = _fit(self.image, 1, media.load_image(item["image"]))
+    if medium.kind == "image":
+      frame_HWC = _fit(self.image, 1, image_of(medium.source))
       return self._pack("image", frame_HWC[None], np.full((1, 2), np.nan, np.float32), ())
     # Resized as they are decoded, so that one frame of full size is in memory and not all.
-    clip = media.decode(
-      item["video"],
-      item.get("start"),
-      item.get("end"),
-      self.sampling,
-      transform=functools.partial(_fit, self.video),
-    )
+    fit = functools.partial(_fit, self.video)
+    if medium.times_N is not None:
+      times_N = seconds_N = medium.times_N
+      frames_NHWC = _listed(medium.source, fit)
+    else:
+      window = (medium.start, medium.end)
+      clip = media.decode(medium.source, *window, self.sampling, transform=fit)
+      times_N = clip.times_N
+      seconds_N = clip.seconds_N
+      frames_NHWC = clip.frames_NHWC
     # [N] -> [F, 2]: first and last time of each pair, on the clock of the file.
     temporal = self.video.temporal
-    times_N = images.pad_to_multiple(clip.times_N, temporal).astype(np.float32)
+    times_N = images.pad_to_multiple(times_N, temporal).astype(np.float32)
     times_F2 = times_N.reshape(-1, temporal)[:, [0, -1]]
-    seconds_F = chat.pair_seconds(clip.indices_N, clip.fps, temporal)
-    return self._pack("video", clip.frames_NHWC, times_F2, seconds_F)
+    return self._pack("video", frames_NHWC, times_F2, chat.pair_seconds(seconds_N, temporal))
 
   def _pack(
     self,
@@ -260,7 +263,7 @@ class Processor:
     frames_NHWC: np.ndarray,
     times_F2: np.ndarray,
     seconds_F: tuple[float, ...],
-  ) -> _Medium:
+  ) -> _Read:
     """Cuts resized frames into patches and counts the tokens of each pair."""
     budget = self.video  # of its geometry, which images share
     patches_FSC = images.patchify(frames_NHWC, budget.patch, budget.temporal, budget.merge)
@@ -268,7 +271,7 @@ class Processor:
     rows, columns = (size // budget.patch for size in frames_NHWC.shape[1:3])
     counts_F = (patches // budget.merge**2,) * frames
     tokens = chat.MediaTokens(kind, counts_F, seconds_F)
-    return _Medium(patches_FSC, (rows, columns), times_F2, tokens)
+    return _Read(patches_FSC, (rows, columns), times_F2, tokens)
 
 
 def patches_from_picture(
@@ -320,47 +323,24 @@ def read_geometry(folder: str | pathlib.Path) -> tuple[int, int, int]:
   return sizes
 
 
-def check_messages(messages: Sequence[Mapping]) -> None:
-  """Checks a conversation against the form that `Processor.prompt` describes.
-
-  Raises:
-    UserError: names the message, the key or the value at fault.
-  """
-  # Keys are held against a list: a template would pass over a misspelt one without a word.
-  for number, message in enumerate(messages):
-    if set(message) != {"role", "content"} or message["role"] not in _ROLES:
-      raise UserError(
-        f"message {number} is {dict(message)!r:.80}; needed are the keys 'content' and 'role', one "
-        f"of {', '.join(_ROLES)}"
-      )
-    content = message["content"]
-    if not isinstance(content, str | Sequence):
-      raise UserError(f"message {number} has content {content!r:.80}; give text or a list of items")
-    for item in _items(message):
-      _check_item(number, item)
-  if not messages or messages[-1]["role"] != "user":
-    raise UserError("the last message of a prompt must have the role 'user'")
-
-
-def _check_item(number: int, item: Mapping) -> None:
-  kind = item.get("type")
-  if kind not in _ITEM_KEYS:
-    raise UserError(f"message {number} has an item of type {kind!r}; known: text, image, video")
-  allowed, required = _ITEM_KEYS[kind]
-  if not required <= set(item) <= allowed:
-    raise UserError(
-      f"message {number} has a {kind} item with keys {', '.join(sorted(item))}; required: "
-      f"{', '.join(sorted(required))}; allowed: {', '.join(sorted(allowed))}"
-    )
-
-
-def _items(message: Mapping) -> Sequence[Mapping]:
-  content = message["content"]
-  return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
 def _fit(budget: images.Budget, frames: int, picture_HWC: np.ndarray) -> np.ndarray:
   """Resizes one of `frames` pictures to the budget."""
   # The number of frames matters: a clip's limit is on the pixels of all of them.
   height, width = budget.size(frames, *picture_HWC.shape[:2])
   return images.resize_bicubic(picture_HWC[None], height, width, budget.flavour)[0]
+
+
+def _listed(frames: Sequence, fit) -> np.ndarray:
+  """The images of a clip that is given as a list of them, resized: uint8 [N, H, W, 3]."""
+  fitted = []
+  size = None
+  for number, frame in enumerate(frames):
+    picture_HWC = image_of(frame)
+    size = size or picture_HWC.shape
+    if picture_HWC.shape != size:
+      raise UserError(
+        f"frame {number} of a video has {picture_HWC.shape[1]} x {picture_HWC.shape[0]} pixels, "
+        f"the first {size[1]} x {size[0]}; give frames of one size"
+      )
+    fitted.append(fit(len(frames), picture_HWC))
+  return np.stack(fitted)

@@ -39,7 +39,10 @@ class RecordFault(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-  """One image, or the seconds `start` to `end` of a video (None: from its first, to its last)."""
+  """One image, or the seconds `start` to `end` of a video (None: from its first, to its last).
+
+  Seconds run on the time stamps of the file, from its first frame on.
+  """
 
   type: str  # "video" or "image"
   path: str  # relative to the folder of the JSONL file, or absolute

@@ -25,7 +25,7 @@ from etils import epy
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
-from rmsd_jax.data import chat, children, prompts, records, rows
+from rmsd_jax.data import chat, children, oddities, prompts, records, rows
 from rmsd_jax.data.json_lines import Line, Progress, Quarantine, scan, usable
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.tasks import Rules
@@ -86,6 +86,11 @@ class Pool:
   @property
   def layout(self) -> prompts.Layout:
     return prompts.Layout(**self.metadata["layout"])
+
+  @property
+  def times(self) -> str:
+    """The clock of its clips, see `media.Sampling`; pools of before it could be chosen: "index"."""
+    return self.metadata["processor"]["sampling"].get("times", "index")
 
   @property
   def identity(self) -> dict[str, Any]:
@@ -170,11 +175,12 @@ def build(
   limits: Limits = Limits(),
   workers: int = 2,
   overwrite: bool = False,
+  media_root: str = "",
 ) -> dict[str, Any]:
   """Builds a pool from JSON Lines files.
 
-  Unusable lines go to quarantine.jsonl. Rows are stored in an order that depends on their ids
-  alone. If the build fails, its quarantine file is kept as OUT_DIR.quarantine.jsonl.
+  Unusable lines go to quarantine.jsonl; a failed build keeps OUT_DIR.quarantine.jsonl. The order
+  of rows depends on their ids alone.
 
   Args:
     jsonl: files of `records`; relative media paths are relative to the folder of their file.
@@ -182,9 +188,8 @@ def build(
     processor, rules: every child process gets a copy.
     buckets: padded sizes (P, T, F, S); a row takes the smallest that holds it.
     progress: called with the number of lines that will be decoded.
-    limits: see `Limits`.
     workers: child processes that decode, at least 1.
-    overwrite: replace a pool that is there already.
+    overwrite, media_root: replace a pool that is there; see `json_lines.outside`.
 
   Returns:
     The metadata of the pool.
@@ -203,7 +208,7 @@ def build(
   stage.mkdir(parents=True)
   try:
     with Quarantine(stage / _QUARANTINE, kept, limits.bad_share) as quarantine:
-      lines = scan(jsonl, rules, quarantine)
+      lines = scan(jsonl, rules, quarantine, media_root)
       work = _Work(processor, rules, buckets)
       with progress(len(lines)) as bar:
         counts = _write(stage, lines, work, workers, limits, quarantine, bar)
@@ -259,16 +264,16 @@ def _settings(jsonl, processor: Processor, rules: Rules, buckets) -> dict[str, A
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-  """Line -> stored row; runs in child processes."""
+  """Line -> stored row, and what is odd about its clips; runs in child processes."""
 
   processor: Processor
   rules: Rules
   buckets: tuple[Bucket, ...]
 
-  def __call__(self, line: Line) -> dict[str, Any]:
+  def __call__(self, line: Line) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
     record = line.read(self.rules)
     row = rows.make_row(record, line.number, line.folder, self.processor, self.rules, self.buckets)
-    return rows.encode(row)
+    return rows.encode(row), oddities.of_record(record, line.folder)
 
 
 def _write(
@@ -287,6 +292,7 @@ def _write(
   it sorts through files that it opens with TensorFlow.
   """
   counts = collections.Counter()
+  clips = oddities.Tally()
   most = 0
 
   def made(split: str) -> Iterator[dict]:
@@ -295,8 +301,9 @@ def _write(
     chosen = [line for line in lines if line.split == split]
     chosen.sort(key=lambda line: hashlib.sha256(line.id.encode()).digest())
     results = children.run(work, chosen, workers, limits.seconds)
-    for _, row in usable(results, quarantine, bar):
+    for _, (row, notes) in usable(results, quarantine, bar):
       used += 1
+      clips.notes |= notes
       most = max(most, len(row["tokens_K"]))
       counts.update(_count(row, work.buckets))
       yield row
@@ -316,6 +323,7 @@ def _write(
     "k": most,
     "rows": per_task,
     **{name: counts[name] for name in names},
+    "clips": clips.summary(),
     "quarantined": dict(sorted(quarantine.kinds.items())),
   }
 

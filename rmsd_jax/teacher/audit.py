@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data import batch, json_lines, records, rows, store
+from rmsd_jax.data import batch, json_lines, oddities, records, rows, store
 from rmsd_jax.tasks import Rules
 from rmsd_jax.teacher import truth_audit
 from rmsd_jax.teacher.truth_audit import named
@@ -26,6 +26,7 @@ class Findings:
 
   lines: list[str] = dataclasses.field(default_factory=list)
   fatal: list[str] = dataclasses.field(default_factory=list)
+  clips: list[str] = dataclasses.field(default_factory=list)  # video files of usable lines
 
   def shared(self, what: str, pairs: Sequence[tuple[str, str]], remedy: str) -> None:
     """Reports pairs that must not be there; `what` is their kind."""
@@ -83,6 +84,7 @@ def of_files(
   against: str = "",
   with_media: bool = True,
   workers: int = 2,
+  media_root: str = "",
 ) -> Findings:
   """Looks at every line of JSON Lines files, and for every media file.
 
@@ -94,18 +96,20 @@ def of_files(
     with_media: whether to look for media files, at their contents, and at the lengths of clips
       whose questions have answers in seconds.
     workers: child processes that read the headers of clips.
+    media_root: a folder that media may lie in, besides that of their file.
 
   Raises:
     UserError: a file is missing.
   """
   root = json_lines.common_folder(jsonl)
   spans = truth_audit.spans(jsonl, rules, progress, workers) if with_media else {}
-  sweep = _Sweep(rules, with_media, spans)
+  sweep = _Sweep(rules, with_media, spans, media_root)
   for path in jsonl:
     for number, _, _, record in json_lines.read(path, rules, root):
       place = f"line {number}" if len(jsonl) == 1 else f"{path} line {number}"
       sweep.look(path, place, record)
   found = sweep.findings(bad_share)
+  found.clips = sorted(sweep.videos)
   found.lines += sweep.tally.lines(k)
   remedy = "give all questions of a clip one split"
   train, test = (sweep.clips[split] for split in records.SPLITS)
@@ -161,6 +165,11 @@ def of_pool(
         tally.add(f"{split} {row.id!r}", about, row.question, row.texts, row.finish_reasons)
         bar.update(1)
     found.lines.append(f"{split}: {len(opened)} rows are sound")
+  # A pool of before clocks could be chosen says nothing of its clips.
+  if "clips" in metadata:
+    found.lines += oddities.lines(metadata["clips"], opened.times)
+  else:
+    found.lines.append("clips: times by frame number / header rate, as all pools once had it")
   found.lines += tally.lines(k)
   train, test = (frames.get(split, {}) for split in records.SPLITS)
   same = [(clip, test[digest]) for digest, clip in train.items() if digest in test]
@@ -225,10 +234,12 @@ def same_bytes(
 class _Sweep:
   """One pass over the lines of JSON Lines files."""
 
-  def __init__(self, rules: Rules, with_media: bool, spans: truth_audit.Spans):
+  def __init__(self, rules: Rules, with_media: bool, spans: truth_audit.Spans, media_root: str):
     self.rules = rules
     self.with_media = with_media
     self.spans = spans
+    self.media_root = media_root
+    self.videos: set[str] = set()
     self.tally = Tally()
     self.notes = truth_audit.Notes()
     self.faults = collections.defaultdict(list)  # (kind, pattern) -> [(place, reason)]
@@ -257,6 +268,8 @@ class _Sweep:
     self.tasks[f"{record.split} {record.task}"] += 1
     self.clips[record.split][record.clip] = None
     self.media[record.split] |= set(_files(record, folder))
+    videos = zip(record.media, _files(record, folder), strict=True)
+    self.videos |= {path for medium, path in videos if medium.type == "video"}
     texts = [response.text for response in record.responses]
     reasons = [response.finish_reason for response in record.responses]
     about = (record.clip, record.media, record.options)
@@ -275,6 +288,8 @@ class _Sweep:
       wrong.append(("ground truth", f"{record.task}: {fault}"))
     elif fault := truth_audit.unmet(record, folder, self.spans):
       wrong.append(fault)
+    if outside := json_lines.outside(record, folder, self.media_root):
+      return [*wrong, ("media", outside)]
     for media in record.media if self.with_media else ():
       path = os.path.join(folder, media.path)
       if not os.path.isfile(path):

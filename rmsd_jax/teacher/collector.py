@@ -111,6 +111,7 @@ def prepare(
   rules: Rules,
   samples: int,
   quarantine: Quarantine,
+  media_root: str = "",
 ) -> Job:
   """Reads the prompts.
 
@@ -120,6 +121,8 @@ def prepare(
     rules: the tasks.
     samples: K, the responses that every prompt is to have of this teacher.
     quarantine: takes the lines that are no usable records.
+    media_root: a folder that media may lie in, besides that of their file. Links are not read, and
+      may name anything.
 
   Raises:
     UserError: no line is usable, the settings contradict each other, or `out` lies elsewhere.
@@ -131,7 +134,8 @@ def prepare(
       f"--temperature 0 gives {samples} times the same response; raise it, or take --samples 1"
     )
   job = Job(asking_, rules, [], {}, {}, collections.defaultdict(list), quarantine.kinds)
-  for line in scan(prompts, rules, quarantine):
+  root = media_root if asking_.media == "frames" else None
+  for line in scan(prompts, rules, quarantine, root):
     record = line.read(rules)
     if fault := rules.validate(record.task, record.answer, record.options):
       quarantine.add(line.path, line.number, line.id, "RecordFault", fault)
@@ -188,11 +192,12 @@ def collect(
   concurrency: int = 8,
   budget: Budget = UNBOUNDED,
   bad_share: float = 0.05,
+  media_root: str = "",
 ) -> Job:
   """Asks for what is missing, then writes `out`.
 
   Args:
-    prompts, out, asking_, rules, samples: see `prepare`.
+    prompts, out, asking_, rules, samples, media_root: see `prepare`.
     endpoint: where the teacher is.
     progress: called with the number of responses and, as `start`, those that are there.
     concurrency: calls under way at most.
@@ -214,7 +219,7 @@ def collect(
     Quarantine(failures, failures, bad_share) as quarantine,
   ):
     try:
-      job = prepare(prompts, out, asking_, rules, samples, quarantine)
+      job = prepare(prompts, out, asking_, rules, samples, quarantine, media_root)
       job.take(journal_path(out), journal_.entries)
       there = sum(map(len, job.answers.values()))
       with progress(sum(job.wanted.values()), start=there) as bar:
@@ -232,6 +237,7 @@ def look(
   asking_: Asking,
   rules: Rules,
   samples: int = 4,
+  media_root: str = "",
 ) -> Job:
   """What is there and what is missing; asks for nothing and writes nothing.
 
@@ -240,7 +246,7 @@ def look(
   """
   _check_out(prompts, out)
   with Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
-    job = prepare(prompts, out, asking_, rules, samples, quarantine)
+    job = prepare(prompts, out, asking_, rules, samples, quarantine, media_root)
   job.take(journal_path(out), journal.read_entries(journal_path(out), asking_.settings()))
   return job
 

@@ -23,6 +23,7 @@ from rmsd_jax.data.records import FINISH_REASONS
 from rmsd_jax.teacher.request import Tokens
 
 VERSION = 1
+_BEFORE = {"times": "index"}  # settings that came later, and what held until then
 LOST = "lost"  # finish_reason of an entry that is a cost alone
 
 
@@ -148,6 +149,8 @@ def _read(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[list[Entry],
       whole += len(raw)
   if not entries:
     return [], 0  # nothing was paid for, so nothing holds the settings
+  # What a journal says nothing of was as it was before it could be chosen.
+  begun = {name: value for name, value in _BEFORE.items() if name in settings} | begun
   _check(path, begun, {"journal": VERSION, **settings})
   return entries, whole
 

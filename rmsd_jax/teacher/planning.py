@@ -9,12 +9,13 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
-from rmsd_jax.data import children, rows
+from rmsd_jax.data import children, oddities, rows
 from rmsd_jax.data.json_lines import Line, Progress, Quarantine, scan
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.tasks import Rules
@@ -31,11 +32,15 @@ class Plan:
     needs_N4: int, per usable record the smallest bucket (P, T, F, S) that holds it; T is 0 where no
       response ended by itself.
     media: (kind, frames, height, width, tokens) -> number of images or clips.
+    clips: what is odd about the clocks of clips, see `oddities.Tally.summary`.
+    times: the clock of the sampling.
     unusable: reason of the first unusable record of each kind, and their number.
   """
 
   needs_N4: np.ndarray
   media: collections.Counter
+  clips: dict[str, Any]
+  times: str
   unusable: dict[str, tuple[int, str]]
 
 
@@ -46,6 +51,7 @@ def plan_pool(
   progress: Callable[[int], Progress],
   workers: int = 2,
   limit_s: float = 60.0,
+  media_root: str = "",
 ) -> Plan:
   """Looks at every record of JSON Lines files.
 
@@ -53,13 +59,15 @@ def plan_pool(
     processor, rules: every child process gets a copy.
     progress: called with the number of records that will be looked at.
     workers, limit_s: child processes that read headers, and seconds that each has for a record.
+    media_root: a folder that media may lie in, besides that of their file.
 
   Raises:
     UserError: a file is missing, or no record is usable.
   """
   found, media, unusable = [], collections.Counter(), {}
+  clips = oddities.Tally()
   with Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
-    lines = scan(jsonl, rules, quarantine)
+    lines = scan(jsonl, rules, quarantine, media_root)
   for kind, count in quarantine.kinds.items():
     unusable[kind] = (count, quarantine.first)
   with progress(len(lines)) as bar:
@@ -70,20 +78,21 @@ def plan_pool(
       else:
         found.append(made[0])
         media.update(made[1])
+        clips.notes |= made[2]
       bar.update(1)
   if not found:
     raise UserError(f"no record is usable: {'; '.join(first for _, first in unusable.values())}")
-  return Plan(np.array(found), media, unusable)
+  return Plan(np.array(found), media, clips.summary(), processor.sampling.times, unusable)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-  """Line -> (its smallest bucket, sizes of its media); runs in child processes."""
+  """Line -> (its smallest bucket, sizes of its media, what is odd of them); runs in children."""
 
   processor: Processor
   rules: Rules
 
-  def __call__(self, line: Line) -> tuple[Bucket, list[tuple]]:
+  def __call__(self, line: Line) -> tuple[Bucket, list[tuple], dict[str, tuple[str, ...]]]:
     record = rows.trimmed(line.read(self.rules), self.rules)
     bucket, plans = self.processor.plan(rows.messages(record, line.folder, self.rules))
     ended = [r.text for r in record.responses if r.finish_reason == "stop"]
@@ -91,7 +100,7 @@ class _Look:
       (len(self.processor.tokenizer.encode_response(reply)) for reply in ended), default=0
     )
     sizes = [(p.layout.kind, p.frames, p.height, p.width, p.tokens) for p in plans]
-    return bucket._replace(response=longest), sizes
+    return bucket._replace(response=longest), sizes, oddities.of_record(record, line.folder)
 
 
 def suggested(needs_N4: np.ndarray, share: float = 1.0) -> Bucket:
@@ -134,5 +143,6 @@ def plan_table(found: Plan) -> str:
     lines.append("no responses: choose T, the most tokens that the student may write (1024?)")
   pixels = sum(count * f * h * w for (_, f, h, w, _), count in found.media.items())
   lines.append(f"pictures: at most {3 * pixels / 1e9:,.3g} GB on disk (lossless PNG)")
+  lines += oddities.lines(found.clips, found.times)
   lines += [f"{count} unusable: {first}" for count, first in found.unusable.values()]
   return "\n".join(lines)

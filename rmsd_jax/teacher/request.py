@@ -106,6 +106,7 @@ class Asking:
     extra: further fields of the request; they replace the others, and null removes one.
     media: "frames" sends JPEG files, "url" links.
     frames: of a clip; all, if it has fewer.
+    times: the clock of the times between them, see `media.Sampling`.
     max_side: pixels of a picture's longer side; larger ones are scaled down.
     url_prefix: what a record's media path is put behind to make a link.
   """
@@ -118,6 +119,7 @@ class Asking:
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   media: str = "frames"
   frames: int = 16
+  times: str = "stamps"
   max_side: int = 512
   url_prefix: str = ""
 
@@ -144,7 +146,7 @@ class Asking:
 
     Prices, limits and addresses may change: a server may move.
     """
-    unused = {"url_prefix"} | ({"frames", "max_side"} if self.media == "url" else set())
+    unused = {"url_prefix"} | ({"frames", "times", "max_side"} if self.media == "url" else set())
     kept = {name: v for name, v in dataclasses.asdict(self).items() if name not in unused}
     return json.loads(json.dumps(kept))
 
@@ -197,12 +199,11 @@ class Asking:
     path = pathlib.Path(folder, medium.path)
     if medium.type == "image":
       return [_picture(self._shrink(1, media.load_image(path)))]
-    sampling = media.Sampling(frames=self.frames)
+    sampling = media.Sampling(frames=self.frames, times=self.times)
     clip = media.decode(path, medium.start, medium.end, sampling, transform=self._shrink)
-    seconds_N = clip.indices_N / clip.fps  # as Qwen3-VL counts them, see chat.pair_seconds
     return [
       item
-      for seconds, frame_HWC in zip(seconds_N, clip.frames_NHWC, strict=True)
+      for seconds, frame_HWC in zip(clip.seconds_N, clip.frames_NHWC, strict=True)
       for item in ({"type": "text", "text": f"<{seconds:.1f} seconds>"}, _picture(frame_HWC))
     ]
 

@@ -87,7 +87,7 @@ def test_media_are_spelled_out_in_order(tokenizer, theirs, wrapper, clip):
 )
 def test_timestamps_are_transformers(indices, fps, temporal):
   theirs = Qwen3VLProcessor._calculate_timestamps(None, list(indices), fps, temporal)
-  assert list(chat.pair_seconds(np.array(indices), fps, temporal)) == theirs
+  assert list(chat.pair_seconds(np.array(indices) / fps, temporal)) == theirs
 
 
 def test_media_must_match_the_template(tokenizer, tmp_path):

@@ -1,5 +1,6 @@
 """media.py on small files written here, and its sampling against transformers."""
 
+import dataclasses
 import pickle
 import wave
 
@@ -15,7 +16,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.video_utils import VideoMetadata
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data import media
+from rmsd_jax.data import containers, media, sampling
 
 
 def numbers(clip):
@@ -73,7 +74,7 @@ def test_even_sampling_counts_as_qwen_vl_utils(total, native, options, count):
 )
 def test_even_sampling_spreads_frames_as_torch(first, span, count):
   last, count = first + span, min(2 * count, span + 1)
-  ours = media._spread32(first, last, count).round().astype(np.int64)
+  ours = sampling._spread32(first, last, count).round().astype(np.int64)
   theirs = torch.linspace(first, last, count).round().long().numpy()
   np.testing.assert_array_equal(ours, theirs)
 
@@ -117,15 +118,17 @@ def test_sparse_frames_equal_those_of_a_full_pass(mp4):
 
 
 def test_without_seeking_the_frames_are_the_same(mp4):
-  stamps_N = media._scan(mp4).stamps[[3, 20, 21, 50]]
-  keys = media._scan(mp4).keys
-  assert len(keys) >= 5
-  np.testing.assert_array_equal(
-    media._read(mp4, stamps_N, keys, None), media._read(mp4, stamps_N, keys[:0], None)
-  )
-  # A jump that lands behind its target is noticed.
-  assert media._read(mp4, stamps_N[:1], media._scan(mp4).stamps[:1] + 10**6, None) is not None
-  assert media._read(mp4, stamps_N + 1, keys, None) is None
+  line = containers.timeline(mp4)
+  wanted = np.array([3, 20, 21, 50])
+  assert len(line.keys) >= 5
+
+  def read(**changes):
+    return media._read(mp4, dataclasses.replace(line, **changes), wanted, None, None)
+
+  np.testing.assert_array_equal(read(), read(keys=line.keys[:0]))
+  # A decoder that gives other frames than the timeline says is noticed.
+  assert read(stamps_N=line.stamps_N + 1) is None
+  assert read(stamps_N=np.delete(line.stamps_N, 2)) is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""Bytes of video files that the library does not tell of: stated sizes, packets without a frame."""
+
+import os
+
+
+def stated_size(path: str) -> int:
+  """Bytes that a file must have at least by its own structure; 0 where it does not say."""
+  with open(path, "rb") as file:
+    head = file.read(12)
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+      return _matroska_size(file)
+    if head[:4] == b"RIFF" and head[8:] == b"AVI ":
+      # Some writers count the eight bytes of this header, too.
+      return int.from_bytes(head[4:8], "little")
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+      return _boxes_size(file)
+  return 0
+
+
+def _matroska_size(file) -> int:
+  """Where the segment ends that holds everything; 0 for a live recording, which does not know."""
+  file.seek(4)
+  header = _matroska_number(file)
+  file.seek(header or 0, os.SEEK_CUR)
+  if header is None or file.read(4) != b"\x18\x53\x80\x67":
+    return 0
+  size = _matroska_number(file)
+  return 0 if size is None else file.tell() + size
+
+
+def _matroska_number(file) -> int | None:
+  """An EBML size: the leading zeros of the first byte tell its length; all ones: unknown."""
+  first = file.read(1)
+  if not first or not first[0]:
+    return None
+  length = 9 - first[0].bit_length()
+  value = int.from_bytes(first + file.read(length - 1), "big") - (1 << 7 * length)
+  return None if value == (1 << 7 * length) - 1 else value
+
+
+def _boxes_size(file) -> int:
+  """Where the last box of an MP4 file ends that is there to play it."""
+  wanted = 0
+  place = 0
+  end = file.seek(0, os.SEEK_END)
+  while place + 8 <= end:
+    file.seek(place)
+    size = int.from_bytes(file.read(4), "big")
+    kind = file.read(4)
+    if size == 1:
+      size = int.from_bytes(file.read(8), "big")
+    if size < 8:  # 0: to the end of the file
+      break
+    place += size
+    if kind in (b"moov", b"moof", b"mdat"):
+      wanted = place
+  return wanted
+
+
+def is_hidden(codec: str, content: memoryview) -> bool:
+  """Whether a packet of VP8 or VP9 only prepares frames (alternate references) and shows none.
+
+  Args:
+    codec: as ffmpeg names it.
+    content: the bytes of the packet, at least one.
+  """
+  if codec not in ("vp8", "vp9"):
+    return False
+  if codec == "vp8":
+    return not content[0] & 0x10  # show_frame of the frame tag (RFC 6386, 9.1)
+  return not any(_vp9_shows(content[place]) for place in _vp9_frames(content))
+
+
+def _vp9_frames(content: memoryview) -> list[int]:
+  """Where the frames of a VP9 packet begin: several in a superframe (its specification, B)."""
+  marker = content[-1]
+  count = (marker & 7) + 1
+  width = (marker >> 3 & 3) + 1
+  head = len(content) - 2 - count * width
+  if marker >> 5 != 0b110 or head < 0 or content[head] != marker:
+    return [0]
+  sizes = [
+    int.from_bytes(content[head + 1 + i * width : head + 1 + (i + 1) * width], "little")
+    for i in range(count)
+  ]
+  places = [sum(sizes[:i]) for i, size in enumerate(sizes) if size]
+  return [place for place in places if place < head]
+
+
+def _vp9_shows(first: int) -> bool:
+  """By a frame's first byte: marker, profile (3 has one more bit), show_existing, type, show."""
+  profile_3 = first >> 4 & 3 == 3
+  rest = first << 1 if profile_3 else first
+  return bool(rest & 0b1000 or rest & 0b10)
