@@ -134,6 +134,12 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
   needed += [("vision_config", vision, "num_position_embeddings")]
   needed += [("vision_config", vision, "deepstack_visual_indexes")]
   faults += [f"{part}.{key} is missing" for part, fields, key in needed if key not in fields]
+  if quantised := raw.get("quantization_config") or text.get("quantization_config"):
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+    faults.append(
+      f"quantization_config says that the weights are quantised ({method}); give the folder of the "
+      "unquantised model"
+    )
   if theta is None or len(rope.get("mrope_section", ())) != 3:
     faults.append("text_config has no rope_theta, or no mrope_section of three numbers")
   if not rope.get("mrope_interleaved", False):
