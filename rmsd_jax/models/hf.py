@@ -196,9 +196,11 @@ def load_params(folder: str | pathlib.Path, mesh: Mesh, dtype="float32") -> dict
     # Called once a device with the slices of its part; the first is of the stacked axis. Tensors
     # are cut and cast one by one, so that beside the part only one of them is in memory.
     def shard(index):
-      part_of = lambda name, rest: weight_files.check_finite(
-        name, _to_ours(ours, reader.get(name), shape)[rest].astype(dtype)
-      )
+      def part_of(name, rest):
+        with np.errstate(over="ignore"):  # it is checked
+          part = _to_ours(ours, reader.get(name), shape)[rest].astype(dtype)
+        return weight_files.check_finite(name, part)
+
       if not stacked:
         return part_of(names[0], index)
       return np.stack([part_of(name, index[1:]) for name in names[index[0]]])

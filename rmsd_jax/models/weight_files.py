@@ -168,7 +168,8 @@ class Reader:
       return  # missing, as the check of names says
     same = head == table
     for start in range(0, head[0] if same else 0, _ROWS):
-      rows = [self._slice(name)[start : start + _ROWS] for name in (_HEAD, _TABLE)]
+      end = min(start + _ROWS, head[0])
+      rows = [self._slice(name)[start:end] for name in (_HEAD, _TABLE)]
       same = same and np.array_equal(*(part.astype(np.float32) for part in rows))
     if not same:
       raise UserError(
@@ -203,7 +204,7 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{index} has no weight_map in JSON ({error}); copy it again") from error
   for file in files:
-    if not isinstance(file, str) or not file or file != pathlib.PurePath(file).name or "\\" in file:
+    if not isinstance(file, str) or not re.fullmatch(r"[^/\\]+\.safetensors", file):
       raise UserError(f"{index} names {file!r}, which is no file beside it; copy it again")
   return places
 
