@@ -15,9 +15,10 @@ from typing import Any
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import sampling
+from rmsd_jax.data.records import SPLITS
 from rmsd_jax.tasks import Rules, response
-from rmsd_jax.teacher import collector, request
-from rmsd_jax.teacher.endpoint import Endpoint, Patience
+from rmsd_jax.teacher import collector, endings, estimate, jobs, request
+from rmsd_jax.teacher.endpoint import Endpoint, Patience, shown
 from rmsd_jax.teacher.request import Asking, Budget
 
 
@@ -40,27 +41,35 @@ def collect(args: argparse.Namespace, rules: Rules) -> None:
     times=args.times,
     max_side=args.max_side,
     url_prefix=args.url_prefix,
+    picture_tokens=args.picture_tokens,
   )
   budget = Budget(args.price_in, args.price_out, args.budget, args.token_budget)
-  if args.dry_run:
-    job = collector.look(args.prompts, args.out, how, rules, args.samples, args.media_root)
-    _print_estimate(job, budget)
-  elif args.partial:
-    job = collector.look(args.prompts, args.out, how, rules, args.samples, args.media_root)
-    complete = [line for line in job.lines if not job.missing(line)]
-    if not complete:
-      raise UserError(f"no prompt has its {args.samples} responses yet; collect before --partial")
-    collector.write_pool(job, args.out, complete)
-    print(f"{args.out}: {len(complete)} of {len(job.lines)} prompts, those that are complete")
+  meanings = endings.parse_given(args.finish)
+  if args.dry_run or args.partial:
+    given = {"splits": args.splits, "endings_": meanings, "media_root": args.media_root}
+    job = collector.look(args.prompts, args.out, how, rules, args.samples, **given)
+    if args.dry_run:
+      _print_estimate(job, budget)
+    else:
+      _write_complete(args, job)
   else:
-    _collect(args, how, rules, budget)
+    _collect(args, how, rules, budget, meanings)
 
 
-def _collect(args, how: Asking, rules: Rules, budget: Budget) -> None:
+def _write_complete(args, job: jobs.Job) -> None:
+  complete = [line for line in job.lines if not job.missing(line)]
+  if len(complete) == len(job.held):
+    raise UserError(f"no prompt has its {args.samples} responses yet; collect before --partial")
+  jobs.write_pool(job, args.out, complete)
+  print(f"{args.out}: {len(complete)} of {len(job.lines)} prompts, those that are complete")
+
+
+def _collect(args, how: Asking, rules: Rules, budget: Budget, meanings: endings.Endings) -> None:
   endpoint = Endpoint(
     args.base_url,
     _key(args.api_key_env, args.base_url),
     Patience(args.requests_per_minute, args.tokens_per_minute, args.timeout, args.retries),
+    meanings,
   )
   try:
     job = collector.collect(
@@ -71,6 +80,7 @@ def _collect(args, how: Asking, rules: Rules, budget: Budget) -> None:
       endpoint,
       progress=_progress,
       samples=args.samples,
+      splits=args.splits,
       concurrency=args.concurrency,
       budget=budget,
       bad_share=args.max_bad_share,
@@ -90,32 +100,60 @@ def _progress(total: int, start: int) -> Progress:
 def _key(variable: str, base_url: str) -> str:
   if variable not in os.environ:
     raise UserError(
-      f"the environment variable {variable} is not set; put the API key of {base_url} there (any "
-      "word for a server that needs none), or name another with --api-key-env"
+      f"the environment variable {variable} is not set; put the API key of {shown(base_url)} there "
+      "(any word for a server that needs none), or name another with --api-key-env"
     )
   return os.environ[variable].strip()
 
 
-def _print_estimate(job: collector.Job, budget: Budget) -> None:
-  requests, most = collector.estimate(job)
+def _print_estimate(job: jobs.Job, budget: Budget) -> None:
+  requests, most = estimate.most(job)
   asked = sum(job.missing(line) > 0 for line in job.lines)
   print(f"{len(job.lines)} prompts; unusable lines: {_spelled(job.failures) or 'none'}")
+  _print_held(job)
   if job.asking.media == "frames":
     _print_missing(job)
   print(f"{requests} requests to send, for {asked} of the prompts")
   print(f"so far: {budget.spelled(job.spent)}")
+  pictures = f"{job.asking.picture_tokens:,}" if job.asking.picture_tokens else "the most"
   print(
-    f"to come, at most: {budget.spelled(most)} ({most.read:,} in, {most.written:,} out). This is "
-    "an upper bound: pictures at the most tokens known of any service, responses at --max-tokens"
+    f"to come, at most: {budget.spelled(most)} ({most.read:,} in, {most.written:,} out): pictures "
+    f"at {pictures} tokens{'' if job.asking.picture_tokens else ' known of any service'}, "
+    "responses at --max-tokens"
   )
+  if requests and (likely := estimate.likely(job)):
+    _print_likely(likely, requests, budget)
   for line, record, text in job.questions():
-    shown = ", ".join(f"{medium.type} {medium.path}" for medium in record.media) or "no media"
-    print(f"the first prompt is {line.id!r} ({shown}):\n{text}")
+    media = ", ".join(f"{medium.type} {medium.path}" for medium in record.media) or "no media"
+    lines = "\n".join(map(_printable, text.splitlines()))
+    print(f"the first prompt is {line.id!r} ({_printable(media)}):\n{lines}")
     break
   print("nothing was sent")
 
 
-def _print_missing(job: collector.Job) -> None:
+def _print_held(job: jobs.Job) -> None:
+  if job.held:
+    print(f"held-out prompts, passed on without being asked (--splits asks them): {len(job.held)}")
+
+
+def _printable(line: str) -> str:
+  return "".join(sign if sign.isprintable() else "?" for sign in line)
+
+
+def _print_likely(likely: estimate.Likely, requests: int, budget: Budget) -> None:
+  if likely.written is not None:
+    tokens = request.Tokens(likely.read, likely.written)
+    figures = f"{budget.spelled(tokens)} ({likely.read:,} in, {likely.written:,} out)"
+    print(f"to come, likely: {figures}, {likely.basis}")
+  else:
+    each = f"{likely.read / requests:,.0f} each"
+    print(
+      f"to come, likely: {likely.read:,} tokens in, {each}, {likely.basis}; what comes out is "
+      "known after the first answers (--token-budget stops early, and this says more then)"
+    )
+
+
+def _print_missing(job: jobs.Job) -> None:
   """Media files that the requests would need and that are not there."""
   there = {}  # path as it is written -> whether it is a file
   for line, record, _ in job.questions():
@@ -125,22 +163,24 @@ def _print_missing(job: collector.Job) -> None:
     print(f"{len(missing)} of {len(there)} media files are not there, such as {missing[0]}")
 
 
-def _print_collected(out: str, job: collector.Job, budget: Budget, endpoint: Endpoint) -> None:
+def _print_collected(out: str, job: jobs.Job, budget: Budget, endpoint: Endpoint) -> None:
   answers = [answer for given in job.answers.values() for answer in given]
-  used = collections.Counter(answer.finish_reason for answer in answers if answer.usable)
-  withheld = collections.Counter(answer.finish_reason for answer in answers if not answer.usable)
+  kinds = [job.endings.kind(answer.finish_reason) for answer in answers]
+  used = collections.Counter(kind for kind in kinds if kind in endings.USABLE)
+  withheld = collections.Counter(a.finish_reason for a in answers if not job.usable(a))
   print(
     f"{out}: {len(job.lines)} prompts, {used.total()} responses by {job.asking.teacher!r}, "
-    f"{used['length']} of them cut off by --max-tokens; {budget.spelled(job.spent)}"
+    f"{used[endings.LENGTH]} of them cut off by --max-tokens; {budget.spelled(job.spent)}"
   )
-  if unlike := sum(not response.parse(answer.text).outer for answer in answers if answer.usable):
+  if unlike := sum(not response.parse(a.text).outer for a in answers if job.usable(a)):
     print(f"responses without <think>..</think><answer>..</answer>, worth nothing: {unlike}")
   if withheld:
     print(f"answers withheld, left out and not asked again: {_spelled(withheld)}")
   if job.lost:
-    print(f"answers that did not come, counted with all they may have cost: {job.lost}")
+    print(f"answers that did not come or not whole, counted with what they may cost: {job.lost}")
   if endpoint.repeated:
     print(f"requests sent again: {_spelled(endpoint.repeated)}")
+  _print_held(job)
   if job.failures:
     where = collector.failures_path(out)
     print(f"{job.failures.total()} lines failed ({_spelled(job.failures)}); reasons in {where}")
@@ -178,6 +218,13 @@ def add_flags(one: argparse.ArgumentParser) -> None:
     help="written at the end, beside the prompts. FILE.journal.jsonl keeps every paid response, so "
     "the same command goes on after a kill, Ctrl-C or a reached budget",
   )
+  add(
+    "--splits",
+    nargs="+",
+    default=list(jobs.ASKED_SPLITS),
+    choices=SPLITS,
+    help="whose prompts are asked; the others go to --out as they are (default: train)",
+  )
   add("--dry-run", action="store_true", help="say what would be asked and cost; send nothing")
   add("--partial", action="store_true", help="send nothing; write the prompts that are complete")
   _add_teacher_flags(one.add_argument_group("teacher"))
@@ -210,6 +257,11 @@ def _add_teacher_flags(group: argparse._ArgumentGroup) -> None:
     text = f"{text} (default: %(default)s)"
     add(name, type=type(value), default=value, metavar=metavar, help=text)
   add("--top-p", type=float, metavar="P", help="default: the server's own")
+  text = (
+    "what a finish_reason means: stop, length, refused (final) or broken (asked again). Those of "
+    "the usual servers are known; null=stop takes answers whose end is not told"
+  )
+  add("--finish", nargs="+", default=[], metavar="WORD=KIND", help=text)
   text = 'more fields of the request, null drops one: {"max_tokens": null, "top_k": 20}'
   add("--extra", type=parse_object, default={}, metavar="JSON", help=text)
 
@@ -230,6 +282,11 @@ def _add_media_flags(group: argparse._ArgumentGroup) -> None:
     text = f"{text} (default: %(default)s)"
     add(name, type=int, default=value, metavar=metavar, help=text)
   add_clip_flags(group)
+  text = (
+    "the most that the service counts for one picture, for budget and --dry-run (default: the most "
+    "of any known service); Qwen3-VL counts height/32 x width/32"
+  )
+  add("--picture-tokens", type=int, default=Asking.picture_tokens, metavar="N", help=text)
   text = "what a record's media path is put behind to make a link"
   add("--url-prefix", default="", metavar="URL", help=text)
 

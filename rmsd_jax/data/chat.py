@@ -5,14 +5,18 @@ visual token, with a timestamp in plain text before every frame pair of a clip, 
 trained. Axes: F frame pairs, N frames.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
+import jinja2
 import numpy as np
 import transformers
 
@@ -26,6 +30,14 @@ _PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 # No text of a user or a teacher may hold these: it could end a turn or claim the place of a
 # picture. `ChatTokenizer` takes its ids from them in this order.
 _CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", _START, _END, *_PADS.values())
+_CONFIG_IDS = {  # of config.json
+  "image_token_id": _PADS["image"],
+  "video_token_id": _PADS["video"],
+  "vision_start_token_id": _START,
+  "vision_end_token_id": _END,
+}
+_WORDS = "Which words are here?"  # an example of plain text
+_TEMPLATE_SECONDS = 10.0  # to write a short conversation
 # What the template writes for one image or clip.
 _PLACE = re.compile(
   re.escape(_START) + "(?:" + "|".join(map(re.escape, _PADS.values())) + ")" + re.escape(_END)
@@ -94,7 +106,7 @@ class ChatTokenizer:
       raise UserError(
         f"{folder} has no tokenizer_config.json; point to a Hugging Face model or tokenizer folder"
       )
-    self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    self._tokenizer = _read_tokenizer(folder)
     if self._tokenizer.chat_template is None:
       self._tokenizer.chat_template = _legacy_template(folder)
     # A token that is missing would be spelled in pieces, and no picture would find its place.
@@ -108,13 +120,63 @@ class ChatTokenizer:
       vocabulary[token] for token in _CONTROL
     )
 
+    self._check_words(folder)
+    self._check_config(folder, vocabulary)
+
     # Templates of Thinking models open <think> for the reply. A target must not open it again, and
     # a rollout, which does not repeat it, would fail the outer format without it.
-    *_, self.opening = self._tokenizer.apply_chat_template(
-      [{"role": "user", "content": [{"type": "text", "text": "?"}]}],
-      tokenize=False,
-      add_generation_prompt=True,
-    ).partition(_REPLY)
+    *_, self.opening = self._try_template(folder).partition(_REPLY)
+
+  def _check_words(self, folder: pathlib.Path) -> None:
+    """An incomplete copy has control tokens alone, and makes nothing of every other text."""
+    ids = self._tokenizer.encode(_WORDS, add_special_tokens=False)
+    if self._tokenizer.decode(ids).strip() != _WORDS:
+      raise UserError(
+        f"the tokenizer in {folder} does not give back {_WORDS!r}; its files are not whole "
+        "(tokenizer.json, or vocab.json and merges.txt): copy them again"
+      )
+
+  def _check_config(self, folder: pathlib.Path, vocabulary: Mapping[str, int]) -> None:
+    """Holds the ids against the model's config.json, where it lies beside them."""
+    path = folder / "config.json"
+    config = _read_object(path) if path.is_file() else {}
+    for key, token in _CONFIG_IDS.items():
+      if config.get(key, vocabulary[token]) != vocabulary[token]:
+        raise UserError(
+          f"{path} says {key} {config[key]}, the tokenizer there has {token} as "
+          f"{vocabulary[token]}; take both from one model"
+        )
+    text = config.get("text_config")
+    size = text.get("vocab_size") if isinstance(text, dict) else None
+    highest = max(vocabulary, key=vocabulary.__getitem__)
+    if isinstance(size, int) and vocabulary[highest] >= size:
+      raise UserError(
+        f"the tokenizer in {folder} has id {vocabulary[highest]} ({highest!r}), the model has "
+        f"{size} rows (vocab_size); take the model's own tokenizer, or resize the model"
+      )
+
+  def _try_template(self, folder: pathlib.Path) -> str:
+    """A short conversation as the template writes it; UserError of one that cannot serve."""
+    items = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": _WORDS}]
+    where = f"the chat template in {folder}"
+    remedy = "use the template of the Qwen3-VL model"
+    try:
+      with _time_limit(_TEMPLATE_SECONDS):
+        text = self._tokenizer.apply_chat_template(
+          [{"role": "user", "content": items}], tokenize=False, add_generation_prompt=True
+        )
+    except TimeoutError:
+      raise UserError(f"{where} takes more than {_TEMPLATE_SECONDS:g} s; {remedy}") from None
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError,
+            ArithmeticError, RecursionError, MemoryError) as error:  # fmt: skip
+      said = " ".join(str(error).split())[:200]
+      raise UserError(f"{where} is broken ({type(error).__name__}: {said}); {remedy}") from None
+    places = [_START + pad + _END for pad in _PADS.values()]
+    if _PLACE.findall(text) != places:
+      raise UserError(f"{where} writes no places for images and videos; {remedy}")
+    if _WORDS not in text or _REPLY not in text:
+      raise UserError(f"{where} leaves out the text, or does not begin a reply; {remedy}")
+    return text
 
   def __len__(self) -> int:
     """Number of ids, special ones included (a model's vocabulary may be padded beyond it)."""
@@ -198,6 +260,49 @@ class ChatTokenizer:
 
   def _encode(self, text: str) -> list[int]:
     return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+  """Raises TimeoutError in a block that takes longer; without effect outside the main thread."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def late(*_) -> None:
+    raise TimeoutError
+
+  before = signal.signal(signal.SIGALRM, late)
+  signal.setitimer(signal.ITIMER_REAL, seconds)
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def _read_object(path: pathlib.Path) -> dict:
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} is no whole JSON file ({error}); copy it again") from error
+  if not isinstance(value, dict):
+    raise UserError(f"{path} holds no JSON object; copy it again")
+  return value
+
+
+def _read_tokenizer(folder: pathlib.Path):
+  for name in ("tokenizer_config.json", "tokenizer.json"):  # torn ones, before a library sees them
+    if (folder / name).is_file():
+      _read_object(folder / name)
+  try:
+    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+  except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
+    said = " ".join(str(error).split())[:200]
+    raise UserError(
+      f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {said}); copy its files "
+      "again"
+    ) from error
 
 
 def _legacy_template(folder: pathlib.Path) -> str:

@@ -134,6 +134,7 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
   needed += [("vision_config", vision, "num_position_embeddings")]
   needed += [("vision_config", vision, "deepstack_visual_indexes")]
   faults += [f"{part}.{key} is missing" for part, fields, key in needed if key not in fields]
+  faults += _quantised(raw, text)
   if theta is None or len(rope.get("mrope_section", ())) != 3:
     faults.append("text_config has no rope_theta, or no mrope_section of three numbers")
   if not rope.get("mrope_interleaved", False):
@@ -160,6 +161,18 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
   if faults := _contradictions(config, vision["num_position_embeddings"]):
     raise UserError(f"{path}: {'; '.join(faults)}")
   return config
+
+
+def _quantised(raw: dict, text: dict) -> list[str]:
+  """The fault, if a config says that its weights are quantised."""
+  said = raw.get("quantization_config") or text.get("quantization_config")
+  if not said:
+    return []
+  method = said.get("quant_method") if isinstance(said, dict) else said
+  return [
+    f"quantization_config says that the weights are quantised ({method}); give the folder of the "
+    "unquantised model"
+  ]
 
 
 def _read_json(path: pathlib.Path) -> dict:

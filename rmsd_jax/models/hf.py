@@ -7,6 +7,7 @@
 A stacked leaf of ours ("text/layers/q", [L, D, N, H]) is L tensors there, [out, in] each.
 """
 
+import fnmatch
 import json
 import pathlib
 import shutil
@@ -15,12 +16,12 @@ import jax
 import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rmsd_jax.core import named, sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.models import config as config_lib
+from rmsd_jax.models import weight_files
 from rmsd_jax.models.student import PARTITION, Qwen3VL
 
 # Beginnings of their names. "{}" is the number of a layer: a leaf of ours with such a name is
@@ -76,6 +77,27 @@ _TENSORS = {
     )
   },
 }
+
+
+# Files beside the weights that make a folder complete, in any version of transformers and in vLLM.
+_COPIED = (
+  "config.json",
+  "generation_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "tokenizer.model",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "chat_template.json",
+  "*.jinja",
+  "preprocessor_config.json",
+  "video_preprocessor_config.json",
+  "processor_config.json",
+  "LICENSE*",
+  "NOTICE*",
+)
 
 
 def _names(ours: str, layers: int) -> list[str]:
@@ -159,12 +181,11 @@ def load_params(folder: str | pathlib.Path, mesh: Mesh, dtype="float32") -> dict
   Each device shard is read from the files by itself, so that host memory never holds the model.
 
   Raises:
-    UserError: a file is missing or broken, or tensors are missing, extra or misshapen: all of
-      them in one message.
+    UserError: a file is missing or broken, tensors are missing, extra, misshapen, quantised or not
+      finite, or a stored head is not the tied table.
   """
   model = load_model(folder)
-  reader = _Reader(pathlib.Path(folder))
-  _check(reader, model)
+  reader = _reader(folder, model)
   leaves = named.flatten(sharding.abstract(mesh, model.abstract(), PARTITION))
 
   def read(ours: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -175,7 +196,11 @@ def load_params(folder: str | pathlib.Path, mesh: Mesh, dtype="float32") -> dict
     # Called once a device with the slices of its part; the first is of the stacked axis. Tensors
     # are cut and cast one by one, so that beside the part only one of them is in memory.
     def shard(index):
-      part_of = lambda name, rest: _to_ours(ours, reader.get(name), shape)[rest].astype(dtype)
+      def part_of(name, rest):
+        with np.errstate(over="ignore"):  # it is checked
+          part = _to_ours(ours, reader.get(name), shape)[rest].astype(dtype)
+        return weight_files.check_finite(name, part)
+
       if not stacked:
         return part_of(names[0], index)
       return np.stack([part_of(name, index[1:]) for name in names[index[0]]])
@@ -192,40 +217,8 @@ def check_folder(folder: str | pathlib.Path) -> int:
     UserError: as `load_params`.
   """
   model = load_model(folder)
-  reader = _Reader(pathlib.Path(folder))
-  _check(reader, model)
+  reader = _reader(folder, model)
   return len(reader.files)
-
-
-class _Reader:
-  """The tensors of a folder's safetensors files, found through the index or the single file."""
-
-  def __init__(self, folder: pathlib.Path):
-    index = folder / "model.safetensors.index.json"
-    self.files = ["model.safetensors"]
-    self._where = {}
-    if index.is_file():
-      try:
-        self.files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-      except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} has no weight_map in JSON ({error}); copy it again") from error
-    for file in self.files:
-      if not (folder / file).is_file():
-        raise UserError(f"{folder / file} does not exist; copy the whole checkpoint folder")
-      # Opening reads the header alone; tensors are read when they are asked for.
-      try:
-        handle = safe_open(folder / file, framework="np")
-      except SafetensorError as error:
-        raise UserError(
-          f"{folder / file} is not a whole safetensors file ({error}); copy it again"
-        ) from error
-      self._where.update({name: handle for name in handle.keys()})
-
-  def shapes(self) -> dict[str, tuple[int, ...]]:
-    return {n: tuple(h.get_slice(n).get_shape()) for n, h in self._where.items()}
-
-  def get(self, name: str) -> np.ndarray:
-    return self._where[name].get_tensor(name)
 
 
 def their_shapes(model: Qwen3VL) -> dict[str, tuple[int, ...]]:
@@ -237,20 +230,11 @@ def their_shapes(model: Qwen3VL) -> dict[str, tuple[int, ...]]:
   }
 
 
-def _check(reader: _Reader, model: Qwen3VL) -> None:
-  there = reader.shapes()
-  wanted = their_shapes(model)
-  if model.config.text.tied:
-    there.pop("lm_head.weight", None)  # some writers store the tied head twice
-  faults = [f"missing {n}" for n in wanted if n not in there]
-  faults += [f"unknown {n}" for n in there if n not in wanted]
-  faults += [
-    f"{n} is {there[n]}, config.json says {shape}"
-    for n, shape in wanted.items()
-    if n in there and there[n] != shape
-  ]
-  if faults:
-    raise UserError(f"the checkpoint does not fit its config.json: {'; '.join(faults)}")
+def _reader(folder: str | pathlib.Path, model: Qwen3VL) -> weight_files.Reader:
+  """The tensors of a folder that fits the model."""
+  reader = weight_files.Reader(pathlib.Path(folder))
+  reader.check(their_shapes(model), model.config.text.tied)
+  return reader
 
 
 def save(
@@ -260,7 +244,10 @@ def save(
   dtype=ml_dtypes.bfloat16,
   shard_bytes: int = 4 << 30,
 ) -> None:
-  """Writes weights as a Hugging Face folder; every other file is copied from `base`.
+  """Writes weights as a Hugging Face folder, with what else belongs to one from `base`.
+
+  Config, tokenizer, templates, processors and licence are copied; optimizer states, other formats
+  of the weights and files of the run that made the base are not.
 
   Args:
     params: a student's parameters (a discriminator's value head must be left out).
@@ -271,11 +258,11 @@ def save(
   folder = pathlib.Path(folder)
   base = pathlib.Path(base)
   config = config_lib.from_hf(base)
-  # 1. All that is no weight is copied byte for byte, so that tokenizer, template and processor of
-  # the student are the base's in every version of transformers. `base` may be the folder itself.
+  # 1. What belongs to the model is copied byte for byte, so that tokenizer, template and processor
+  # of the student are the base's in every version of transformers. `base` may be the folder itself.
   folder.mkdir(parents=True, exist_ok=True)
   for file in sorted(base.iterdir()):
-    if file.is_file() and ".safetensors" not in file.name and folder.resolve() != base.resolve():
+    if _belongs(file) and folder.resolve() != base.resolve():
       shutil.copyfile(file, folder / file.name)
   # 2. The weights, file by file.
   leaves = named.flatten(params)
@@ -304,6 +291,11 @@ def save(
   for stale in folder.glob("model*.safetensors*"):  # of an earlier export with other shards
     if stale.name not in files:
       stale.unlink()
+
+
+def _belongs(path: pathlib.Path) -> bool:
+  """Whether a file of a model folder is copied with the weights."""
+  return path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in _COPIED)
 
 
 def _plan(params: dict, itemsize: int, shard_bytes: int) -> list[dict[str, tuple]]:

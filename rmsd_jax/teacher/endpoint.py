@@ -1,8 +1,7 @@
 """A chat endpoint: one request -> one answer, at the allowed rate, tried again where that can help.
 
-Speaks to any server of OpenAI's chat completions through the `openai` client. The client's own
-retries are switched off: they do not repeat a request whose answer came in part or is not JSON,
-count against no rate limit, and give up after seconds. So the one loop that repeats is `ask`.
+Speaks to any server of OpenAI's chat completions. It follows no redirect, reads no more of a reply
+than `replies.LARGEST`, and prints of what a server says neither the key nor what a terminal obeys.
 """
 
 import asyncio
@@ -11,6 +10,7 @@ import dataclasses
 import email.utils
 import json
 import random
+import re
 import sys
 import time
 import urllib.parse
@@ -18,15 +18,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.teacher import replies
+from rmsd_jax.teacher.endings import BROKEN, KNOWN, LOST, Endings
+from rmsd_jax.teacher.replies import Answer
 from rmsd_jax.teacher.request import Tokens
 
-UNKNOWN_END = "unknown"  # a finish_reason
 MAX_WAIT = 300.0  # seconds between two tries, whatever a server asks for
 _BACKOFF_CEILING = 60.0  # seconds
 _AGAIN = (408, 409, 425, 429)  # and every 5xx
 _MAX_REASON = 300  # characters of a server's message
-_NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # httpx: there was no connection
-_SHORTEST_KEY = 8  # characters; a shorter one is a placeholder for a server that needs no key
+# Of httpx2: there was no connection.
+_NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "InvalidURL")
+_SHORTEST_KEY = 6  # characters; a shorter one is a placeholder for a server that needs no key
+_MOST_UNANSWERED = 2  # requests that use up their retries before the first answer of a run
 
 
 class Unanswered(UserError):
@@ -35,21 +39,6 @@ class Unanswered(UserError):
   def __init__(self, kind: str, reason: str):
     super().__init__(reason)
     self.kind = kind
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-  """One choice of a completion.
-
-  Attributes:
-    text: the thoughts, if they came apart, in think tags, then the content.
-    finish_reason: as the server gave it: "stop", "length", "content_filter", ...
-    tokens: as the server counted; None if it does not say.
-  """
-
-  text: str
-  finish_reason: str
-  tokens: Tokens | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +68,8 @@ class Patience:
       raise UserError(f"--timeout {self.timeout}: it must be above 0 seconds")
 
 
-class OverBudget(Exception):
-  """A request was not sent again, because `lost` forbade it."""
+class NotAgain(Exception):
+  """A request was not sent again: `lost` forbade it, or the run ends."""
 
 
 class _Again(Exception):
@@ -88,22 +77,30 @@ class _Again(Exception):
 
   Attributes:
     wait: seconds that the server asks for.
-    billed: the answer may have been made, and so be paid for, though it did not come.
+    paid: what came instead of a whole answer, where that may be billed.
   """
 
-  def __init__(self, kind: str, reason: str, wait: float = 0.0, billed: bool = False):
+  def __init__(self, kind: str, reason: str, wait: float = 0.0, paid: Answer | None = None):
     super().__init__(reason)
-    self.kind, self.wait, self.billed = kind, wait, billed
+    self.kind, self.wait, self.paid = kind, wait, paid
 
 
 class Endpoint:
   """An endpoint, open inside `async with`.
 
   Attributes:
+    endings: what the server's finish_reasons mean.
+    answered: whether an answer has come.
     repeated: kind of fault -> requests that were sent again after it.
   """
 
-  def __init__(self, base_url: str, key: str, patience: Patience = Patience()):
+  def __init__(
+    self,
+    base_url: str,
+    key: str,
+    patience: Patience = Patience(),
+    endings: Endings = KNOWN,
+  ):
     """Describes an endpoint; nothing is sent.
 
     Args:
@@ -114,47 +111,69 @@ class Endpoint:
       UserError: the address or the key cannot be one.
     """
     if not _is_address(base_url):
-      raise UserError(f"--base-url {base_url}: give an address such as http://localhost:8000/v1")
+      raise UserError(
+        f"--base-url {shown(base_url)}: give an address such as http://localhost:8000/v1"
+      )
     if not key or not key.isascii() or not key.isprintable() or " " in key:
       raise UserError(
         "the API key is empty, or holds blanks or signs that no key has; set it again"
       )
-    self._url, self._key, self._patience = base_url, key, patience
+    parts = urllib.parse.urlsplit(base_url)
+    self._url = parts._replace(path=parts.path.rstrip("/") + "/chat/completions").geturl()
+    secrets = (key, parts.password or "", urllib.parse.unquote(parts.password or ""))
+    self._secrets = [secret for secret in secrets if len(secret) >= _SHORTEST_KEY]
+    self._shown, self._key, self._patience = shown(base_url), key, patience
     self._pace = _Pace(patience.requests_per_minute, patience.tokens_per_minute)
-    self._answered = False
+    self._unanswered = 0  # requests that used up their retries
+    self._sent: set[asyncio.Task | None] = set()  # those that wait for a reply
+    self._ended = False
+    self.endings = endings
+    self.answered = False
     self.repeated: collections.Counter[str] = collections.Counter()
 
   async def __aenter__(self) -> Self:
-    import openai  # not at the top: of all commands, one needs it
+    import httpx2  # not at the top: of all commands, one needs it
 
-    self._openai = openai
-    self._client = openai.AsyncOpenAI(
-      base_url=self._url, api_key=self._key, timeout=None, max_retries=0
+    self._faults = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL)
+    self._client = httpx2.AsyncClient(
+      timeout=None,
+      follow_redirects=False,  # it would take prompts and key to an address that nobody gave
+      limits=httpx2.Limits(max_connections=None),
+      headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
     )
     return self
 
   async def __aexit__(self, *exc: object) -> None:
-    await self._client.close()
+    await self._client.aclose()
+
+  def end(self) -> set[asyncio.Task | None]:
+    """Sends nothing more. Returns the tasks whose requests are out; their answers may come yet."""
+    self._ended = True
+    return set(self._sent)
 
   async def ask(
     self,
     body: Mapping[str, Any],
     bound: Tokens,
-    lost: Callable[[Tokens], bool] = lambda tokens: True,
+    lost: Callable[[Answer], bool] = lambda answer: True,
   ) -> Answer:
     """Sends one request until it is answered.
 
     Args:
       body: the fields of the request, model and messages among them.
       bound: the most tokens it may count; for the rate limit, until the server has told.
-      lost: told of what an answer that did not come may have cost (a time limit, a broken
-        connection, no whole completion); says whether the request may be sent again.
+      lost: told of what came instead of a whole answer and may be billed: what the server broke
+        off, or LOST (a time limit, a broken connection, no whole completion). Says whether the
+        request may be sent again.
+
+    Returns:
+      An answer whose finish_reason is of any kind but "broken", or of none.
 
     Raises:
-      OverBudget: `lost` said no.
+      NotAgain: `lost` said no, or `end` was called.
       Unanswered: the server refuses this request, or the retries are used up.
-      UserError: the server will refuse every request (the key, the model, no credit), or no
-        request has ever reached it.
+      UserError: the server will refuse every request (the key, the model, no credit), or none has
+        ever had an answer.
     """
     for attempt in range(self._patience.retries + 1):
       await self._pace.turn(sum(bound))
@@ -162,72 +181,122 @@ class Endpoint:
         answer = await self._once(body)
       except _Again as fault:
         last = fault
-        if not fault.billed:
+        if not fault.paid:
           self._pace.give_back(sum(bound))
-        elif not lost(bound):
-          raise OverBudget(str(fault)) from None
+        elif not lost(fault.paid):
+          raise NotAgain(str(fault)) from None
       else:
-        self._answered = True
+        self.answered = True
         self._pace.give_back(sum(bound) - sum(answer.tokens or bound))
         return answer
+      if self._ended:
+        raise NotAgain(str(last))
       if attempt < self._patience.retries:
-        if not self._answered and not self.repeated:
+        if not self.answered and not self.repeated:
           print(f"no answer yet ({last}); asking again", file=sys.stderr)
         self.repeated[last.kind] += 1
         self._pace.pause(last.wait)  # for all: the server is the same
         backoff = min(self._patience.backoff * 2.0**attempt, _BACKOFF_CEILING)
         await asyncio.sleep(max(last.wait, backoff * random.uniform(0.5, 1)))
-    if last.kind == "connection" and not last.billed and not self._answered:
-      raise UserError(f"{self._url} cannot be reached ({last}); see --base-url")
-    raise Unanswered(
-      last.kind, f"no answer in {self._patience.retries + 1} tries; the last: {last}"
-    )
+    raise self._given_up(last)
+
+  def _given_up(self, last: _Again) -> UserError:
+    """What it means that the retries of a request are used up."""
+    tries = f"{self._patience.retries + 1} tries; the last: {last}"
+    self._unanswered += 1
+    if last.kind == "connection" and not last.paid and not self.answered:
+      return UserError(f"{self._shown} cannot be reached ({last}); see --base-url")
+    if not self.answered and self._unanswered >= _MOST_UNANSWERED:
+      return UserError(
+        f"{self._shown} has answered none of the first {self._unanswered} requests, each in {tries}"
+      )
+    return Unanswered(last.kind, f"no answer in {tries}")
 
   async def _once(self, body: Mapping[str, Any]) -> Answer:
+    task = asyncio.current_task()
+    self._sent.add(task)
     try:
       async with asyncio.timeout(self._patience.timeout):
-        raw = await self._client.chat.completions.with_raw_response.create(
-          model=body["model"], messages=body["messages"], extra_body=dict(body)
-        )
+        status, headers, text = await self._reply(json.dumps(body).encode("utf-8"))
+      if not 200 <= status < 300:
+        raise replies.read_error(status, text)
+      answer = replies.read_answer(text)
     except TimeoutError:
       reason = f"nothing within {self._patience.timeout:g} s"
-      raise _Again("timeout", reason, billed=True) from None
-    except self._openai.APIStatusError as error:
-      raise self._refused(error) from None
-    except self._openai.APIConnectionError as error:
-      cause = error.__cause__ or error
-      reason = self._clean(f"{type(cause).__name__}: {cause}")
-      sent = type(cause).__name__ not in _NOT_SENT
-      raise _Again("connection", reason, billed=sent) from None
-    try:
-      return read_answer(raw.http_response.text)
-    except ValueError as error:
-      raise _Again("malformed", self._clean(str(error)), billed=True) from None
+      raise _Again("timeout", reason, paid=_lost()) from None
+    except self._faults as error:
+      kind = type(error).__name__
+      reason = self._clean(f"{kind}: {error}")
+      raise _Again("connection", reason, paid=None if kind in _NOT_SENT else _lost()) from None
+    except replies.ServerError as error:
+      raise self._refused(error, headers) from None
+    except replies.Malformed as error:
+      paid = _lost(error.tokens)
+      raise _Again("malformed", self._clean(str(error)), paid=paid) from None
+    finally:
+      self._sent.discard(task)
+    if self.endings.kind(answer.finish_reason) == BROKEN:
+      word = answer.finish_reason
+      reason = f"it ended with finish_reason {word}; if that is whole here: --finish {word}=stop"
+      raise _Again("broken off", reason, paid=answer)
+    return answer
 
-  def _refused(self, error) -> _Again | UserError:
-    """What an error status means for the request, or for the run."""
-    status, code = error.status_code, error.code or ""
-    told = error.body.get("message") if isinstance(error.body, Mapping) else None
-    reason = self._clean(f"{status}: {told or error.message}")
-    if status == 402 or code == "insufficient_quota":
-      return UserError(f"{self._url} has no credit left for this key ({reason}); add some")
-    if status in _AGAIN or status >= 500:
-      return _Again(str(status), reason, _retry_after(error.response.headers))
-    if status == 401 or (status == 403 and not self._answered):  # later it is about the prompt
+  async def _reply(self, body: bytes) -> tuple[int, Mapping[str, str], str]:
+    """Status, headers and text of one reply; of a redirect, where it leads.
+
+    Raises:
+      replies.Malformed: it is too large.
+    """
+    async with self._client.stream("POST", self._url, content=body) as response:
+      status, raw = response.status_code, bytearray()
+      async for part in response.aiter_bytes():
+        raw += part
+        if len(raw) > replies.LARGEST and status == 200:
+          raise replies.Malformed(f"a reply of more than {replies.LARGEST >> 20} MiB")
+        if len(raw) > replies.LARGEST:
+          break  # an error is an error, however long
+      if 300 <= status < 400:
+        raw = f"it redirects to {shown(response.headers.get('location', '?'))}".encode()
+      return status, response.headers, replies.decoded(bytes(raw), response.charset_encoding)
+
+  def _refused(self, error: replies.ServerError, headers: Mapping[str, str]) -> _Again | UserError:
+    """What an error means for the request, or for the run."""
+    status, reason = error.status, self._clean(str(error))
+    if status == 402:
+      return UserError(f"{self._shown} has no credit left for this key ({reason}); add some")
+    if status == 401 or (status == 403 and not self.answered):  # later it is about the prompt
       return UserError(
-        f"{self._url} refuses the API key ({reason}); set another, see --api-key-env"
+        f"{self._shown} refuses the API key, or its use of this model ({reason}); see "
+        "--api-key-env, --model"
       )
-    if status == 404:
+    nowhere = status < 400 or status in (404, 405)
+    if nowhere and not self.answered:
       return UserError(
-        f"{self._url} has no such model or address ({reason}); see --model, --base-url"
+        f"{self._shown} has no such model or address ({reason}); see --model, --base-url"
       )
+    # A server that has answered before has both: the model comes back, or a router finds it again.
+    if nowhere or status in _AGAIN or status >= 500:
+      return _Again(str(status), reason, _retry_after(headers))
     return Unanswered(str(status), reason)
 
   def _clean(self, text: str) -> str:
-    """A server's words on one line, cut, and without the key."""
-    if len(self._key) >= _SHORTEST_KEY:
-      text = text.replace(self._key, "***")
-    return " ".join(text.split())[:_MAX_REASON]
+    """A server's words on one line, cut, without the key, passwords and control signs."""
+    for secret in self._secrets:
+      text = text.replace(secret, "***")
+    return shown(text)
+
+
+def shown(text: str) -> str:
+  """A text as it may be printed: one line, cut, no password of an address, no control signs."""
+  text = text[: 20 * _MAX_REASON]
+  text = re.sub(r"(://)\S*@", r"\1***@", text)
+  text = re.sub(r"([?&][^=&\s]+=)[^&\s\"'<>)]+", r"\1***", text)
+  line = " ".join(text.split())
+  return "".join(sign if sign.isprintable() else "?" for sign in line)[:_MAX_REASON]
+
+
+def _lost(tokens: Tokens | None = None) -> Answer:
+  return Answer("", LOST, tokens)
 
 
 class _Pace:
@@ -255,54 +324,12 @@ class _Pace:
     self._request = max(self._request, time.monotonic() + seconds)
 
 
-def read_answer(text: str) -> Answer:
-  """Reads a chat completion with one choice.
-
-  Servers may give a model's thoughts apart, as `reasoning_content` or `reasoning`: they are put in
-  think tags before the content, unless it has such tags itself. A server that does not know of them
-  leaves them in front of a </think> whose beginning stood in its prompt. Of a finish_reason of null
-  nobody knows whether the answer is whole: it is UNKNOWN_END, which no record takes.
-
-  Raises:
-    ValueError: it is not a whole completion.
-  """
-  try:
-    completion = json.loads(text)
-    choice = completion["choices"][0]
-    message, ending = choice["message"], choice["finish_reason"] or UNKNOWN_END
-    content = message.get("content") or message.get("refusal") or ""
-    thoughts = message.get("reasoning_content") or message.get("reasoning") or ""
-    if not all(isinstance(part, str) for part in (content, thoughts, ending)):
-      raise TypeError("a text or the finish_reason is no string")
-    if ending == "error":  # of a provider behind a router
-      raise ValueError("the answer was broken off")
-  except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-    what = f"{type(error).__name__}: {error}"
-    raise ValueError(f"not a chat completion ({what}): {text[:100]!r}") from None
-  if thoughts and "<think>" not in content and "</think>" not in content:
-    content = f"<think>{thoughts}</think>{content}"
-  before, closing, after = content.partition("</think>")
-  if closing and "<think>" not in before:  # the asked-for reasoning may follow the model's own
-    content = after.lstrip() if "<think>" in after else f"<think>{content}"
-  # half of a surrogate pair is no character: no file or tokenizer takes it
-  text = content.encode("utf-8", "replace").decode("utf-8")
-  return Answer(text, ending, _tokens(completion.get("usage")))
-
-
-def _tokens(usage: Any) -> Tokens | None:
-  """What was counted; some services leave a model's thoughts out of all but the total."""
-  try:
-    read, written = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-    return Tokens(read, max(written, int(usage.get("total_tokens", 0)) - read))
-  except (TypeError, KeyError, ValueError, AttributeError):
-    return None
-
-
 def _is_address(url: str) -> bool:
   try:
     parts = urllib.parse.urlsplit(url)
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-  except ValueError:  # of the port, or of brackets
+    named = bool(parts.hostname and parts.hostname.encode("idna")) and parts.port != 0
+    return parts.scheme in ("http", "https") and named and url.isprintable() and " " not in url
+  except ValueError:  # of the port, of brackets, of a name
     return False
 
 
@@ -310,10 +337,13 @@ def _retry_after(headers: Mapping[str, str]) -> float:
   """Seconds that a server asks to wait, as a number or a date; 0 if it does not."""
   value = headers.get("retry-after", "")
   try:
-    seconds = float(value)
+    if "retry-after-ms" in headers:
+      seconds = float(headers["retry-after-ms"]) / 1000
+    else:
+      seconds = float(value)
   except ValueError:
     try:
       seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
       return 0.0
   return min(max(0.0, seconds), MAX_WAIT)

@@ -2,9 +2,11 @@
 
     {"journal": 1, "settings": {"model": "big-model", "temperature": 1.0, ...}}
     {"id": "7", "prompt": "0f3a..", "text": "...", "finish_reason": "stop", "read": 900,
-     "written": 120}
+     "written": 120, "media": "91c2.."}
 
-An answer that did not come, and may be paid for, has the finish_reason "lost": a cost, no response.
+The finish_reason is the server's word; `endings` says what it means, on every reading anew. An
+answer that did not come, and may be paid for, has "lost": a cost, no response. "media" changes with
+the files that were shown; it is empty for links, without media, and in older journals.
 Lines are only ever appended. A process that is killed while it writes leaves a torn last line,
 which is dropped; so a restart asks again for the calls that were under way, and for nothing else.
 """
@@ -19,12 +21,10 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data.records import FINISH_REASONS
 from rmsd_jax.teacher.request import Tokens
 
 VERSION = 1
 _BEFORE = {"times": "index"}  # settings that came later, and what held until then
-LOST = "lost"  # finish_reason of an entry that is a cost alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Entry:
     text: the response; of an answer that is not usable, what came of it.
     finish_reason: as the server gave it.
     read, written: tokens that the server counted, or may have counted where it does not say.
+    media: `request.media_digest` of what was shown.
   """
 
   id: str
@@ -45,11 +46,7 @@ class Entry:
   finish_reason: str
   read: int
   written: int
-
-  @property
-  def usable(self) -> bool:
-    """Whether the model itself, or its limit of tokens, ended the text; not a content filter."""
-    return self.finish_reason in FINISH_REASONS
+  media: str = ""
 
   @property
   def tokens(self) -> Tokens:
@@ -60,6 +57,7 @@ class Journal:
   """The journal, open for appending by this process alone.
 
   Attributes:
+    path: the file.
     entries: those of earlier runs, in the order in which they came.
   """
 
@@ -70,7 +68,7 @@ class Journal:
       UserError: it was begun with other settings, it is damaged, it cannot be written, or another
         process has it open.
     """
-    self._path = path
+    self.path = path
     try:
       self._file = open(path, "ab", buffering=0)
     except OSError as error:
@@ -115,7 +113,7 @@ class Journal:
       with contextlib.suppress(OSError):
         self._file.truncate(self._size)  # a later line must not follow half a line
       raise UserError(
-        f"{self._path} cannot be written ({error.strerror}); make room, then run the same command"
+        f"{self.path} cannot be written ({error.strerror}); make room, then run the same command"
       ) from error
     self._size += len(line)
 
@@ -141,7 +139,7 @@ def _read(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[list[Entry],
         if number == 1:
           begun = {"journal": value["journal"], **value["settings"]}
         else:
-          entries.append(Entry(**value))
+          entries.append(_entry(value))
       except (ValueError, TypeError, KeyError) as error:
         raise UserError(
           f"{path} line {number} is no line of a journal; restore the file, or give another --out"
@@ -153,6 +151,14 @@ def _read(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[list[Entry],
   begun = {name: value for name, value in _BEFORE.items() if name in settings} | begun
   _check(path, begun, {"journal": VERSION, **settings})
   return entries, whole
+
+
+def _entry(value: Mapping[str, Any]) -> Entry:
+  entry = Entry(**value)
+  for field in dataclasses.fields(entry):
+    if type(getattr(entry, field.name)) is not field.type:
+      raise TypeError(f"{field.name} is no {field.type}")
+  return entry
 
 
 def _check(path: pathlib.Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -34,6 +34,10 @@ _OWN_FIELDS = ("model", "messages", "n", "stream")
 _PICTURE_TOKENS, _PIXELS_OF_TOKEN = 1_120, 500
 _LINK_TOKENS = {"video": 24_576, "image": 16_384}
 _TEMPLATE_TOKENS, _TIME_TOKENS = 64, 16
+# What is likely: Qwen3-VL has a visual token for 32 x 32 pixels and two around a picture.
+_SIDE_OF_TOKEN, _AROUND_PICTURE = 32, 2
+_LIKELY_BYTES_OF_TOKEN, _LIKELY_TEMPLATE, _LIKELY_TIME = 4, 10, 8
+_BLOCK, _BLOCKS = 2**16, 8  # bytes, and number, of what is read of a file for its digest
 _MILLION = 1e6
 
 
@@ -109,6 +113,7 @@ class Asking:
     times: the clock of the times between them, see `media.Sampling`.
     max_side: pixels of a picture's longer side; larger ones are scaled down.
     url_prefix: what a record's media path is put behind to make a link.
+    picture_tokens: the most that the service counts for one picture; 0: the most of any service.
   """
 
   model: str
@@ -122,6 +127,7 @@ class Asking:
   times: str = "stamps"
   max_side: int = 512
   url_prefix: str = ""
+  picture_tokens: int = 0
 
   def __post_init__(self):
     if not self.model or not self.teacher:
@@ -130,7 +136,7 @@ class Asking:
       raise UserError(f"--temperature {self.temperature}: it must be 0 or more")
     if self.top_p is not None and not 0 < self.top_p <= 1:
       raise UserError(f"--top-p {self.top_p}: it must be above 0 and at most 1")
-    for name, least in (("max_tokens", 1), ("frames", 1), ("max_side", 16)):
+    for name, least in (("max_tokens", 1), ("frames", 1), ("max_side", 16), ("picture_tokens", 0)):
       if getattr(self, name) < least:
         flag = name.replace("_", "-")
         raise UserError(f"--{flag} {getattr(self, name)}: it must be at least {least}")
@@ -146,7 +152,9 @@ class Asking:
 
     Prices, limits and addresses may change: a server may move.
     """
-    unused = {"url_prefix"} | ({"frames", "times", "max_side"} if self.media == "url" else set())
+    unused = {"url_prefix", "picture_tokens"} | (
+      {"frames", "times", "max_side"} if self.media == "url" else set()
+    )
     kept = {name: v for name, v in dataclasses.asdict(self).items() if name not in unused}
     return json.loads(json.dumps(kept))
 
@@ -189,10 +197,38 @@ class Asking:
     shown = sum(map(self._media_tokens, record.media))
     return Tokens(len(text.encode("utf-8")) + _TEMPLATE_TOKENS + shown, self.max_tokens)
 
+  def likely(self, record: Record, folder: str, text: str) -> int:
+    """Tokens that one request for the record reads, as Qwen3-VL counts; opens its files.
+
+    Raises:
+      media.MediaError: a file cannot be read.
+    """
+    tokens = len(text.encode("utf-8")) // _LIKELY_BYTES_OF_TOKEN + _LIKELY_TEMPLATE
+    for medium in record.media:
+      if self.media == "url":
+        tokens += self._media_tokens(medium)
+        continue
+      frame_HWC, frames, times = self._first(medium, folder)
+      height, width, _ = self._shrink(frames, frame_HWC).shape
+      rows, columns = (max(1, round(side / _SIDE_OF_TOKEN)) for side in (height, width))
+      picture = self.picture_tokens or rows * columns + _AROUND_PICTURE
+      tokens += frames * (picture + times)
+    return tokens
+
+  def _first(self, medium: Media, folder: str) -> tuple[np.ndarray, int, int]:
+    """The first frame of a medium, the number of its frames, and what the time of each takes."""
+    path = pathlib.Path(folder, medium.path)
+    if medium.type == "image":
+      return media.load_image(path), 1, 0
+    sampling = media.Sampling(frames=self.frames)
+    clip = media.look(path, medium.start, medium.end, sampling)
+    return clip.frames_NHWC[0], len(clip.indices_N), _LIKELY_TIME
+
   def _media_tokens(self, medium: Media) -> int:
     if self.media == "url":
       return _LINK_TOKENS[medium.type]
     picture = max(_PICTURE_TOKENS, self.max_side**2 // _PIXELS_OF_TOKEN)
+    picture = self.picture_tokens or picture
     return picture if medium.type == "image" else self.frames * (picture + _TIME_TOKENS)
 
   def _frames(self, medium: Media, folder: str) -> list[dict[str, Any]]:
@@ -260,6 +296,29 @@ def fingerprint(record: Record, text: str) -> str:
   """16 hex digits that change with what is asked: the text, or which media are shown."""
   asked = [text, [dataclasses.astuple(medium) for medium in record.media]]
   return hashlib.sha256(json.dumps(asked).encode("utf-8")).hexdigest()[:16]
+
+
+def media_digest(record: Record, folder: str) -> str:
+  """16 hex digits that change with the media files; empty if there are none or one is not there.
+
+  Of a large file some blocks are read, evenly spread: clips that differ at all do so in most of
+  their bytes, and a pool may have terabytes of them.
+  """
+  if not record.media:
+    return ""
+  digest = hashlib.sha256()
+  try:
+    for medium in record.media:
+      with open(pathlib.Path(folder, medium.path), "rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        digest.update(str(size).encode("ascii"))
+        last = max(0, size - _BLOCK)
+        for place in sorted({last * i // (_BLOCKS - 1) for i in range(_BLOCKS)}):
+          file.seek(place)
+          digest.update(file.read(_BLOCK))
+  except OSError:
+    return ""
+  return digest.hexdigest()[:16]
 
 
 def _picture(frame_HWC: np.ndarray) -> dict[str, Any]:

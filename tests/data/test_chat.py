@@ -90,7 +90,7 @@ def test_timestamps_are_transformers(indices, fps, temporal):
   assert list(chat.pair_seconds(np.array(indices) / fps, temporal)) == theirs
 
 
-def test_media_must_match_the_template(tokenizer, tmp_path):
+def test_media_must_match_the_template(tokenizer):
   for messages, media in (
     (user(VIDEO_ITEM), []),
     (user(VIDEO_ITEM), [IMAGE]),
@@ -99,11 +99,6 @@ def test_media_must_match_the_template(tokenizer, tmp_path):
   ):
     with pytest.raises(UserError, match="media placeholders"):
       tokenizer.encode_messages(messages, media)
-  blind = chat.ChatTokenizer(
-    tiny_tokenizer.write(tmp_path, "{% for m in messages %}{{ m.role }}{% endfor %}")
-  )
-  with pytest.raises(UserError, match="wrote 0 media placeholders"):
-    blind.encode_messages(user(VIDEO_ITEM), [CLIP])
 
 
 @pytest.mark.parametrize(
@@ -207,4 +202,64 @@ def test_a_folder_without_qwens_tokens_is_refused(tmp_path):
   plain.chat_template = "{{ messages }}"
   plain.save_pretrained(tmp_path)
   with pytest.raises(UserError, match=r"lacks <\|im_start\|>, <\|im_end\|>"):
+    chat.ChatTokenizer(tmp_path)
+
+
+BROKEN_TEMPLATES = {
+  "{% for m in messages %}{{ m.role }}{% endfor %}": "no places for images and videos",
+  "{% for m in messages %}": "is broken .TemplateSyntaxError",
+  "{{ raise_exception('no') }}": "is broken .TemplateError: no",
+  "{{ messages[7].content.x }}": "is broken",
+  "{{ 1 / 0 }}": "is broken .ZeroDivisionError",
+  "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}": "more than 0.3 s",
+  tiny_tokenizer.TEMPLATE.replace("{{ item.text }}", ""): "leaves out the text",
+  tiny_tokenizer.TEMPLATE.replace("assistant", "bot"): "does not begin a reply",
+}
+
+
+@pytest.mark.parametrize("template", BROKEN_TEMPLATES)
+def test_a_template_that_cannot_serve_is_one_line(tmp_path, monkeypatch, template):
+  monkeypatch.setattr(chat, "_TEMPLATE_SECONDS", 0.3)
+  tiny_tokenizer.write(tmp_path, template)
+  with pytest.raises(UserError, match=BROKEN_TEMPLATES[template]) as error:
+    chat.ChatTokenizer(tmp_path)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"image_token_id": 7}, "says image_token_id 7, the tokenizer there has <.image_pad.>"),
+    ({"vision_end_token_id": 1}, "says vision_end_token_id 1"),
+    ({"text_config": {"vocab_size": 300}}, r"the model has 300 rows .vocab_size."),
+    ({"text_config": {"vocab_size": 9_999}}, None),
+  ],
+)
+def test_the_tokenizer_is_held_against_the_models_config(tmp_path, changes, words):
+  tiny_tokenizer.write(tmp_path)
+  (tmp_path / "config.json").write_text(json.dumps(changes))
+  if words is None:
+    assert chat.ChatTokenizer(tmp_path).opening == ""
+  else:
+    with pytest.raises(UserError, match=words):
+      chat.ChatTokenizer(tmp_path)
+
+
+def empty_vocabulary(value):
+  value["model"] |= {"vocab": {}, "merges": []}
+  return json.dumps(value)
+
+
+@pytest.mark.parametrize(
+  ("damage", "words"),
+  [
+    (empty_vocabulary, "does not give back 'Which words are here.'; its files are not whole"),
+    (lambda value: json.dumps(value)[:900], "tokenizer.json is no whole JSON file"),
+    (lambda value: "[]", "tokenizer.json holds no JSON object"),
+  ],
+)
+def test_an_incomplete_copy_is_refused(tmp_path, damage, words):
+  path = tiny_tokenizer.write(tmp_path) / "tokenizer.json"
+  path.write_text(damage(json.loads(path.read_text())))
+  with pytest.raises(UserError, match=words):
     chat.ChatTokenizer(tmp_path)

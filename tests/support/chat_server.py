@@ -5,15 +5,25 @@ import http.server
 import json
 import threading
 import time
+from typing import NamedTuple
 
 TEXT = "<think>I see it.</think><answer>B</answer>"
 FAULTS = ["429", "500", "drop", "malformed", "cut", "empty", "slow"]
 
 
+class Raw(NamedTuple):
+  """A reply, byte for byte."""
+
+  body: bytes
+  status: int = 200
+  headers: tuple = ()
+
+
 class Teacher(http.server.ThreadingHTTPServer):
   """Attributes: requests and their times, as they came; served, answers by question.
 
-  `behave(question, n)` says what the n-th request gets: a fault by name, or the fields of a choice.
+  `behave(question, n)` says what the n-th request gets: a fault by name, the fields of a choice, or
+  a `Raw` reply.
   """
 
   daemon_threads = True
@@ -48,7 +58,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
       teacher.times.append(time.monotonic())
       behaviour = teacher.behave(content[-1]["text"], len(teacher.requests))
     time.sleep(teacher.delay)
-    if isinstance(behaviour, dict):
+    if isinstance(behaviour, Raw):
+      self.reply(behaviour.status, behaviour.body, headers=behaviour.headers)
+    elif isinstance(behaviour, dict):
       message = {"role": "assistant", "content": TEXT, **behaviour}
       choice = {"index": 0, "finish_reason": message.pop("finish_reason", "stop")}
       answer = {"choices": [choice | {"message": message}], "usage": teacher.usage}
@@ -72,14 +84,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
       words = f"no, {self.headers['authorization']}"  # servers repeat keys
       self.reply(int(status), json.dumps({"error": {"message": words, "code": code}}))
 
-  def reply(self, status, text, length=None):
+  def reply(self, status, text, length=None, headers=()):
+    body = text if isinstance(text, bytes) else text.encode()
     self.send_response(status)
-    self.send_header("content-type", "application/json")
-    self.send_header("content-length", str(length or len(text)))
+    for name, value in {"content-type": "application/json", **dict(headers)}.items():
+      self.send_header(name, value)
+    self.send_header("content-length", str(length or len(body)))
     if status == 429:
       self.send_header("retry-after", "0.15")
     self.end_headers()
-    self.wfile.write(text.encode())
+    self.wfile.write(body)
 
 
 class Bar:

@@ -214,8 +214,8 @@ def test_answers_without_usage_count_all_they_may(folder, start):
 @pytest.mark.parametrize(
   ("behaviour", "words"),
   [
-    ("401", "refuses the API key .401: no, Bearer ....; set another, see --api-key-env"),
-    ("403", "refuses the API key"),
+    ("401", "refuses the API key.*.401: no, Bearer ....; see --api-key-env"),
+    ("403", "refuses the API key, or its use of this model"),
     ("404", "has no such model or address"),
     ("402", "has no credit left"),
     ("429 insufficient_quota", "has no credit left"),

@@ -1,67 +1,40 @@
-"""What a server's answer says; tests/teacher/test_collect.py has the calls themselves."""
+"""How long to wait, and what may be printed; test_collect.py and test_modes.py have the calls."""
 
 import asyncio
-import json
 import socket
 
 import pytest
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data import records
 from rmsd_jax.teacher import endpoint
 from rmsd_jax.teacher.request import Tokens
 
 
 @pytest.mark.parametrize(
-  ("message", "text"),
+  ("text", "line"),
   [
-    ({"content": "a"}, "a"),
-    ({"content": "<answer>a</answer>", "reasoning_content": "t"},
-     "<think>t</think><answer>a</answer>"),
-    ({"content": "a", "reasoning": "t"}, "<think>t</think>a"),
-    ({"content": "<think>u</think>a", "reasoning_content": "t"}, "<think>u</think>a"),
-    ({"content": "u</think>a", "reasoning_content": "t"}, "<think>u</think>a"),
-    ({"content": "u</think>\n\n<think>v</think>a"}, "<think>v</think>a"),
-    ({"content": "<think>u</think>a</think>"}, "<think>u</think>a</think>"),
-    ({"content": "a", "reasoning_content": ""}, "a"),
-    ({"content": None, "refusal": "no"}, "no"),
-    ({"content": "half \ud83d of it"}, "half ? of it"),
+    ("http://me:pa@ss@host/v1?key=abc&x=1#y", "http://***@host/v1?key=***&x=***"),
+    ("see https://host/a.mp4 and\n\ta\u202eb\x1b[0m", "see https://host/a.mp4 and a?b?[0m"),
+    ("mail me@host", "mail me@host"),
+    ("x" * 9999, "x" * 300),
   ],
-)  # fmt: skip
-def test_thoughts_that_come_apart_are_put_in_tags(message, text):
-  whole = {"choices": [{"message": message, "finish_reason": "stop"}]}
-  assert endpoint.read_answer(json.dumps(whole)) == endpoint.Answer(text, "stop", None)
+)
+def test_what_is_shown_is_one_line_without_passwords_and_control_signs(text, line):
+  assert endpoint.shown(text) == line
 
 
-def test_usage_that_leaves_thoughts_out_is_completed_from_the_total():
-  whole = {"choices": [{"message": {"content": "a"}, "finish_reason": "length"}]}
-  read = lambda **usage: endpoint.read_answer(json.dumps(whole | {"usage": usage})).tokens
-  assert read(prompt_tokens=10, completion_tokens=5) == Tokens(10, 5)
-  assert read(prompt_tokens=10, completion_tokens=5, total_tokens=15) == Tokens(10, 5)
-  assert read(prompt_tokens=10, completion_tokens=5, total_tokens=95) == Tokens(10, 85)
-  assert read(prompt_tokens=None) is None and read() is None
+@pytest.mark.parametrize("url", ["ftp://a/v1", "http://", "http://a b/v1", "http://a..b/v1",
+                                 "http://a:0/v1", "http://[::1/v1", "http://a\x1b/v1"])  # fmt: skip
+def test_what_is_no_address_is_refused(url):
+  with pytest.raises(UserError, match="give an address such as") as refused:
+    endpoint.Endpoint(url, "key")
+  assert str(refused.value).isprintable()
 
 
-def test_an_answer_whose_end_is_not_told_is_not_asked_again():
-  whole = {"choices": [{"message": {"content": "a"}, "finish_reason": None}]}
-  assert endpoint.read_answer(json.dumps(whole)) == endpoint.Answer("a", "unknown", None)
-  assert endpoint.UNKNOWN_END not in records.FINISH_REASONS
-
-
-A = {"content": "a"}
-CHOICES = [
-  {"message": A},
-  {"message": A, "finish_reason": "error"},
-  {"message": None, "finish_reason": "stop"},
-  {"message": {"content": ["a"]}, "finish_reason": "stop"},
-]
-BROKEN = ["", "<html>", "[]", "{}", '{"choices": []}', '{"choices": null}', "[" * 10_000]
-
-
-@pytest.mark.parametrize("text", BROKEN + [json.dumps({"choices": [c]}) for c in CHOICES])
-def test_what_is_no_whole_completion_is_refused(text):
-  with pytest.raises(ValueError, match="not a chat completion"):
-    endpoint.read_answer(text)
+def test_the_address_keeps_its_query():
+  assert endpoint.Endpoint("http://a/v1/?api-version=2", "key")._url == (
+    "http://a/v1/chat/completions?api-version=2"
+  )
 
 
 @pytest.mark.parametrize(
@@ -71,6 +44,10 @@ def test_what_is_no_whole_completion_is_refused(text):
 )
 def test_retry_after_is_a_number_or_a_date(value, seconds):
   assert endpoint._retry_after({"retry-after": value}) == seconds
+
+
+def test_milliseconds_count_more_than_seconds():
+  assert endpoint._retry_after({"retry-after": "9", "retry-after-ms": "300"}) == 0.3
 
 
 def test_a_server_that_is_not_there_is_named(capsys):
