@@ -26,7 +26,8 @@ from rmsd_jax.data.store import open_pool
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
-from rmsd_jax.training.checkpoint import Checkpoints, check_alike, guard_config
+from rmsd_jax.training.checkpoint import Checkpoints
+from rmsd_jax.training.guard import check_alike, guard_config
 from rmsd_jax.training.log import Writer
 from rmsd_jax.training.profiling import Profiler
 
@@ -76,12 +77,13 @@ class Loop:
     self._pool = open_pool(config.data.pool, config.data.split)
     check_least(config, LEAST)
     self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
-    self.begin = self._checkpoints.latest() or 0
-    kept = {"write": first, "begun": self.begin > 0}
+    kept = {"write": first, "begun": self._checkpoints.latest() is not None}
     guard_config(workdir, config, config.operational, **kept)
     self._pool.check_reader(config.model.folder, self._rules.version)
     guard_config(workdir, self._pool.identity, file="pool.json", **kept)
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
+    # Last, since it reads all of a checkpoint; everyone starts from the step that is whole.
+    self.begin = self._checkpoints.latest_whole() or 0
     if first:
       print(self._pool_line())
     self._profiler = Profiler(config.profile, workdir)
