@@ -31,7 +31,15 @@ from rmsd_jax.training.guard import check_alike, guard_config
 from rmsd_jax.training.log import Writer
 from rmsd_jax.training.profiling import Profiler
 
-LEAST = {"log_every": 1, "save_every": 1, "steps": 1, "logit_chunk": 1, "max_skipped": 0}
+LEAST = {
+  "seed": 0,
+  "data.limit": 0,
+  "log_every": 1,
+  "save_every": 1,
+  "steps": 1,
+  "logit_chunk": 1,
+  "max_skipped": 0,
+}
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
 MAY_BE_EMPTY = ("discriminator/accuracy/", "pairs/", "probe/", "rollout/quality")
 
