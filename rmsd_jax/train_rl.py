@@ -43,7 +43,7 @@ from rmsd_jax.training.loop import Limit, Loop
 LEAST = {
   "log_every": 1,
   "reward.dead_below": 0,
-  "rollouts.samples": 2,
+  "rollouts.samples": 2,  # each is compared with the others of its prompt
   "policy.kl": 0,
   "policy.max_kl": 0,
   "discriminator.warmup_steps": 0,
@@ -392,14 +392,7 @@ def check_config(config) -> None:
       "distribution that the rollouts are drawn from"
     )
   check_within(config, WITHIN)
-  if config.rollouts.samples == 1:
-    raise UserError(
-      "rollouts.samples=1: a rollout is compared with the others of its prompt; give 2 or more, 8 "
-      "in the presets"
-    )
   check_least(config, LEAST)
-  if not any(config.reward[name] for name in advantages.TERMS):
-    raise UserError("all weights of reward.* are 0: nothing is rewarded; give one above 0")
   if config.reward.discriminator and config.discriminator.probe_every % config.log_every:
     raise UserError(
       f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "
@@ -427,7 +420,13 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
     "the student is too far from the reference; take an earlier checkpoint, or begin again with a "
     "lower optim.learning_rate or a higher policy.kl",
   )
-  loop = Loop(config, workdir, "stage 2", limits=[limit] if config.policy.max_kl else [])
+  loop = Loop(
+    config,
+    workdir,
+    "stage 2",
+    limits=[limit] if config.policy.max_kl else [],
+    needs_teacher=config.reward.discriminator > 0,
+  )
   tokenizer = ChatTokenizer(config.model.folder)
   grading.check_ends(tokenizer, model.config.stop_ids)
   every = config.discriminator.probe_every if "discriminator" in optims else 0

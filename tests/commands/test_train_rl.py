@@ -438,7 +438,7 @@ def test_without_its_reward_there_is_no_discriminator():
     ({"rollouts__top_k": 5}, "top_p and top_k must be 1 and 0 in stage 2"),
     ({"discriminator__warmup_steps": 6, "steps": 6}, "warmup_steps=6 of steps=6 leave the student"),
     ({"rollouts__samples": 0}, "rollouts.samples=0; give 2 or more"),
-    ({"rollouts__samples": 1}, "rollouts.samples=1: a rollout is compared with the others"),
+    ({"rollouts__samples": 1}, "rollouts.samples=1; give 2 or more"),
     ({"rollouts__top_p": 1.5}, "top_p and top_k must be 1 and 0 in stage 2"),
     ({"rollouts__top_p": float("nan")}, "top_p and top_k must be 1 and 0 in stage 2"),
     ({"reward__content": float("nan")}, r"reward.content=nan: it must be in \[0, inf\)"),
