@@ -41,7 +41,6 @@ from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Limit, Loop
 
 LEAST = {
-  "log_every": 1,
   "reward.dead_below": 0,
   "rollouts.samples": 2,  # each is compared with the others of its prompt
   "policy.kl": 0,
