@@ -160,7 +160,15 @@ def open_pool(directory: str | os.PathLike, split: str) -> Pool:
     source = _source(folder, split)
     with np.load(folder / f"index-{split}.npz") as index:
       bucket_N, task_N = index["bucket_N"], index["task_N"]
-  except (ValueError, KeyError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+  except (
+    ValueError,
+    KeyError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     raise UserError(
       f"the pool {folder} is damaged: split {split} cannot be read ({type(error).__name__}); copy "
       "it again or build it again"
