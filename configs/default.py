@@ -150,7 +150,8 @@ def _method(c: ConfigDict) -> None:
   c.policy.kl = 0.001  # gamma, weight of KL(student || stage 1 student) per token [GAD]
   # "k3" [GAD]; "k2", whose gradient is the KL's own; "k1", whose expected gradient is 0: to log it
   c.policy.kl_estimator = "k3"
-  c.policy.kl_of_dead = True  # dead groups keep their KL term [ours]
+  # Dead groups keep their KL term [ours]; a step of dead groups alone leaves the student as it is.
+  c.policy.kl_of_dead = True
   c.policy.max_kl = 0.0  # nats per token, of a logged step, above which a run stops; 0: never
   c.policy.mask_cut_off = False  # rollouts cut off at T count neither in their group nor the loss
 

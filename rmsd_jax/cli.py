@@ -7,6 +7,7 @@ software and keeps its traceback.
 
 import argparse
 import difflib
+import errno
 import importlib.util
 import inspect
 import os
@@ -29,6 +30,8 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+# What a full, read-only or lost disk says; any other OSError is a fault of this software.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _SCRIPTS = "rmsd-"  # how the names of [project.scripts] in pyproject.toml begin
 _HELP_FLAGS = ("-h", "-help", "--help")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -46,6 +49,11 @@ def run(main: Callable[[], object]) -> NoReturn:
     main()
   except UserError as error:
     print(f"error: {_one_line(error)}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+  except OSError as error:
+    if error.errno not in _OF_THE_DISK:
+      raise
+    print(f"error: {_one_line(error)}; make room or mend the folder", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)

@@ -23,7 +23,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import prompts
 from rmsd_jax.models import hf
 from rmsd_jax.models.config import ModelConfig
-from rmsd_jax.training import checkpoint
+from rmsd_jax.training import checkpoint, guard
 from rmsd_jax.training import state as state_lib
 
 DTYPES = ("float32", "bfloat16")
@@ -168,7 +168,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
   """Writes the student of a run as a Hugging Face folder."""
-  config = checkpoint.read_config(args.workdir)
+  config = guard.read_config(args.workdir)
   base = args.base or config["model"]["folder"]
   if not pathlib.Path(base).is_dir():
     raise UserError(

@@ -25,7 +25,7 @@ from etils import epath
 
 from rmsd_jax import cli
 from rmsd_jax.core import intervals, sharding
-from rmsd_jax.core.errors import UserError, check_least
+from rmsd_jax.core.errors import UserError, check_least, check_within
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import loader
@@ -38,6 +38,11 @@ from rmsd_jax.tasks import Rules, registry
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import find_step
 
+WITHIN = {
+  "rollouts.temperature": "[0, inf)",
+  "rollouts.top_p": "(0, 1]",
+  "evaluate.pass_above": "[0, 1]",
+}
 OPTIONS = {"checkpoint": ("latest", "latest, best, a step, base or blind; see above")}
 
 
@@ -181,7 +186,8 @@ def main(config, workdir: str, checkpoint: str) -> None:
   """Evaluates one checkpoint."""
   first = jax.process_index() == 0
   path = os.path.join(workdir, "evaluate", f"{config.evaluate.name or config.data.split}.json")
-  check_least(config, {"evaluate.samples": 1})
+  check_least(config, {"evaluate.samples": 1, "rollouts.top_k": 0, "data.limit": 0})
+  check_within(config, WITHIN)
   rules = Rules(**config.tasks)
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from rmsd_jax import cli
 from rmsd_jax.core import masked, named, sharding
-from rmsd_jax.core.errors import UserError, check_least
+from rmsd_jax.core.errors import UserError, check_least, check_within
 from rmsd_jax.core.groups import PromptGroups, join_responses
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
@@ -41,13 +41,19 @@ from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Limit, Loop
 
 LEAST = {
-  "log_every": 1,
   "reward.dead_below": 0,
+  "rollouts.samples": 2,  # each is compared with the others of its prompt
   "policy.kl": 0,
   "policy.max_kl": 0,
   "discriminator.warmup_steps": 0,
   "discriminator.probe_every": 0,
   "discriminator.frozen_after": 0,
+}
+WITHIN = {f"reward.{name}": "[0, inf)" for name in advantages.TERMS} | {
+  "rollouts.temperature": "(0, inf)",
+  "policy.clip": "(0, inf)",
+  "policy.scale_decay": "[0, 1)",
+  "discriminator.pause_above": "[0, inf)",
 }
 ACCURACY_DECAY = 0.9  # of the running accuracy, per step: a mean of about 10 steps
 
@@ -379,18 +385,12 @@ def check_config(config) -> None:
       f"discriminator.warmup_steps={config.discriminator.warmup_steps} of steps={config.steps} "
       "leave the student none; raise steps or lower the warm-up"
     )
-  if config.rollouts.top_p < 1 or config.rollouts.top_k:
+  if config.rollouts.top_p != 1 or config.rollouts.top_k != 0:
     raise UserError(
       "rollouts.top_p and top_k must be 1 and 0 in stage 2: the policy gradient is of the whole "
       "distribution that the rollouts are drawn from"
     )
-  for name in ("temperature", "samples"):
-    if not config.rollouts[name] > 0:
-      raise UserError(f"rollouts.{name}={config.rollouts[name]}: it must be above 0")
-  if not 0 <= config.policy.scale_decay < 1:
-    raise UserError(f"policy.scale_decay={config.policy.scale_decay}: it must be in [0, 1)")
-  if not config.policy.clip > 0:
-    raise UserError(f"policy.clip={config.policy.clip}: it must be above 0; 0.2 in GAD")
+  check_within(config, WITHIN)
   check_least(config, LEAST)
   if config.reward.discriminator and config.discriminator.probe_every % config.log_every:
     raise UserError(
@@ -419,7 +419,13 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
     "the student is too far from the reference; take an earlier checkpoint, or begin again with a "
     "lower optim.learning_rate or a higher policy.kl",
   )
-  loop = Loop(config, workdir, "stage 2", limits=[limit] if config.policy.max_kl else [])
+  loop = Loop(
+    config,
+    workdir,
+    "stage 2",
+    limits=[limit] if config.policy.max_kl else [],
+    needs_teacher=config.reward.discriminator > 0,
+  )
   tokenizer = ChatTokenizer(config.model.folder)
   grading.check_ends(tokenizer, model.config.stop_ids)
   every = config.discriminator.probe_every if "discriminator" in optims else 0

@@ -1,5 +1,6 @@
 """The exceptions that are no faults of this software."""
 
+import math
 import operator
 import pathlib
 from collections.abc import Mapping
@@ -29,12 +30,27 @@ def check_least(config, least: Mapping[str, float]) -> None:
   """Raises UserError where a value of a config is below its least.
 
   Args:
-    least: by dotted name.
+    least: by dotted name. No value may be infinite.
   """
   for name, lowest in least.items():
     value = operator.attrgetter(name)(config)
-    if not value >= lowest:
+    if not lowest <= value < math.inf:
       raise UserError(f"{name}={value}; give {lowest} or more")
+
+
+def check_within(config, within: Mapping[str, str]) -> None:
+  """Raises UserError where a value of a config is outside its interval.
+
+  Args:
+    within: by dotted name; an interval as mathematics writes it, e.g. "(0, 1]" or "[0, inf)".
+  """
+  for name, interval in within.items():
+    value = operator.attrgetter(name)(config)
+    low, high = map(float, interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    if not (above and below):
+      raise UserError(f"{name}={value}: it must be in {interval}")
 
 
 class Terminated(Exception):

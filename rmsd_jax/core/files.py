@@ -22,7 +22,10 @@ def replace_text(path: str | os.PathLike, text: str) -> None:
     target.write_text(text)
     return
   draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-  draft.write_text(text)
+  with draft.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())  # else a machine that loses power may keep the name and not the text
   draft.replace(target)
 
 
@@ -30,4 +33,6 @@ def complete_lines(path: epath.Path) -> list[str]:
   """Lines that end in a newline; a process killed while writing leaves a torn one at the end."""
   if not path.exists():
     return []
-  return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+  # Damaged bytes are left for whoever reads the line they stand in.
+  text = path.read_bytes().decode("utf-8", "replace")
+  return [f"{line}\n" for line in text.split("\n")[:-1]]

@@ -139,14 +139,14 @@ class ChatTokenizer:
   def _check_config(self, folder: pathlib.Path, vocabulary: Mapping[str, int]) -> None:
     """Holds the ids against the model's config.json, where it lies beside them."""
     path = folder / "config.json"
-    config = _read_object(path) if path.is_file() else {}
+    raw = _read_object(path) if path.is_file() else {}
     for key, token in _CONFIG_IDS.items():
-      if config.get(key, vocabulary[token]) != vocabulary[token]:
+      if raw.get(key, vocabulary[token]) != vocabulary[token]:
         raise UserError(
-          f"{path} says {key} {config[key]}, the tokenizer there has {token} as "
+          f"{path} says {key} {raw[key]}, the tokenizer there has {token} as "
           f"{vocabulary[token]}; take both from one model"
         )
-    text = config.get("text_config")
+    text = raw.get("text_config")
     size = text.get("vocab_size") if isinstance(text, dict) else None
     highest = max(vocabulary, key=vocabulary.__getitem__)
     if isinstance(size, int) and vocabulary[highest] >= size:

@@ -270,3 +270,17 @@ def _responses(
     "tokens_K": np.array([len(i) for i in ids], np.int32),
     "valid_K": np.array([s.valid for s in scores], np.bool_),
   }
+
+
+def fault_of(row: Row, vocabulary: int) -> str | None:
+  """What no build writes: scores outside [0, 1], ids that are none."""
+  for name in ("quality", "rouge"):
+    scores_K = getattr(row, f"{name}_K")
+    if not np.all((scores_K >= 0) & (scores_K <= 1)):
+      return f"has a {name} outside [0, 1]: {scores_K.tolist()}"
+  ids = np.concatenate([row.ids_P, *row.responses])
+  lowest, highest = int(ids.min(initial=0)), int(ids.max(initial=0))
+  if lowest < 0 or (vocabulary and highest >= vocabulary):
+    wrong = lowest if lowest < 0 else highest
+    return f"has the token id {wrong}, outside the model's vocabulary of {vocabulary or '?'}"
+  return None

@@ -4,6 +4,7 @@
     DIR/index-SPLIT.npz        bucket and task of every row, so that filters read no row
     DIR/quarantine.jsonl       the lines that could not be used, each with the reason
     DIR/metadata.json          versions, sizes and counts
+    DIR/SHA256SUMS             digests of all of these, see `rmsd_jax.core.digests`
 
 A pool is written beside its final place and renamed when whole; metadata.json is written last and a
 folder without it is refused. Neither building nor reading imports TensorFlow.
@@ -17,12 +18,17 @@ import json
 import os
 import pathlib
 import shutil
+import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epy
+from etils import epath, epy
 
+from rmsd_jax.core import digests
+from rmsd_jax.core.digests import DamageError
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data import chat, children, oddities, prompts, records, rows
@@ -72,12 +78,35 @@ class Pool:
   source: Any  # TFDS data source
   bucket_N: np.ndarray
   task_N: np.ndarray
+  digest: str = ""  # of the list of digests; "": of a pool from before there was one
+  vocabulary: int = 0  # rows of the reader's embedding, above all ids; 0: not known
 
   def __len__(self) -> int:
     return len(self.bucket_N)
 
   def __getitem__(self, index: int) -> rows.Row:
-    return rows.decode(self.source[int(index)])
+    """A row.
+
+    Raises:
+      UserError: it is not the one of the index, cannot be read, or holds values that no build
+        writes. Of pools without digests nothing else would tell.
+    """
+    try:
+      row = rows.decode(self.source[int(index)])
+    except (ValueError, KeyError, IndexError, RuntimeError, OSError) as error:
+      raise UserError(
+        f"row {index} of split {self.split} of the pool {self.directory} cannot be read "
+        f"({type(error).__name__}); copy the pool again or build it again"
+      ) from error
+    fault = rows.fault_of(row, self.vocabulary)
+    if (row.bucket, row.task) != (int(self.bucket_N[index]), str(self.task_N[index])):
+      fault = f"is of task {row.task!r}, bucket {row.bucket}: the index is of another pool"
+    if fault:
+      raise UserError(
+        f"row {index} ({row.id!r}) of the pool {self.directory} {fault}; copy the pool again or "
+        "build it again"
+      )
+    return row
 
   @property
   def buckets(self) -> tuple[Bucket, ...]:
@@ -95,7 +124,8 @@ class Pool:
   @property
   def identity(self) -> dict[str, Any]:
     """What its rows were made from and how: two pools that agree in it are the same."""
-    return {name: self.metadata[name] for name in _IDENTITY}
+    made = {name: self.metadata[name] for name in _IDENTITY}
+    return made | ({"sha256": self.digest} if self.digest else {})
 
   def check_reader(self, folder: str, rules: Rules) -> None:
     """Refuses a model, or rules, for which the pool was not built.
@@ -124,24 +154,56 @@ def open_pool(directory: str | os.PathLike, split: str) -> Pool:
   """Opens one split ("train" or "test") of a pool that `build` finished.
 
   Raises:
-    UserError: no finished pool is there, it has another schema, or it lacks the split.
+    UserError: no finished pool is there, it has another schema, lacks the split or is damaged.
   """
   folder = pathlib.Path(directory)
   metadata = read_metadata(folder)
+  digest = _checked(folder, metadata)
   if split not in metadata["rows"]:
     raise UserError(
       f"the pool {folder} has no split {split!r}, only {', '.join(metadata['rows'])}; add records "
       f'with "split": "{split}" and build it again'
     )
-  source = _source(folder, split)
-  with np.load(folder / f"index-{split}.npz") as index:
-    bucket_N, task_N = index["bucket_N"], index["task_N"]
+  try:
+    source = _source(folder, split)
+    with np.load(folder / f"index-{split}.npz") as index:
+      bucket_N, task_N = index["bucket_N"], index["task_N"]
+  except (
+    ValueError,
+    KeyError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
+    raise UserError(
+      f"the pool {folder} is damaged: split {split} cannot be read ({type(error).__name__}); copy "
+      "it again or build it again"
+    ) from error
   if len(source) != len(bucket_N):
     raise UserError(
       f"the pool {folder} holds {len(source)} rows but its index {len(bucket_N)}; files are "
       "missing or mixed: copy it again or build it again"
     )
-  return Pool(str(folder), split, metadata, source, bucket_N, task_N)
+  return Pool(str(folder), split, metadata, source, bucket_N, task_N, digest)
+
+
+def _checked(folder: pathlib.Path, metadata: Mapping[str, Any]) -> str:
+  """The digest of the pool's list of digests, all of whose files are read; "" without a list."""
+  try:
+    listed = digests.read_list(epath.Path(folder))
+    if listed is None:
+      if "digests" in metadata:
+        raise DamageError(f"{digests.FILE} is missing")
+      print(f"the pool {folder} is from before digests: its files are not checked")
+      return ""
+    digests.check_contents(epath.Path(folder), listed)
+  except DamageError as error:
+    raise UserError(
+      f"the pool {folder} is damaged: {error}; copy it again or build it again"
+    ) from error
+  return hashlib.sha256((folder / digests.FILE).read_bytes()).hexdigest()
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
@@ -212,8 +274,10 @@ def build(
       work = _Work(processor, rules, buckets)
       with progress(len(lines)) as bar:
         counts = _write(stage, lines, work, workers, limits, quarantine, bar)
-    metadata = {"schema": SCHEMA, **_settings(jsonl, processor, rules, buckets), **counts}
+    settings = {"schema": SCHEMA, "digests": digests.FILE}
+    metadata = settings | {**_settings(jsonl, processor, rules, buckets), **counts}
     (stage / _METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    digests.write_list(epath.Path(stage), [_QUARANTINE])
     _publish(stage, out)
     kept.unlink(missing_ok=True)  # of a build that failed
   except UserError:
@@ -318,7 +382,14 @@ def _write(
       f"bucket, more than the allowed share of {limits.long_share:g}; raise T in --buckets"
     )
   per_task = {split: _index(stage, split) for split in splits}
-  names = ("responses", "long_responses", "truncated_responses")
+  if records.SPLITS[0] in splits and not counts["teaching_responses"]:
+    print(
+      f"WARNING: this pool can teach nothing: of {counts['responses']} responses none is valid and "
+      f"whole ({counts['truncated_responses']} cut off by the teacher, {counts['long_responses']} "
+      "longer than T)",
+      file=sys.stderr,
+    )
+  names = ("responses", "long_responses", "truncated_responses", "teaching_responses")
   return {
     "k": most,
     "rows": per_task,
@@ -334,6 +405,7 @@ def _count(row: Mapping[str, Any], buckets: Sequence[Bucket]) -> dict[str, int]:
     "responses": len(ended),
     "long_responses": int((ended & (row["tokens_K"] > buckets[row["bucket"]].response)).sum()),
     "truncated_responses": int((~ended).sum()),
+    "teaching_responses": int((row["valid_K"] & (row["response_lengths_K"] > 0)).sum()),
   }
 
 

@@ -28,7 +28,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.demo import grid_tables
 from rmsd_jax.demo.run import ROOT, Commands, make_pool
-from rmsd_jax.training import checkpoint
+from rmsd_jax.training import guard
 
 CONFIG = ROOT / "configs" / "ablations.py"
 ROWS = runpy.run_path(str(CONFIG))["ROWS"]
@@ -87,7 +87,7 @@ class Grid:
     """Raises UserError where another config than today's made the run."""
     config = cli.load_config(f"{CONFIG}:{row}/{stage}")
     given = ("seed", "init_from", "data.pool", "model.folder")  # of the command line, or a place
-    checkpoint.guard_config(
+    guard.guard_config(
       str(self.folder(row, seed, stage)), config, (*config.operational, *given), write=False
     )
 

@@ -57,7 +57,9 @@ def from_rewards(
     score, gate, scale: see `score_term`, `composite`, `scales`.
     dead_below: groups whose rewards span less are dead.
     scale_decay: of the running spread, per step.
-    kl_of_dead: dead groups keep their KL term.
+    kl_of_dead: dead groups keep their KL term, in a step with a group that is not dead. Without
+      one the step is to leave the student as it is: the KL's gradient is rounding noise where the
+      student is the reference, and Adam turns noise into whole steps.
     mask_cut_off: rollouts that were cut off count neither in their group nor in the loss.
 
   Returns:
@@ -78,7 +80,8 @@ def from_rewards(
   scale_B = scales(scale, total_BN, counts_BN, followed, pairs.task_B)
   # 3. Advantages inside the group.
   advantage_BN = group_advantages(total_BN, counts_BN, alive_B, scale_B)
-  keep_kl_BN = jnp.broadcast_to((alive_B | kl_of_dead)[:, None], advantage_BN.shape)
+  keep_kl_B = alive_B | (kl_of_dead & jnp.any(alive_B))
+  keep_kl_BN = jnp.broadcast_to(keep_kl_B[:, None], advantage_BN.shape)
   metrics = reward_metrics(weighted, counts_BN) | {
     "reward/dead_groups": 1 - jnp.mean(alive_B),
     "policy/tied_share": tied_share(advantage_BN, terms.content_BN, counts_BN, pairs.closed_B),
@@ -184,8 +187,9 @@ def _span(x_BR, mask_BR) -> jax.Array:
 
 
 def alive(reward_BR, mask_BR, dead_below: float) -> jax.Array:
-  """bool [B]: the group's rewards span at least `dead_below`."""
-  return _span(reward_BR, mask_BR) >= dead_below
+  """bool [B]: the group's rewards span at least `dead_below`, and more than 0."""
+  span_B = _span(reward_BR, mask_BR)
+  return (span_B >= dead_below) & (span_B > 0)
 
 
 def group_advantages(reward_BR, mask_BR, alive_B, scale_B) -> jax.Array:

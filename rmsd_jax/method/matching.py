@@ -14,6 +14,7 @@ import numpy as np
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.data.batch import Batch
+from rmsd_jax.data.rows import Row
 from rmsd_jax.method.carriers import Pairs
 
 # Stage 1 target rules: best is R-MSD's; the others make its ablations.
@@ -79,6 +80,25 @@ def survivors(
   usable_K = present_K & valid_K
   # float() makes tau a Python scalar, which numpy rounds to the precision of quality_K.
   return usable_K & (quality_K >= float(tau)) if graded else usable_K
+
+
+def teaches(
+  row: Row, k: int, *, tau: float, target: str, closed: str, open_ended: str, **others: bool
+) -> bool:
+  """Whether one of the first k responses of a pool's row may supervise in any stage."""
+  present_K = np.array([len(ids) > 0 for ids in row.responses[:k]], bool)
+  if not present_K.any():
+    return False
+  valid_K = row.valid_K[:k] & present_K
+  quality_1K, graded_1 = judged(
+    row.quality_K[None, :k] * valid_K,
+    row.rouge_K[None, :k] * valid_K,
+    np.array([row.closed]),
+    closed,
+    open_ended,
+  )
+  keep_K = survivors(quality_1K[0], valid_K, present_K, bool(graded_1[0]), tau)
+  return bool(eligible(keep_K, present_K, target).any())
 
 
 def eligible(keep_K: np.ndarray, present_K: np.ndarray, rule: str) -> np.ndarray:

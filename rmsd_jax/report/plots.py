@@ -38,6 +38,7 @@ MUTED = "#6a7178"
 GRID = "#e4e6e8"
 WIDTH = 9.2  # inches; the page shows a figure 920 CSS pixels wide
 STYLE = {
+  "text.parse_math": False,  # names of teachers may hold a $
   "font.family": "DejaVu Sans",
   "font.size": 9,
   "axes.titlesize": 10,

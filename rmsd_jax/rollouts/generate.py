@@ -9,10 +9,12 @@ Axes: B prompts, R responses, T response tokens, V vocabulary.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
+from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.models import layers
 from rmsd_jax.models.student import Qwen3VL, Visual
@@ -73,6 +75,7 @@ def generate(
   """
   if temperature and key is None:
     raise ValueError("sampling at a temperature above 0 needs a key, e.g. jax.random.key(0)")
+  _check_sampling(temperature, top_p, top_k)
   key = jax.random.key(0) if key is None else key
   stop_ids = model.config.stop_ids if stop_ids is None else stop_ids
   pad_id = model.config.pad_id if pad_id is None else pad_id
@@ -96,6 +99,14 @@ def generate(
 
   started = model.prefill(params, groups, samples, max_tokens, visual)
   return _grow(model, params, groups, started, (samples, max_tokens, pad_id), draw, ends)
+
+
+def _check_sampling(temperature: float, top_p: float, top_k: int) -> None:
+  if not (0 < top_p <= 1 and top_k >= 0 and 0 <= temperature < math.inf):
+    raise UserError(
+      f"top_p={top_p}, top_k={top_k}, temperature={temperature}: top_p must be in (0, 1], top_k 0 "
+      "or more, the temperature 0 or more"
+    )
 
 
 def _grow(model: Qwen3VL, params, groups: PromptGroups, started, sizes, draw, ends) -> Samples:

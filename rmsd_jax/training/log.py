@@ -7,15 +7,16 @@ A run is resumed often, so lines written after the restored step are dropped fir
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import jax
 from etils import epath
 
 from rmsd_jax.core.files import complete_lines, in_bucket, replace_text
-from rmsd_jax.training import old_runs
+from rmsd_jax.training import old_runs, stored
 
 FILE = "metrics.jsonl"
 _RESERVED = ("step", "time")
@@ -40,7 +41,7 @@ class Writer:
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     path = epath.Path(workdir) / FILE
     # Steps behind the restored one will be done again.
-    kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= resume_step]
+    kept = [text for text, line in _lines(path) if line["step"] <= resume_step]
     if in_bucket(workdir):
       self._file = _Rewritten(path, kept)
       return
@@ -102,9 +103,31 @@ class _Rewritten:
     self.flush()
 
 
+def _lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
+  """The lines of a log, as they stand and as they read; one that cannot be read is left out, and
+  the console says so. The end that a kill tore off is no line."""
+  found, damaged = [], []
+  for number, text in enumerate(complete_lines(path), 1):
+    try:
+      line = json.loads(text)
+    except ValueError:
+      line = None
+    if isinstance(line, dict) and isinstance(line.get("step"), int):
+      found.append((text, line))
+    else:
+      damaged.append(str(number))
+  if damaged:
+    print(
+      f"{path}: line {', '.join(damaged[:5])} of the metrics cannot be read and is left out "
+      f"({len(damaged)} in all); {stored.newest_words(str(path.parent))}",
+      file=sys.stderr,
+    )
+  return found
+
+
 def read(workdir: str) -> list[dict[str, float]]:
-  """All lines of a run's metrics, in order; a last line torn by a kill is left out."""
-  lines = [json.loads(line) for line in complete_lines(epath.Path(workdir) / FILE)]
+  """All lines of a run's metrics, in order; torn and damaged ones are left out."""
+  lines = [line for _, line in _lines(epath.Path(workdir) / FILE)]
   return [
     {
       old_runs.metric_now(key): float(value) if isinstance(value, str) else value

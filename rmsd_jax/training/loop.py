@@ -8,6 +8,7 @@ with jax.set_mesh(loop.mesh), loop:
     loop.after(step, state, metrics, note="loss")
 """
 
+import dataclasses
 import signal
 import threading
 import time
@@ -23,14 +24,26 @@ from rmsd_jax.core.progress import Progress, rss_gb
 from rmsd_jax.data import loader
 from rmsd_jax.data.batch import Batch, blinded
 from rmsd_jax.data.store import open_pool
+from rmsd_jax.method import matching
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
-from rmsd_jax.training.checkpoint import Checkpoints, check_alike, guard_config
+from rmsd_jax.training.checkpoint import Checkpoints
+from rmsd_jax.training.guard import check_alike, guard_config
 from rmsd_jax.training.log import Writer
 from rmsd_jax.training.profiling import Profiler
 
-LEAST = {"log_every": 1, "save_every": 1, "steps": 1, "logit_chunk": 1, "max_skipped": 0}
+LEAST = {
+  "seed": 0,
+  "data.limit": 0,
+  "log_every": 1,
+  "save_every": 1,
+  "steps": 1,
+  "logit_chunk": 1,
+  "max_skipped": 0,
+}
+SHARE_OF = 200  # prompts whose responses are looked at before a run begins
+FEW_TEACH = 0.1  # share of prompts that teach, below which the run says so
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
 MAY_BE_EMPTY = ("discriminator/accuracy/", "pairs/", "probe/", "rollout/quality")
 
@@ -56,6 +69,7 @@ class Loop:
     workdir: folder of the run; a folder with checkpoints is resumed.
     label: for the progress bar.
     limits: the run stops when a logged metric passes one of these, or is not a number.
+    needs_teacher: without one teacher response that may teach there is nothing to learn.
 
   Raises:
     UserError: the batch does not divide over the mesh, there is no such pool, or the folder holds
@@ -66,7 +80,14 @@ class Loop:
     begin: the step to go on from; 0 for a new run.
   """
 
-  def __init__(self, config, workdir: str, label: str, limits: Sequence[Limit] = ()):
+  def __init__(
+    self,
+    config,
+    workdir: str,
+    label: str,
+    limits: Sequence[Limit] = (),
+    needs_teacher: bool = True,
+  ):
     self._config = config
     self._limits = limits
     self._rules = Rules(**config.tasks)
@@ -76,14 +97,17 @@ class Loop:
     self._pool = open_pool(config.data.pool, config.data.split)
     check_least(config, LEAST)
     self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
-    self.begin = self._checkpoints.latest() or 0
-    kept = {"write": first, "begun": self.begin > 0}
+    kept = {"write": first, "begun": self._checkpoints.latest() is not None}
     guard_config(workdir, config, config.operational, **kept)
     self._pool.check_reader(config.model.folder, self._rules)
     guard_config(workdir, self._pool.identity, file="pool.json", **kept)
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
+    # Last, since it reads all of a checkpoint; everyone starts from the step that is whole.
+    self.begin = self._checkpoints.latest_whole() or 0
     if first:
       print(self._pool_line())
+    if needs_teacher:
+      self._check_teaches()
     self._profiler = Profiler(config.profile, workdir)
     self._writer = Writer(workdir, self.begin, first)
     self._progress = Progress(config.steps, label, self.begin, first)
@@ -107,6 +131,29 @@ class Loop:
     more = f"data.responses={there} takes all"
     return f"{line}the first {used} of up to {there} responses each; {more}"
 
+  def _check_teaches(self) -> None:
+    """Refuses a pool of whose responses none may teach; few prompts that teach are told.
+
+    Rows are read in an order that mixes all of the split, until the first that teaches, and at
+    least SHARE_OF of them for the share.
+    """
+    data, supervision = self._config.data, dict(self._config.supervision)
+    rows_N = np.flatnonzero(loader.chosen(self._pool, data.tasks))[: data.limit or None]
+    taught, seen = 0, 0
+    for row in np.random.default_rng(0).permutation(rows_N):
+      if seen >= SHARE_OF and taught:
+        break
+      taught += matching.teaches(self._pool[row], data.responses, **supervision)
+      seen += 1
+    if not taught:
+      raise UserError(
+        f"no response of the {len(rows_N)} prompts in {data.pool} may teach: none is valid, whole "
+        f"and of a quality of supervision.tau={supervision['tau']} or more; see "
+        f"`python -m rmsd_jax.pool report {data.pool}`"
+      )
+    if taught < FEW_TEACH * seen and jax.process_index() == 0:
+      print(f"WARNING: only {taught / seen:.1%} of the prompts have a response that may teach")
+
   def start(
     self, model: Qwen3VL, optims: dict, make: Callable[[], state_lib.State]
   ) -> state_lib.State:
@@ -123,6 +170,8 @@ class Loop:
       state = make()
     if jax.process_index() == 0:
       print(state_lib.summary(state))
+    # From here on ids are held against the model that reads them.
+    self._pool = dataclasses.replace(self._pool, vocabulary=model.config.text.vocab)
     self._clock = time.monotonic()
     return state
 

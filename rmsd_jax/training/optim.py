@@ -12,9 +12,16 @@ import jax.numpy as jnp
 import optax
 
 from rmsd_jax.core import named
-from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.errors import UserError, check_within
 
 SCHEDULES = ("cosine", "constant")
+WITHIN = {  # of an optimizer's section
+  "learning_rate": "[0, inf)",
+  "b1": "[0, 1)",
+  "b2": "[0, 1)",
+  "weight_decay": "[0, inf)",
+  "clip_norm": "(0, inf)",
+}
 
 
 def schedule(optim, steps: int) -> optax.Schedule:
@@ -104,6 +111,7 @@ def make(optim, steps: int) -> optax.GradientTransformation:
       of that name reads.
     steps: updates in all.
   """
+  check_within(optim, WITHIN)
   if optim.name not in OPTIMIZERS:
     raise UserError(f"optim.name is {optim.name!r}; choose one of {', '.join(OPTIMIZERS)}")
   decayed = lambda params: named.unflatten(

@@ -21,7 +21,7 @@ from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import PARTITION as HEAD_PARTITION
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.models.student import PARTITION, Qwen3VL
-from rmsd_jax.training import checkpoint, old_runs
+from rmsd_jax.training import checkpoint, guard, old_runs
 from rmsd_jax.training.checkpoint import Checkpoints
 
 RULES = (*PARTITION, *HEAD_PARTITION)
@@ -46,7 +46,7 @@ def load_student(
   if not init_from:
     student, frozen = named.split(hf.load_params(folder, mesh), trained)
     return {"student": student, "frozen": frozen}
-  steps = checkpoint.read_config(init_from)["steps"]
+  steps = guard.read_config(init_from)["steps"]
   step = checkpoint.find_step(init_from, step)
   if jax.process_index() == 0:
     print(f"the student of {init_from}, step {step} of {steps}")
@@ -58,7 +58,7 @@ def load_student(
 
 def saved_entries(mesh: Mesh, model: Qwen3VL, workdir: str) -> State:
   """Abstract "student" and "frozen" of the checkpoints in a work folder."""
-  student, frozen = named.split(model.abstract(), checkpoint.read_config(workdir)["trained"])
+  student, frozen = named.split(model.abstract(), guard.read_config(workdir)["trained"])
   return sharding.abstract(mesh, {"student": student, "frozen": frozen}, RULES)
 
 

@@ -37,6 +37,23 @@ def test_pairs_are_drawn_among_survivors_and_weighed_where_the_task_has_a_metric
   assert (other[0] != match_BN).any()
 
 
+def test_identical_is_token_by_token_up_to_the_lengths():
+  """Right values by comparing lists; padding behind the end does not count."""
+  rng = np.random.default_rng(0)
+  loaded = tiny_run.batch(CONFIG())
+  shape = (8, 3, loaded.groups.responses_BRT.shape[2])
+  ids, others = rng.integers(0, 2, (2, *shape)).astype(np.int32)
+  others[:, :, :3] = ids[:, :, :3]
+  length, other_length = rng.integers(1, 4, (2, 8, 3)).astype(np.int32)
+  got = matching.identical(loaded.groups.with_responses(ids, length), others, other_length)
+  wanted = [
+    [list(ids[b, n, : length[b, n]]) == list(others[b, n, : other_length[b, n]]) for n in range(3)]
+    for b in range(8)
+  ]
+  np.testing.assert_array_equal(got, wanted)
+  assert 0 < np.sum(wanted) < 24
+
+
 def test_the_task_adaptive_ablations_turn_the_judges_around():
   c = CONFIG()
   loaded = tiny_run.batch(c)

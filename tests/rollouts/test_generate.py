@@ -10,9 +10,17 @@ from scipy import stats
 from small import CONFIG, END, random_groups
 
 from rmsd_jax.core import sharding
+from rmsd_jax.core.errors import UserError
 from rmsd_jax.method import losses
 from rmsd_jax.models.student import PARTITION, Qwen3VL
-from rmsd_jax.rollouts.generate import BLOCK, _invert, _restrict, categorical, generate
+from rmsd_jax.rollouts.generate import (
+  BLOCK,
+  _invert,
+  _restrict,
+  categorical,
+  generate,
+  sample_token,
+)
 
 MODEL = Qwen3VL(CONFIG)
 
@@ -126,6 +134,37 @@ def test_a_uniform_close_to_one_still_finds_a_possible_index():
   weights = jnp.array([0.0, 1e-30, 1.0, 1e-9, 0.0, 0.0])
   for u in (0.0, 0.5, np.nextafter(np.float32(1), np.float32(0))):
     assert weights[_invert(weights, jnp.float32(u))] > 0
+
+
+def test_every_place_is_drawn_with_its_own_key(params):
+  """By hand: place t with fold_in(key, t), from the trainer's forward of what came before."""
+  groups = random_groups(B=2)
+  out = sample(params, groups, seed=7)
+  prompt_BPD, response_BRTD = MODEL(params, groups.with_responses(out.responses_BRT, out.length_BR))
+  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+  logits_BRTV = hidden @ MODEL.unembedding(params).T
+  for t in range(4):
+    key = jax.random.fold_in(jax.random.key(7), t)
+    token_BR, _ = sample_token(logits_BRTV[:, :, t], key, 1.0, 1.0, 0)
+    there_BR = t < np.asarray(out.length_BR)
+    np.testing.assert_array_equal(token_BR[there_BR], out.responses_BRT[:, :, t][there_BR])
+
+
+@pytest.mark.parametrize("option", [{"top_p": 1.5}, {"top_p": 0.0}, {"top_k": -1}])
+def test_options_of_no_distribution_are_refused(params, option):
+  with pytest.raises(UserError, match=r"top_p must be in \(0, 1\]"):
+    sample(params, random_groups(), **option)
+
+
+def test_the_nucleus_is_that_of_each_response():
+  """[B, R, V] whose axes differ in size and content; by sorting each distribution in numpy."""
+  logits = np.random.default_rng(0).normal(0, 2, (3, 2, 7)).astype(np.float32)
+  kept = np.isfinite(np.asarray(_restrict(jnp.asarray(logits), 0.7, 0)))
+  for row, keep in zip(logits.reshape(-1, 7), kept.reshape(-1, 7), strict=True):
+    p = np.exp(row) / np.exp(row).sum()
+    order = np.argsort(-p)
+    count = np.searchsorted(np.cumsum(p[order]), 0.7) + 1
+    assert set(np.flatnonzero(keep)) == set(order[:count])
 
 
 def test_restricted_sampling_keeps_the_nucleus():

@@ -1,7 +1,8 @@
-"""A saved state returns bit for bit on any mesh, a half-written one never; one config per run."""
+"""A saved state returns bit for bit on any mesh, a half-written or damaged one never."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,15 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
-from rmsd_jax.cli import load_config
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.training import checkpoint, old_runs
-from rmsd_jax.training.checkpoint import Checkpoints, find_step, guard_config, restore_item
+from rmsd_jax.training import stored
+from rmsd_jax.training.checkpoint import Checkpoints, restore_item
+from rmsd_jax.training.stored import find_step
 
 ROOT = Path(__file__).parents[2]
 REPLICATED = P()
@@ -111,7 +110,9 @@ def test_one_entry_is_restored_without_the_others(tmp_path):
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(3, state)
   for other in ("optim", "key"):
-    shutil.rmtree(tmp_path / "checkpoints" / "3" / other)
+    for file in (tmp_path / "checkpoints" / "3" / other).rglob("*"):
+      if file.is_file() and file.name != "commit_success.txt":
+        file.write_bytes(b"damaged")
   abstract = make_abstract(state, mesh(1, 8), P(None, "tensor"))
   assert_same(restore_item(tmp_path, "student", abstract["student"]), state["student"])
   assert int(restore_item(tmp_path, "step", abstract["step"], step="latest")) == 0
@@ -148,24 +149,6 @@ def test_the_best_may_be_the_smallest_and_a_step_without_the_metric_is_saved(tmp
   assert (
     capsys.readouterr().out == "this step cannot become the best: it has no 'loss', only norm\n"
   )
-
-
-def test_processes_with_other_settings_are_told_apart(monkeypatch):
-  mine = {"config": {"seed": 0, "mesh": {"data": 2}}, "pool": {"buckets": [[1, 2]]}}
-  others = lambda *values: monkeypatch.setattr(
-    checkpoint.sharding, "gathered", lambda own: [*own, *values]
-  )
-  moved = {"config": {"seed": 0, "mesh": {"data": 4}}, "pool": {"buckets": [[1, 2]]}}
-  others(mine, moved)
-  checkpoint.check_alike(mine, ("mesh",))
-  others(mine, moved | {"pool": {"buckets": [[1, 3]]}})
-  with pytest.raises(
-    UserError, match=r"process 2 has another pool .* buckets \[\[1, 2\]\] -> \[\[1, 3"
-  ):
-    checkpoint.check_alike(mine, ("mesh",))
-  others(mine | {"config": {"seed": 1}})
-  with pytest.raises(UserError, match="process 1 has another config than process 0: .*seed 0 -> 1"):
-    checkpoint.check_alike(mine, ("mesh",))
 
 
 def test_a_run_without_a_best_step_is_saved_without_a_word(tmp_path, caplog):
@@ -217,14 +200,122 @@ def test_a_save_cut_short_by_a_kill_is_not_accepted(tmp_path):
   assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
 
 
-@pytest.mark.parametrize("missing", ["commit_success.txt", "student/commit_success.txt", "student"])
-def test_a_step_copied_in_part_is_not_accepted(tmp_path, missing):
-  save_steps(tmp_path, [1, 2])
-  gone = tmp_path / "checkpoints" / "2" / missing
+MISSING = {
+  "commit_success.txt": "commit_success.txt is missing",
+  "student/commit_success.txt": "student/commit_success.txt is missing",
+  "student": "it has no entries",
+  "SHA256SUMS": "SHA256SUMS is missing",
+  "student/manifest.ocdbt": "student/manifest.ocdbt is missing",
+  "student/d": "student/d/[0-9a-f]+ is missing",
+  "_CHECKPOINT_METADATA": "_CHECKPOINT_METADATA is missing",
+}
+
+
+def lose(folder, missing):
+  gone = folder / missing
   shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_a_step_copied_in_part_is_not_read_and_put_away(tmp_path, missing, capsys):
+  save_steps(tmp_path, [1, 2])
+  lose(tmp_path / "checkpoints" / "2", missing)
   assert find_step(tmp_path) == 1
-  with pytest.raises(UserError, match=r"checkpoints/2 is not a complete checkpoint"):
+  line = rf"checkpoint 2 of .* is not whole: {MISSING[missing]}; the newest whole step is 1\n"
+  assert re.fullmatch(line, capsys.readouterr().out)
+  with pytest.raises(UserError, match=rf"not hold step 2 whole \({MISSING[missing]}\); present: s"):
+    find_step(tmp_path, 2)
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest_whole() == 1 and checkpoints.steps() == [1]
+    line = rf"checkpoint 2 is damaged: {MISSING[missing]}; it is in .*/damaged/2 now, and the "
+    assert re.fullmatch(f"{line}newest whole step is 1\n", capsys.readouterr().out)
+    checkpoints.save(2, {"student": {"w": jnp.full((4,), 2)}})
+  assert (tmp_path / "damaged" / "2").is_dir() and find_step(tmp_path) == 2
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_what_a_deletion_left_is_removed_when_a_newer_step_is_whole(tmp_path, missing, capsys):
+  save_steps(tmp_path, [1, 2, 3])
+  lose(tmp_path / "checkpoints" / "1", missing)
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest_whole() == 3
+  said = rf"removed what was left of checkpoint 1: {MISSING[missing]}\n"
+  assert re.fullmatch(said, capsys.readouterr().out)
+  assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_a_run_whose_steps_are_all_torn_does_not_begin_anew(tmp_path):
+  save_steps(tmp_path, [1, 2])
+  for step in "12":
+    lose(tmp_path / "checkpoints" / step, "student/manifest.ocdbt")
+  with pytest.raises(
+    UserError, match=r"checkpoints/1 is not a whole checkpoint \(student/man.*no o"
+  ):
     Checkpoints(tmp_path)
+
+
+def flip(path, bit):
+  data = bytearray(path.read_bytes())
+  data[bit // 8] ^= 1 << bit % 8
+  path.write_bytes(data)
+
+
+def test_no_flipped_bit_is_restored(tmp_path, capsys):
+  """60 bits, spread over all files that a restore reads, and over the list of digests."""
+  rng = np.random.default_rng(0)
+  state = make_state(mesh(4, 2), seed=7)
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in (7, 8):
+      checkpoints.save(step, state)
+  abstract, folder = make_abstract(state, mesh(2, 4)), tmp_path / "checkpoints" / "8"
+  unread = {"commit_success.txt", "_CHECKPOINT_METADATA"}  # of the step; Orbax writes them last
+  paths = [p for p in folder.rglob("*") if p.is_file() and str(p.relative_to(folder)) not in unread]
+  copy = tmp_path / "copy"
+  for number in range(60):
+    path = paths[number % len(paths)]
+    entry = path.relative_to(folder).parts[0]
+    entries = [entry] if entry in state else list(state)
+    shutil.copy(path, copy)
+    flip(path, int(rng.integers(8 * path.stat().st_size)))
+    words = "not hold step 8 whole|checkpoint 8 of .* is damaged: .*the newest whole step is 7"
+    with pytest.raises(UserError, match=words):
+      for name in entries:
+        restore_item(tmp_path, name, abstract[name], 8)
+    shutil.copy(copy, path)
+  flip(folder / "student" / "manifest.ocdbt", 99)
+  capsys.readouterr()
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest_whole() == 7
+    assert_same(checkpoints.restore(abstract), state)
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith("checkpoint 8 is damaged: student/manifest.ocdbt differs from its digest;")
+  assert line.endswith("and the newest whole step is 7")
+
+
+def test_a_run_whose_steps_are_all_damaged_does_not_begin_anew(tmp_path):
+  save_steps(tmp_path, [1, 2])
+  for step in "12":
+    flip(tmp_path / "checkpoints" / step / "student" / "_sharding", 9)
+  with Checkpoints(tmp_path) as checkpoints:
+    with pytest.raises(UserError, match="checkpoint 1 .* is damaged: .*; no other step is whole"):
+      checkpoints.latest_whole()
+
+
+def test_steps_without_digests_are_read_and_their_damage_is_one_line(tmp_path, capsys):
+  save_steps(tmp_path, [1, 2])
+  for step in "12":
+    (tmp_path / "checkpoints" / step / "SHA256SUMS").unlink()
+    about = tmp_path / "checkpoints" / step / "_CHECKPOINT_METADATA"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"custom_metadata": {}}))
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest_whole() == 2
+    np.testing.assert_array_equal(checkpoints.restore({"student": VECTOR})["student"]["w"], [2] * 4)
+  assert "checkpoint 2 of" in (said := capsys.readouterr().out) and "before digests" in said
+  for path in (tmp_path / "checkpoints" / "2" / "student").rglob("*"):
+    if path.parent.name == "d" or path.name == "manifest.ocdbt":
+      path.write_bytes(path.read_bytes()[:20])
+  with pytest.raises(UserError, match="student cannot be read, it is damaged: .*; give another st"):
+    restore_item(tmp_path, "student", VECTOR)
 
 
 def test_missing_steps_and_entries_are_named_with_those_present(tmp_path):
@@ -255,10 +346,8 @@ def test_every_difference_to_the_model_is_in_one_message(tmp_path):
 
 def test_the_folder_of_a_run_in_a_bucket_is_in_the_bucket(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert str(checkpoint._folder("gs://bucket/runs/1")) == "gs://bucket/runs/1/checkpoints"
-  assert str(checkpoint._folder("runs/1")) == str(tmp_path / "runs/1/checkpoints")
-  # A kill during a save leaves a folder of the step's own name there: Orbax removes it.
-  assert checkpoint._broken(epath.Path("gs://bucket/runs/1/checkpoints")) == []
+  assert str(stored.folder_of("gs://bucket/runs/1")) == "gs://bucket/runs/1/checkpoints"
+  assert str(stored.folder_of("runs/1")) == str(tmp_path / "runs/1/checkpoints")
 
 
 def test_misuse_is_refused(tmp_path):
@@ -272,86 +361,3 @@ def test_misuse_is_refused(tmp_path):
     checkpoints.save(1, {"student": jnp.zeros(4)})
     with pytest.raises(ValueError, match="sharding"):
       checkpoints.restore({"student": jax.ShapeDtypeStruct((4,), jnp.float32)})
-
-
-CONFIG = {
-  "seed": 1,
-  "optim": {"lr": 1e-3, "betas": (0.9, 0.95)},
-  "log": {"every": 10},
-  "name": None,
-}
-OPERATIONAL = ("log", "optim.be")
-
-
-def changed(**keys):
-  config = json.loads(json.dumps(CONFIG))
-  for name, value in keys.items():
-    section, _, key = name.rpartition("__")
-    (config[section] if section else config)[key] = value
-  return config
-
-
-def test_the_same_config_is_accepted_again(tmp_path):
-  guard_config(tmp_path / "run", ConfigDict(CONFIG), OPERATIONAL)
-  first = (tmp_path / "run" / "config.json").read_text()
-  assert json.loads(first)["optim"] == {"lr": 1e-3, "betas": [0.9, 0.95]}
-  guard_config(tmp_path / "run", CONFIG, OPERATIONAL)
-  assert (tmp_path / "run" / "config.json").read_text() == first
-
-
-def test_a_changed_config_is_refused_with_every_difference(tmp_path):
-  guard_config(tmp_path, CONFIG, OPERATIONAL)
-  new = changed(seed=2, optim__lr=0.1, optim__betas=[0.9, 0.99], log__every=5, extra=True)
-  del new["name"]
-  with pytest.raises(UserError) as caught:
-    guard_config(tmp_path, new, OPERATIONAL)
-  message = str(caught.value)
-  for words in (
-    "seed 1 -> 2",
-    "optim.lr 0.001 -> 0.1",
-    "optim.betas [0.9, 0.95] -> [0.9, 0.99]",  # the prefix optim.be covers no part of a name
-    "extra (absent) -> true",
-    "name null -> (absent)",
-  ):
-    assert words in message
-  assert "log.every" not in message
-  assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
-
-
-def test_operational_keys_may_change_and_are_recorded(tmp_path):
-  guard_config(tmp_path, CONFIG, OPERATIONAL)
-  guard_config(tmp_path, changed(log__every=5), OPERATIONAL)
-  assert json.loads((tmp_path / "config.json").read_text())["log"] == {"every": 5}
-
-
-def test_only_the_first_process_writes_the_config(tmp_path):
-  guard_config(tmp_path, CONFIG, write=False)
-  assert not (tmp_path / "config.json").exists()
-  guard_config(tmp_path, CONFIG)
-  with pytest.raises(UserError, match="seed 1 -> 2"):
-    guard_config(tmp_path, changed(seed=2), write=False)
-
-
-def test_a_run_from_before_a_key_came_resumes_with_what_it_did(tmp_path):
-  def config(**name):
-    optim = {"lr": 1e-3, **name}
-    return {"seed": 1, "optim": optim, "discriminator": {"optim": optim}}
-
-  guard_config(tmp_path, config())
-  with pytest.raises(UserError) as caught:
-    guard_config(tmp_path, config(name="sgd"))
-  for key in ("optim.name", "discriminator.optim.name"):
-    assert f'{key} "adamw" -> "sgd"' in str(caught.value)
-  guard_config(tmp_path, config(name="adamw"))
-  assert json.loads((tmp_path / "config.json").read_text())["optim"]["name"] == "adamw"
-  with pytest.raises(UserError, match=r'optim.name "adamw" -> \(absent\)'):
-    guard_config(tmp_path, config())
-
-
-def test_what_older_runs_did_is_said_of_keys_that_there_are():
-  config = load_config(str(ROOT / "configs" / "default.py")).to_dict()
-  for name in old_runs.ADDED_KEYS:
-    value = config
-    for part in name.split("."):
-      value = value[part]
-    assert not isinstance(value, dict), f"{name} is a section"

@@ -80,6 +80,23 @@ def test_resume_drops_later_steps_and_a_torn_line(tmp_path):
   assert 4 in events(tmp_path)[1]  # TensorBoard is told to forget the steps from 4 on
 
 
+@pytest.mark.parametrize("torn", ['{"step": 2, "lo', "\xff\xfe", "[2]", '{"loss": 1.0}', ""])
+def test_a_damaged_line_in_the_middle_is_left_out_and_said(tmp_path, torn, capsys):
+  with Writer(tmp_path) as writer:
+    for step in (1, 2, 3):
+      writer.write(step, {"loss": float(step)})
+  lines = (tmp_path / log.FILE).read_bytes().splitlines(keepends=True)
+  lines[1] = torn.encode("latin-1") + b"\n"
+  (tmp_path / log.FILE).write_bytes(b"".join(lines))
+  assert steps(tmp_path) == [1, 3]
+  with Writer(tmp_path, resume_step=3) as writer:
+    writer.write(4, {"loss": 4.0})
+  (said, again) = capsys.readouterr().err.splitlines()
+  assert said == again and "line 2 of the metrics cannot be read and is left out (1 in all)" in said
+  assert said.endswith("; no step is whole")
+  assert steps(tmp_path) == [1, 3, 4] and capsys.readouterr().err == ""
+
+
 def test_other_processes_write_nothing(tmp_path):
   with Writer(tmp_path / "run", write=False) as writer:
     writer.write(1, {"loss": 1.0})

@@ -19,7 +19,7 @@ import tiny_run
 from rmsd_jax import evaluate, train_rl, train_sft
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import checkpoint, log, old_runs
+from rmsd_jax.training import guard, log, old_runs
 from rmsd_jax.training import state as state_lib
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "old_run.tar.xz"
@@ -70,7 +70,7 @@ def test_an_old_run_is_still_bound_to_its_config(old, monkeypatch):
   changes = {"init_from": str(old / "sft_whole"), "reward__inner": 0.3}
   with pytest.raises(UserError, match=r"reward\.inner 0\.1 -> 0\.3"):
     tiny_run.run(monkeypatch, train_rl, config(old, "rl", **changes), old / "rl")
-  assert checkpoint.read_config(str(old / "rl"))["reward"]["inner"] == 0.1
+  assert guard.read_config(str(old / "rl"))["reward"]["inner"] == 0.1
 
 
 @pytest.mark.parametrize(

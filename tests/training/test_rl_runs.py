@@ -44,6 +44,14 @@ def test_every_step_of_a_run_agrees_with_its_sampler(straight):
     assert 0 < line["discriminator/pairs"] <= line["rollout/finished"]
 
 
+def test_the_probe_looks_at_fixed_pairs_every_few_steps(straight):
+  """Of the reference's rollouts on the first batch: the student's changes do not show."""
+  written = tiny_run.lines(straight)
+  probed = [line["step"] for line in written if "probe/margin" in line]
+  assert probed == [3, 6]
+  assert written[2]["probe/margin"] != written[5]["probe/margin"]
+
+
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(straight, tmp_path, monkeypatch):
   tiny_run.run(monkeypatch, train_rl, CONFIG(), tmp_path, stop_after=5)
   assert checkpoint.find_step(str(tmp_path)) == 4

@@ -1,0 +1,46 @@
+"""Killed around its saves and deletions, a run goes on by itself and ends as it would have."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+
+from rmsd_jax import train_sft
+
+DRILL = tiny_run.ROOT / "tests" / "support" / "kill_drill.py"
+
+
+def drill(folder, name, kills) -> dict:
+  """The report of a drill in a new process; its work folder is folder/name."""
+  done = subprocess.run(
+    [sys.executable, str(DRILL), str(folder / "config.json"), str(folder / name), str(kills), "0"],
+    env=os.environ
+    | {
+      "PYTHONPATH": str(tiny_run.ROOT),
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "",  # one device
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+      "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    },
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+def test_every_restart_goes_on_by_itself_and_the_end_is_the_same(kills, tmp_path):
+  c = tiny_run.config("sft", data__limit=8, steps=6 * kills, save_every=1, keep=1)
+  (tmp_path / "config.json").write_text(json.dumps(c.to_dict()))
+  assert drill(tmp_path, "straight", 0)["refused"] == []
+  report = drill(tmp_path, "killed", kills)
+  print(report)
+  assert report["refused"] == [] and sum(report["killed"].values()) == kills
+  assert tiny_run.lines(tmp_path / "killed") == tiny_run.lines(tmp_path / "straight")
+  states = (tiny_run.restored(tmp_path / name, train_sft, c) for name in ("killed", "straight"))
+  tiny_run.assert_same(*states)
