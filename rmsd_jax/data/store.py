@@ -239,7 +239,7 @@ def build(
   overwrite: bool = False,
   media_root: str = "",
 ) -> dict[str, Any]:
-  """Builds a pool from JSON Lines files.
+  """Builds a pool from JSON Lines files; returns its metadata.
 
   Unusable lines go to quarantine.jsonl; a failed build keeps OUT_DIR.quarantine.jsonl. The order
   of rows depends on their ids alone.
@@ -252,9 +252,6 @@ def build(
     progress: called with the number of lines that will be decoded.
     workers: child processes that decode, at least 1.
     overwrite, media_root: replace a pool that is there; see `json_lines.outside`.
-
-  Returns:
-    The metadata of the pool.
 
   Raises:
     UserError: a limit is exceeded, no line is usable, a clip is in both splits, `out_dir` exists.
@@ -383,12 +380,7 @@ def _write(
     )
   per_task = {split: _index(stage, split) for split in splits}
   if records.SPLITS[0] in splits and not counts["teaching_responses"]:
-    print(
-      f"WARNING: this pool can teach nothing: of {counts['responses']} responses none is valid and "
-      f"whole ({counts['truncated_responses']} cut off by the teacher, {counts['long_responses']} "
-      "longer than T)",
-      file=sys.stderr,
-    )
+    print(_useless(counts), file=sys.stderr)
   names = ("responses", "long_responses", "truncated_responses", "teaching_responses")
   return {
     "k": most,
@@ -397,6 +389,11 @@ def _write(
     "clips": clips.summary(),
     "quarantined": dict(sorted(quarantine.kinds.items())),
   }
+
+
+def _useless(counts: Mapping[str, int]) -> str:
+  cut = f"{counts['truncated_responses']} cut off, {counts['long_responses']} longer than T"
+  return f"WARNING: this pool can teach nothing: no response is valid and whole ({cut})"
 
 
 def _count(row: Mapping[str, Any], buckets: Sequence[Bucket]) -> dict[str, int]:
