@@ -41,6 +41,7 @@ from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Limit, Loop
 
 LEAST = {
+  "log_every": 1,
   "reward.dead_below": 0,
   "rollouts.samples": 2,  # each is compared with the others of its prompt
   "policy.kl": 0,
@@ -395,8 +396,7 @@ def check_config(config) -> None:
   if config.reward.discriminator and config.discriminator.probe_every % config.log_every:
     raise UserError(
       f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "
-      f"log_every={config.log_every}: its figures would not be logged; give a "
-      "multiple, or 0 for none"
+      f"log_every={config.log_every}: its figures would not be logged; give one, or 0 for none"
     )
   grading.audit(dict(config.reward), config.reward.gate, Rules(**config.tasks))
 

@@ -33,7 +33,8 @@ def drill(folder, name, kills) -> dict:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [4, 60])  # some 2 and 20 minutes
 def test_every_restart_goes_on_by_itself_and_the_end_is_the_same(kills, tmp_path):
   c = tiny_run.config("sft", data__limit=8, steps=6 * kills, save_every=1, keep=1)
   (tmp_path / "config.json").write_text(json.dumps(c.to_dict()))
