@@ -34,6 +34,14 @@ from rmsd_jax.rollouts.generate import generate
 from rmsd_jax.training import optim
 
 TOKENS = convert.Tokens(151_655, 151_656, 151_652, 151_653)
+TOKEN_IDS = {  # of config.json
+  "image_token_id": TOKENS.image,
+  "video_token_id": TOKENS.video,
+  "vision_start_token_id": TOKENS.start,
+  "vision_end_token_id": TOKENS.end,
+  "eos_token_id": 151_645,
+  "pad_token_id": 151_643,
+}
 CONFIG = config_lib.ModelConfig(
   config_lib.TextConfig(8, 512, 8, 4, 1536, head=64, sections=(12, 10, 10)),
   config_lib.VisionConfig(6, 256, 4, 1024, 512, table=16, deepstack=(1, 3, 5)),
@@ -44,16 +52,22 @@ RATE = 1e-4
 
 def make_rows(rows: int) -> list[convert.Case]:
   """Prompts of exactly PROMPT tokens with a clip of 4 frame pairs of 4 x 4 visual tokens."""
-  made = []
-  for seed in range(rows):
-    case = convert.make_case(CONFIG, TOKENS, [("video", (PAIRS, 4, 4))], seed)
-    more = np.random.default_rng(seed).integers(0, 100_000, PROMPT - len(case.prompt.ids_P))
-    ids_P = np.concatenate([case.prompt.ids_P, more]).astype(np.int32)
-    prompt = prompts.from_arrays(
-      ids_P, [(np.concatenate(case.prompt.patches), case.grids[0])], (TOKENS.video,)
-    )
-    made.append(case._replace(prompt=prompt))
-  return made
+  return [full_case(CONFIG, (PAIRS, 4, 4), PROMPT, seed) for seed in range(rows)]
+
+
+def full_case(
+  config: config_lib.ModelConfig, clip: tuple[int, int, int], tokens: int, seed: int
+) -> convert.Case:
+  """A prompt of exactly `tokens` tokens: one clip, then random text.
+
+  Args:
+    clip: frame pairs, rows and columns of visual tokens.
+  """
+  case = convert.make_case(config, TOKENS, [("video", clip)], seed)
+  more = np.random.default_rng(seed).integers(0, 100_000, tokens - len(case.prompt.ids_P))
+  ids_P = np.concatenate([case.prompt.ids_P, more]).astype(np.int32)
+  patches = np.concatenate(case.prompt.patches), case.grids[0]
+  return case._replace(prompt=prompts.from_arrays(ids_P, [patches], (TOKENS.video,)))
 
 
 def groups_of(cases):
@@ -143,9 +157,7 @@ def their_model():
   import torch
   from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-  ids = dict(zip(("image_token_id", "video_token_id", "vision_start_token_id",
-                  "vision_end_token_id"), TOKENS, strict=True))  # fmt: skip
-  raw = config_lib.to_hf(CONFIG, ids | {"eos_token_id": 151_645, "pad_token_id": 151_643})
+  raw = config_lib.to_hf(CONFIG, TOKEN_IDS)
   torch.manual_seed(0)
   return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**raw))
 

@@ -4,6 +4,7 @@ Axes: B prompts, N rollouts, P prompt tokens, T response tokens.
 """
 
 import collections
+import contextlib
 import dataclasses
 import pathlib
 import statistics
@@ -122,25 +123,33 @@ def traced(program: Program, run: Callable):
   return result, {"busy_seconds": busy, "kernels": rows[:200]}
 
 
-def sft(size: Size, out: Out) -> dict:
-  """Stage 1's update on full rows."""
+@contextlib.contextmanager
+def begun(size: Size, stage: str, trainer, out: Out) -> Iterator[tuple]:
+  """(config, mesh, state of step 0) of a stage, under its mesh; `trainer` makes the optimizers."""
   with tempfile.TemporaryDirectory() as folder:
     write_folder(size, folder)
-    config = make_config(size, "sft", folder)
+    config = make_config(size, stage, folder)
     model = hf.load_model(**config.model)
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-      state = make_state(config, mesh, model, train_sft.make_optims(config))
+      optims = trainer.make_optims(config)
+      state = make_state(config, mesh, model, optims, Rules(**config.tasks).names)
       out.say(f"random weights made, {peak_bytes() / GIB:.1f} GiB held")
-      (program,) = compiled_programs(config, mesh, out)
-      batch = sharding.put_batch(mesh, make_groups(size, 1))
-      state, metrics, seconds = timed_updates(
-        program, lambda state: program.run(state, batch), state, size.repeats
-      )
-      tokens = size.batch * (size.bucket[0] + size.bucket[1])
-      found = measured(program, seconds, tokens, "row", out)
-      loss = float(metrics["loss"])
-      return found | {"loss": loss, "ok": bool(np.isfinite(loss))}
+      yield config, mesh, state
+
+
+def sft(size: Size, out: Out) -> dict:
+  """Stage 1's update on full rows."""
+  with begun(size, "sft", train_sft, out) as (config, mesh, state):
+    (program,) = compiled_programs(config, mesh, out)
+    batch = sharding.put_batch(mesh, make_groups(size, 1))
+    state, metrics, seconds = timed_updates(
+      program, lambda state: program.run(state, batch), state, size.repeats
+    )
+    tokens = size.batch * (size.bucket[0] + size.bucket[1])
+    found = measured(program, seconds, tokens, "row", out)
+    loss = float(metrics["loss"])
+    return found | {"loss": loss, "ok": bool(np.isfinite(loss))}
 
 
 def rl(size: Size, out: Out) -> dict:
@@ -148,52 +157,44 @@ def rl(size: Size, out: Out) -> dict:
   B, N = size.batch, size.samples
   P, T, _, _ = size.bucket
   found = {}
-  with tempfile.TemporaryDirectory() as folder:
-    write_folder(size, folder)
-    config = make_config(size, "rl", folder)
-    model = hf.load_model(**config.model)
-    mesh = sharding.make_mesh(**config.mesh)
-    with jax.set_mesh(mesh):
-      optims = train_rl.make_optims(config)
-      state = make_state(config, mesh, model, optims, Rules(**config.tasks).names)
-      out.say(f"random weights made, {peak_bytes() / GIB:.1f} GiB held")
-      groups = sharding.put_batch(mesh, make_groups(size, N))
-      # Scores, rule terms and pairs of a step: random numbers, every rollout matched.
-      rng = np.random.default_rng(0)
-      make = lambda x: np.asarray(
-        rng.random(x.shape) if x.dtype == jnp.float32 else np.zeros(x.shape), x.dtype
-      )
-      score_BN, terms, pairs = jax.tree.map(make, abstract_rewards(mesh, B, N))
-      terms, pairs = sharding.put_batch(mesh, (terms, pairs))
-      steps = compiled_programs(config, mesh, out)
+  with begun(size, "rl", train_rl, out) as (config, mesh, state):
+    groups = sharding.put_batch(mesh, make_groups(size, N))
+    # Scores, rule terms and pairs of a step: random numbers, every rollout matched.
+    rng = np.random.default_rng(0)
+    make = lambda x: np.asarray(
+      rng.random(x.shape) if x.dtype == jnp.float32 else np.zeros(x.shape), x.dtype
+    )
+    score_BN, terms, pairs = jax.tree.map(make, abstract_rewards(mesh, B, N))
+    terms, pairs = sharding.put_batch(mesh, (terms, pairs))
+    steps = compiled_programs(config, mesh, out)
 
-      rollout = next(steps)
-      key = jax.random.key(0)
-      seconds = seconds_of(lambda: rollout.run(state, groups, key), min(2, size.repeats))
-      samples, visual = rollout.run(state, groups, key)
-      count = int(samples.length_BR.sum())
-      if rollout.trace:
-        _, rollout.report["trace"] = traced(rollout, lambda: rollout.run(state, groups, key))
-      found["rollout"] = measured(rollout, seconds, count, "sampled", out)
-      samples = samples.__class__(
-        samples.responses_BRT, samples.length_BR, samples.logp_BRT, jnp.ones((B, N), bool)
-      )  # as if each had ended by itself, so that all are paired
+    rollout = next(steps)
+    key = jax.random.key(0)
+    seconds = seconds_of(lambda: rollout.run(state, groups, key), min(2, size.repeats))
+    samples, visual = rollout.run(state, groups, key)
+    count = int(samples.length_BR.sum())
+    if rollout.trace:
+      _, rollout.report["trace"] = traced(rollout, lambda: rollout.run(state, groups, key))
+    found["rollout"] = measured(rollout, seconds, count, "sampled", out)
+    samples = samples.__class__(
+      samples.responses_BRT, samples.length_BR, samples.logp_BRT, jnp.ones((B, N), bool)
+    )  # as if each had ended by itself, so that all are paired
 
-      tokens = B * (P + N * T)
-      scores, learn = sharding.put_batch(mesh, score_BN), jnp.array(True)
-      for program in steps:
-        if program.name == "policy":
-          call = lambda s, run=program.run: run(s, groups, samples, visual, scores, terms, pairs)
-          row = tokens
-        else:
-          call = lambda s, run=program.run: run(s, groups, samples, visual, pairs, learn)
-          row = tokens + B * N * T
-        state, metrics, seconds = timed_updates(program, call, state, size.repeats)
-        found[program.name] = measured(program, seconds, row, "row", out)
-        found[program.name]["metrics"] = {
-          name: float(value) for name, value in metrics.items() if not np.isnan(value)
-        }
-        del program
+    tokens = B * (P + N * T)
+    scores, learn = sharding.put_batch(mesh, score_BN), jnp.array(True)
+    for program in steps:
+      if program.name == "policy":
+        call = lambda s, run=program.run: run(s, groups, samples, visual, scores, terms, pairs)
+        row = tokens
+      else:
+        call = lambda s, run=program.run: run(s, groups, samples, visual, pairs, learn)
+        row = tokens + B * N * T
+      state, metrics, seconds = timed_updates(program, call, state, size.repeats)
+      found[program.name] = measured(program, seconds, row, "row", out)
+      found[program.name]["metrics"] = {
+        name: float(value) for name, value in metrics.items() if not np.isnan(value)
+      }
+      del program
   gap = found["policy"]["metrics"]["policy/sampler_trainer_gap"]
   out.say(f"sampler against trainer: largest gap {gap:.1e} nats of a token")
   fine = np.isfinite(found["policy"]["metrics"]["policy/grad_norm"]) and gap <= MOST_GAP

@@ -12,14 +12,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rmsd_jax import convert
 from rmsd_jax.core import named, sharding
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data import prompts
 from rmsd_jax.models import config as config_lib
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.training import state as state_lib
-from tests.bench.against_torch import TOKENS
+from tests.bench.against_torch import TOKEN_IDS, full_case
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -57,29 +56,15 @@ def model_config(size: Size):
 
 def write_folder(size: Size, folder: str) -> None:
   """A model folder with config.json alone."""
-  ids = {
-    "image_token_id": TOKENS.image,
-    "video_token_id": TOKENS.video,
-    "vision_start_token_id": TOKENS.start,
-    "vision_end_token_id": TOKENS.end,
-    "eos_token_id": 151_645,
-    "pad_token_id": 151_643,
-  }
-  raw = config_lib.to_hf(model_config(size), ids)
+  raw = config_lib.to_hf(model_config(size), TOKEN_IDS)
   pathlib.Path(folder, "config.json").write_text(json.dumps(raw))
 
 
 def make_cases(size: Size) -> list:
   """`batch` prompts of exactly P tokens: one clip of F frame pairs, and text."""
   P, _, F, _ = size.bucket
-  made = []
-  for seed in range(size.batch):
-    case = convert.make_case(model_config(size), TOKENS, [("video", (F, *size.grid))], seed)
-    more = np.random.default_rng(seed).integers(0, 100_000, P - len(case.prompt.ids_P))
-    ids_P = np.concatenate([case.prompt.ids_P, more]).astype(np.int32)
-    clip = np.concatenate(case.prompt.patches), case.grids[0]
-    made.append(case._replace(prompt=prompts.from_arrays(ids_P, [clip], (TOKENS.video,))))
-  return made
+  config = model_config(size)
+  return [full_case(config, (F, *size.grid), P, seed) for seed in range(size.batch)]
 
 
 def make_responses(size: Size, samples: int) -> np.ndarray:
