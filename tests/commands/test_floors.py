@@ -114,6 +114,12 @@ def test_no_two_modules_share_a_name():
   assert not [name for name, count in names.items() if count > 1]
 
 
+def test_no_two_test_files_share_a_name():
+  # pytest imports them by their bare names: of two, one is not collected.
+  names = collections.Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+  assert not [name for name, count in names.items() if count > 1]
+
+
 def test_a_public_function_name_stands_in_at_most_two_modules():
   homes = collections.defaultdict(set)
   for path in FILES:
