@@ -89,16 +89,15 @@ def grade(
       for info, closed in zip(batch.info, batch.closed_B, strict=True)
     ]
     for how, run in steps._asdict().items():
-      samples = run(params, groups, key)
+      samples = jax.tree.map(sharding.local_rows, run(params, groups, key))
       replies = grading.replies_of(samples, tokenizer)
-      finished_BN = sharding.local_rows(samples.finished_BR)
-      terms = grading.rule_terms(replies, batch.info, finished_BN, rules)
+      terms = grading.rule_terms(replies, batch.info, samples.finished_BR, rules)
       columns = {
         "quality": rules.quality(terms.outer_BN, terms.inner_BN, terms.content_BN),
         "outer": terms.outer_BN,
         "inner": terms.inner_BN,
-        "length": sharding.local_rows(samples.length_BR),
-        "finished": finished_BN,
+        "length": samples.length_BR,
+        "finished": samples.finished_BR,
       }
       for b, row in enumerate(rows):
         row[how] = {name: column[b].tolist() for name, column in columns.items()}
@@ -190,7 +189,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
   check_within(config, WITHIN)
   rules = Rules(**config.tasks)
   mesh = sharding.make_mesh(**config.mesh)
-  sharding.check_batch(mesh, config.batch, 1, "config.batch")
+  sharding.check_batch(mesh, config.batch, "config.batch")
   pool = open_pool(config.data.pool, config.data.split)
   step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
   drawn = {name: value for name, value in config.rollouts.items() if name != "gather"}

@@ -40,6 +40,7 @@ LEAST = {
   "save_every": 1,
   "steps": 1,
   "logit_chunk": 1,
+  "row_tokens": 1,
   "max_skipped": 0,
 }
 SHARE_OF = 200  # prompts whose responses are looked at before a run begins
@@ -93,7 +94,7 @@ class Loop:
     self._rules = Rules(**config.tasks)
     first = jax.process_index() == 0
     self.mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_batch(self.mesh, config.batch, config.microbatches, "config.batch")
+    sharding.check_batch(self.mesh, config.batch, "config.batch")
     self._pool = open_pool(config.data.pool, config.data.split)
     check_least(config, LEAST)
     self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
