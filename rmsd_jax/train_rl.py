@@ -38,7 +38,7 @@ from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.rollouts import generate, grading
 from rmsd_jax.rollouts.generate import Samples
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import optim, pieces
+from rmsd_jax.training import optim, pieces, probe
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Limit, Loop
 
@@ -95,7 +95,7 @@ def make_steps(config, mesh) -> Steps:
     reward=jit(reward_step(config)),
     improve=jit(improve, donate_argnums=1, keep_unused=True),
     policy=jit(policy, donate_argnums=(0, 1)),
-    probe=jit(probe_step(config, model)),
+    probe=jit(probe.probe_step(config, model)),
     model=model,
   )
 
@@ -139,7 +139,7 @@ def discriminator_steps(config, mesh, model, optims):
 
   def loss_fn(own, frozen, rows: Rows, groups: PromptGroups, visual, pairs: Pairs):
     params = named.join(frozen, own)
-    score_XW = critic(params, rows, model.encoded(params, groups, visual))
+    score_XW = critic.scores(params, rows, model.encoded(params, groups, visual))
     # Of each response at its last token; 0 for those of other pieces.
     B, N = pairs.match_BN.shape
     score_BR = rows.to_responses(score_XW, B, N + config.data.responses)
@@ -238,10 +238,13 @@ def policy_steps(config, mesh, model, optims):
   c = config.policy
 
   def logps(params, rows: Rows, groups: PromptGroups, visual, **options):
-    hidden_XSD = model(params, rows, model.encoded(params, groups, visual))
+    hidden_XSD = model.hidden(params, rows, model.encoded(params, groups, visual))
+    # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
+    hidden_XWD = losses.predictors(hidden_XSD, rows)
     temperature = config.rollouts.temperature
+    table_VD = model.unembedding(params)
     return losses.token_logps(
-      hidden_XSD, rows, model.unembedding(params), temperature, config.logit_chunk, **options
+      hidden_XWD, table_VD, rows.targets_XW, temperature, config.logit_chunk, **options
     )
 
   def loss_fn(student, state, rows: Rows, groups: PromptGroups, visual, batch: PolicyBatch):
@@ -280,30 +283,6 @@ def policy_steps(config, mesh, model, optims):
     return state_lib.pinned(mesh, state | learned), metrics
 
   return improve, policy
-
-
-def probe_step(config, model):
-  """(state, pieces, groups, pairs) -> metrics of fixed pairs: how far D has drifted."""
-  critic = Discriminator(model)
-
-  def probe(state, rows: list[Rows], groups: PromptGroups, pairs: Pairs):
-    params = state_lib.weights(state, "discriminator")
-    visual = model.encode(params, groups)
-    B, N = pairs.match_BN.shape
-    R = N + config.data.responses
-    score_BR = sum(piece.to_responses(critic(params, piece, visual), B, R) for piece in rows)
-    student_BN = score_BR[:, :N]
-    teacher_BN = jnp.take_along_axis(score_BR[:, N:], jnp.maximum(pairs.match_BN, 0), 1)
-    margin_BN = teacher_BN - student_BN
-    figures = {
-      "accuracy": margin_BN > 0,
-      "margin": margin_BN,
-      "score_student": student_BN,
-      "score_teacher": teacher_BN,
-    }
-    return {f"probe/{k}": shortcuts.mean(x_BN, pairs.differs_BN) for k, x_BN in figures.items()}
-
-  return probe
 
 
 def pairs_of(batch: Batch, mine: Samples, step: int, config) -> Pairs:
@@ -365,13 +344,8 @@ def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, b
   if config.reward.discriminator:
     learn = not config.discriminator.frozen_after or step < config.discriminator.frozen_after
     rows = pieces.of_pairs(mesh, steps.model, batch.groups, mine, my_pairs, config.row_tokens)
-    grads, figures = optim.over(
-      rows,
-      steps.nothing(state["discriminator"]),
-      lambda grads, piece: steps.judge(state, grads, piece, groups, visual, pairs),
-    )
-    state, score_BN, metrics = steps.discriminator(
-      state, grads, figures, groups, samples, pairs, learn
+    state, score_BN, metrics = update_discriminator(
+      steps, state, rows, groups, samples, visual, pairs, learn
     )
 
   # 3. The rules' terms.
@@ -381,30 +355,45 @@ def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, b
 
   # 4. The policy, once the discriminator has had its warm-up.
   if not config.reward.discriminator or step >= config.discriminator.warmup_steps:
-    learned, spread, more = steps.reward(state["running"], score_BN, samples, terms, pairs)
     rollouts = batch.groups.with_responses(mine.responses_BRT, mine.length_BR)
-    grads, figures = optim.over(
-      pieces.rows_of(mesh, steps.model, rollouts, config.row_tokens),
-      steps.nothing(state["student"]),
-      lambda grads, piece: steps.improve(state, grads, piece, groups, visual, learned),
-    )
-    state, most = steps.policy(state, grads, figures, spread)
-    metrics |= more | most
+    rows = pieces.rows_of(mesh, steps.model, rollouts, config.row_tokens)
+    state, more = update_policy(steps, state, rows, groups, samples, visual, score_BN, terms, pairs)
+    metrics |= more
   return state, metrics
 
 
-def fixed_pairs(config, mesh, steps: Steps, state, batch: Batch) -> tuple:
-  """The first batch, rollouts of the stage 1 student and their pairs: what `probe` looks at.
+def update_discriminator(
+  steps: Steps, state, rows: list[Rows], groups, samples: Samples, visual, pairs: Pairs, learn
+):
+  """(state, scores_BN, metrics) from the pieces of the batch."""
+  grads, figures = optim.over(
+    rows,
+    steps.nothing(state["discriminator"]),
+    lambda grads, piece: steps.judge(state, grads, piece, groups, visual, pairs),
+  )
+  return steps.discriminator(state, grads, figures, groups, samples, pairs, learn)
 
-  They follow from the state of any step, so a resumed run looks at the same ones.
-  """
-  groups = sharding.put_batch(mesh, batch.groups)
-  key = jax.random.key(config.seed)
-  samples, _ = steps.rollout(state | {"student": state["reference"]}, groups, key)
-  mine = jax.tree.map(sharding.local_rows, samples)
-  pairs = pairs_of(batch, mine, 0, config)
-  rows = pieces.of_pairs(mesh, steps.model, batch.groups, mine, pairs, config.row_tokens)
-  return rows, groups, sharding.put_batch(mesh, pairs)
+
+def update_policy(
+  steps: Steps,
+  state,
+  rows: list[Rows],
+  groups,
+  samples: Samples,
+  visual,
+  score_BN,
+  terms: RuleTerms,
+  pairs: Pairs,
+):
+  """(state, metrics) from the pieces of the batch."""
+  batch, spread, rewards = steps.reward(state["running"], score_BN, samples, terms, pairs)
+  grads, figures = optim.over(
+    rows,
+    steps.nothing(state["student"]),
+    lambda grads, piece: steps.improve(state, grads, piece, groups, visual, batch),
+  )
+  state, metrics = steps.policy(state, grads, figures, spread)
+  return state, metrics | rewards
 
 
 def check_config(config) -> None:
@@ -472,7 +461,9 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
     for step, batch in loop.batches():
       state, metrics = train_step(config, loop.mesh, steps, tokenizer, grade, state, step, batch)
       if every and (step + 1) % every == 0:
-        fixed = fixed or fixed_pairs(config, loop.mesh, steps, state, loop.first_batch())
+        fixed = fixed or probe.fixed_pairs(
+          config, loop.mesh, steps, state, loop.first_batch(), pairs_of
+        )
         metrics |= steps.probe(state, *fixed)
       loop.after(step, state, metrics, note="rollout/quality")
 

@@ -53,9 +53,11 @@ def make_steps(config, mesh) -> Steps:
 
   def loss_fn(student, frozen, rows: Rows, groups: PromptGroups, visual):
     params = named.join(frozen, student)
-    hidden_XSD = model(params, rows, model.encoded(params, groups, visual))
+    hidden_XSD = model.hidden(params, rows, model.encoded(params, groups, visual))
+    # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
+    hidden_XWD = losses.predictors(hidden_XSD, rows)
     logp_XW = losses.token_logps(
-      hidden_XSD, rows, model.unembedding(params), 1.0, config.logit_chunk
+      hidden_XWD, model.unembedding(params), rows.targets_XW, 1.0, config.logit_chunk
     )
     loss, tokens = losses.sft(logp_XW, rows.mask_XW)
     return loss, optim.Figures(tokens, {"loss": loss})

@@ -195,7 +195,8 @@ def make_step(model: Qwen3VL, tx, steps: int, words: list[np.ndarray]):
       visual = model.encode(params, groups)
       table_VD = model.unembedding(params)
       rows = packed.padded(groups)  # replies of a batch are about as long as each other
-      logp_XW = losses.token_logps(model(params, rows, visual), rows, table_VD)
+      hidden_XWD = losses.predictors(model.hidden(params, rows, visual), rows)
+      logp_XW = losses.token_logps(hidden_XWD, table_VD, rows.targets_XW)
       logp_BRT = logp_XW.reshape(learned_BRT.shape)
       # Each reply counts alike: the long lists would drown the one word that a lookup must find.
       nll = -masked.mean(masked.mean(logp_BRT, learned_BRT, -1), learned_BRT.any(-1))

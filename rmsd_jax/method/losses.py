@@ -18,20 +18,24 @@ from rmsd_jax.core.packed import Rows
 from rmsd_jax.models import layers
 
 
+def predictors(hidden_XSD, rows: Rows):
+  """The hidden state that predicts each response token, [X, W, D]: the one-token shift.
+
+  response token        0               1            2
+  predicted from        last of prompt  response 0   response 1
+  """
+  return jnp.take_along_axis(hidden_XSD, rows.from_XW[..., None], 1)
+
+
 def token_logps(
-  hidden_XSD,
-  rows: Rows,
+  hidden_XWD,
   unembedding_VD,
+  targets_XW,
   temperature: float = 1.0,
   chunk: int = 2048,
   entropy: bool = False,
 ):
-  """log softmax(hidden @ unembedding^T / temperature) at the response tokens, fp32 [X, W].
-
-  Each token is read off the hidden state that predicts it, the one-token shift:
-
-      response token        0               1            2
-      predicted from        last of prompt  response 0   response 1
+  """log softmax(hidden @ unembedding^T / temperature) at the targets, fp32 [X, W].
 
   Logits exist for `chunk` tokens of each row at a time, forward and backward, so memory does not
   grow with V x W. The backward pass recomputes them once; a single chunk (W <= chunk) is kept.
@@ -40,9 +44,8 @@ def token_logps(
     entropy: return (log-probs, entropy of each token's distribution in nats); no gradient flows
       through the entropy.
   """
-  hidden_XWD = jnp.take_along_axis(hidden_XSD, rows.from_XW[..., None], 1)
   logp_XW, entropy_XW = _token_logps(
-    hidden_XWD, unembedding_VD, rows.targets_XW, temperature, chunk, entropy
+    hidden_XWD, unembedding_VD, targets_XW, temperature, chunk, entropy
   )
   return (logp_XW, jax.lax.stop_gradient(entropy_XW)) if entropy else logp_XW
 

@@ -78,7 +78,7 @@ class Qwen3VL:
 
       model = Qwen3VL(config.from_hf(folder))
       params = model.init(jax.random.key(0))          # fp32 masters
-      hidden_XSD = model(params, packed.padded(groups), model.encode(params, groups))
+      prompt_BPD, response_BRTD = model(params, groups)
 
   Args:
     config: sizes.
@@ -126,7 +126,17 @@ class Qwen3VL:
     """The matrix fp32 [V, D] that turns hidden states into logits."""
     return params["text"]["embed" if self.config.text.tied else "head"]
 
-  def __call__(self, params: dict, rows: Rows, visual: Visual):
+  def __call__(self, params: dict, groups: PromptGroups, visual: Visual | None = None):
+    """Hidden states after the last norm: of the prompts [B, P, D] and the responses [B, R, T, D].
+
+    A row for each prompt, padding included; the trainers pack their rows and call `hidden`.
+    """
+    rows = packed.padded(groups)
+    hidden_BSD = self.hidden(params, rows, self.encoded(params, groups, visual))
+    shape = *groups.responses_BRT.shape, self.config.text.width
+    return hidden_BSD[:, : rows.P], hidden_BSD[:, rows.P :].reshape(shape)
+
+  def hidden(self, params: dict, rows: Rows, visual: Visual):
     """Hidden states after the last norm, [X, S, D] in the places of the rows.
 
     Args:
@@ -243,5 +253,5 @@ class Qwen3VL:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: Qwen3VL, params: dict, groups: PromptGroups) -> jax.Array:
-  prompt_BPD = model(params, packed.padded(groups.prompts_alone()), model.encode(params, groups))
+  prompt_BPD, _ = model(params, groups.prompts_alone())
   return layers.logits(prompt_BPD, model.unembedding(params))
