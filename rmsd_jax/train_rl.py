@@ -25,12 +25,11 @@ import jax.numpy as jnp
 
 from rmsd_jax import cli
 from rmsd_jax.core import masked, named, sharding
-from rmsd_jax.core.errors import UserError, check_least, check_within
 from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.core.packed import Rows
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.method import advantages, losses, matching, shortcuts
+from rmsd_jax.method import advantages, losses, matching, settings, shortcuts
 from rmsd_jax.method.carriers import Pairs, PolicyBatch, RuleTerms
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
@@ -42,22 +41,6 @@ from rmsd_jax.training import optim, pieces, probe
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Limit, Loop
 
-LEAST = {
-  "log_every": 1,
-  "reward.dead_below": 0,
-  "rollouts.samples": 2,  # each is compared with the others of its prompt
-  "policy.kl": 0,
-  "policy.max_kl": 0,
-  "discriminator.warmup_steps": 0,
-  "discriminator.probe_every": 0,
-  "discriminator.frozen_after": 0,
-}
-WITHIN = {f"reward.{name}": "[0, inf)" for name in advantages.TERMS} | {
-  "rollouts.temperature": "(0, inf)",
-  "policy.clip": "(0, inf)",
-  "policy.scale_decay": "[0, 1)",
-  "discriminator.pause_above": "[0, inf)",
-}
 ACCURACY_DECAY = 0.9  # of the running accuracy, per step: a mean of about 10 steps
 
 
@@ -334,6 +317,7 @@ def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, b
   groups = sharding.put_batch(mesh, batch.groups)
   samples, visual = steps.rollout(state, groups, key)
   mine = jax.tree.map(sharding.local_rows, samples)  # of this process, on the host
+  rollouts = batch.groups.with_responses(mine.responses_BRT, mine.length_BR)
   my_pairs = pairs_of(batch, mine, step, config)
   pairs = sharding.put_batch(mesh, my_pairs)
 
@@ -343,7 +327,9 @@ def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, b
   metrics = {}
   if config.reward.discriminator:
     learn = not config.discriminator.frozen_after or step < config.discriminator.frozen_after
-    rows = pieces.of_pairs(mesh, steps.model, batch.groups, mine, my_pairs, config.row_tokens)
+    rows = pieces.of_pairs(
+      mesh, steps.model, batch.groups, rollouts, mine.finished_BR, my_pairs, config.row_tokens
+    )
     state, score_BN, metrics = update_discriminator(
       steps, state, rows, groups, samples, visual, pairs, learn
     )
@@ -355,7 +341,6 @@ def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, b
 
   # 4. The policy, once the discriminator has had its warm-up.
   if not config.reward.discriminator or step >= config.discriminator.warmup_steps:
-    rollouts = batch.groups.with_responses(mine.responses_BRT, mine.length_BR)
     rows = pieces.rows_of(mesh, steps.model, rollouts, config.row_tokens)
     state, more = update_policy(steps, state, rows, groups, samples, visual, score_BN, terms, pairs)
     metrics |= more
@@ -398,31 +383,7 @@ def update_policy(
 
 def check_config(config) -> None:
   """Raises UserError for values of stage 2 that make no sense, before any work."""
-  for name, value, choices in (
-    ("reward.score", config.reward.score, advantages.SCORES),
-    ("policy.scale", config.policy.scale, advantages.SCALES),
-    ("policy.kl_estimator", config.policy.kl_estimator, losses.KL_ESTIMATORS),
-  ):
-    if value not in choices:
-      raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-  matching.check_supervision(**config.supervision)
-  if config.reward.discriminator and config.discriminator.warmup_steps >= config.steps:
-    raise UserError(
-      f"discriminator.warmup_steps={config.discriminator.warmup_steps} of steps={config.steps} "
-      "leave the student none; raise steps or lower the warm-up"
-    )
-  if config.rollouts.top_p != 1 or config.rollouts.top_k != 0:
-    raise UserError(
-      "rollouts.top_p and top_k must be 1 and 0 in stage 2: the policy gradient is of the whole "
-      "distribution that the rollouts are drawn from"
-    )
-  check_within(config, WITHIN)
-  check_least(config, LEAST)
-  if config.reward.discriminator and config.discriminator.probe_every % config.log_every:
-    raise UserError(
-      f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "
-      f"log_every={config.log_every}: its figures would not be logged; give one, or 0 for none"
-    )
+  settings.check(config)
   grading.audit(dict(config.reward), config.reward.gate, Rules(**config.tasks))
 
 

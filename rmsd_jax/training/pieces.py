@@ -13,7 +13,6 @@ from rmsd_jax.core.packing import Piece, Sizes, plan
 from rmsd_jax.method.carriers import Pairs
 from rmsd_jax.models import attention
 from rmsd_jax.models.student import Qwen3VL
-from rmsd_jax.rollouts.generate import Samples
 
 SHARE = 5  # of a bucket's P: the step in which places for prompts grow
 LANES = 16  # the least step, of attention that has none
@@ -65,17 +64,28 @@ def rows_of(
 
 
 def of_pairs(
-  mesh: Mesh, model: Qwen3VL, teachers: PromptGroups, samples: Samples, pairs: Pairs, most: int
+  mesh: Mesh,
+  model: Qwen3VL,
+  teachers: PromptGroups,
+  students: PromptGroups,
+  finished_BN: np.ndarray,
+  pairs: Pairs,
+  most: int,
 ) -> list[Rows]:
   """The pieces that the discriminator scores: N rollouts, then K teacher responses of a group.
 
   A rollout that was cut off gets no score, and a teacher response without a rollout needs none.
+
+  Args:
+    teachers, students: this process's prompts with the teacher's responses and with the rollouts.
+    finished_BN: bool, the rollout came to its end.
+    pairs: of this process, as numpy.
+    most: `config.row_tokens`.
   """
-  students = teachers.with_responses(samples.responses_BRT, samples.length_BR)
   K = teachers.responses_BRT.shape[1]
   match_BN = np.where(pairs.paired_BN, pairs.match_BN, -1)
   used_BK = np.any(match_BN[..., None] == np.arange(K), 1)
-  use_BR = np.concatenate([samples.finished_BR, used_BK], 1)
+  use_BR = np.concatenate([finished_BN, used_BK], 1)
   return rows_of(mesh, model, join_responses(students, teachers), most, use_BR)
 
 

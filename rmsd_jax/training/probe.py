@@ -61,5 +61,8 @@ def fixed_pairs(config, mesh, steps, state, batch: Batch, pairs_of: Callable) ->
   samples, _ = steps.rollout(state | {"student": state["reference"]}, groups, key)
   mine = jax.tree.map(sharding.local_rows, samples)
   pairs = pairs_of(batch, mine, 0, config)
-  rows = pieces.of_pairs(mesh, steps.model, batch.groups, mine, pairs, config.row_tokens)
+  students = batch.groups.with_responses(mine.responses_BRT, mine.length_BR)
+  rows = pieces.of_pairs(
+    mesh, steps.model, batch.groups, students, mine.finished_BR, pairs, config.row_tokens
+  )
   return rows, groups, sharding.put_batch(mesh, pairs)

@@ -77,13 +77,20 @@ def rematched(loaded, samples, pairs, match_BN):
   )
 
 
+def pair_rows(on, c, groups, samples, pairs):
+  students = groups.with_responses(samples.responses_BRT, samples.length_BR)
+  return pieces.of_pairs(
+    on, tiny_run.model_of(c), groups, students, samples.finished_BR, pairs, c.row_tokens
+  )
+
+
 def discriminate(state, samples=None, learn=True, devices=1, c=None, match_BN=None):
   """One discriminator step of `case`, with changes of its pairs, under config c."""
   given = case() | ({} if samples is None else {"samples": samples})
   loaded, samples, pairs, c = given["batch"], given["samples"], given["pairs"], c or CONFIG()
   pairs = rematched(loaded, samples, pairs, pairs.match_BN if match_BN is None else match_BN)
   on, steps = tiny_run.mesh(devices), programs(devices, c)
-  rows = pieces.of_pairs(on, tiny_run.model_of(c), loaded.groups, samples, pairs, c.row_tokens)
+  rows = pair_rows(on, c, loaded.groups, samples, pairs)
   return train_rl.update_discriminator(
     steps, state, rows, *put((loaded.groups, samples, given["visual"], pairs), devices), learn
   )
@@ -155,7 +162,8 @@ def test_a_rollout_that_ends_otherwise_than_the_teacher_counts_as_cut_off():
 
 def test_scores_are_those_before_the_update():
   state, score_BN, _ = updated()
-  assert_close(score_BN, scores()[0])
+  finished_BN = case()["samples"].finished_BR
+  assert_close(score_BN, np.where(finished_BN, scores()[0], 0))  # others are not read, nor scored
   assert tiny_run.moves(state["discriminator"], warm()["discriminator"])
   again = np.asarray(discriminate(jax.tree.map(jnp.asarray, state))[1])
   assert abs(again - score_BN).max() > 1e-3
@@ -261,10 +269,7 @@ def test_the_probe_scores_fixed_pairs_by_the_weights_of_the_moment():
   loaded, samples, pairs = given["batch"], given["samples"], given["pairs"]
 
   def probe(c):
-    model = tiny_run.model_of(c)
-    rows = pieces.of_pairs(
-      tiny_run.mesh(), model, loaded.groups, samples, pairs, c.row_tokens
-    )
+    rows = pair_rows(tiny_run.mesh(), c, loaded.groups, samples, pairs)
     return rows, programs(c=c).probe(fresh(), rows, *put((loaded.groups, pairs)))
 
   rows, found = probe(CONFIG())

@@ -7,6 +7,7 @@ import pytest
 from small import CONFIG, random_groups
 
 from rmsd_jax.compile import cost
+from rmsd_jax.core import packed
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.method import losses
 from rmsd_jax.models.config import PRESETS
@@ -29,9 +30,9 @@ def counted(f, *arguments) -> float:
 
 
 def scores(model, params, groups, visual):
-  prompt_BPD, response_BRTD = model(params, groups, visual)
-  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-  return losses.token_logps(hidden, model.unembedding(params), groups.responses_BRT, 1.0, 32).sum()
+  rows = packed.padded(groups)
+  hidden_XWD = losses.predictors(model.hidden(params, rows, visual), rows)
+  return losses.token_logps(hidden_XWD, model.unembedding(params), rows.targets_XW, 1.0, 32).sum()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from small import CONFIG, END, random_groups
 
-from rmsd_jax.core import sharding
+from rmsd_jax.core import packed, sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.method import losses
 from rmsd_jax.models.student import PARTITION, Qwen3VL
@@ -37,15 +37,22 @@ def sample(params, groups, seed=0, **options):
   return jax.jit(lambda p, g: run(p, g, key=jax.random.key(seed)))(params, groups)
 
 
+def predictors(params, groups):
+  """Rows laid out unpacked, and the trainer's hidden states [B, W, D] that predict them."""
+  rows = packed.padded(jax.tree.map(jnp.asarray, groups))
+  return rows, losses.predictors(MODEL.hidden(params, rows, MODEL.encode(params, groups)), rows)
+
+
 def test_sampler_and_trainer_agree(params):
   """Step 0: the importance ratio is 1, at any temperature."""
   groups = random_groups(B=3)
   for temperature in (1.0, 0.7):
     out = sample(params, groups, temperature=temperature)
     scored = groups.with_responses(out.responses_BRT, out.length_BR)
-    prompt_BPD, response_BRTD = MODEL(params, scored)
-    hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-    logp = losses.token_logps(hidden, MODEL.unembedding(params), out.responses_BRT, temperature)
+    rows, hidden_BWD = predictors(params, scored)
+    table_VD = MODEL.unembedding(params)
+    logp_BW = losses.token_logps(hidden_BWD, table_VD, rows.targets_XW, temperature)
+    logp = logp_BW.reshape(out.responses_BRT.shape)
     ratio = jnp.exp(jnp.where(scored.response_mask_BRT, logp - out.logp_BRT, 0))
     np.testing.assert_allclose(ratio, 1, atol=1e-5)
 
@@ -53,8 +60,8 @@ def test_sampler_and_trainer_agree(params):
 def test_greedy_is_the_argmax_of_the_full_forward(params):
   groups = random_groups(B=3)
   out = sample(params, groups, temperature=0.0)
-  prompt_BPD, response_BRTD = MODEL(params, groups.with_responses(out.responses_BRT, out.length_BR))
-  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+  _, hidden_BWD = predictors(params, groups.with_responses(out.responses_BRT, out.length_BR))
+  hidden = hidden_BWD.reshape(*out.responses_BRT.shape, -1)
   best = np.argmax(hidden @ MODEL.unembedding(params).T, -1)
   mask = np.arange(12) < np.asarray(out.length_BR)[..., None]
   np.testing.assert_array_equal(np.where(mask, best, 0), np.where(mask, out.responses_BRT, 0))
@@ -140,8 +147,8 @@ def test_every_place_is_drawn_with_its_own_key(params):
   """By hand: place t with fold_in(key, t), from the trainer's forward of what came before."""
   groups = random_groups(B=2)
   out = sample(params, groups, seed=7)
-  prompt_BPD, response_BRTD = MODEL(params, groups.with_responses(out.responses_BRT, out.length_BR))
-  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+  _, hidden_BWD = predictors(params, groups.with_responses(out.responses_BRT, out.length_BR))
+  hidden = hidden_BWD.reshape(*out.responses_BRT.shape, -1)
   logits_BRTV = hidden @ MODEL.unembedding(params).T
   for t in range(4):
     key = jax.random.fold_in(jax.random.key(7), t)
