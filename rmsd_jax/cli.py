@@ -115,10 +115,8 @@ def join_processes() -> None:
         "JAX_COORDINATOR_ADDRESS"
       ) from error
     return
-  number, address = (
-    os.environ.get("RMSD_PROCESS", ""),
-    os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
-  )
+  number = os.environ.get("RMSD_PROCESS", "")
+  address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
   numbers = count.isdecimal() and number.isdecimal() and int(number) < int(count)
   if not numbers or ":" not in address:
     raise UserError(
@@ -267,7 +265,8 @@ def _override_names(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
 def _check_tuples(before: ConfigDict, after: ConfigDict, names: Sequence[str]) -> None:
   """ml_collections takes any elements for a tuple: keep the element types the config had."""
   for name in names:
-    old, new = _value(before, name), _value(after, name)
+    old = _value(before, name)
+    new = _value(after, name)
     if not isinstance(old, tuple) or not old:
       continue
     allowed = {type(item) for item in old} | ({int} if isinstance(old[0], float) else set())

@@ -65,10 +65,13 @@ def make_case(config: ModelConfig, tokens: Tokens, media: Sequence, seed: int) -
   Args:
     media: (kind, (frame pairs, rows, columns of visual tokens)) of each image or clip.
   """
-  rng, merge = np.random.default_rng(seed), config.vision.merge
+  rng = np.random.default_rng(seed)
+  merge = config.vision.merge
   plain = np.setdiff1d(np.arange(min(config.text.vocab, min(tokens))), tokens)
   text = lambda count: rng.choice(plain, count).tolist()
-  ids, patches, grids = text(5), [], []
+  ids = text(5)
+  patches = []
+  grids = []
   for kind, (pairs, rows, columns) in media:
     grids.append((pairs, rows * merge, columns * merge))
     count = pairs * rows * columns * merge**2
@@ -86,7 +89,8 @@ def their_inputs(case: Case, tokens: Tokens) -> dict:
   """The same prompt as torch tensors, in the form of transformers' processor."""
   import torch
 
-  ids_P, found = case.prompt.ids_P, {"image": [], "video": []}
+  ids_P = case.prompt.ids_P
+  found = {"image": [], "video": []}
   types_P = (ids_P == tokens.image) + 2 * (ids_P == tokens.video)
   patches = iter(case.prompt.patches)
   for kind, grid in zip(case.kinds, case.grids, strict=True):
@@ -116,7 +120,8 @@ def compare(ours, params: dict, theirs, tokens: Tokens, pad_id: int) -> dict[str
   v = ours.config.vision
   layout = prompts.Layout(v.patch, v.merge, v.temporal, pad_id)
   groups = prompts.collate([case.prompt for case in cases], layout)
-  logits_BPV, result = np.asarray(ours.logits(params, groups)), {}
+  logits_BPV = np.asarray(ours.logits(params, groups))
+  result = {}
   for name, case, logits_PV in zip(CASES, cases, logits_BPV, strict=True):
     with torch.no_grad():
       wanted_PV = theirs(**their_inputs(case, tokens)).logits[0].float().numpy()

@@ -117,7 +117,8 @@ def report(args: argparse.Namespace) -> None:
     scored = scores.of_pool(store.open_pool(folder, args.split), rules, bar)
   else:
     scored = scores.of_files(args.paths, args.split, rules, bar, args.workers)
-  figures, teachers = variance.by_task(scored.questions), variance.by_teacher(scored.questions)
+  figures = variance.by_task(scored.questions)
+  teachers = variance.by_teacher(scored.questions)
   if args.json:
     both = figures | ({"teachers": teachers} if teachers else {})
     print(json.dumps(_without_nan(both), indent=1, allow_nan=False))

@@ -305,7 +305,8 @@ def add_clip_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_limit_flags(group: argparse._ArgumentGroup) -> None:
-  add, patience = group.add_argument, Patience()
+  add = group.add_argument
+  patience = Patience()
   for name, value, metavar, text in (
     ("--concurrency", 8, "N", "calls under way, at most"),
     ("--requests-per-minute", patience.requests_per_minute, "N", "at most; 0: no limit"),

@@ -59,7 +59,8 @@ def check_names(folder: epath.Path, listed: Iterable[str], leave_out: Collection
   Raises:
     DamageError: a file is missing, or one is there that the list, cut off, does not name.
   """
-  there, listed = set(files_below(folder)), set(listed)
+  there = set(files_below(folder))
+  listed = set(listed)
   if missing := sorted(listed - there):
     raise DamageError(f"{missing[0]} is missing")
   hidden = {name for name in there if name.rpartition("/")[2].startswith(".")}
@@ -81,7 +82,8 @@ def check_contents(folder: epath.Path, listed: dict[str, str]) -> None:
 
 def files_below(folder: epath.Path) -> list[str]:
   """Paths from `folder` of all files below it but the list itself, sorted."""
-  found, folders = [], [folder]
+  found = []
+  folders = [folder]
   while folders:
     for path in folders.pop().iterdir():
       if path.is_dir():

@@ -35,7 +35,8 @@ class Quarantine:
       raise UserError(
         f"{path} cannot be written ({error.strerror}); give another folder"
       ) from error
-    self._kept, self._bad_share = kept, bad_share
+    self._kept = kept
+    self._bad_share = bad_share
     self.first = ""  # what is wrong with the first line here
     self.total = 0  # lines of the input, once known
     self.kinds: collections.Counter[str] = collections.Counter()
@@ -106,7 +107,8 @@ def scan(
     UserError: a file is missing, no record is usable, or a clip is in both splits.
   """
   lines: dict[str, Line] = {}
-  total, root = 0, common_folder(jsonl)
+  total = 0
+  root = common_folder(jsonl)
   for path in map(str, jsonl):
     for number, offset, size, record in read(path, rules, root):
       total += 1

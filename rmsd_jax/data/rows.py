@@ -69,7 +69,8 @@ class Row:
 
 def features() -> "tfds.features.FeaturesDict":
   """The stored form of a Row."""
-  text, texts = tfds.features.Text, lambda: tfds.features.Sequence(np.object_)
+  text = tfds.features.Text
+  texts = lambda: tfds.features.Sequence(np.object_)
   array = tfds.features.Tensor
   return tfds.features.FeaturesDict(
     {
@@ -111,12 +112,14 @@ def decode(stored: Mapping[str, Any]) -> Row:
     values[name] = values[name].decode("utf-8")
   for name in ("options", "texts", "teachers", "finish_reasons"):
     values[name] = tuple(value.decode("utf-8") for value in values[name])
-  ids, ends = values.pop("response_ids"), np.cumsum(values.pop("response_lengths_K"))
+  ids = values.pop("response_ids")
+  ends = np.cumsum(values.pop("response_lengths_K"))
   starts = np.concatenate([[0], ends[:-1]]).astype(int)
   values["responses"] = tuple(ids[a:b] for a, b in zip(starts, ends, strict=False))
   values["answer"] = json.loads(values["answer"])
   values["pictures"] = tuple(values["pictures"])
-  values["closed"], values["bucket"] = bool(values["closed"]), int(values["bucket"])
+  values["closed"] = bool(values["closed"])
+  values["bucket"] = int(values["bucket"])
   return Row(**values)
 
 
@@ -187,7 +190,8 @@ def choose_bucket(buckets: Sequence[Bucket], prompt: Prompt, longest: int) -> in
   Raises:
     UserError: no bucket holds the prompt.
   """
-  tokens, frames = len(prompt.ids_P), len(prompt.grid_F2)
+  tokens = len(prompt.ids_P)
+  frames = len(prompt.grid_F2)
   patches = int(prompt.grid_F2.prod(axis=1).max(initial=0))
   hold = [
     i
@@ -279,7 +283,8 @@ def fault_of(row: Row, vocabulary: int) -> str | None:
     if not np.all((scores_K >= 0) & (scores_K <= 1)):
       return f"has a {name} outside [0, 1]: {scores_K.tolist()}"
   ids = np.concatenate([row.ids_P, *row.responses])
-  lowest, highest = int(ids.min(initial=0)), int(ids.max(initial=0))
+  lowest = int(ids.min(initial=0))
+  highest = int(ids.max(initial=0))
   if lowest < 0 or (vocabulary and highest >= vocabulary):
     wrong = lowest if lowest < 0 else highest
     return f"has the token id {wrong}, outside the model's vocabulary of {vocabulary or '?'}"

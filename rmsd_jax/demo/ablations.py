@@ -100,7 +100,8 @@ class Grid:
 
   def run(self, row: str, seed: int, stage: str, start: pathlib.Path | None) -> None:
     """Trains one stage of one row and evaluates it, or goes on with that."""
-    folder, cores = self.folder(row, seed, stage), self._cores.get()
+    folder = self.folder(row, seed, stage)
+    cores = self._cores.get()
     folder.mkdir(parents=True, exist_ok=True)
     try:
       run = Commands(folder, self._workdir / "compiled", folder / "log.txt", cores)
@@ -167,7 +168,8 @@ def run_all(
 
 def grid_results(workdir: pathlib.Path, rows: Sequence[str], seeds: int) -> dict:
   """{(row, stage): {seed: contents of its evaluation}} of what is there."""
-  grid, shared = Grid(workdir, ()), stage_1_rows()
+  grid = Grid(workdir, ())
+  shared = stage_1_rows()
   found: dict[tuple[str, str], dict[int, Mapping]] = {}
   for row in rows:
     for stage in ("sft", "rl"):
@@ -202,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   for name in ("seeds", "jobs"):
     if getattr(options, name) < 1:
       raise UserError(f"--{name} {getattr(options, name)}; give 1 or more")
-  workdir, rows = pathlib.Path(options.workdir).absolute(), list(dict.fromkeys(options.rows))
+  workdir = pathlib.Path(options.workdir).absolute()
+  rows = list(dict.fromkeys(options.rows))
 
   def show() -> None:
     found = grid_results(workdir, rows, options.seeds)

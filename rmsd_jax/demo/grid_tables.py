@@ -139,7 +139,8 @@ def _stages(found: Found, row: str) -> tuple[Mapping[int, Mapping], Mapping[int,
 
   Rows share their stage 1, so there may be more of it.
   """
-  before, after = found.get((row, "sft"), {}), found.get((row, "rl"), {})
+  before = found.get((row, "sft"), {})
+  after = found.get((row, "rl"), {})
   return {seed: run for seed, run in before.items() if not after or seed in after}, after
 
 

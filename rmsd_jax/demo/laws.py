@@ -36,7 +36,9 @@ from rmsd_jax.rollouts import grading
 from rmsd_jax.training import log
 
 CONFIG = str(ROOT / "configs" / "demo.py")
-PROMPTS, LOW, HIGH = 64, 0.2, 0.8  # law a: prompts, and how often the student is right on them
+PROMPTS = 64  # law a
+LOW = 0.2  # law a: the student is right on a prompt at least this often, and at most HIGH: where it
+HIGH = 0.8  # is always right or never, the rewards of a group are alike and teach nothing
 RARE = 0.12  # laws b, c: share of stage 1 targets with the phrase; 3 to 8 % of samples then have it
 WARMUP = 20  # laws b, c: steps in which the discriminator learns alone; in c it is frozen then
 
@@ -89,7 +91,8 @@ def uncertain_pool(demo: pathlib.Path, out: pathlib.Path) -> int:
       f"{len(chosen)} of {len(right)} prompts are answered right {LOW:.0%} to {HIGH:.0%} of the "
       f"time, {PROMPTS} are needed; train stage 1 with another number of steps"
     )
-  raw, lines = demo / "raw", []
+  raw = demo / "raw"
+  lines = []
   for line in (raw / "pool.jsonl").read_text().splitlines():
     record = json.loads(line)
     if record["id"] in chosen:
@@ -115,7 +118,8 @@ def shuffled_grade(seed: int):
 
 def law_a(demo: pathlib.Path, out: pathlib.Path, steps: int) -> dict:
   """Rule rewards alone, true and shuffled."""
-  prompts, pool_key = uncertain_pool(demo, out), {"data.pool": str(out / "pool")}
+  prompts = uncertain_pool(demo, out)
+  pool_key = {"data.pool": str(out / "pool")}
   grades = {"true": grading.rule_terms, "shuffled": shuffled_grade(0)}
   for name, grade in grades.items():
     config = config_of("rl", **pool_key | {
@@ -156,7 +160,9 @@ def style_student(out: pathlib.Path) -> pathlib.Path:
 def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int = 0) -> dict:
   """The discriminator's reward alone; with `frozen_after`, law c."""
   style = out.parent / "style"
-  student, seen, seen_file = style_student(style), [], out / "seen.json"
+  student = style_student(style)
+  seen = []
+  seen_file = out / "seen.json"
 
   def grade(replies, info, finished_BN, rules):
     flat = [reply for row in replies for reply in row]
@@ -183,7 +189,8 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
     "save_every": steps,
   })  # fmt: skip
   train_rl.main(config, str(out / "rl"), grade=grade)
-  seen, lines = json.loads(seen_file.read_text()), log.read(str(out / "rl"))
+  seen = json.loads(seen_file.read_text())
+  lines = log.read(str(out / "rl"))
   curve = lambda key: [(i + 1, s[key]) for i, s in enumerate(seen)]
   _plot(
     out.with_suffix(".png"),

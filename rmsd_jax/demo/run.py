@@ -70,9 +70,12 @@ class Commands:
     log: pathlib.Path | None = None,
     cores: Collection[int] | None = None,
   ):
-    self._file, self._log, self._cores = workdir / "phases.json", log, cores
+    self._file = workdir / "phases.json"
+    self._log = log
+    self._cores = cores
     counted = json.loads(self._file.read_text()) if self._file.exists() else {}
-    self.seconds, self.peak_gb = counted.get("seconds", {}), counted.get("peak_gb", 0.0)
+    self.seconds = counted.get("seconds", {})
+    self.peak_gb = counted.get("peak_gb", 0.0)
     cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled or workdir / "compiled")}
     self._environment = {"JAX_PLATFORMS": "cpu"} | os.environ | cache
 
@@ -130,10 +133,12 @@ def _resident(process: psutil.Process) -> int:
 
 def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
   """Clips, questions and the simulated teacher's answers, then the data set built from them."""
-  raw, began = workdir / "raw", time.monotonic()
+  raw = workdir / "raw"
+  began = time.monotonic()
   if not raw.exists():
     print(f"\n== drawing the demo world into {raw}", flush=True)
-    bar, drawn = None, 0
+    bar = None
+    drawn = 0
 
     def show(done: int, total: int) -> None:
       nonlocal bar, drawn
@@ -178,7 +183,8 @@ def results(run: Commands, workdir: pathlib.Path, stages: Sequence[str]) -> dict
   scores = {}
   for name in ("base", "blind", *stages):
     result = json.loads((workdir / name / "evaluate" / "test.json").read_text())
-    greedy, sampled = result["greedy"], result.get("sampled")
+    greedy = result["greedy"]
+    sampled = result.get("sampled")
     scores[name] = {
       "closed": _interval(greedy["closed"]),
       "quality": _interval((sampled or greedy)["closed"]),  # a constant answers alike each time
@@ -214,10 +220,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("workdir", help="folder of the demo; made if missing")
   parser.add_argument("--config", default=str(ROOT / "configs" / "demo.py"))
   options = parser.parse_args(argv)
-  workdir, file = pathlib.Path(options.workdir).absolute(), options.config
+  workdir = pathlib.Path(options.workdir).absolute()
+  file = options.config
   workdir.mkdir(parents=True, exist_ok=True)
   config = cli.load_config(f"{file}:sft")
-  run, pool = Commands(workdir), f"--config.data.pool={workdir / 'pool'}"
+  run = Commands(workdir)
+  pool = f"--config.data.pool={workdir / 'pool'}"
   make_pool(run, workdir, config)
   for name, module in STAGES.items():
     if name in config.world.stages:

@@ -167,7 +167,8 @@ def _cell_of(box: tuple[int, ...]) -> str:
 
 
 def _steps(digits: tuple[int, ...]) -> str:
-  total, steps = digits[0], []
+  total = digits[0]
+  steps = []
   for digit in digits[1:]:
     steps.append(f"{total}+{digit}={total + digit}")
     total += digit
@@ -301,7 +302,8 @@ def _draw_split(
   split: str, prompts: int, per_clip: int, seed: int, teacher: Teacher
 ) -> tuple[list[dict], list[tuple[str, world.Scene]]]:
   """Records and (file name, scene) jobs of a split. Every clip depends on its own number alone."""
-  records, jobs = [], []
+  records = []
+  jobs = []
   while len(records) < prompts:
     rng = np.random.default_rng((seed, world.SPLITS.index(split), len(jobs)))
     still = rng.random() < 1 / 6  # one task of six is about pictures

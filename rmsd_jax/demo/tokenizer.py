@@ -28,7 +28,8 @@ SPLIT = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TURN = "<|im_end|>"
 CONTROL_TOKENS = (
   END_OF_TEXT,
   "<|im_start|>",

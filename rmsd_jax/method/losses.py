@@ -86,7 +86,8 @@ def _chosen(targets_M, vocabulary: int):
 
 def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy):
   T = hidden_BRTD.shape[2]
-  chunk, kernel_VD = min(chunk, T), _table(unembedding_VD, hidden_BRTD.dtype)
+  chunk = min(chunk, T)
+  kernel_VD = _table(unembedding_VD, hidden_BRTD.dtype)
 
   def body(_, xs):
     hidden_MD, targets_M = xs
@@ -109,7 +110,8 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
   grad_BRT, _ = grads
   hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT, kept_1MV = saved
   T = hidden_BRTD.shape[2]
-  chunk, kernel_VD = min(chunk, T), _table(unembedding_VD, hidden_BRTD.dtype)
+  chunk = min(chunk, T)
+  kernel_VD = _table(unembedding_VD, hidden_BRTD.dtype)
 
   def body(d_kernel_VD, xs):
     (hidden_MD, targets_M, lse_M, grad_M), scaled_MV = xs
@@ -137,11 +139,15 @@ def sft(logp_BRT, mask_BRT):
 
   Returns ((sum, count), metrics); the count is in tokens.
   """
-  loss, tokens = -masked.total(logp_BRT, mask_BRT), jnp.sum(mask_BRT)
+  loss = -masked.total(logp_BRT, mask_BRT)
+  tokens = jnp.sum(mask_BRT)
   return (loss, tokens.astype(jnp.float32)), {}
 
 
-MAX_GAP, MAX_K3 = 20.0, 10.0  # nats: one token far off must not decide a whole step
+# One token far off must not decide a whole step: exp(20) is still far from overflow in float32, and
+# k3 of a gap of 2.6 nats is 10.
+MAX_GAP = 20.0  # nats
+MAX_K3 = 10.0  # nats
 
 
 def _k3(gap):

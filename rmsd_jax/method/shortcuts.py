@@ -30,7 +30,8 @@ def by_length(margin_BR, student_BR, teacher_BR, pair_BR) -> dict:
     "length_only": of length alone, see `by_feature`: whether the longer or the shorter is the
       teacher's; equal lengths count half.
   """
-  right_BR, longer_BR = margin_BR > 0, teacher_BR - student_BR
+  right_BR = margin_BR > 0
+  longer_BR = teacher_BR - student_BR
   kinds = {
     "teacher_longer": longer_BR > 0,
     "student_longer": longer_BR < 0,

@@ -144,7 +144,8 @@ def choose(runs: Sequence[Run], seed: int = 0) -> dict[str, str]:
     chosen[ids[rng.integers(len(ids))]] = "drawn blindly, one per task"
   by_name = {run.name: run for run in runs}
   if "rl" in by_name and "sft" in by_name:
-    after, before = scores(by_name["rl"], "greedy"), scores(by_name["sft"], "greedy")
+    after = scores(by_name["rl"], "greedy")
+    before = scores(by_name["sft"], "greedy")
     both = [row["id"] for row in rows_ if row["id"] in after and row["id"] in before]
     gain = {key: after[key][0] - before[key][0] for key in both}
     for sign, word in ((1, "better"), (-1, "worse")):
@@ -183,12 +184,14 @@ def examples(page: Page, runs: Sequence[Run]) -> list[dict]:
 
 def _example(key: str, why: str, runs: Sequence[Run]) -> dict[str, Any]:
   """The prompt and what each run answered."""
-  prompt, answers = {}, []
+  prompt = {}
+  answers = []
   for run in runs:
     for row in run.evaluation["prompts"] if run.evaluation else ():
       if row["id"] != key or "text" not in row["greedy"]:
         continue
-      prompt, sampled = row, row.get("sampled")
+      prompt = row
+      sampled = row.get("sampled")
       answers.append({
         "label": run.label, "colour": run.colour, "text": plain(row["greedy"]["text"][0]),
         "quality": row["greedy"]["quality"][0] if row["closed"] else None,

@@ -76,7 +76,8 @@ def _read_run(folder: pathlib.Path, run: str, others: Sequence[str], name: str) 
     ) from error
   keys = set().union(*lines)
   stage = 2 if "rollout/length" in keys else int("loss" in keys)
-  label, colour = NAMES.get(run, run), plots.colour_of(run, others)
+  label = NAMES.get(run, run)
+  colour = plots.colour_of(run, others)
   path = folder / "evaluate" / f"{name}.json"
   return Run(run, label, colour, folder, lines, stage, _read_evaluation(path))
 
@@ -112,7 +113,8 @@ def scores(run: Run, way: str, task: str = "") -> dict[str, tuple[float, str]]:
 
 def difference(first: Run, second: Run, way: str, task: str = "") -> dict[str, float] | None:
   """Mean of first - second over the prompts both answered, with its 95 % interval over clips."""
-  a, b = scores(first, way, task), scores(second, way, task)
+  a = scores(first, way, task)
+  b = scores(second, way, task)
   shared = [key for key in a if key in b]
   if not shared:
     return None

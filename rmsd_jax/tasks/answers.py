@@ -154,7 +154,8 @@ def as_tube(value: object) -> tuple[Interval, Boxes] | None:
   """The same from decoded JSON."""
   if not isinstance(value, dict) or set(value) != {"time", "boxes"}:
     return None
-  ends, boxes = as_interval({"time": value["time"]}), _boxes(value["boxes"])
+  ends = as_interval({"time": value["time"]})
+  boxes = _boxes(value["boxes"])
   return (ends, boxes) if ends and boxes else None
 
 
@@ -206,7 +207,8 @@ def mean_relative_accuracy(prediction: float, truth: float) -> float:
   multiplied out to 20 * abs(p - t) < k * abs(t) for k = 1 .. 10, so that no rounding decides a case
   on the edge. For t = 0, where the relative error is undefined, only p = 0 scores (our decision).
   """
-  p, t = Fraction(repr(float(prediction))), Fraction(repr(float(truth)))
+  p = Fraction(repr(float(prediction)))
+  t = Fraction(repr(float(truth)))
   if t == 0:
     return float(p == 0)
   error = 20 * abs(p - t)

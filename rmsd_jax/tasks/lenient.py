@@ -121,7 +121,8 @@ def option_letter(answer_text: str, options: Sequence[str]) -> str | None:
   if strict := answers.option_letter(text, options):
     found.add(strict)
   if match := _LETTER.fullmatch(text):
-    letter, rest = match[1].upper(), _alike(match[2])
+    letter = match[1].upper()
+    rest = _alike(match[2])
     found |= {one for one, option in labels if one == letter and rest in ("", _alike(option))}
   return found.pop() if len(found) == 1 else None
 
@@ -297,7 +298,8 @@ def _boxes_of(value: object) -> dict[str, list[float]] | None:
       pairs.append((one[when[0]], {key: x for key, x in one.items() if key != when[0]}))
   found: dict[str, list[float]] = {}
   for key, corners in pairs:
-    second, corner = _seconds(key), _box_of(corners)
+    second = _seconds(key)
+    corner = _box_of(corners)
     if second is None or second != int(second) or corner is None or str(int(second)) in found:
       return None
     found[str(int(second))] = list(corner)
@@ -315,5 +317,6 @@ def tube(text: str) -> tuple[answers.Interval, answers.Boxes] | None:
   where = [key for key in value if key.casefold() in _BOX_KEYS]
   if len(value) != 2 or len(when) != 1 or len(where) != 1:
     return None
-  ends, boxes = _interval_of({"time": value[when[0]]}), _boxes_of(value[where[0]])
+  ends = _interval_of({"time": value[when[0]]})
+  boxes = _boxes_of(value[where[0]])
   return answers.as_tube({"time": list(ends), "boxes": boxes}) if ends and boxes else None

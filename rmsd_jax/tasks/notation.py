@@ -203,7 +203,8 @@ def _decimal(text: str) -> tuple[Fraction, int] | None:
   found = _DECIMAL.fullmatch(text)
   if found is None or not (found[2] or found[3]):
     return None
-  digits, decimals = re.sub("[, ]", "", found[2]), found[3] or ""
+  digits = re.sub("[, ]", "", found[2])
+  decimals = found[3] or ""
   power = int(found[4] or 0)
   if abs(power) > MAX_EXPONENT:
     return None
@@ -239,7 +240,10 @@ def taken_apart(text: str) -> Value | Listed:
 def _split(text: str) -> tuple[list[str], bool]:
   """The parts of a bare list, and whether "or" or "and" joins them: then their order is free."""
   thousands = {i for m in _THOUSANDS.finditer(text) for i in range(*m.span()) if text[i] == ","}
-  parts, start, depth, joined = [], 0, 0, False
+  parts = []
+  start = 0
+  depth = 0
+  joined = False
   i = 0
   while i < len(text):
     if text[i] in _OPENING:
@@ -251,7 +255,8 @@ def _split(text: str) -> tuple[list[str], bool]:
       start = i + 1
     elif not depth and (word := re.compile(r"\s(?:or|and)\s").match(text, i)):
       parts.append(text[start:i])
-      start, joined = word.end(), True
+      start = word.end()
+      joined = True
       i = word.end() - 2
     i += 1
   parts = [part.strip() for part in [*parts, text[start:]]]
@@ -321,7 +326,8 @@ def _bracketed(text: str) -> Listed | None:
 
 
 def _at_commas(text: str) -> list[str]:
-  parts, depth = [""], 0
+  parts = [""]
+  depth = 0
   for letter in text:
     depth += (letter in _OPENING) - (letter in _CLOSING)
     if letter == "," and not depth:
@@ -360,7 +366,8 @@ def _value(text: str) -> Value:
   if compound := _sum(text):
     return Value(*compound, whole=text)
   for start in _UNIT_START.finditer(text):
-    value, name = text[: start.start()], text[start.start() :]
+    value = text[: start.start()]
+    name = text[start.start() :]
     if not _PLAIN_UNIT.fullmatch(name) or not _MEASURED.search(value.rstrip()):
       continue
     spaced = value.endswith(" ")
@@ -386,7 +393,8 @@ def _same_inside(value: str, unit: Unit, whole: str) -> Value:
 
 def _sum(text: str) -> tuple[str, Unit] | None:
   """("165", minutes) of "2 hours 45 minutes": the sum in the last unit."""
-  found, place = [], 0
+  found = []
+  place = 0
   while place < len(text) and (one := _COMPOUND.match(text, place)):
     unit = units.known(one[2])
     if unit is None:

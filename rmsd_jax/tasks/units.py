@@ -90,9 +90,13 @@ def known(text: str) -> Unit | None:
     return None
   if text.strip().casefold() in ("%", "percent", "per cent", "percents"):
     return PERCENT
-  factor, powers = Fraction(1), dict[str, int]()
+  factor = Fraction(1)
+  powers = dict[str, int]()
   last: tuple[Fraction, str, int] | None = None
-  place, sign, count, named = 0, 1, 1, 0
+  place = 0
+  sign = 1
+  count = 1
+  named = 0
   while place < len(text):
     found = _TOKEN.match(text, place)
     if found is None:
@@ -119,7 +123,9 @@ def known(text: str) -> Unit | None:
       factor *= size ** (sign * count)
       powers[base] = powers.get(base, 0) + sign * count * power
       last = (size**sign, base, sign * power)
-      sign, count, named = 1, 1, named + 1
+      sign = 1
+      count = 1
+      named = named + 1
   if not named or named > 4:
     return None
   return _of(factor, powers)

@@ -62,7 +62,8 @@ class Tally:
 
   def lines(self, k: int) -> list[str]:
     """What was counted; `k` responses are wanted per prompt, 0: as many as the fullest has."""
-    total, most = sum(self.counts.values()), max(self.counts.values(), default=0)
+    total = sum(self.counts.values())
+    most = max(self.counts.values(), default=0)
     few = [place for place, count in self.counts.items() if count < (k or most)]
     cut = f"{self.cut_off / total:.1%}" if total else "-"
     return [
@@ -150,10 +151,12 @@ def of_pool(
       f"the pool was scored by rules {metadata['scorer']!r}, these are {rules.version!r}; "
       "give the settings that it names, such as --eps-abs, or build it again"
     )
-  found, tally = Findings(), Tally()
+  found = Findings()
+  tally = Tally()
   frames: dict[str, dict[str, str]] = {}  # split -> digest -> clip
   for split in metadata["rows"]:
-    opened, frames[split] = store.open_pool(directory, split), {}
+    opened = store.open_pool(directory, split)
+    frames[split] = {}
     with progress(len(opened)) as bar:
       for index in range(len(opened)):
         row = opened[index]
@@ -330,7 +333,8 @@ def _compare(
   rules: Rules,
   progress: Callable[[int], json_lines.Progress],
 ) -> None:
-  theirs, faulty = set(), 0
+  theirs = set()
+  faulty = 0
   root = json_lines.common_folder([against])
   for _, _, _, record in json_lines.read(against, rules, root):
     if isinstance(record, records.RecordFault):

@@ -133,8 +133,12 @@ class _Run:
   """One run: keeps up to `concurrency` calls under way until nothing is missing."""
 
   def __init__(self, job, endpoint, journal_, quarantine, budget, concurrency, bar):
-    self._job, self._endpoint, self._journal = job, endpoint, journal_
-    self._quarantine, self._budget, self._concurrency = quarantine, budget, concurrency
+    self._job = job
+    self._endpoint = endpoint
+    self._journal = journal_
+    self._quarantine = quarantine
+    self._budget = budget
+    self._concurrency = concurrency
     self._bar = bar
     self._read = request.Reader(job.asking, SECONDS)
     self._calls: dict[asyncio.Task, Tokens] = {}  # those under way, with what they may count
@@ -235,7 +239,8 @@ class _Run:
     return self._budget.holds(sum(self._calls.values(), self._job.spent + bound))
 
   def _spent(self, bound: Tokens) -> UserError:
-    job, budget = self._job, self._budget
+    job = self._job
+    budget = self._budget
     missing = sum(map(job.missing, job.lines))
     return UserError(
       f"the budget is reached: {budget.spelled(job.spent)} so far, and the next call may take "

@@ -82,7 +82,9 @@ class _Again(Exception):
 
   def __init__(self, kind: str, reason: str, wait: float = 0.0, paid: Answer | None = None):
     super().__init__(reason)
-    self.kind, self.wait, self.paid = kind, wait, paid
+    self.kind = kind
+    self.wait = wait
+    self.paid = paid
 
 
 class Endpoint:
@@ -122,7 +124,9 @@ class Endpoint:
     self._url = parts._replace(path=parts.path.rstrip("/") + "/chat/completions").geturl()
     secrets = (key, parts.password or "", urllib.parse.unquote(parts.password or ""))
     self._secrets = [secret for secret in secrets if len(secret) >= _SHORTEST_KEY]
-    self._shown, self._key, self._patience = shown(base_url), key, patience
+    self._shown = shown(base_url)
+    self._key = key
+    self._patience = patience
     self._pace = _Pace(patience.requests_per_minute, patience.tokens_per_minute)
     self._unanswered = 0  # requests that used up their retries
     self._sent: set[asyncio.Task | None] = set()  # those that wait for a reply
@@ -248,7 +252,8 @@ class Endpoint:
       replies.Malformed: it is too large.
     """
     async with self._client.stream("POST", self._url, content=body) as response:
-      status, raw = response.status_code, bytearray()
+      status = response.status_code
+      raw = bytearray()
       async for part in response.aiter_bytes():
         raw += part
         if len(raw) > replies.LARGEST and status == 200:
@@ -261,7 +266,8 @@ class Endpoint:
 
   def _refused(self, error: replies.ServerError, headers: Mapping[str, str]) -> _Again | UserError:
     """What an error means for the request, or for the run."""
-    status, reason = error.status, self._clean(str(error))
+    status = error.status
+    reason = self._clean(str(error))
     if status == 402:
       return UserError(f"{self._shown} has no credit left for this key ({reason}); add some")
     if status == 401 or (status == 403 and not self.answered):  # later it is about the prompt

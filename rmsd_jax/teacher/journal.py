@@ -129,7 +129,8 @@ def read_entries(path: pathlib.Path, settings: Mapping[str, Any]) -> list[Entry]
 
 def _read(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[list[Entry], int]:
   """The entries, and the bytes to keep: none without entries, else all but a torn last line."""
-  entries, whole = [], 0
+  entries = []
+  whole = 0
   with open(path, "rb") as file:
     for number, raw in enumerate(file, 1):
       if not raw.endswith(b"\n"):

@@ -64,7 +64,9 @@ def plan_pool(
   Raises:
     UserError: a file is missing, or no record is usable.
   """
-  found, media, unusable = [], collections.Counter(), {}
+  found = []
+  media = collections.Counter()
+  unusable = {}
   clips = oddities.Tally()
   with Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
     lines = scan(jsonl, rules, quarantine, media_root)

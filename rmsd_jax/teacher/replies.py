@@ -109,7 +109,8 @@ def read_answer(text: str) -> Answer:
     ServerError: the reply is an error.
     Malformed: it is not a whole completion.
   """
-  value, tokens = None, None
+  value = None
+  tokens = None
   try:
     value = _streamed(text) if text.lstrip().startswith("data:") else json.loads(text)
     choices = value.get("choices")
@@ -117,7 +118,8 @@ def read_answer(text: str) -> Answer:
       raise _told(error, value, None)
     tokens = _tokens(value.get("usage"))
     choice = choices[0]
-    word, message = endings.spelled(choice.get("finish_reason")), choice.get("message")
+    word = endings.spelled(choice.get("finish_reason"))
+    message = choice.get("message")
     if message is None and endings.KNOWN.kind(word) not in endings.USABLE:
       message = {}  # some services withhold all of it
     content, inside = _parts(message.get("content"))
@@ -273,7 +275,8 @@ def _tokens(usage: Any) -> Tokens | None:
   """What was counted; some services leave a model's thoughts out of all but the total."""
   if not isinstance(usage, Mapping):
     return None
-  read, written = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+  read = _count(usage.get("prompt_tokens"))
+  written = _count(usage.get("completion_tokens"))
   if read is None or written is None:
     return None
   return Tokens(read, max(written, (_count(usage.get("total_tokens")) or 0) - read))

@@ -31,13 +31,19 @@ _OWN_FIELDS = ("model", "messages", "n", "stream")
 # Most tokens that a request may count before the server has told: 1,120 a picture is the largest
 # figure among today's services for small ones, a token of 500 pixels for large ones; a linked clip
 # is taken at Qwen3-VL's limit; a token is at least a byte of text.
-_PICTURE_TOKENS, _PIXELS_OF_TOKEN = 1_120, 500
+_PICTURE_TOKENS = 1_120
+_PIXELS_OF_TOKEN = 500
 _LINK_TOKENS = {"video": 24_576, "image": 16_384}
-_TEMPLATE_TOKENS, _TIME_TOKENS = 64, 16
+_TEMPLATE_TOKENS = 64
+_TIME_TOKENS = 16
 # What is likely: Qwen3-VL has a visual token for 32 x 32 pixels and two around a picture.
-_SIDE_OF_TOKEN, _AROUND_PICTURE = 32, 2
-_LIKELY_BYTES_OF_TOKEN, _LIKELY_TEMPLATE, _LIKELY_TIME = 4, 10, 8
-_BLOCK, _BLOCKS = 2**16, 8  # bytes, and number, of what is read of a file for its digest
+_SIDE_OF_TOKEN = 32
+_AROUND_PICTURE = 2
+_LIKELY_BYTES_OF_TOKEN = 4
+_LIKELY_TEMPLATE = 10
+_LIKELY_TIME = 8
+_BLOCK = 2**16  # bytes; of a file for its digest, _BLOCKS of them are read
+_BLOCKS = 8
 _MILLION = 1e6
 
 

@@ -161,7 +161,8 @@ def of_pool(
   opened: store.Pool, rules: Rules, progress: Callable[[int], json_lines.Progress]
 ) -> Scored:
   """The questions of one split of a built pool, with the scores that it stores."""
-  places, questions = [], []
+  places = []
+  questions = []
   with progress(len(opened)) as bar:
     for index in range(len(opened)):
       row = opened[index]
@@ -190,7 +191,9 @@ def of_files(
     UserError: a file is missing, a clip is in both splits, or nothing usable is of that split.
   """
   _check_workers(workers)
-  places, questions, silent = [], [], 0
+  places = []
+  questions = []
+  silent = 0
   with json_lines.Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
     lines = json_lines.scan(jsonl, rules, quarantine)
     chosen = [line for line in lines if line.split == split]

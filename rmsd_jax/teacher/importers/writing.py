@@ -46,7 +46,9 @@ def write(
   root = os.path.abspath(media_root or os.path.dirname(os.path.abspath(source)))
   base = os.path.dirname(os.path.abspath(out))
   folder = os.path.relpath(root, base)
-  tasks, paths, reasons = collections.Counter(), set(), collections.Counter()
+  tasks = collections.Counter()
+  paths = set()
+  reasons = collections.Counter()
   with json_lines.new_file(out) as file, json_lines.kept_quarantine(out, 1.0) as quarantine:
     for number, item in items:
       try:
