@@ -90,20 +90,20 @@ def their_inputs(case: Case, tokens: Tokens) -> dict:
   import torch
 
   ids_P = case.prompt.ids_P
-  found = {"image": [], "video": []}
+  by_kind = {"image": [], "video": []}
   types_P = (ids_P == tokens.image) + 2 * (ids_P == tokens.video)
   patches = iter(case.prompt.patches)
   for kind, grid in zip(case.kinds, case.grids, strict=True):
-    found[kind].append((np.concatenate([next(patches) for _ in range(grid[0])]), grid))
+    by_kind[kind].append((np.concatenate([next(patches) for _ in range(grid[0])]), grid))
   inputs = {
     "input_ids": torch.tensor(ids_P)[None].long(),
     "mm_token_type_ids": torch.tensor(types_P)[None],
   }
   for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-    if found[kind]:
-      pixels = np.concatenate([patches_SC for patches_SC, _ in found[kind]]).astype(np.float32)
+    if by_kind[kind]:
+      pixels = np.concatenate([patches_SC for patches_SC, _ in by_kind[kind]]).astype(np.float32)
       inputs[name] = torch.tensor(pixels / 127.5 - 1)
-      inputs[f"{kind}_grid_thw"] = torch.tensor([grid for _, grid in found[kind]])
+      inputs[f"{kind}_grid_thw"] = torch.tensor([grid for _, grid in by_kind[kind]])
   return inputs
 
 
@@ -145,14 +145,15 @@ def verify(args: argparse.Namespace) -> None:
   tokens = Tokens(
     c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id
   )
-  found = compare(ours, params, theirs, tokens, ours.config.pad_id)
+  differences = compare(ours, params, theirs, tokens, ours.config.pad_id)
   print(f"{'case':<16} {'largest difference':>20} {'largest logit':>14}")
-  for name, (difference, largest) in found.items():
+  for name, (difference, largest) in differences.items():
     print(f"{name:<16} {difference:>20.2e} {largest:>14.2f}")
-  worst = max(found, key=lambda name: found[name][0])
-  if not found[worst][0] <= args.tolerance:  # NaN fails too
+  worst = max(differences, key=lambda name: differences[name][0])
+  if not differences[worst][0] <= args.tolerance:  # NaN fails too
     raise UserError(
-      f"the logits of {worst!r} differ by {found[worst][0]:.2e}, more than {args.tolerance:.1e}; "
+      f"the logits of {worst!r} differ by {differences[worst][0]:.2e}, more than "
+      f"{args.tolerance:.1e}; "
       "the folder's config.json may hold a field that this port reads otherwise"
     )
   print(f"all within {args.tolerance:.1e} ({args.dtype})")
@@ -192,21 +193,21 @@ def parser() -> argparse.ArgumentParser:
   """The command line."""
   top = cli.parser_of(main)
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
-  one = commands.add_parser("inspect", help="sizes of a folder, and whether its weights fit them")
-  one.set_defaults(run=inspect)
-  one.add_argument("folder", help="a Hugging Face Qwen3-VL folder")
-  one = commands.add_parser("verify", help="logits against transformers")
-  one.set_defaults(run=verify)
-  one.add_argument("folder", help="a Hugging Face Qwen3-VL folder")
-  one.add_argument("--tolerance", type=float, default=1e-4, help="default: %(default)s")
-  one.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
-  one = commands.add_parser("export", help="a run's student -> a Hugging Face folder")
-  one.set_defaults(run=export)
-  one.add_argument("--workdir", required=True, metavar="RUN", help="work folder of a run")
-  one.add_argument("--out", required=True, type=pathlib.Path, metavar="FOLDER", help="to write")
-  one.add_argument("--checkpoint", default="latest", help="latest, best or a step (default latest)")
-  one.add_argument("--base", metavar="FOLDER", help="other files; default: the run's model.folder")
-  one.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+  sub = commands.add_parser("inspect", help="sizes of a folder, and whether its weights fit them")
+  sub.set_defaults(run=inspect)
+  sub.add_argument("folder", help="a Hugging Face Qwen3-VL folder")
+  sub = commands.add_parser("verify", help="logits against transformers")
+  sub.set_defaults(run=verify)
+  sub.add_argument("folder", help="a Hugging Face Qwen3-VL folder")
+  sub.add_argument("--tolerance", type=float, default=1e-4, help="default: %(default)s")
+  sub.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+  sub = commands.add_parser("export", help="a run's student -> a Hugging Face folder")
+  sub.set_defaults(run=export)
+  sub.add_argument("--workdir", required=True, metavar="RUN", help="work folder of a run")
+  sub.add_argument("--out", required=True, type=pathlib.Path, metavar="FOLDER", help="to write")
+  sub.add_argument("--checkpoint", default="latest", help="latest, best or a step (default latest)")
+  sub.add_argument("--base", metavar="FOLDER", help="other files; default: the run's model.folder")
+  sub.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
   return top
 
 

@@ -224,8 +224,8 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
       "build one with `python -m rmsd_jax.pool build`"
     ) from error
   if not isinstance(metadata, dict) or "schema" not in metadata or metadata["schema"] != SCHEMA:
-    found = metadata["schema"] if isinstance(metadata, dict) and "schema" in metadata else "none"
-    raise UserError(f"the pool {directory} has schema {found}, needed is {SCHEMA}; build it again")
+    stored = metadata["schema"] if isinstance(metadata, dict) and "schema" in metadata else "none"
+    raise UserError(f"the pool {directory} has schema {stored}, needed is {SCHEMA}; build it again")
   return metadata
 
 

@@ -86,9 +86,9 @@ class Grid:
   def check(self, row: str, seed: int, stage: str) -> None:
     """Raises UserError where another config than today's made the run."""
     config = cli.load_config(f"{CONFIG}:{row}/{stage}")
-    given = ("seed", "init_from", "data.pool", "model.folder")  # of the command line, or a place
+    apart = ("seed", "init_from", "data.pool", "model.folder")  # of the command line, or a place
     guard.guard_config(
-      str(self.folder(row, seed, stage)), config, (*config.operational, *given), write=False
+      str(self.folder(row, seed, stage)), config, (*config.operational, *apart), write=False
     )
 
   def stop(self) -> None:
@@ -105,14 +105,14 @@ class Grid:
     folder.mkdir(parents=True, exist_ok=True)
     try:
       run = Commands(folder, self._workdir / "compiled", folder / "log.txt", cores)
-      given = (f"--workdir={folder}", f"--config.data.pool={self._workdir / 'pool'}",
+      flags = (f"--workdir={folder}", f"--config.data.pool={self._workdir / 'pool'}",
                f"--config.seed={seed}")  # fmt: skip
       begin = (f"--config.init_from={start}",) if start else ()
       for phase, module in ((stage, f"train_{stage}"), ("evaluate", "evaluate")):
         if self._stopped.is_set():
           raise KeyboardInterrupt
         more = begin if phase == stage else ()
-        run(phase, module, f"--config={CONFIG}:{row}/{phase}", *given, *more)
+        run(phase, module, f"--config={CONFIG}:{row}/{phase}", *flags, *more)
     finally:
       self._cores.put(cores)
 
@@ -170,14 +170,14 @@ def grid_results(workdir: pathlib.Path, rows: Sequence[str], seeds: int) -> dict
   """{(row, stage): {seed: contents of its evaluation}} of what is there."""
   grid = Grid(workdir, ())
   shared = stage_1_rows()
-  found: dict[tuple[str, str], dict[int, Mapping]] = {}
+  results: dict[tuple[str, str], dict[int, Mapping]] = {}
   for row in rows:
     for stage in ("sft", "rl"):
       for seed in range(seeds):
         path = grid.folder(shared[row] if stage == "sft" else row, seed, stage) / RESULT
         if path.exists():
-          found.setdefault((row, stage), {})[seed] = json.loads(path.read_text(encoding="utf-8"))
-  return found
+          results.setdefault((row, stage), {})[seed] = json.loads(path.read_text(encoding="utf-8"))
+  return results
 
 
 def split_cores(jobs: int) -> list[list[int]]:
@@ -208,8 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   rows = list(dict.fromkeys(options.rows))
 
   def show() -> None:
-    found = grid_results(workdir, rows, options.seeds)
-    grid_tables.write_tables(workdir, {row: ROWS[row] for row in rows}, found)
+    results = grid_results(workdir, rows, options.seeds)
+    grid_tables.write_tables(workdir, {row: ROWS[row] for row in rows}, results)
 
   if not options.show:
     if threading.current_thread() is threading.main_thread():

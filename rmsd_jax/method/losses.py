@@ -100,8 +100,8 @@ def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk,
     return None, (chosen_M - lse_M, entropy_M, lse_M, scaled_MV if chunk == T else None)
 
   xs = _chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk)
-  _, (*found, kept_1MV) = jax.lax.scan(body, None, xs)
-  logp_BRT, entropy_BRT, lse_BRT = (_unchunk(x, targets_BRT) for x in found)
+  _, (*chunks, kept_1MV) = jax.lax.scan(body, None, xs)
+  logp_BRT, entropy_BRT, lse_BRT = (_unchunk(x, targets_BRT) for x in chunks)
   saved = hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT, kept_1MV
   return (logp_BRT, entropy_BRT), saved
 

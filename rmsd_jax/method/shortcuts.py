@@ -37,9 +37,9 @@ def by_length(margin_BR, student_BR, teacher_BR, pair_BR) -> dict:
     "student_longer": longer_BR < 0,
     "equal_length": longer_BR == 0,
   }
-  found = {f"accuracy_{name}": mean(right_BR, pair_BR & kind) for name, kind in kinds.items()}
+  accuracies = {f"accuracy_{name}": mean(right_BR, pair_BR & kind) for name, kind in kinds.items()}
   sign = jnp.sign(longer_BR)
-  return found | {"length_only": by_feature(-sign, sign, pair_BR)}
+  return accuracies | {"length_only": by_feature(-sign, sign, pair_BR)}
 
 
 def by_feature(student_BR, teacher_BR, pair_BR) -> jax.Array:

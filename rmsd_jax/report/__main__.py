@@ -45,9 +45,9 @@ def result_tables(runs: Sequence[Run]) -> tuple[list[str], dict[str, dict[str, d
     for run in evaluated:
       if way not in run.evaluation:
         continue
-      one = run.evaluation[way]
-      cells = {"all closed": one["closed"]} | {
-        names[task]: one["tasks"][task] for task in one["tasks"]
+      figures = run.evaluation[way]
+      cells = {"all closed": figures["closed"]} | {
+        names[task]: figures["tasks"][task] for task in figures["tasks"]
       }
       tables.setdefault(way, {})[run.name] = cells
   return ["all closed", *names.values()], tables
@@ -104,12 +104,12 @@ def open_split(page: Page, runs: Sequence[Run], section: str, split: str) -> sto
   """The pool beside the page's folder, else the one that the evaluations name; None if neither."""
   named = [pathlib.Path(run.evaluation["pool"]) for run in runs if run.evaluation]
   folders = [page.folder.parent / "pool", *named]
-  found = [folder for folder in folders if (folder / "metadata.json").is_file()]
-  if not found:
+  built = [folder for folder in folders if (folder / "metadata.json").is_file()]
+  if not built:
     page.lacks(section, f"No pool: looked for {folders[0]} and the pools the evaluations used.")
     return None
   try:
-    return store.open_pool(found[0], split)
+    return store.open_pool(built[0], split)
   except UserError as error:
     page.lacks(section, f"The pool cannot be read: {error}.")
     return None
@@ -175,10 +175,10 @@ def examples(page: Page, runs: Sequence[Run]) -> list[dict]:
     page.lacks("examples", f"Not in the pool, so without frames and teacher: {lost}.")
   shown = []
   for number, (key, why) in enumerate(chosen.items(), 1):
-    one = _example(key, why, runs)
+    example = _example(key, why, runs)
     if key in stored:
-      one |= _from_pool(page, f"example_{number}", stored[key], opened.layout)
-    shown.append(one)
+      example |= _from_pool(page, f"example_{number}", stored[key], opened.layout)
+    shown.append(example)
   return shown
 
 

@@ -115,16 +115,16 @@ def option_letter(answer_text: str, options: Sequence[str]) -> str | None:
     return None
   labels = [label for label in map(answers.split_label, options) if label]
   plain = _alike(text)
-  found = {letter for letter, option in labels if option and _alike(option) == plain}
-  if len(found) > 1:
+  letters = {letter for letter, option in labels if option and _alike(option) == plain}
+  if len(letters) > 1:
     return None
   if strict := answers.option_letter(text, options):
-    found.add(strict)
+    letters.add(strict)
   if match := _LETTER.fullmatch(text):
     letter = match[1].upper()
     rest = _alike(match[2])
-    found |= {one for one, option in labels if one == letter and rest in ("", _alike(option))}
-  return found.pop() if len(found) == 1 else None
+    letters |= {name for name, option in labels if name == letter and rest in ("", _alike(option))}
+  return letters.pop() if len(letters) == 1 else None
 
 
 def _alike(text: str) -> str:
@@ -146,11 +146,11 @@ def number(text: str) -> float | None:
   value = notation.taken_apart(plain)
   if not isinstance(value, notation.Value) or value.text not in plain:
     return None
-  found = notation.literal(value.text)
-  if found is None:
+  parsed = notation.literal(value.text)
+  if parsed is None:
     return None
   try:
-    exact = float(found[0])
+    exact = float(parsed[0])
   except OverflowError:
     return None
   return Percent(exact) if value.unit == units.PERCENT else exact
@@ -289,21 +289,21 @@ def _boxes_of(value: object) -> dict[str, list[float]] | None:
   if isinstance(value, dict):
     pairs = list(value.items())
   elif isinstance(value, list):
-    for one in value:
-      if not isinstance(one, dict):
+    for entry in value:
+      if not isinstance(entry, dict):
         return None
-      when = [key for key in one if key.casefold() in _SECOND_KEYS]
+      when = [key for key in entry if key.casefold() in _SECOND_KEYS]
       if len(when) != 1:
         return None
-      pairs.append((one[when[0]], {key: x for key, x in one.items() if key != when[0]}))
-  found: dict[str, list[float]] = {}
+      pairs.append((entry[when[0]], {key: x for key, x in entry.items() if key != when[0]}))
+  by_second: dict[str, list[float]] = {}
   for key, corners in pairs:
     second = _seconds(key)
     corner = _box_of(corners)
-    if second is None or second != int(second) or corner is None or str(int(second)) in found:
+    if second is None or second != int(second) or corner is None or str(int(second)) in by_second:
       return None
-    found[str(int(second))] = list(corner)
-  return found or None
+    by_second[str(int(second))] = list(corner)
+  return by_second or None
 
 
 def tube(text: str) -> tuple[answers.Interval, answers.Boxes] | None:

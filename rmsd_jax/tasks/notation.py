@@ -116,8 +116,8 @@ def ascii_form(text: str) -> str:
     plain = unicodedata.normalize("NFKC", letter)
     if letter in _SIGNS:
       pieces.append(_SIGNS[letter])
-    elif found := re.fullmatch("([0-9]+)⁄([0-9]+)", plain):  # a vulgar fraction
-      pieces.append(f"\\frac{{{found[1]}}}{{{found[2]}}}")
+    elif vulgar := re.fullmatch("([0-9]+)⁄([0-9]+)", plain):  # a vulgar fraction
+      pieces.append(f"\\frac{{{vulgar[1]}}}{{{vulgar[2]}}}")
     else:
       pieces.append(_SIGNS.get(plain, " " if plain.isspace() else plain))
   return "".join(pieces)
@@ -184,15 +184,15 @@ def literal(text: str) -> tuple[Fraction, int | None] | None:
   text = text.strip()
   if len(text) > MAX_CHARS:
     return None
-  if found := _FRACTION.fullmatch(text):
-    sign, whole, over, under = found.groups()[:4] if found[3] else found.groups()[4:]
+  if match := _FRACTION.fullmatch(text):
+    sign, whole, over, under = match.groups()[:4] if match[3] else match.groups()[4:]
     if not int(under):
       return None
     value = int(whole or 0) + Fraction(int(over), int(under))
     return (-value if sign == "-" else value), None
-  if found := _SCIENTIFIC.fullmatch(text):
-    inner = _decimal(found[1].strip()) if found[1] else (Fraction(1), 0)
-    power = int(found[2])
+  if match := _SCIENTIFIC.fullmatch(text):
+    inner = _decimal(match[1].strip()) if match[1] else (Fraction(1), 0)
+    power = int(match[2])
     if inner is None or abs(power) > MAX_EXPONENT:
       return None
     return inner[0] * Fraction(10) ** power, max(inner[1] - power, 0)
@@ -200,16 +200,16 @@ def literal(text: str) -> tuple[Fraction, int | None] | None:
 
 
 def _decimal(text: str) -> tuple[Fraction, int] | None:
-  found = _DECIMAL.fullmatch(text)
-  if found is None or not (found[2] or found[3]):
+  match = _DECIMAL.fullmatch(text)
+  if match is None or not (match[2] or match[3]):
     return None
-  digits = re.sub("[, ]", "", found[2])
-  decimals = found[3] or ""
-  power = int(found[4] or 0)
+  digits = re.sub("[, ]", "", match[2])
+  decimals = match[3] or ""
+  power = int(match[4] or 0)
   if abs(power) > MAX_EXPONENT:
     return None
   value = Fraction(int(digits + decimals or "0")) / 10 ** len(decimals) * Fraction(10) ** power
-  return (-value if found[1] == "-" else value), max(len(decimals) - power, 0)
+  return (-value if match[1] == "-" else value), max(len(decimals) - power, 0)
 
 
 def taken_apart(text: str) -> Value | Listed:
@@ -272,8 +272,8 @@ _RUN_OF_WORDS = re.compile(r"[a-z]{3,}\s+(?:or|and)\s+[a-z]{3,}")
 def _named(text: str) -> tuple[str, str]:
   """("x", "3") of "x = 3" and of "3 = x"; ("", text) where no name is given."""
   pieces = re.split(r"(?<![<>!:])=|\\in(?![a-z])|\\approx(?![a-z])|≈", text)
-  if len(pieces) == 1 and (found := re.match(r"([A-Za-z ]{3,40}):\s*(?=\S)", text)):
-    return found[1].strip(), text[found.end() :].strip()
+  if len(pieces) == 1 and (leader := re.match(r"([A-Za-z ]{3,40}):\s*(?=\S)", text)):
+    return leader[1].strip(), text[leader.end() :].strip()
   if len(pieces) > 2 and all(_is_name(piece) for piece in pieces[:-1]):
     pieces = [pieces[0], pieces[-1]]
   if len(pieces) != 2:
@@ -352,16 +352,16 @@ def _value(text: str) -> Value:
   for sign in ("\\$", "€", "£", "¥"):
     if text.startswith(sign):
       return Value(text[len(sign) :].strip(), units.known(sign), whole=text)
-  if found := re.fullmatch(r"(.*\S)\s*%", text):
-    return Value(found[1].strip(), units.PERCENT, whole=text)
-  if found := re.fullmatch(r"(.*\S)\s*\^\\circ\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
-    letter = found[2] or found[3]
+  if match := re.fullmatch(r"(.*\S)\s*%", text):
+    return Value(match[1].strip(), units.PERCENT, whole=text)
+  if match := re.fullmatch(r"(.*\S)\s*\^\\circ\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
+    letter = match[2] or match[3]
     unit = Unit(Fraction(1), ((f"degree {letter}", 1),)) if letter else units.DEGREE
-    return Value(found[1].strip(), unit, whole=text)
-  if (found := _TEXT_UNIT.fullmatch(text)) and found["value"]:
-    inside = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", found["unit"]).strip()
+    return Value(match[1].strip(), unit, whole=text)
+  if (match := _TEXT_UNIT.fullmatch(text)) and match["value"]:
+    inside = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", match["unit"]).strip()
     if unit := units.named(inside):
-      return _same_inside(found["value"].strip(), unit, text)
+      return _same_inside(match["value"].strip(), unit, text)
   text = re.sub(r"(?<=[0-9)}])\s*\\text\{([^{}]*)\}", r" \1 ", text).strip()
   if compound := _sum(text):
     return Value(*compound, whole=text)
@@ -385,7 +385,7 @@ def _same_inside(value: str, unit: Unit, whole: str) -> Value:
   inner = [m[1] for m in re.finditer(r"\\text\{([^{}]*)\}", value)]
   if not inner:
     return Value(value, unit, whole=whole)
-  if all(units.named(one.strip()) == unit for one in inner):
+  if all(units.named(name.strip()) == unit for name in inner):
     return Value(re.sub(r"\s*\\text\{[^{}]*\}", "", value), unit, whole=whole)
   compound = _sum(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", whole))
   return Value(*compound, whole=whole) if compound else Value(whole, whole=whole)
@@ -393,17 +393,17 @@ def _same_inside(value: str, unit: Unit, whole: str) -> Value:
 
 def _sum(text: str) -> tuple[str, Unit] | None:
   """("165", minutes) of "2 hours 45 minutes": the sum in the last unit."""
-  found = []
+  terms = []
   place = 0
-  while place < len(text) and (one := _COMPOUND.match(text, place)):
-    unit = units.known(one[2])
+  while place < len(text) and (term := _COMPOUND.match(text, place)):
+    unit = units.known(term[2])
     if unit is None:
       return None
-    found.append((Fraction(one[1]), unit))
-    place = one.end()
-  if place < len(text) or len(found) < 2 or len({unit.powers for _, unit in found}) > 1:
+    terms.append((Fraction(term[1]), unit))
+    place = term.end()
+  if place < len(text) or len(terms) < 2 or len({unit.powers for _, unit in terms}) > 1:
     return None
-  if any(a.factor <= b.factor for (_, a), (_, b) in zip(found, found[1:], strict=False)):
+  if any(a.factor <= b.factor for (_, a), (_, b) in zip(terms, terms[1:], strict=False)):
     return None  # not from large to small: two quantities
-  total = sum(number * unit.factor for number, unit in found) / found[-1][1].factor
-  return f"{total.numerator}/{total.denominator}", found[-1][1]
+  total = sum(number * unit.factor for number, unit in terms) / terms[-1][1].factor
+  return f"{total.numerator}/{total.denominator}", terms[-1][1]

@@ -174,7 +174,7 @@ def _same_number(
   error = abs(a[0] - b[0])
   size = abs(b[0])
   if any(eps):
-    eps_abs, eps_rel = (Fraction(str(one)) for one in eps)
+    eps_abs, eps_rel = (Fraction(str(bound)) for bound in eps)
     return error <= max(eps_abs, eps_rel * size)
   if not error:
     return True

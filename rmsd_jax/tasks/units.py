@@ -98,20 +98,20 @@ def known(text: str) -> Unit | None:
   count = 1
   named = 0
   while place < len(text):
-    found = _TOKEN.match(text, place)
-    if found is None:
+    token = _TOKEN.match(text, place)
+    if token is None:
       return None
-    place = found.end()
-    name = found["name"]
-    if found["power"] or name in _SQUARED:
-      times = _SQUARED[name] if name else int(re.sub(r"[^0-9-]", "", found["power"]))
+    place = token.end()
+    name = token["name"]
+    if token["power"] or name in _SQUARED:
+      times = _SQUARED[name] if name else int(re.sub(r"[^0-9-]", "", token["power"]))
       if last is None or not 0 < abs(times) <= 6:
         return None
       size, base, power = last  # once already, so times - 1 more
       factor *= size ** (times - 1)
       powers[base] += power * (times - 1)
       last = None
-    elif found["over"]:
+    elif token["over"]:
       sign = -1
     elif name in _COUNTED:
       count = _COUNTED[name]

@@ -109,21 +109,21 @@ def of_files(
     for number, _, _, record in json_lines.read(path, rules, root):
       place = f"line {number}" if len(jsonl) == 1 else f"{path} line {number}"
       sweep.look(path, place, record)
-  found = sweep.findings(bad_share)
-  found.clips = sorted(sweep.videos)
-  found.lines += sweep.tally.lines(k)
+  findings = sweep.findings(bad_share)
+  findings.clips = sorted(sweep.videos)
+  findings.lines += sweep.tally.lines(k)
   remedy = "give all questions of a clip one split"
   train, test = (sweep.clips[split] for split in records.SPLITS)
-  found.shared("clips in both splits", [(c, c) for c in train if c in test], remedy)
+  findings.shared("clips in both splits", [(c, c) for c in train if c in test], remedy)
   if not with_media:
-    found.lines.append("media files were not looked at")
-    return found
+    findings.lines.append("media files were not looked at")
+    return findings
   train, test = (sweep.media[split] for split in records.SPLITS)
   same = same_bytes(train, test, progress)
-  found.shared("media files with the same content in both splits", same, remedy)
+  findings.shared("media files with the same content in both splits", same, remedy)
   if against:
-    _compare(found, train | test, against, rules, progress)
-  return found
+    _compare(findings, train | test, against, rules, progress)
+  return findings
 
 
 def of_pool(
@@ -151,7 +151,7 @@ def of_pool(
       f"the pool was scored by rules {metadata['scorer']!r}, these are {rules.version!r}; "
       "give the settings that it names, such as --eps-abs, or build it again"
     )
-  found = Findings()
+  findings = Findings()
   tally = Tally()
   frames: dict[str, dict[str, str]] = {}  # split -> digest -> clip
   for split in metadata["rows"]:
@@ -167,17 +167,17 @@ def of_pool(
         about = (shown or row.clip, row.options)
         tally.add(f"{split} {row.id!r}", about, row.question, row.texts, row.finish_reasons)
         bar.update(1)
-    found.lines.append(f"{split}: {len(opened)} rows are sound")
+    findings.lines.append(f"{split}: {len(opened)} rows are sound")
   # A pool of before clocks could be chosen says nothing of its clips.
   if "clips" in metadata:
-    found.lines += oddities.lines(metadata["clips"], opened.times)
+    findings.lines += oddities.lines(metadata["clips"], opened.times)
   else:
-    found.lines.append("clips: times by frame number / header rate, as all pools once had it")
-  found.lines += tally.lines(k)
+    findings.lines.append("clips: times by frame number / header rate, as all pools once had it")
+  findings.lines += tally.lines(k)
   train, test = (frames.get(split, {}) for split in records.SPLITS)
   same = [(clip, test[digest]) for digest, clip in train.items() if digest in test]
-  found.shared("clips with the same frames in both splits", same, "give a clip one split")
-  return found
+  findings.shared("clips with the same frames in both splits", same, "give a clip one split")
+  return findings
 
 
 def _media(row: rows.Row) -> tuple[str, ...]:
@@ -203,8 +203,8 @@ def _check_row(opened: store.Pool, index: int, row: rows.Row, rules: Rules) -> N
   if (row.bucket, row.task) != (opened.bucket_N[index], opened.task_N[index]):
     raise UserError(f"row {index} ({row.id!r}) is not the one in the index; build the pool again")
   for k, reply in enumerate(row.texts):
-    given = (row.answer, row.options, row.finish_reasons[k], int(row.tokens_K[k]))
-    fresh = rules.score(row.task, reply, *given, bucket.response)
+    said = (row.answer, row.options, row.finish_reasons[k], int(row.tokens_K[k]))
+    fresh = rules.score(row.task, reply, *said, bucket.response)
     if fresh.valid != row.valid_K[k] or abs(fresh.quality - row.quality_K[k]) > 1e-6:
       raise UserError(
         f"response {k} of row {row.id!r} is stored with quality {row.quality_K[k]:g}, but scores "
@@ -230,8 +230,8 @@ def same_bytes(
           digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
         bar.update(1)
   known = {digests[path]: path for path in sorted(theirs, reverse=True) if path in digests}
-  found = [(path, digests[path]) for path in sorted(ours) if path in digests]
-  return [(path, known[digest]) for path, digest in found if digest in known]
+  pairs = [(path, digests[path]) for path in sorted(ours) if path in digests]
+  return [(path, known[digest]) for path, digest in pairs if digest in known]
 
 
 class _Sweep:
@@ -306,7 +306,8 @@ class _Sweep:
     tasks = ", ".join(f"{name} {count}" for name, count in sorted(self.tasks.items()))
     lines = [f"{self.total} lines, {self.total - self.bad} usable: {tasks or '-'}"]
     lines.append(f"unusable lines: {self.bad}")
-    for (kind, _), group in sorted(self.faults.items(), key=lambda one: (one[0][0], -len(one[1]))):
+    by_kind = lambda fault: (fault[0][0], -len(fault[1]))  # in each, the most frequent one first
+    for (kind, _), group in sorted(self.faults.items(), key=by_kind):
       place, reason = group[0]
       such = "" if len({reason for _, reason in group}) == 1 else "such as "
       lines.append(f"  {kind}: {such}{reason}: {named([place for place, _ in group])}")
@@ -327,7 +328,7 @@ def _files(record: records.Record, folder: str) -> list[str]:
 
 
 def _compare(
-  found: Findings,
+  findings: Findings,
   ours: set[str],
   against: str,
   rules: Rules,
@@ -343,12 +344,12 @@ def _compare(
       theirs |= set(_files(record, os.path.dirname(os.path.abspath(against))))
   there = {path for path in theirs if os.path.isfile(path)}
   same = same_bytes(ours, there, progress)
-  found.shared(
+  findings.shared(
     f"media files that {against} has, too", same, "drop their questions from one of the two"
   )
-  found.lines.append(
+  findings.lines.append(
     f"  compared with {len(there)} files of it; {len(theirs) - len(there)} are not there, "
     f"{faulty} of its lines could not be read"
   )
   if not there:
-    found.fatal.append(f"{against} names no media file that is there, so nothing was compared")
+    findings.fatal.append(f"{against} names no media file that is there, so nothing was compared")

@@ -43,7 +43,7 @@ def failures_path(out: str | os.PathLike) -> pathlib.Path:
 
 def _check_out(prompts: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
   path = pathlib.Path(out).resolve()
-  if path in [pathlib.Path(given).resolve() for given in prompts]:
+  if path in [pathlib.Path(prompt_file).resolve() for prompt_file in prompts]:
     raise UserError(f"--out {out} is also among --prompts; give another file to write")
   if path.exists() and not journal_path(out).exists():
     raise UserError(f"--out {out} exists, and no collection wrote it; give another file")
@@ -92,8 +92,8 @@ def collect(
     Quarantine(failures, failures, bad_share) as quarantine,
   ):
     try:
-      given = {"endings_": endpoint.endings, "splits": splits, "media_root": media_root}
-      job = prepare(prompts, out, asking_, rules, samples, quarantine, **given)
+      options = {"endings_": endpoint.endings, "splits": splits, "media_root": media_root}
+      job = prepare(prompts, out, asking_, rules, samples, quarantine, **options)
       job.take(journal_path(out), journal_.entries)
       there = sum(map(len, job.answers.values()))
       with progress(there + sum(map(job.missing, job.lines)), start=there) as bar:
@@ -123,8 +123,8 @@ def look(
   """
   _check_out(prompts, out)
   with Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
-    given = {"endings_": endings_, "splits": splits, "media_root": media_root}
-    job = prepare(prompts, out, asking_, rules, samples, quarantine, **given)
+    options = {"endings_": endings_, "splits": splits, "media_root": media_root}
+    job = prepare(prompts, out, asking_, rules, samples, quarantine, **options)
   job.take(journal_path(out), journal.read_entries(journal_path(out), asking_.settings()))
   return job
 

@@ -85,8 +85,8 @@ class Endings:
   def kind(self, word: str) -> str | None:
     """The kind of a word, or None of an unknown one."""
     for known in (self.given, {_normal(w): k for w, k in self.given.items()}):
-      if found := known.get(word) or known.get(_normal(word)):
-        return found
+      if meaning := known.get(word) or known.get(_normal(word)):
+        return meaning
     return _TABLE.get(_normal(word))
 
 

@@ -81,16 +81,16 @@ def _by_headers(job: Job) -> Likely | None:
   counted = [(line, count(line)) for line in chosen if line not in opened]
   counted += children.run(count, opened, _WORKERS, _SECONDS) if opened else ()
   # (requests, tokens read by each)
-  found = [
+  samples = [
     (job.missing(line), tokens)
     for line, tokens in counted
     if not isinstance(tokens, children.Failure)
   ]
-  if not found:
+  if not samples:
     return None
-  mean = sum(count * tokens for count, tokens in found) / sum(count for count, _ in found)
+  mean = sum(count * tokens for count, tokens in samples) / sum(count for count, _ in samples)
   requests = sum(map(job.missing, asked))
-  return Likely(round(requests * mean), None, f"as Qwen3-VL counts, by {len(found)} prompts")
+  return Likely(round(requests * mean), None, f"as Qwen3-VL counts, by {len(samples)} prompts")
 
 
 class _Count:

@@ -98,11 +98,11 @@ class Job:
 
   def withheld(self, line: Line) -> str | None:
     """The reason, where every answer to a line ended by something else than the model."""
-    given = self.answers[line.id]
-    reasons = {entry.finish_reason for entry in given if not self.usable(entry)}
-    if not reasons or self.missing(line) or any(map(self.usable, given)):
+    entries = self.answers[line.id]
+    reasons = {entry.finish_reason for entry in entries if not self.usable(entry)}
+    if not reasons or self.missing(line) or any(map(self.usable, entries)):
       return None
-    return f"all {len(given)} answers were withheld: {', '.join(sorted(reasons))}"
+    return f"all {len(entries)} answers were withheld: {', '.join(sorted(reasons))}"
 
   def questions(self) -> Iterator[tuple[Line, Record, str]]:
     """(line, record, text) of the lines that lack answers."""

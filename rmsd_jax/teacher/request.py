@@ -179,8 +179,8 @@ class Asking:
       **self.extra,
     }
     messages = [{"role": "user", "content": content}]
-    given = {name: value for name, value in fields.items() if value is not None}
-    return {"model": self.model, "messages": messages, **given}
+    present = {name: value for name, value in fields.items() if value is not None}
+    return {"model": self.model, "messages": messages, **present}
 
   def content(self, record: Record, folder: str, text: str) -> list[dict[str, Any]]:
     """The items of the one message: media, then the text.

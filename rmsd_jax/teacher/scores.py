@@ -112,7 +112,7 @@ def _results(
   for chunk, made in children.run(scorer, chunks, workers, SECONDS):
     if isinstance(made, children.Failure):
       alone = children.run(scorer, [[line] for line in chunk], 1, SECONDS)
-      made = [one if isinstance(one, children.Failure) else one[0] for _, one in alone]
+      made = [result if isinstance(result, children.Failure) else result[0] for _, result in alone]
     yield from zip(chunk, made, strict=True)
 
 

@@ -113,11 +113,11 @@ def _charades_lines(source: str | os.PathLike) -> Items:
 
 def _charades(line: str) -> list[dict[str, Any]]:
   """A line "VIDEO 0.0 6.9##a person opens a door."."""
-  found = re.fullmatch(r"\s*(\S+)\s+(\S+)\s+(\S+?)\s*##(.*)", line)
-  ends = [answers.number(end) for end in found.groups()[1:3]] if found else [None]
-  if found is None or None in ends:
+  match = re.fullmatch(r"\s*(\S+)\s+(\S+)\s+(\S+?)\s*##(.*)", line)
+  ends = [answers.number(end) for end in match.groups()[1:3]] if match else [None]
+  if match is None or None in ends:
     raise Refused("form", "not a line 'VIDEO start end##sentence'")
-  return [_moment(found[4], ends, found[1])]
+  return [_moment(match[4], ends, match[1])]
 
 
 def _nextgqa_rows(source: str | os.PathLike) -> Items:
