@@ -67,6 +67,7 @@ def make_case(config: ModelConfig, tokens: Tokens, media: Sequence, seed: int) -
   """
   rng = np.random.default_rng(seed)
   merge = config.vision.merge
+  # Below the special tokens: a stray one would change the layout of media in one of the two.
   plain = np.setdiff1d(np.arange(min(config.text.vocab, min(tokens))), tokens)
   text = lambda count: rng.choice(plain, count).tolist()
   ids = text(5)

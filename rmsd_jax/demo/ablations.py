@@ -66,6 +66,7 @@ class Grid:
     self._workdir = workdir
     self._stopped = threading.Event()
     self._cores: queue.SimpleQueue[Sequence[int]] = queue.SimpleQueue()
+    # A queue: who takes a share of the cores has it alone, and waits where all are out.
     for some in cores:
       self._cores.put(some)
 
@@ -141,7 +142,10 @@ def run_all(
   ):
     try:
       while waiting or running:
+        # Without its stage 1 a job can never start, and the loop would not end.
         waiting = [job for job in waiting if job[2] == "sft" or origin(job) not in failed]
+        # A job waits for the stage 1 it starts from; that one is done when it is neither here nor
+        # there.
         blocked = set(waiting) | set(running.values())
         for job in list(waiting):
           free = job[2] == "sft" or origin(job) not in blocked

@@ -82,6 +82,7 @@ def uncertain_pool(demo: pathlib.Path, out: pathlib.Path) -> int:
     "data.pool": str(demo / "pool"), "data.split": "train", "data.limit": 1_000,
     "evaluate.samples": 8,
   })  # fmt: skip
+  # Right is a quality of 0.5 or more; the share is of 8 samples.
   right = {
     row["id"]: np.mean(np.array(row["sampled"]["quality"]) >= 0.5) for row in rows if row["closed"]
   }
@@ -110,6 +111,8 @@ def shuffled_grade(seed: int):
 
   def grade(replies, info, finished_BN, rules):
     terms = grading.rule_terms(replies, info, finished_BN, rules)
+    # One order for all terms of a rollout: the rewards of a group stay those that they were, and
+    # only whose they are is lost.
     order_BN = rng.permuted(np.tile(np.arange(finished_BN.shape[1]), (len(replies), 1)), axis=1)
     return jax.tree.map(lambda term_BN: np.take_along_axis(term_BN, order_BN, 1), terms)
 
@@ -177,6 +180,7 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
         "distinct_words": float(np.mean([len(set(w)) / max(len(w), 1) for w in words])),
       }
     )
+    # In a file: started again, a run that is done grades nothing.
     replace_text(seen_file, json.dumps(seen))
     return grading.rule_terms(replies, info, finished_BN, rules)
 

@@ -76,6 +76,8 @@ class Commands:
     counted = json.loads(self._file.read_text()) if self._file.exists() else {}
     self.seconds = counted.get("seconds", {})
     self.peak_gb = counted.get("peak_gb", 0.0)
+    # Kept between commands: five evaluations, or a demo that goes on, need not compile the same
+    # programs again.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled or workdir / "compiled")}
     self._environment = {"JAX_PLATFORMS": "cpu"} | os.environ | cache
 
@@ -87,6 +89,7 @@ class Commands:
       print(f"\n== python {' '.join(command[1:])}", file=out, flush=True)
       status = self._run(command, out)
     self.count(phase, time.monotonic() - began)
+    # 128 + 2 where the command ended by itself at Ctrl-C, the signal where it did not get to.
     if status in (130, -signal.SIGINT):
       raise KeyboardInterrupt
     if status:
@@ -102,6 +105,7 @@ class Commands:
     watch.start()
     try:
       return process.wait()
+    # Ctrl-C went to the command, too, which may be saving: waited for, not killed.
     except KeyboardInterrupt:
       process.wait()
       raise
@@ -116,6 +120,7 @@ class Commands:
     """Resident memory of the process and its children together, looked at twice a second."""
     try:
       process = psutil.Process(pid)
+      # A zombie is running, for psutil, until `wait` has taken its status.
       while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         family = [process, *process.children(recursive=True)]
         self.peak_gb = max(self.peak_gb, sum(_resident(p) for p in family) / 2**30)

@@ -118,6 +118,8 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
     if scaled_MV is None:
       scaled_MV = layers.logits(hidden_MD, kernel_VD) / temperature
     d_logits_MV = _chosen(targets_M, scaled_MV.shape[1]) - jnp.exp(scaled_MV - lse_M[:, None])
+    # The products run in the type of the activations; their sum over chunks stays fp32, where bf16
+    # would lose small terms.
     d_logits_MV = (d_logits_MV * (grad_M / temperature)[:, None]).astype(hidden_MD.dtype)
     d_kernel_VD += jnp.einsum(
       "MV,MD->VD", d_logits_MV, hidden_MD, preferred_element_type=jnp.float32
@@ -126,6 +128,7 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
 
   xs = tuple(_chunks(x, chunk) for x in (hidden_BRTD, targets_BRT, lse_BRT, grad_BRT))
   nothing_VD = jnp.zeros(unembedding_VD.shape, jnp.float32)
+  # Split from the start: whole, these V x D x 4 bytes would lie on every device.
   nothing_VD = sharding.constrained(nothing_VD, Spec("tensor", "fsdp"))
   d_kernel_VD, d_hidden = jax.lax.scan(body, nothing_VD, (xs, kept_1MV))
   return _unchunk(d_hidden, targets_BRT), d_kernel_VD.astype(unembedding_VD.dtype), None

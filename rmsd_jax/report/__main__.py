@@ -137,6 +137,7 @@ def choose(runs: Sequence[Run], seed: int = 0) -> dict[str, str]:
     return {}
   rng = np.random.default_rng(seed)
   rows_ = [row for row in answered[-1].evaluation["prompts"] if "text" in row["greedy"]]
+  # By id: the draw must be the same whatever order the evaluation wrote.
   rows_.sort(key=lambda row: row["id"])
   chosen = {}
   for task in sorted({row["task"] for row in rows_}):
@@ -168,6 +169,7 @@ def examples(page: Page, runs: Sequence[Run]) -> list[dict]:
     row = opened[index]
     if row.id in chosen:
       stored[row.id] = row
+    # A row is decoded to be read, so that a search goes on no longer than it must.
     if len(stored) == len(chosen):
       break
   if opened is not None and len(stored) < len(chosen):
@@ -214,6 +216,7 @@ def _from_pool(page: Page, name: str, row: rows.Row, layout: Layout) -> dict[str
   if not row.pictures:
     return {"teachers": teachers}
   pictures = rows.unpack(row)
+  # Evenly spread and without repeats, where a clip has fewer frame pairs than columns.
   kept = np.unique(np.linspace(0, len(pictures) - 1, MAX_COLUMNS).round().astype(int))
   columns = [
     np.split(pictures[f], len(pictures[f]) // (layout.patch * int(row.grid_F2[f][0]))) for f in kept

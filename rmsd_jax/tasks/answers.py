@@ -163,6 +163,7 @@ def _boxes(value: object) -> Boxes | None:
   """Boxes by second, or None where a key is no second or a box none."""
   if not isinstance(value, dict):
     return None
+  # Six digits are eleven days: no clip has more seconds.
   seconds = [int(key) for key in value if re.fullmatch(r"0|[1-9][0-9]{0,5}", key)]
   boxes = [as_box({"boxes": corners}) for corners in value.values()]
   if len(seconds) < len(value) or None in boxes:
@@ -185,6 +186,7 @@ def numeric_accuracy(
     return float(_rounded(a, places) == _rounded(b, places))
   # Of the numbers as they are written, too: 0.3 is within 0.1 of 0.2.
   error = abs(Fraction(repr(a)) - Fraction(repr(b)))
+  # Fractions are exact, infinity has none: with it every number is near enough.
   return float(error <= max(_share(eps_abs), _share(eps_rel) * abs(Fraction(repr(b)))))
 
 

@@ -66,6 +66,7 @@ class Percent(float):
 def unwrapped(text: str) -> str:
   """A text without what only dresses it: a code fence, bold, quotes, $..$, \\boxed{..}."""
   text = answers.without_invisible(text).strip()
+  # Dress in dress, **$5$**; bounded, since each turn reads the whole text.
   for _ in range(6):
     inner = _undressed(text)
     if inner == text:
@@ -115,6 +116,7 @@ def option_letter(answer_text: str, options: Sequence[str]) -> str | None:
     return None
   labels = [label for label in map(answers.split_label, options) if label]
   plain = _alike(text)
+  # All letters that the text may mean, by every way to read it; more than one is no answer.
   letters = {letter for letter, option in labels if option and _alike(option) == plain}
   if len(letters) > 1:
     return None
@@ -144,6 +146,7 @@ def number(text: str) -> float | None:
   bare = _ABOUT.sub("", said(answers.without_invisible(text)), count=1)
   plain = notation.plain(bare)
   value = notation.taken_apart(plain)
+  # A text that is not there was computed (2 h 30 min): no number that somebody wrote.
   if not isinstance(value, notation.Value) or value.text not in plain:
     return None
   parsed = notation.literal(value.text)
@@ -180,6 +183,7 @@ def loose_json(text: str) -> object | None:
   if len(text) > answers.MAX_CHARS:
     return None
   text = unwrapped(text)
+  # Where there are double quotes, single ones are apostrophes.
   if '"' not in text:
     text = text.replace("'", '"')
   return answers.strict_json(re.sub(r",\s*([}\]])", r"\1", text))
@@ -220,6 +224,7 @@ def _field(value: Mapping[str, Any], keys: frozenset[str], ends: Sequence[Sequen
   plain = {key.strip().casefold(): inner for key, inner in value.items()}
   if len(plain) < len(value):
     return None
+  # Labels beside the value are harmless; anything else may be a second answer.
   told = {key: x for key, x in plain.items() if not (key in _LABELS and isinstance(x, str))}
   for names in ends:
     if told.keys() == set(names):

@@ -128,6 +128,8 @@ def plain(text: str) -> str:
   text = text.strip()
   if len(text) > MAX_WORDS:
     return text.rstrip(". ")
+  # Unicode first, since all patterns below know LaTeX alone; white space last, since they make
+  # some.
   text = ascii_form(text)
   text = re.sub(r"\$\$", "$", text)
   if text.count("$") - text.count("\\$") == 1 and re.match(r"\$\s*[0-9]", text):
@@ -136,12 +138,14 @@ def plain(text: str) -> str:
   for pattern, instead in _DRESSINGS:
     text = pattern.sub(instead, text)
   text = re.sub(r"\\text\{\s*%\s*\}", "%", text)
+  # \sqrt(..) by counting: brackets stand in brackets, which no pattern can follow.
   while (root := _ROOT.search(text)) and (end := _closed_at(text, root.end() - 1, "()")) > 0:
     text = f"{text[: root.start()]}\\sqrt{{{text[root.end() : end]}}}{text[end + 1 :]}"
   text = _JOINED.sub(lambda m: f" {m[1] or m[2]} ", text)
   text = _FUNCTION.sub(r"\\\1", text)
   text = re.sub(r"\s+", " ", text)
   text = text.strip().rstrip(". ")
+  # Boxes around the whole text alone: inside a formula one may mark a part of it.
   while (opening := _BOX.match(text)) and _closed_at(text, opening.end() - 1) == len(text) - 1:
     text = text[opening.end() : -1].strip().rstrip(". ")
   word = _WHOLE_TEXT.fullmatch(text)
@@ -173,6 +177,7 @@ def words(text: str) -> str | None:
   if len(letters) > 1 and letters.isalpha():
     return spelled
   for run in _RUN.findall(re.sub(r"\\text\{[^{}]*\}", " ", text)):
+    # Three letters in the order of the alphabet are a product (xyz, abc), others a word (cat).
     ascending = all(a < b for a, b in zip(run, run[1:], strict=False))
     if len(run) > 3 or (len(run) == 3 and not ascending):
       return spelled
@@ -185,6 +190,7 @@ def literal(text: str) -> tuple[Fraction, int | None] | None:
   if len(text) > MAX_CHARS:
     return None
   if match := _FRACTION.fullmatch(text):
+    # The pattern has two forms of four groups each, \frac{a}{b} and a / b.
     sign, whole, over, under = match.groups()[:4] if match[3] else match.groups()[4:]
     if not int(under):
       return None
@@ -215,6 +221,7 @@ def _decimal(text: str) -> tuple[Fraction, int] | None:
 def taken_apart(text: str) -> Value | Listed:
   """Takes a plain result apart: a list, a point or an interval, a set, or one value."""
   text = text.strip()
+  # Numbers before lists: 1,234 is one number.
   if len(text) > MAX_CHARS or literal(text):
     return Value(text, whole=text)
   parts, joined = _split(text)
@@ -257,6 +264,7 @@ def _split(text: str) -> tuple[list[str], bool]:
       parts.append(text[start:i])
       start = word.end()
       joined = True
+      # To the blank behind the word, which may be the one before the next: "1 or or 2".
       i = word.end() - 2
     i += 1
   parts = [part.strip() for part in [*parts, text[start:]]]
@@ -321,6 +329,7 @@ def _bracketed(text: str) -> Listed | None:
     return None
   inner = tuple(taken_apart(part) for part in parts)
   if brackets == "{}":
+    # What is named twice is in a set once.
     return Listed(tuple(dict.fromkeys(inner)), ordered=False)
   return Listed(inner, True, brackets)
 
@@ -372,7 +381,9 @@ def _value(text: str) -> Value:
       continue
     spaced = value.endswith(" ")
     long = len(re.sub("[^A-Za-z]", "", name)) > 1
+    # "5m" may be a product, so that a single letter needs a blank before it.
     unit = units.known(name) if spaced or long else None
+    # Behind a number any word counts what there is: 3 apples.
     if unit is None and spaced and literal(value):
       unit = units.named(name)
     if unit is not None:

@@ -69,8 +69,10 @@ def equal(answer: str, truth: str, *, eps_abs: float = 0.0, eps_rel: float = 0.0
   theirs = notation.plain(truth)
   if not answers.visible(ours):
     return False
+  # `plain` leaves a text of this length as it is; nothing finer can be asked of it.
   if max(len(ours), len(theirs)) > notation.MAX_WORDS:
     return ours == theirs
+  # Cheap answers first: most right ones are the truth letter by letter, and need no judge.
   if notation.compact(ours) == notation.compact(theirs):
     return True
   said = notation.words(ours)
@@ -150,7 +152,9 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
   a = notation.literal(ours.text)
   b = notation.literal(theirs.text)
   if a is not None and b is not None:
+    # In another unit the decimals that were written say nothing about the precision.
     return _same_number((a[0] * ratio, a[1] if ratio == 1 else None), b, eps)
+  # Before the judge, for which "cat" would be the product c * a * t.
   said = notation.words(ours.text)
   wanted = notation.words(theirs.text)
   if said is not None or wanted is not None:
@@ -179,6 +183,7 @@ def _same_number(
   if not error:
     return True
   endless = None in (a[1], b[1])
+  # A whole number is meant exactly, and these two differ.
   if a[0].denominator == 1 or b[0].denominator == 1:
     return False
   decimals = min(a[1] or 0, b[1] or 0)
@@ -195,6 +200,7 @@ def harmless(text: str) -> bool:
   if _terms(text) > MAX_TERMS or _roots(text) > MAX_ROOTS:
     return False
   powers = [(bool(bracket), int(power)) for bracket, power in _EXPONENT.findall(text)]
+  # Powers of brackets multiply where one stands in the other: ((x^9)^9)^9 is x^729.
   of_brackets = math.prod(max(power, 1) for bracket, power in powers if bracket)
   return max([of_brackets, *(power for _, power in powers)]) <= MAX_EXPONENT
 
@@ -213,6 +219,8 @@ def _terms(text: str) -> int:
     elif closed and len(sums) > 1:
       inside = sums.pop() + factors.pop()
       k = int(power or 1)
+      # Beyond MAX_TERMS the formula is refused whatever its power is, and to compute these
+      # binomials would itself take long.
       factors[-1] *= math.comb(inside + k - 1, k) if inside <= MAX_TERMS else inside
     elif sign:
       sums[-1] += factors[-1]
@@ -262,6 +270,7 @@ class _Judge:
 
   def ask(self, answer: str, truth: str) -> bool:
     """Whether they are the same; TimeoutError where the child fails or works over SECONDS."""
+    # Threads share the one pipe, and an answer is told from another by its turn alone.
     with self._lock:
       if self._child is None or self._child.poll() is not None:
         self._start()
@@ -271,6 +280,7 @@ class _Judge:
         verdict = self._line(WAIT_SECONDS)
       except BrokenPipeError:
         verdict = None
+      # A verdict that comes too late must not be read as that on the next question.
       if verdict not in (b"true\n", b"false\n"):
         self.close()
         raise TimeoutError(f"no verdict on {answer!r} and {truth!r}")
@@ -311,6 +321,7 @@ def _serve() -> None:
 
   resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
   logging.disable(logging.CRITICAL)
+  # What the libraries print must not stand among the verdicts.
   verdicts = sys.stdout
   sys.stdout = sys.stderr
   # One formula, whole: nothing is searched for in a text.
@@ -325,6 +336,7 @@ def _serve() -> None:
     math_verify.verify(*map(read, pair), timeout_seconds=None)
   print("ready", file=verdicts, flush=True)
   for line in sys.stdin:
+    # CPU time, not the clock: on a busy machine the same formula must not fail now and then.
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends this process
     answer, truth = (read(f"${text}$") for text in json.loads(line))
     same = bool(answer and truth)

@@ -92,6 +92,7 @@ def known(text: str) -> Unit | None:
     return PERCENT
   factor = Fraction(1)
   powers = dict[str, int]()
+  # The unit read last: a power behind it ("m^2") is of that one alone.
   last: tuple[Fraction, str, int] | None = None
   place = 0
   sign = 1
@@ -125,7 +126,7 @@ def known(text: str) -> Unit | None:
       last = (size**sign, base, sign * power)
       sign = 1
       count = 1
-      named = named + 1
+      named += 1
   if not named or named > 4:
     return None
   return _of(factor, powers)
@@ -157,6 +158,7 @@ def named(text: str) -> Unit | None:
     return None
   if re.sub(r"[^\W\d_]+|[\s-]", "", text) or max(map(len, words)) < 3:
     return None
+  # "apples" and "apple" are one unit; short words keep their s (gas, bus).
   name = " ".join(word.removesuffix("s") if len(word) > 3 else word for word in words)
   return Unit(Fraction(1), ((_WORD + name, 1),))
 

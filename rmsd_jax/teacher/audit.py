@@ -205,6 +205,7 @@ def _check_row(opened: store.Pool, index: int, row: rows.Row, rules: Rules) -> N
   for k, reply in enumerate(row.texts):
     said = (row.answer, row.options, row.finish_reasons[k], int(row.tokens_K[k]))
     fresh = rules.score(row.task, reply, *said, bucket.response)
+    # Stored as float32, so not equal to the last digit.
     if fresh.valid != row.valid_K[k] or abs(fresh.quality - row.quality_K[k]) > 1e-6:
       raise UserError(
         f"response {k} of row {row.id!r} is stored with quality {row.quality_K[k]:g}, but scores "
@@ -229,6 +230,7 @@ def same_bytes(
         with open(path, "rb") as file:
           digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
         bar.update(1)
+  # Backwards, so that of several equal files the first by name is the one that is told.
   known = {digests[path]: path for path in sorted(theirs, reverse=True) if path in digests}
   pairs = [(path, digests[path]) for path in sorted(ours) if path in digests]
   return [(path, known[digest]) for path, digest in pairs if digest in known]
@@ -264,6 +266,7 @@ class _Sweep:
         self.faults[kind, json_lines.pattern(reason)].append((place, reason))
     if isinstance(record, records.RecordFault):
       return
+    # Also of a faulty record: once that is mended, the next of this id would be a double.
     self.ids.setdefault(record.id, place)
     if wrong:
       return
@@ -291,6 +294,7 @@ class _Sweep:
       wrong.append(("ground truth", f"{record.task}: {fault}"))
     elif fault := truth_audit.unmet(record, folder, self.spans):
       wrong.append(fault)
+    # Not even looked at: such a path may lead to any file of the machine.
     if outside := json_lines.outside(record, folder, self.media_root):
       return [*wrong, ("media", outside)]
     for media in record.media if self.with_media else ():

@@ -100,6 +100,7 @@ def collect(
         asyncio.run(_Run(job, endpoint, journal_, quarantine, budget, concurrency, bar).ask())
       write_pool(job, out, job.lines)
     finally:
+      # An empty file would look like one with failures.
       if not quarantine.kinds:
         failures.unlink()
   return job
@@ -181,10 +182,12 @@ class _Run:
   async def _ask_line(self, line: Line, record: Record, text: str) -> None:
     asking_ = self._job.asking
     bound = asking_.bound(record, text)
+    # Before media are read: what the budget has no room for need not be decoded.
     await self._room(bound)
     digest = ""
     if asking_.media == "frames":
       digest = await asyncio.to_thread(request.media_digest, record, line.folder)
+    # In a thread, since decoding would hold up the replies to all calls that are out.
     content = await asyncio.to_thread(self._read, record, line.folder, text)
     if isinstance(content, children.Failure):
       self._fail(line, content.kind, content.reason)
@@ -192,6 +195,7 @@ class _Run:
     body = asking_.body(content)
     for _ in range(self._job.missing(line)):
       await self._room(bound)
+      # While this call waited for room, another one for the same prompt may have failed.
       if line.id in self._failed:
         return
       keep = functools.partial(self._keep, line, digest, bound)
@@ -208,6 +212,7 @@ class _Run:
     except NotAgain:
       self._over = bound
       return
+    # On disk before it is judged: an answer with an unknown ending is paid for all the same.
     keep(answer)
     self._job.check_endings(self._journal.path)
     self._bar.update(1, self._budget.spelled(self._job.spent))

@@ -140,6 +140,8 @@ class Endpoint:
 
     self._faults = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL)
     self._client = httpx2.AsyncClient(
+      # `_once` limits the whole answer; this would be a limit between two reads, which a slow
+      # stream of single tokens never reaches.
       timeout=None,
       follow_redirects=False,  # it would take prompts and key to an address that nobody gave
       limits=httpx2.Limits(max_connections=None),
@@ -184,6 +186,7 @@ class Endpoint:
       try:
         answer = await self._once(body)
       except _Again as fault:
+        # `fault` ends with this clause, and is needed behind the loop.
         last = fault
         if not fault.paid:
           self._pace.give_back(sum(bound))
@@ -201,6 +204,7 @@ class Endpoint:
         self.repeated[last.kind] += 1
         self._pace.pause(last.wait)  # for all: the server is the same
         backoff = min(self._patience.backoff * 2.0**attempt, _BACKOFF_CEILING)
+        # At random, or the calls that failed together would all come back together.
         await asyncio.sleep(max(last.wait, backoff * random.uniform(0.5, 1)))
     raise self._given_up(last)
 
@@ -294,6 +298,7 @@ class Endpoint:
 
 def shown(text: str) -> str:
   """A text as it may be printed: one line, cut, no password of an address, no control signs."""
+  # Cut before the patterns run over it: a server's page may be megabytes.
   text = text[: 20 * _MAX_REASON]
   text = re.sub(r"(://)\S*@", r"\1***@", text)
   text = re.sub(r"([?&][^=&\s]+=)[^&\s\"'<>)]+", r"\1***", text)

@@ -75,6 +75,7 @@ def _by_answers(job: Job) -> Likely | None:
 def _by_headers(job: Job) -> Likely | None:
   """By what Qwen3-VL counts, from the headers of evenly chosen prompts."""
   asked = [line for line in job.lines if job.missing(line)]
+  # Rounded up, so that at most LOOKED_AT are opened; 1 where nothing is asked.
   chosen = asked[:: -(-len(asked) // LOOKED_AT) or 1]
   count = _Count(job)
   opened = [line for line in chosen if count.opens(line)]

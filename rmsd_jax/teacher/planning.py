@@ -97,6 +97,8 @@ class _Look:
   def __call__(self, line: Line) -> tuple[Bucket, list[tuple], dict[str, tuple[str, ...]]]:
     record = rows.trimmed(line.read(self.rules), self.rules)
     bucket, plans = self.processor.plan(rows.messages(record, line.folder, self.rules))
+    # A response that was cut off is as long as the teacher's limit, and says nothing about the
+    # student's.
     ended = [r.text for r in record.responses if r.finish_reason == "stop"]
     longest = max(
       (len(self.processor.tokenizer.encode_response(reply)) for reply in ended), default=0

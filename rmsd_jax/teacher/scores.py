@@ -111,6 +111,7 @@ def _results(
   chunks = [lines[i : i + CHUNK] for i in range(0, len(lines), CHUNK)]
   for chunk, made in children.run(scorer, chunks, workers, SECONDS):
     if isinstance(made, children.Failure):
+      # One worker: the line at fault costs itself and nothing beside it.
       alone = children.run(scorer, [[line] for line in chunk], 1, SECONDS)
       made = [result if isinstance(result, children.Failure) else result[0] for _, result in alone]
     yield from zip(chunk, made, strict=True)

@@ -183,6 +183,7 @@ def _said(asked: str, said: str, media: str) -> dict[str, Any]:
   asked = re.sub(r"\s*<(?:image|video)>\s*", "", asked)
   lines = [line.strip() for line in asked.split("\n") if line.strip()]
   options = [line for line in lines if re.match(r"[A-Z][.)]\s*\S", line)]
+  # A single "A. .." is an enumeration, not a choice.
   if len(options) < 2:
     return _record("open_ended", asked, said, media)
   question = "\n".join(line for line in lines if line not in options and not _ASKED.search(line))
