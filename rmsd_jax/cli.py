@@ -155,6 +155,7 @@ def parse_config(
         raise UserError(f"--{name} is missing; see --help")
     config = load_config(plain["config"].value)
     overrides = _override_names(config, rest)
+    # A copy: the overrides are written into the config, and their types are compared with these.
     before = config.copy_and_resolve_references()
     config_flags.DEFINE_config_dict("config", config, flag_values=overridable, sys_argv=rest)
     stray = overridable(rest)[1:]
@@ -269,6 +270,7 @@ def _check_tuples(before: ConfigDict, after: ConfigDict, names: Sequence[str]) -
     new = _value(after, name)
     if not isinstance(old, tuple) or not old:
       continue
+    # A whole number is a fine float; type() and not isinstance, for which True is an int.
     allowed = {type(item) for item in old} | ({int} if isinstance(old[0], float) else set())
     wrong = [item for item in new if type(item) not in allowed]
     if wrong:

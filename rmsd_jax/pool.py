@@ -61,16 +61,16 @@ def processor_of(args: argparse.Namespace) -> Processor:
 def plan(args: argparse.Namespace) -> None:
   """Prints what the media and texts of records will take, without decoding the clips."""
   bar = functools.partial(Progress, label="records")
-  arguments = (
+  planned = planning.plan_pool(
     args.jsonl,
     processor_of(args),
     Rules(module=args.tasks, reading=args.reading),
     bar,
-    args.workers,
-    args.time_limit,
-    args.media_root,
+    workers=args.workers,
+    limit_s=args.time_limit,
+    media_root=args.media_root,
   )
-  print(planning.plan_table(planning.plan_pool(*arguments)))
+  print(planning.plan_table(planned))
 
 
 def build(args: argparse.Namespace) -> None:
@@ -117,6 +117,7 @@ def report(args: argparse.Namespace) -> None:
     scored = scores.of_pool(store.open_pool(folder, args.split), rules, bar)
   else:
     scored = scores.of_files(args.paths, args.split, rules, bar, args.workers)
+  # Both, since several teachers of one pool are told apart only by their own rows.
   figures = variance.by_task(scored.questions)
   teachers = variance.by_teacher(scored.questions)
   if args.json:

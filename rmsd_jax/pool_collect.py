@@ -58,6 +58,7 @@ def collect(args: argparse.Namespace, rules: Rules) -> None:
 
 def _write_complete(args, job: jobs.Job) -> None:
   complete = [line for line in job.lines if not job.missing(line)]
+  # Held-out prompts are complete without answers; with nothing beside them the pool would be empty.
   if len(complete) == len(job.held):
     raise UserError(f"no prompt has its {args.samples} responses yet; collect before --partial")
   jobs.write_pool(job, args.out, complete)

@@ -97,6 +97,7 @@ def encode(row: Row) -> dict[str, Any]:
   stored = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
   responses = stored.pop("responses")
   stored["answer"] = json.dumps(row.answer)
+  # The empty one first, since a row without responses has nothing to join.
   stored["response_ids"] = np.concatenate([np.zeros(0, np.int32), *responses])
   stored["response_lengths_K"] = np.array([len(ids) for ids in responses], np.int32)
   for name in ("options", "texts", "teachers", "finish_reasons"):
@@ -114,6 +115,7 @@ def decode(stored: Mapping[str, Any]) -> Row:
     values[name] = tuple(value.decode("utf-8") for value in values[name])
   ids = values.pop("response_ids")
   ends = np.cumsum(values.pop("response_lengths_K"))
+  # astype: without responses these are floats, and slices take none.
   starts = np.concatenate([[0], ends[:-1]]).astype(int)
   values["responses"] = tuple(ids[a:b] for a, b in zip(starts, ends, strict=False))
   values["answer"] = json.loads(values["answer"])
@@ -154,6 +156,7 @@ def make_row(
   except UserError as fault:
     raise RecordFault(line_number, str(fault)) from None
   ids = [processor.tokenizer.encode_response(response.text) for response in record.responses]
+  # What was cut off is not trained on, so that it claims no room in a larger bucket.
   ended = [i for i, r in zip(ids, record.responses, strict=True) if r.finish_reason == "stop"]
   bucket = choose_bucket(buckets, prompt, max(map(len, ended), default=0))
   limit = buckets[bucket].response

@@ -246,6 +246,7 @@ def _respond(
   else:
     text = f"<think>{thought}</think><answer>{answer}</answer>"
   cut = rng.random() < teacher.truncated
+  # Cut last, whatever it says, as a limit of tokens cuts.
   if cut:
     text = text[: int(len(text) * rng.uniform(0.3, 0.8))]
   return {"text": text, "teacher": TEACHER_NAME, "finish_reason": "length" if cut else "stop"}

@@ -75,6 +75,7 @@ def _read_run(folder: pathlib.Path, run: str, others: Sequence[str], name: str) 
       f"{folder / log.FILE} has a line that is not JSON ({error}); remove the line"
     ) from error
   keys = set().union(*lines)
+  # By what was logged and not by the folder's name, which is the user's.
   stage = 2 if "rollout/length" in keys else int("loss" in keys)
   label = NAMES.get(run, run)
   colour = plots.colour_of(run, others)
@@ -115,6 +116,7 @@ def difference(first: Run, second: Run, way: str, task: str = "") -> dict[str, f
   """Mean of first - second over the prompts both answered, with its 95 % interval over clips."""
   a = scores(first, way, task)
   b = scores(second, way, task)
+  # Paired: a prompt that one of the two lacks says nothing of their difference.
   shared = [key for key in a if key in b]
   if not shared:
     return None
@@ -217,6 +219,7 @@ def lead(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
   ]
   if len(set(counts.values())) > 1:
     text.append("The runs were not evaluated on the same number of prompts.")
+  # What was unlike is said here, where the figures are, since they look comparable.
   unlike = lambda name: any(run.evaluation.get(name) != first.get(name) for run in graded)
   first = graded[0].evaluation
   if unlike("pool_identity"):

@@ -263,6 +263,7 @@ def make_tasks(
   )
   tasks = {task.name: task for task in (numerical, *_FIXED_TASKS)}
   if module:
+    # After ours, so that a user's task may replace one.
     tasks |= from_file(module)
   if reading == "lenient":
     tasks = {name: task.lenient or task for name, task in tasks.items()}

@@ -103,6 +103,7 @@ class _Asked:
     value = self.read(answer, options)
     if value is None or self.complete is None:
       return float(value is not None)
+    # The best of several truths, here and in the metric: an answer need be right by one.
     return 0.5 + 0.5 * max(self.complete(value, right) for right in self._values(truth, options))
 
   def metric(self, answer: str, options: Sequence[str], truth: object) -> float:
