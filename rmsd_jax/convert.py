@@ -124,6 +124,7 @@ def compare(ours, params: dict, theirs, tokens: Tokens, pad_id: int) -> dict[str
   logits_BPV = np.asarray(ours.logits(params, groups))
   result = {}
   for name, case, logits_PV in zip(CASES, cases, logits_BPV, strict=True):
+    # One by one on their side: transformers pads a batch, and how is no part of the model.
     with torch.no_grad():
       wanted_PV = theirs(**their_inputs(case, tokens)).logits[0].float().numpy()
     difference = np.abs(logits_PV[: len(wanted_PV)] - wanted_PV).max()

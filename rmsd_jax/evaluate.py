@@ -197,6 +197,8 @@ def main(config, workdir: str, checkpoint: str) -> None:
   pool = open_pool(config.data.pool, config.data.split)
   step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
   drawn = {name: value for name, value in config.rollouts.items() if name != "gather"}
+  # All that a score depends on: a file of the same name that differs in any of it is another
+  # evaluation.
   asked = {
     "weights": checkpoint if step is None else f"step {step}",
     "folder": config.model.folder,

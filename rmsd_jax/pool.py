@@ -97,6 +97,7 @@ def build(args: argparse.Namespace) -> None:
 
 def score_files(args: argparse.Namespace) -> None:
   """Writes the scores of JSON Lines records, and prints what could not be scored."""
+  # Through Limits, which refuses what is no share.
   share = store.Limits(bad_share=args.max_bad_share).bad_share
   bar = functools.partial(Progress, label="questions")
   rules = rules_of(args)

@@ -45,6 +45,7 @@ def collect(args: argparse.Namespace, rules: Rules) -> None:
   )
   budget = Budget(args.price_in, args.price_out, args.budget, args.token_budget)
   meanings = endings.parse_given(args.finish)
+  # Neither sends anything, so that neither needs a key.
   if args.dry_run or args.partial:
     options = {"splits": args.splits, "endings_": meanings, "media_root": args.media_root}
     job = collector.look(args.prompts, args.out, how, rules, args.samples, **options)

@@ -98,6 +98,7 @@ class Commands:
 
   def _run(self, command: Sequence[str], out: TextIO | None) -> int:
     """The exit status of a command, whose memory is watched while it runs."""
+    # A process each, as a user would run them: their memory is given back, and JAX starts anew.
     process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=out, stderr=out)
     if self._cores:
       os.sched_setaffinity(process.pid, self._cores)  # before it starts threads: they inherit it
@@ -238,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       run(name, module, f"--config={file}:{name}", f"--workdir={workdir / name}", pool, *start)
   for name in ("base", "blind", *config.world.stages):
     checkpoint = name if name in ("base", "blind") else "latest"
+    # Trainers resume by themselves; an evaluation that is there is kept.
     if not (workdir / name / "evaluate" / "test.json").exists():
       sees = f"--config.data.blind={name == 'sft_blind'}"
       run(

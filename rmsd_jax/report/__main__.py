@@ -276,6 +276,7 @@ def write_report(directory: str, name: str) -> tuple[pathlib.Path, str]:
       "folder of it, and no pool; give the folder that holds the runs, or train or evaluate first"
     )
   page = Page(top / "report")
+  # After the checks, so that a wrong folder is not left with an empty report in it.
   page.folder.mkdir(exist_ok=True)
   differences = findings.compare({run.name: run for run in runs})
   text = findings.lead(runs, differences)

@@ -168,6 +168,7 @@ class _Run:
 
   async def _wait_for_answers(self) -> None:
     """Before the run ends: answers that are being made are paid for, so they are kept."""
+    # First, so that no call is sent while the others are dropped.
     out = self._endpoint.end()
     await self._drop(self._calls.keys() - out)
     if waiting := self._calls.keys() & out:
@@ -230,6 +231,8 @@ class _Run:
 
   async def _room(self, bound: Tokens) -> None:
     """Waits until one more call may be made."""
+    # Slow start: one call until the first answer. Then as many as may be, while all of them and
+    # this one together cannot exceed the budget.
     while (
       len(self._calls) >= (self._concurrency if self._endpoint.answered else 1)
       or self._over is not None

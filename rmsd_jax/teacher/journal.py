@@ -136,6 +136,7 @@ def _read(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[list[Entry],
   whole = 0
   with open(path, "rb") as file:
     for number, raw in enumerate(file, 1):
+      # Torn by a kill, so the last one: its answer is asked for again.
       if not raw.endswith(b"\n"):
         break
       try:

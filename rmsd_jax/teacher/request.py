@@ -162,6 +162,7 @@ class Asking:
       {"frames", "times", "max_side"} if self.media == "url" else set()
     )
     kept = {name: v for name, v in dataclasses.asdict(self).items() if name not in unused}
+    # Through JSON, since they are compared with what a journal holds: a tuple comes back as a list.
     return json.loads(json.dumps(kept))
 
   def body(self, content: list[dict[str, Any]]) -> dict[str, Any]:
@@ -233,6 +234,7 @@ class Asking:
   def _media_tokens(self, medium: Media) -> int:
     if self.media == "url":
       return _LINK_TOKENS[medium.type]
+    # Services count small pictures by a flat figure and large ones by their area.
     picture = max(_PICTURE_TOKENS, self.max_side**2 // _PIXELS_OF_TOKEN)
     picture = self.picture_tokens or picture
     return picture if medium.type == "image" else self.frames * (picture + _TIME_TOKENS)
@@ -246,11 +248,13 @@ class Asking:
     return [
       item
       for seconds, frame_HWC in zip(clip.seconds_N, clip.frames_NHWC, strict=True)
+      # Spelled as Qwen3-VL's own prompts: teacher and student are told the same times.
       for item in ({"type": "text", "text": f"<{seconds:.1f} seconds>"}, _picture(frame_HWC))
     ]
 
   def _shrink(self, _: int, frame_HWC: np.ndarray) -> np.ndarray:
     picture = PIL.Image.fromarray(frame_HWC)
+    # `thumbnail` keeps the aspect and never enlarges.
     picture.thumbnail((self.max_side, self.max_side), PIL.Image.Resampling.BICUBIC)
     return np.asarray(picture)
 

@@ -94,6 +94,7 @@ class Notes:
     """Takes in a record without a fault; `place` is its name."""
     told = truths.apart(record.answer).answers
     self._math |= record.task == "math"
+    # Options without labels have none out of order.
     labels = [label[0] for label in map(answers.split_label, record.options) if label]
     texts = [answer for answer in told if isinstance(answer, str)]
     doubts = {
