@@ -115,8 +115,10 @@ def join_processes() -> None:
         "JAX_COORDINATOR_ADDRESS"
       ) from error
     return
-  number = os.environ.get("RMSD_PROCESS", "")
-  address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+  number, address = (
+    os.environ.get("RMSD_PROCESS", ""),
+    os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
+  )
   numbers = count.isdecimal() and number.isdecimal() and int(number) < int(count)
   if not numbers or ":" not in address:
     raise UserError(

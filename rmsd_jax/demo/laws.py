@@ -36,9 +36,7 @@ from rmsd_jax.rollouts import grading
 from rmsd_jax.training import log
 
 CONFIG = str(ROOT / "configs" / "demo.py")
-PROMPTS = 64  # law a
-LOW = 0.2  # law a: the student is right on a prompt at least this often, and at most HIGH: where it
-HIGH = 0.8  # is always right or never, the rewards of a group are alike and teach nothing
+PROMPTS, LOW, HIGH = 64, 0.2, 0.8  # law a: prompts, and how often the student is right on them
 RARE = 0.12  # laws b, c: share of stage 1 targets with the phrase; 3 to 8 % of samples then have it
 WARMUP = 20  # laws b, c: steps in which the discriminator learns alone; in c it is frozen then
 

@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--config", default=str(ROOT / "configs" / "demo.py"))
   options = parser.parse_args(argv)
   workdir = pathlib.Path(options.workdir).absolute()
-  file = options.config
+  file = os.path.abspath(options.config)  # the commands run in another folder
   workdir.mkdir(parents=True, exist_ok=True)
   config = cli.load_config(f"{file}:sft")
   run = Commands(workdir)

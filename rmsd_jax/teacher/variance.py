@@ -177,9 +177,9 @@ def table(figures: Figures, head: str = "task") -> str:
   if not figures:
     return "no responses"
   lines = [[head, *_COLUMNS, *(f"kept {tau:g}" for tau in TAUS), f"lost {TAU:g}"]]
-  for name, group in figures.items():
-    values = [*(group[key] for key in _COLUMNS), *(group["kept"][tau] for tau in TAUS)]
-    lines.append([name or "not named", *map(_cell, [*values, group["lost"][TAU]])])
+  for name, one in figures.items():
+    values = [*(one[key] for key in _COLUMNS), *(one["kept"][tau] for tau in TAUS)]
+    lines.append([name or "not named", *map(_cell, [*values, one["lost"][TAU]])])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   lines.insert(1, ["-" * width for width in widths])
   return "\n".join(
