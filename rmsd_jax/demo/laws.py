@@ -84,6 +84,8 @@ def uncertain_pool(demo: pathlib.Path, out: pathlib.Path) -> int:
   right = {
     row["id"]: np.mean(np.array(row["sampled"]["quality"]) >= 0.5) for row in rows if row["closed"]
   }
+  # Where a prompt's samples are all right, or all wrong, its groups have no advantages to learn
+  # from.
   chosen = [name for name, share in right.items() if LOW <= share <= HIGH][:PROMPTS]
   if len(chosen) < PROMPTS:
     raise UserError(
