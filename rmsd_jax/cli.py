@@ -157,6 +157,7 @@ def parse_config(
         raise UserError(f"--{name} is missing; see --help")
     config = load_config(plain["config"].value)
     overrides = _override_names(config, rest)
+    # A copy: the overrides are written into the config, and their types are compared with these.
     before = config.copy_and_resolve_references()
     config_flags.DEFINE_config_dict("config", config, flag_values=overridable, sys_argv=rest)
     stray = overridable(rest)[1:]
@@ -267,9 +268,11 @@ def _override_names(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
 def _check_tuples(before: ConfigDict, after: ConfigDict, names: Sequence[str]) -> None:
   """ml_collections takes any elements for a tuple: keep the element types the config had."""
   for name in names:
-    old, new = _value(before, name), _value(after, name)
+    old = _value(before, name)
+    new = _value(after, name)
     if not isinstance(old, tuple) or not old:
       continue
+    # A whole number is a fine float; type() and not isinstance, for which True is an int.
     allowed = {type(item) for item in old} | ({int} if isinstance(old[0], float) else set())
     wrong = [item for item in new if type(item) not in allowed]
     if wrong:

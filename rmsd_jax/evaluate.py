@@ -82,6 +82,8 @@ def grade(
   prompts = []
   for number, batch in enumerate(batches):
     groups = sharding.put_batch(mesh, batch.groups)
+    # By the number of the batch: the same samples on any number of devices, and no two batches
+    # alike.
     key = jax.random.fold_in(jax.random.key(seed), number)
     rows = [
       {name: info[name] for name in ("id", "clip", "task", "question", "options", "answer")}
@@ -103,6 +105,7 @@ def grade(
       for b, row in enumerate(rows):
         row[how] = {name: column[b].tolist() for name, column in columns.items()}
         row[how]["text"] = replies[b]
+    # The last batch is filled up with rows that were graded before; they are not counted twice.
     graded = sharding.gathered([r for r, real in zip(rows, batch.real_B, strict=True) if real])
     prompts += graded
     progress.update(len(graded))
@@ -194,6 +197,8 @@ def main(config, workdir: str, checkpoint: str) -> None:
   pool = open_pool(config.data.pool, config.data.split)
   step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
   drawn = {name: value for name, value in config.rollouts.items() if name != "gather"}
+  # All that a score depends on: a file of the same name that differs in any of it is another
+  # evaluation.
   asked = {
     "weights": checkpoint if step is None else f"step {step}",
     "folder": config.model.folder,
@@ -206,6 +211,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
     "rules": rules.version,
     "pool_identity": pool.identity,
   }
+  # Before the model is loaded: an hour of samples must not end in a refusal.
   _check_free(path, asked)
   chosen = int(loader.chosen(pool, config.data.tasks).sum())
   total = min(config.data.limit or chosen, chosen)
@@ -228,6 +234,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
       for info, closed, real in zip(batch.info, batch.closed_B, batch.real_B, strict=True)
       if real
     ]
+    # By id, as the candidates are the first answers: on two processes rows come in another order.
     rows = sorted(sharding.gathered(rows), key=lambda row: row["id"])
     prompts = blind(rows, rules)
     ways = ("greedy",)

@@ -80,6 +80,7 @@ def main(config, workdir: str) -> None:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
     steps = make_steps(config, loop.mesh)
     for step, batch in loop.batches():
+      # Drawn anew at each step, so that over epochs equally good responses take turns.
       groups = matching.targets(batch, seed=config.seed, step=step, **config.supervision)
       groups = sharding.put_batch(loop.mesh, groups)
       state, metrics = steps.train(state, groups)

@@ -40,10 +40,12 @@ with epy.lazy_imports():
   import tensorflow_datasets as tfds
 
 SCHEMA = 2  # raise it with every change of rows.features()
-_NAME, _VERSION = "rmsd_pool", "1.0.0"
+_NAME = "rmsd_pool"
+_VERSION = "1.0.0"
 ROWS_PER_FILE = 2_000
 ROWS_AT_A_TIME = 32  # held in memory by a build
-_METADATA, _QUARANTINE = "metadata.json", "quarantine.jsonl"
+_METADATA = "metadata.json"
+_QUARANTINE = "quarantine.jsonl"
 _IDENTITY = ("source_sha256", "processor", "buckets", "scorer")  # of the metadata
 
 
@@ -167,7 +169,8 @@ def open_pool(directory: str | os.PathLike, split: str) -> Pool:
   try:
     source = _source(folder, split)
     with np.load(folder / f"index-{split}.npz") as index:
-      bucket_N, task_N = index["bucket_N"], index["task_N"]
+      bucket_N = index["bucket_N"]
+      task_N = index["task_N"]
   except (
     ValueError,
     KeyError,
@@ -221,8 +224,8 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
       "build one with `python -m rmsd_jax.pool build`"
     ) from error
   if not isinstance(metadata, dict) or "schema" not in metadata or metadata["schema"] != SCHEMA:
-    found = metadata["schema"] if isinstance(metadata, dict) and "schema" in metadata else "none"
-    raise UserError(f"the pool {directory} has schema {found}, needed is {SCHEMA}; build it again")
+    stored = metadata["schema"] if isinstance(metadata, dict) and "schema" in metadata else "none"
+    raise UserError(f"the pool {directory} has schema {stored}, needed is {SCHEMA}; build it again")
   return metadata
 
 

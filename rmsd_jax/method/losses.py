@@ -86,7 +86,8 @@ def _chosen(targets_M, vocabulary: int):
 
 def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy):
   T = hidden_BRTD.shape[2]
-  chunk, kernel_VD = min(chunk, T), _table(unembedding_VD, hidden_BRTD.dtype)
+  chunk = min(chunk, T)
+  kernel_VD = _table(unembedding_VD, hidden_BRTD.dtype)
 
   def body(_, xs):
     hidden_MD, targets_M = xs
@@ -99,8 +100,8 @@ def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk,
     return None, (chosen_M - lse_M, entropy_M, lse_M, scaled_MV if chunk == T else None)
 
   xs = _chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk)
-  _, (*found, kept_1MV) = jax.lax.scan(body, None, xs)
-  logp_BRT, entropy_BRT, lse_BRT = (_unchunk(x, targets_BRT) for x in found)
+  _, (*chunks, kept_1MV) = jax.lax.scan(body, None, xs)
+  logp_BRT, entropy_BRT, lse_BRT = (_unchunk(x, targets_BRT) for x in chunks)
   saved = hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT, kept_1MV
   return (logp_BRT, entropy_BRT), saved
 
@@ -109,13 +110,16 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
   grad_BRT, _ = grads
   hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT, kept_1MV = saved
   T = hidden_BRTD.shape[2]
-  chunk, kernel_VD = min(chunk, T), _table(unembedding_VD, hidden_BRTD.dtype)
+  chunk = min(chunk, T)
+  kernel_VD = _table(unembedding_VD, hidden_BRTD.dtype)
 
   def body(d_kernel_VD, xs):
     (hidden_MD, targets_M, lse_M, grad_M), scaled_MV = xs
     if scaled_MV is None:
       scaled_MV = layers.logits(hidden_MD, kernel_VD) / temperature
     d_logits_MV = _chosen(targets_M, scaled_MV.shape[1]) - jnp.exp(scaled_MV - lse_M[:, None])
+    # The products run in the type of the activations; their sum over chunks stays fp32, where bf16
+    # would lose small terms.
     d_logits_MV = (d_logits_MV * (grad_M / temperature)[:, None]).astype(hidden_MD.dtype)
     d_kernel_VD += jnp.einsum(
       "MV,MD->VD", d_logits_MV, hidden_MD, preferred_element_type=jnp.float32
@@ -124,6 +128,7 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
 
   xs = tuple(_chunks(x, chunk) for x in (hidden_BRTD, targets_BRT, lse_BRT, grad_BRT))
   nothing_VD = jnp.zeros(unembedding_VD.shape, jnp.float32)
+  # Split from the start: whole, these V x D x 4 bytes would lie on every device.
   nothing_VD = sharding.constrained(nothing_VD, Spec("tensor", "fsdp"))
   d_kernel_VD, d_hidden = jax.lax.scan(body, nothing_VD, (xs, kept_1MV))
   return _unchunk(d_hidden, targets_BRT), d_kernel_VD.astype(unembedding_VD.dtype), None
@@ -137,11 +142,15 @@ def sft(logp_BRT, mask_BRT):
 
   Returns ((sum, count), metrics); the count is in tokens.
   """
-  loss, tokens = -masked.total(logp_BRT, mask_BRT), jnp.sum(mask_BRT)
+  loss = -masked.total(logp_BRT, mask_BRT)
+  tokens = jnp.sum(mask_BRT)
   return (loss, tokens.astype(jnp.float32)), {}
 
 
-MAX_GAP, MAX_K3 = 20.0, 10.0  # nats: one token far off must not decide a whole step
+# One token far off must not decide a whole step: exp(20) is still far from overflow in float32, and
+# k3 of a gap of 2.6 nats is 10.
+MAX_GAP = 20.0  # nats
+MAX_K3 = 10.0  # nats
 
 
 def _k3(gap):

@@ -199,6 +199,8 @@ def targets(
     keep_K = eligible(keep_K, present_K, target)
     rng = rng_for(seed, step, int(row))
     chosen_B[b] = choose_target(quality_BK[b], keep_K, graded, target, rng)
+  # A prompt without a target gets slot 0 with length 0: shapes stay those of the bucket, and
+  # nothing of it is in the loss.
   slot_B1 = np.maximum(chosen_B, 0)[:, None]
   responses_B1T = np.take_along_axis(batch.groups.responses_BRT, slot_B1[..., None], 1)
   length_B1 = np.take_along_axis(batch.groups.response_length_BR, slot_B1, 1)
@@ -255,6 +257,7 @@ def draw_pairs(
 
 def matched(teachers: PromptGroups, match_BN) -> tuple[jax.Array, jax.Array]:
   """Ids [B, N, T] and lengths [B, N] of each pair's teacher response; without one, of slot 0."""
+  # -1 would read the last slot; its result is masked by the caller, whatever is read.
   slot_BN = jnp.maximum(match_BN, 0)
   length_BN = jnp.take_along_axis(teachers.response_length_BR, slot_BN, 1)
   return jnp.take_along_axis(teachers.responses_BRT, slot_BN[..., None], 1), length_BN
@@ -262,6 +265,7 @@ def matched(teachers: PromptGroups, match_BN) -> tuple[jax.Array, jax.Array]:
 
 def identical(students: PromptGroups, ids_BNT, length_BN) -> jax.Array:
   """bool [B, N]: the rollout is, token by token, the response with these ids and lengths."""
+  # Behind its end a response is padding, which may differ between a pool and a sampler.
   beyond_BNT = jnp.arange(ids_BNT.shape[2]) >= length_BN[..., None]
   same_BN = jnp.all((ids_BNT == students.responses_BRT) | beyond_BNT, -1)
   return same_BN & (length_BN == students.response_length_BR)

@@ -20,7 +20,8 @@ from rmsd_jax.core.errors import UserError
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
-_HEAD, _TABLE = "lm_head.weight", "model.language_model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+_TABLE = "model.language_model.embed_tokens.weight"
 _NAMED = 3  # tensors that a message names of each fault
 _ROWS = 4_096  # of a table that are compared at a time
 _FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names

@@ -76,6 +76,7 @@ class Question:
     """Share of pairs of responses of one teacher with the same answer, NaN where there is none."""
     pairs = sum(len(places) * (len(places) - 1) for places in self._own)
     equal = [collections.Counter(self.same_K[places].tolist()) for places in self._own]
+    # Ordered pairs on both sides of the division, so that no half is lost.
     same = sum(n * (n - 1) for counts in equal for n in counts.values())
     return same / pairs if pairs else float("nan")
 
@@ -219,6 +220,7 @@ def _figures(questions: Sequence[Question], taus: Sequence[float]) -> dict[str, 
   reasons = [reason for q in questions for reason in q.finish_reasons]
   quality = np.concatenate([np.zeros(0), *(q.quality_K for q in _graded(questions))])
   best_N = np.array([q.quality_K.max() for q in _graded(questions)], np.float64)
+  # Over questions, not responses: a question of many samples must not count for more.
   means_N = means(questions)
   return {
     "questions": len(questions),
