@@ -28,7 +28,7 @@ def guard_config(
   The first run writes the resolved config to `workdir/config.json`; a later one must agree with it,
   but for keys that do not change what is computed; a key of `old_runs.ADDED_KEYS` that it
   lacks has the value given there. The file always holds the config of the last
-  start.
+  start, but for keys of `old_runs.KEPT_KEYS` that it lacked.
 
   Args:
     workdir: folder of the run; made if missing.
@@ -43,8 +43,10 @@ def guard_config(
   """
   if isinstance(config, ConfigDict):
     config = config.to_dict()
-  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   path = epath.Path(workdir) / file
+  if file == CONFIG_FILE and begun and path.exists():
+    config = old_runs.without(config, old_runs.lacking(_read_json(path, workdir)))
+  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   # A first start that failed has computed nothing, and does not bind its folder to its config.
   if begun and not path.exists() and write:
     print(f"{path} is gone: the run goes on without being compared with it")
@@ -62,6 +64,22 @@ def guard_config(
   if write:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, text)
+
+
+def as_begun(workdir: str, config: ConfigDict, begun: bool) -> ConfigDict:
+  """`config`, with what its run has always done where that was begun before a key of
+  `old_runs.KEPT_KEYS` came.
+
+  Args:
+    begun: whether the run has a checkpoint.
+  """
+  path = epath.Path(workdir) / CONFIG_FILE
+  if not begun or not path.exists():
+    return config
+  kept = old_runs.lacking(_read_json(path, workdir))
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(kept)
+  return config
 
 
 def check_alike(values: Mapping[str, Mapping[str, Any]], operational: Sequence[str]) -> None:
