@@ -212,9 +212,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the demo, or goes on with it."""
   parser = cli.parser_of(main)
   parser.add_argument("workdir", help="folder of the demo; made if missing")
-  parser.add_argument("--config", default=str(ROOT / "configs" / "demo.py"))
+  parser.add_argument("--config", default=str(cli.CONFIGS / "demo.py"))
   options = parser.parse_args(argv)
-  workdir, file = pathlib.Path(options.workdir).absolute(), options.config
+  workdir = pathlib.Path(options.workdir).absolute()
+  file = os.path.abspath(options.config)  # the commands run in another folder
   workdir.mkdir(parents=True, exist_ok=True)
   config = cli.load_config(f"{file}:sft")
   run, pool = Commands(workdir), f"--config.data.pool={workdir / 'pool'}"
