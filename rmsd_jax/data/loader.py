@@ -8,6 +8,7 @@ Axes: N rows of a split, B prompts of a batch.
 
 import contextlib
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -297,11 +298,19 @@ def _iterate(source: _Window | _Turns, num_workers: int, prefetch: int) -> Itera
   dataset = grain.MapDataset.source(source).to_iter_dataset(reading)
   if num_workers:
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, prefetch))
-  # Closed also where the consumer stops early: workers would live on.
-  with contextlib.closing(iter(dataset)) as loaded:
-    for step, tree in loaded:
-      # Arrays from workers are views of shared memory that must not outlive this loop.
-      yield step, _from_tree(tree, np.array if num_workers else np.asarray)
+  tree = None
+  try:
+    # Closed also where the consumer stops early: workers would live on.
+    with contextlib.closing(iter(dataset)) as loaded:
+      for step, tree in loaded:
+        # Arrays from workers are views of shared memory that must not outlive this loop.
+        yield step, _from_tree(tree, np.array if num_workers else np.asarray)
+  finally:
+    del tree
+    if num_workers:
+      # The last batches hang in reference cycles of Grain's iterators. Their shared memory is given
+      # back with them; at the end of the process the resource tracker would find it leaked.
+      gc.collect()
 
 
 def _to_tree(loaded: batch.Batch) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.models import weight_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,8 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
       other or that this port does not support: all of them in one message.
   """
   path = pathlib.Path(folder) / "config.json"
+  if not path.is_file() and list(path.parent.glob("adapter_*")):
+    raise UserError(f"{path} does not exist; {weight_files.instead(path.parent)}")
   raw = _read_json(path)
   if raw.get("model_type") != "qwen3_vl":
     raise UserError(

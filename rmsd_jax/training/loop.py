@@ -112,6 +112,7 @@ class Loop:
       print(self._pool_line())
     if needs_teacher:
       self._check_teaches()
+    self._streams = []  # of batches, which worker processes may fill
     self._profiler = Profiler(config.profile, workdir)
     self._writer = Writer(workdir, self.begin, first)
     self._progress = Progress(config.steps, f"stage {stage}", self.begin, first)
@@ -206,6 +207,7 @@ class Loop:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
+    self._streams.append(loaded)
     return ((step, blinded(batch) if config.data.blind else batch) for step, batch in loaded)
 
   def after(self, step: int, state: state_lib.State, metrics: Mapping, note: str) -> None:
@@ -271,6 +273,8 @@ class Loop:
 
   def __exit__(self, *exc: object) -> None:
     try:
+      for stream in self._streams:  # an error's traceback would keep them open to the end
+        stream.close()
       self._profiler.close()
       self._progress.close()
       self._writer.close()
