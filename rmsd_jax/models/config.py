@@ -113,8 +113,6 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
       other or that this port does not support: all of them in one message.
   """
   path = pathlib.Path(folder) / "config.json"
-  if not path.is_file() and list(path.parent.glob("adapter_*")):
-    raise UserError(f"{path} does not exist; {weight_files.instead(path.parent)}")
   raw = _read_json(path)
   if raw.get("model_type") != "qwen3_vl":
     raise UserError(
@@ -179,6 +177,8 @@ def _quantised(raw: dict, text: dict) -> list[str]:
 
 
 def _read_json(path: pathlib.Path) -> dict:
+  if not path.is_file() and list(path.parent.glob("adapter_*")):
+    raise UserError(f"{path} does not exist; {weight_files.instead(path.parent)}")
   if not path.is_file():
     raise UserError(f"{path} does not exist; give the folder of a Hugging Face Qwen3-VL checkpoint")
   try:
