@@ -1,6 +1,6 @@
 """Flips bits of files, one at a time, and sorts what a reader makes of each.
 
-outcomes = flip_drill.flips(paths, read, count=300, seed=0)
+outcomes = flip_drill.flips(root, files, read, count=300, seed=0)
 assert not outcomes["used"]
 
 refused   one line (UserError)
