@@ -13,6 +13,7 @@ from rmsd_jax.core.files import replace_text
 from rmsd_jax.training import old_runs, stored
 
 CONFIG_FILE = "config.json"
+_NAMED = 8  # keys that a message names; the rest are counted
 
 
 def guard_config(
@@ -56,8 +57,9 @@ def guard_config(
     new = _flat(json.loads(text))
     added = {key: value for key, value in old_runs.ADDED_KEYS.items() if key in new}
     if changes := _changes(added | old, new, operational):
+      more = f"; and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
       raise UserError(
-        f"{path} belongs to another {path.stem}: {'; '.join(changes)}; "
+        f"{path} belongs to another {path.stem}: {'; '.join(changes[:_NAMED])}{more}; "
         "undo the change or use a new workdir"
       )
   # Written anew at every start, since operational keys may have changed.

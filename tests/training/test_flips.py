@@ -63,7 +63,7 @@ def test_no_flipped_bit_of_a_run_is_used(tmp_path, monkeypatch):
   outcomes = flips(tmp_path / "run", tried, read, FLIPS, SEED, [older])
   report(outcomes)
   assert not outcomes["used"]
-  assert len(outcomes["other"]) > 50 and len(outcomes["refused"]) > 5
+  assert len(outcomes["other"]) > 50 and len(outcomes["refused"]) > 3
 
 
 @pytest.mark.slow
