@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import os
 import re
+import runpy
 import signal
 import sys
 import threading
@@ -32,6 +33,8 @@ EXIT_TERMINATED = 143
 
 # What a full, read-only or lost disk says; any other OSError is a fault of this software.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# What a checkout has as configs/; here it is a link to that, in an installed package a folder.
+CONFIGS = (Path(__file__).parent / "configs").resolve()
 _SCRIPTS = "rmsd-"  # how the names of [project.scripts] in pyproject.toml begin
 _HELP_FLAGS = ("-h", "-help", "--help")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -177,8 +180,13 @@ def parse_config(
 
 
 def load_config(path: str) -> ConfigDict:
-  """Returns `get_config()` of a Python file, or `get_config(NAME)` for the path `FILE:NAME`."""
+  """Returns `get_config()` of a Python file, or `get_config(NAME)` for the path `FILE:NAME`.
+
+  Where there is no file "configs/X.py" it is the one that comes with rmsd_jax.
+  """
   file, colon, name = path.partition(":")
+  if not Path(file).is_file() and Path(file).parts[:1] == ("configs",):
+    file = str(CONFIGS.joinpath(*Path(file).parts[1:]))
   if not Path(file).is_file():
     raise UserError(f"--config={path}: there is no file {file}; give the path of a config file")
   spec = importlib.util.spec_from_file_location("rmsd_jax_config", file)
@@ -196,13 +204,44 @@ def load_config(path: str) -> ConfigDict:
     raise UserError(
       f"--config={path}: {file} makes several configs; give {file}:NAME, see its head"
     )
-  config = module.get_config(name) if colon else module.get_config()
+  try:
+    config = module.get_config(name) if colon else module.get_config()
+  except FileNotFoundError as error:  # as configs of before did, copied elsewhere
+    raise UserError(
+      f"--config={path}: {file} reads {error.filename}, which is not there; find it by "
+      f'base_config(__file__, "{Path(str(error.filename)).name}") of rmsd_jax.cli, as configs/ does'
+    ) from error
   if not isinstance(config, ConfigDict):
     raise UserError(
       f"--config={path}: get_config() returned a {type(config).__name__}; return a ConfigDict"
     )
   _rename_keys(config)
   return config
+
+
+def base_config(file: str, name: str) -> Callable[..., ConfigDict]:
+  """`get_config` of the config that another one changes, wherever that one lies.
+
+      c = base_config(__file__, "default.py")()
+
+  Args:
+    file: of the config that asks.
+    name: path of the other from the folder of `file`, such as "../default.py". Where it is not
+      there, since `file` was copied, it is that of configs/, which come with rmsd_jax.
+
+  Raises:
+    UserError: there is no such file in either place, or it makes no config.
+  """
+  places = (Path(file).parent / name, CONFIGS / name.removeprefix("../"))
+  # A copy may have the name of what it is based on.
+  found = [path for path in places if path.is_file() and not path.samefile(file)]
+  if not found:
+    there_is_no = " and no ".join(map(str, places))
+    raise UserError(f"{file}: there is no {there_is_no}; name a file that is there")
+  made = runpy.run_path(str(found[0]))
+  if "get_config" not in made:
+    raise UserError(f"{file}: {found[0]} defines no get_config(), so nothing can be based on it")
+  return made["get_config"]
 
 
 def _rename_keys(config: ConfigDict) -> None:

@@ -13,6 +13,8 @@ prompt's scores for paired comparisons. A file of another checkpoint or pool is 
 Axes: B prompts, N samples of a prompt.
 """
 
+import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -213,6 +215,11 @@ def main(config, workdir: str, checkpoint: str) -> None:
   }
   # Before the model is loaded: an hour of samples must not end in a refusal.
   _check_free(path, asked)
+  if checkpoint != "blind":
+    pool.check_reader(config.model.folder, rules)
+    model = hf.load_model(**config.model)
+    # From here on ids are held against the model that reads them.
+    pool = dataclasses.replace(pool, vocabulary=model.config.text.vocab)
   chosen = int(loader.chosen(pool, config.data.tasks).sum())
   total = min(config.data.limit or chosen, chosen)
   batches = loader.sequential(
@@ -239,10 +246,9 @@ def main(config, workdir: str, checkpoint: str) -> None:
     prompts = blind(rows, rules)
     ways = ("greedy",)
   else:
-    pool.check_reader(config.model.folder, rules)
-    model = hf.load_model(**config.model)
     init_from = "" if checkpoint == "base" else workdir
-    with jax.set_mesh(mesh), Progress(total, f"evaluate {checkpoint}", write=first) as progress:
+    progress = Progress(total, f"evaluate {checkpoint}", write=first)
+    with jax.set_mesh(mesh), contextlib.closing(batches), progress:
       state = state_lib.load_student(
         mesh, model, config.model.folder, init_from, config.trained, step
       )

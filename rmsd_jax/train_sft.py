@@ -74,7 +74,7 @@ def main(config, workdir: str) -> None:
   matching.check_supervision(**config.supervision)
   model = hf.load_model(**config.model)
   optims = make_optims(config)
-  loop = Loop(config, workdir, "stage 1")
+  loop = Loop(config, workdir, stage=1)
   rate = optim.schedule(config.optim, config.steps)
   with jax.set_mesh(loop.mesh), loop:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))

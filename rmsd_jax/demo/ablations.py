@@ -27,10 +27,10 @@ from rmsd_jax import cli
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.demo import grid_tables
-from rmsd_jax.demo.run import ROOT, Commands, make_pool
+from rmsd_jax.demo.run import Commands, make_pool
 from rmsd_jax.training import guard
 
-CONFIG = ROOT / "configs" / "ablations.py"
+CONFIG = cli.CONFIGS / "ablations.py"
 ROWS = runpy.run_path(str(CONFIG))["ROWS"]
 RESULT = pathlib.Path("evaluate", "test.json")
 Job = tuple[str, int, str]  # row, seed, stage

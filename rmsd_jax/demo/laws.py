@@ -31,11 +31,10 @@ from rmsd_jax import cli, evaluate, pool, train_rl, train_sft
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.demo import simulated_teacher
-from rmsd_jax.demo.run import ROOT
 from rmsd_jax.rollouts import grading
 from rmsd_jax.training import log
 
-CONFIG = str(ROOT / "configs" / "demo.py")
+CONFIG = str(cli.CONFIGS / "demo.py")
 PROMPTS, LOW, HIGH = 64, 0.2, 0.8  # law a: prompts, and how often the student is right on them
 RARE = 0.12  # laws b, c: share of stage 1 targets with the phrase; 3 to 8 % of samples then have it
 WARMUP = 20  # laws b, c: steps in which the discriminator learns alone; in c it is frozen then

@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the demo, or goes on with it."""
   parser = cli.parser_of(main)
   parser.add_argument("workdir", help="folder of the demo; made if missing")
-  parser.add_argument("--config", default=str(ROOT / "configs" / "demo.py"))
+  parser.add_argument("--config", default=str(cli.CONFIGS / "demo.py"))
   options = parser.parse_args(argv)
   workdir = pathlib.Path(options.workdir).absolute()
   file = os.path.abspath(options.config)  # the commands run in another folder

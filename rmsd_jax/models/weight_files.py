@@ -230,10 +230,10 @@ def _found(folder: pathlib.Path) -> list[str]:
       f"{folder} has shards of several sets and no {INDEX}, such as "
       f"{_some([files[0] for files in sets.values()])}; leave one set"
     )
-  raise UserError(f"{folder / _SINGLE} does not exist; {_instead(folder)}")
+  raise UserError(f"{folder / _SINGLE} does not exist; {instead(folder)}")
 
 
-def _instead(folder: pathlib.Path) -> str:
+def instead(folder: pathlib.Path) -> str:
   """What to do about a folder without weights, by what lies in it."""
   if list(folder.glob("adapter_*")):
     return (

@@ -103,7 +103,7 @@ def of_files(
     UserError: a file is missing.
   """
   root = json_lines.common_folder(jsonl)
-  spans = truth_audit.spans(jsonl, rules, progress, workers) if with_media else {}
+  spans = truth_audit.spans(jsonl, rules, progress, workers, media_root) if with_media else {}
   sweep = _Sweep(rules, with_media, spans, media_root)
   for path in jsonl:
     for number, _, _, record in json_lines.read(path, rules, root):

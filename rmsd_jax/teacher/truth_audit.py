@@ -39,15 +39,24 @@ def spans(
   rules: Rules,
   progress: Callable[[int], json_lines.Progress],
   workers: int,
+  media_root: str = "",
 ) -> Spans:
-  """The seconds that records with truths in seconds show, each clip and window read once."""
+  """The seconds that records with truths in seconds show, each clip and window read once.
+
+  Args:
+    media_root: a folder that media may lie in, besides that of their file; others are not opened.
+  """
   wanted: dict[tuple, json_lines.Line] = {}
   root = json_lines.common_folder(jsonl)
   for path in jsonl:
     for number, offset, size, record in json_lines.read(path, rules, root):
       if isinstance(record, records.Record) and clip_truths.is_timed(record):
         line = json_lines.Line(path, offset, size, number, record.id, record.clip, record.split)
-        if (line.folder, *record.media) not in wanted and _is_there(record, line.folder):
+        if (line.folder, *record.media) in wanted:
+          continue
+        if not json_lines.outside(record, line.folder, media_root) and _is_there(
+          record, line.folder
+        ):
           wanted[line.folder, *record.media] = line
   known: Spans = {}
   if wanted:

@@ -13,6 +13,7 @@ from rmsd_jax.core.files import replace_text
 from rmsd_jax.training import old_runs, stored
 
 CONFIG_FILE = "config.json"
+_NAMED = 8  # keys that a message names; the rest are counted
 
 
 def guard_config(
@@ -28,7 +29,7 @@ def guard_config(
   The first run writes the resolved config to `workdir/config.json`; a later one must agree with it,
   but for keys that do not change what is computed; a key of `old_runs.ADDED_KEYS` that it
   lacks has the value given there. The file always holds the config of the last
-  start.
+  start, but for keys of `old_runs.KEPT_KEYS` that it lacked.
 
   Args:
     workdir: folder of the run; made if missing.
@@ -43,8 +44,10 @@ def guard_config(
   """
   if isinstance(config, ConfigDict):
     config = config.to_dict()
-  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   path = epath.Path(workdir) / file
+  if file == CONFIG_FILE and begun and path.exists():
+    config = old_runs.without(config, old_runs.lacking(_read_json(path, workdir)))
+  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   # A first start that failed has computed nothing, and does not bind its folder to its config.
   if begun and not path.exists() and write:
     print(f"{path} is gone: the run goes on without being compared with it")
@@ -54,14 +57,31 @@ def guard_config(
     new = _flat(json.loads(text))
     added = {key: value for key, value in old_runs.ADDED_KEYS.items() if key in new}
     if changes := _changes(added | old, new, operational):
+      more = f"; and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
       raise UserError(
-        f"{path} belongs to another {path.stem}: {'; '.join(changes)}; "
+        f"{path} belongs to another {path.stem}: {'; '.join(changes[:_NAMED])}{more}; "
         "undo the change or use a new workdir"
       )
   # Written anew at every start, since operational keys may have changed.
   if write:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, text)
+
+
+def as_begun(workdir: str, config: ConfigDict, begun: bool) -> ConfigDict:
+  """`config`, with what its run has always done where that was begun before a key of
+  `old_runs.KEPT_KEYS` came.
+
+  Args:
+    begun: whether the run has a checkpoint.
+  """
+  path = epath.Path(workdir) / CONFIG_FILE
+  if not begun or not path.exists():
+    return config
+  kept = old_runs.lacking(_read_json(path, workdir))
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(kept)
+  return config
 
 
 def check_alike(values: Mapping[str, Mapping[str, Any]], operational: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """What both trainers do around a step: check the run, resume, read, log, save, show progress, end.
 
-loop = Loop(config, workdir, "stage 1")
+loop = Loop(config, workdir, stage=1)
 with jax.set_mesh(loop.mesh), loop:
   state = loop.start(model, optims, make_state)
   for step, batch in loop.batches():
@@ -29,7 +29,7 @@ from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
-from rmsd_jax.training.guard import check_alike, guard_config
+from rmsd_jax.training.guard import as_begun, check_alike, guard_config
 from rmsd_jax.training.log import Writer
 from rmsd_jax.training.profiling import Profiler
 
@@ -42,6 +42,7 @@ LEAST = {
   "logit_chunk": 1,
   "max_skipped": 0,
 }
+DRAWS = ("stage", "seed")
 SHARE_OF = 200  # prompts whose responses are looked at before a run begins
 FEW_TEACH = 0.1  # share of prompts that teach, below which the run says so
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
@@ -67,7 +68,7 @@ class Loop:
   Args:
     config: of the run; configs/default.py says what each key means.
     workdir: folder of the run; a folder with checkpoints is resumed.
-    label: for the progress bar.
+    stage: 1 or 2; a stage has an order of prompts of its own (data.draws).
     limits: the run stops when a logged metric passes one of these, or is not a number.
     needs_teacher: without one teacher response that may teach there is nothing to learn.
 
@@ -84,11 +85,10 @@ class Loop:
     self,
     config,
     workdir: str,
-    label: str,
+    stage: int,
     limits: Sequence[Limit] = (),
     needs_teacher: bool = True,
   ):
-    self._config = config
     self._limits = limits
     self._rules = Rules(**config.tasks)
     first = jax.process_index() == 0
@@ -96,8 +96,12 @@ class Loop:
     sharding.check_batch(self.mesh, config.batch, config.microbatches, "config.batch")
     self._pool = open_pool(config.data.pool, config.data.split)
     check_least(config, LEAST)
+    if config.data.draws not in DRAWS:
+      raise UserError(f"data.draws is {config.data.draws!r}; choose one of {', '.join(DRAWS)}")
     self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
     kept = {"write": first, "begun": self._checkpoints.latest() is not None}
+    self._config = config = as_begun(workdir, config, kept["begun"])
+    self._order = stage if config.data.draws == "stage" else 0
     guard_config(workdir, config, config.operational, **kept)
     self._pool.check_reader(config.model.folder, self._rules)
     guard_config(workdir, self._pool.identity, file="pool.json", **kept)
@@ -108,9 +112,10 @@ class Loop:
       print(self._pool_line())
     if needs_teacher:
       self._check_teaches()
+    self._streams = []  # of batches, which worker processes may fill
     self._profiler = Profiler(config.profile, workdir)
     self._writer = Writer(workdir, self.begin, first)
-    self._progress = Progress(config.steps, label, self.begin, first)
+    self._progress = Progress(config.steps, f"stage {stage}", self.begin, first)
     self._logged, self._clock = self.begin, time.monotonic()
     # JAX agrees on a step later than the last one asked about, so it must know where a run begins.
     self._checkpoints.preempted(self.begin)
@@ -198,9 +203,11 @@ class Loop:
       limit=config.data.limit,
       num_workers=num_workers,
       prefetch=config.data.prefetch,
+      stage=self._order,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
+    self._streams.append(loaded)
     return ((step, blinded(batch) if config.data.blind else batch) for step, batch in loaded)
 
   def after(self, step: int, state: state_lib.State, metrics: Mapping, note: str) -> None:
@@ -266,6 +273,8 @@ class Loop:
 
   def __exit__(self, *exc: object) -> None:
     try:
+      for stream in self._streams:  # an error's traceback would keep them open to the end
+        stream.close()
       self._profiler.close()
       self._progress.close()
       self._writer.close()
