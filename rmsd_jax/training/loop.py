@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 import jax
 import numpy as np
 
-from rmsd_jax.core import sharding
+from rmsd_jax.core import peers, sharding
 from rmsd_jax.core.errors import Terminated, UserError, check_least
 from rmsd_jax.core.progress import Progress, rss_gb
 from rmsd_jax.data import loader
@@ -264,7 +264,8 @@ class Loop:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *exc: object) -> None:
+  def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    peers.ending(error)  # what follows may wait for the other processes
     try:
       self._profiler.close()
       self._progress.close()
