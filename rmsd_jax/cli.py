@@ -118,6 +118,7 @@ def join_processes() -> bool:
       "'auto', or a number of processes, this process's number from 0, and process 0's HOST:PORT"
     )
   jax.distributed.initialize(
+    address if int(number) == 0 else peers.relay(address),
     num_processes=int(count),
     process_id=int(number),
     cluster_detection_method="deactivate",  # Slurm's would leave each process one GPU

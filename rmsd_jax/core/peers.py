@@ -236,7 +236,9 @@ def join() -> None:
     state.client.key_value_set(_KEY, f"{port} {token}")
   else:
     port, token = state.client.blocking_key_value_get(_KEY, int(CONNECT * 1000)).split()
-    host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
+    # In the variable where it is given, for JAX may know it by our relay.
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS") or str(state.coordinator_address)
+    host = address.rpartition(":")[0].strip("[]")
     try:
       endpoint = socket.create_connection((host, int(port)), CONNECT / 2)
     except OSError as error:
@@ -252,6 +254,41 @@ def ending(error: BaseException | None) -> None:
   is under way: see `Peers.ending`."""
   if _joined and error and not isinstance(error, Terminated):
     _joined.ending(*outcome(error))
+
+
+def relay(address: str) -> str:
+  """The address, on this host, of a relay to JAX's service in process 0 for this process alone.
+
+  JAX ends a process at once, with a trace, where its connection to that service breaks. The relay
+  leaves JAX's side open, so that this process can end in order when process 0 is gone.
+
+  Args:
+    address: HOST:PORT of the service.
+  """
+  host, _, port = address.rpartition(":")
+  server = socket.create_server(("127.0.0.1", 0))
+  _start(_serve, server, (host.strip("[]"), int(port)))
+  return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def _serve(server: socket.socket, address: tuple[str, int]) -> None:
+  while True:
+    here, _ = server.accept()
+    try:
+      there = socket.create_connection(address, CONNECT / 2)
+    except OSError:  # it is not up yet, and JAX tries again
+      here.close()
+      continue
+    there.settimeout(None)
+    _start(_pump, here, there)
+    _start(_pump, there, here)
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+  with contextlib.suppress(OSError):
+    while data := source.recv(1 << 16):
+      sink.sendall(data)
+  time.sleep(UNWIND + GRACE + LINGER)  # the sockets close when nobody holds them
 
 
 def _start(act, *arguments) -> None:
