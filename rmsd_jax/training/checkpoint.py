@@ -12,7 +12,6 @@ others: `rmsd_jax.training.stored`.
 """
 
 import contextlib
-import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath, epy
 
 from rmsd_jax.core import digests
@@ -59,7 +59,7 @@ class Checkpoints:
       raise UserError(f"{keep} checkpoints to keep; keep 1 or more")
     if best_metric and best_metric.endswith("loss") and not best_metric.startswith("-"):
       raise UserError(f"best_metric={best_metric} would keep the worst step; give -{best_metric}")
-    logging.getLogger("absl").addFilter(_RAISED_LATER)
+    logging.get_absl_logger().addFilter(_RAISED_LATER)
     self._folder = stored.folder_of(workdir)
     self._best_metric = best_metric
     self._saving = 0  # the step that is under way
