@@ -14,12 +14,14 @@ from rmsd_jax.data import loader, store
 from rmsd_jax.training import log, loop, stored
 
 
-def broken(monkeypatch, workdir, act, at=4):
+def broken(monkeypatch, workdir, act, at=4, saving=False):
   """Trains until `act(loop)`, called behind step `at`, has broken something."""
   after = loop.Loop.after
 
   def breaks(self, step, *more, **words):
     if step + 1 == at:
+      if not saving:  # the save of step 2 is whole before anything breaks
+        self._checkpoints.wait()
       act(self)
     after(self, step, *more, **words)
 
@@ -69,6 +71,15 @@ def test_a_removed_folder_is_one_line_and_is_not_made_anew(tmp_path, monkeypatch
   with pytest.raises(UserError, match="is gone: the run's folder was removed or moved, and step 4"):
     broken(monkeypatch, work, lambda _: os.rename(work, tmp_path / "moved"))
   assert not work.exists()
+  shutil.move(tmp_path / "moved", work)
+  goes_on(monkeypatch, work)
+
+
+def test_a_folder_that_goes_while_a_step_is_saved_is_one_line(tmp_path, monkeypatch):
+  work = tmp_path / "run"
+  with pytest.raises(UserError, match="is gone: |cannot be written to .*; make room or mend"):
+    broken(monkeypatch, work, lambda _: os.rename(work, tmp_path / "moved"), at=3, saving=True)
+  shutil.rmtree(work, ignore_errors=True)
   shutil.move(tmp_path / "moved", work)
   goes_on(monkeypatch, work)
 
