@@ -36,7 +36,7 @@ State = dict[str, PyTree]
 
 _OF_THE_DISK = re.compile(
   r"No space left|Read-only file system|Permission denied|Input/output error|quota|No such file|"
-  r"directory does not exist"
+  r"NOT_FOUND|directory does not exist"
 )
 # Orbax logs the faults of its threads with their traces, before it raises them.
 _RAISED_LATER = lambda record: not (record.exc_info and "orbax" in record.pathname)
