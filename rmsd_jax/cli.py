@@ -7,7 +7,6 @@ software and keeps its traceback.
 
 import argparse
 import difflib
-import errno
 import importlib.util
 import inspect
 import os
@@ -24,15 +23,13 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rmsd_jax.core.errors import Terminated, UserError
+from rmsd_jax.core import peers
+from rmsd_jax.core.errors import EXIT_BAD_INPUT as EXIT_BAD_INPUT
+from rmsd_jax.core.errors import EXIT_FAULT, Terminated, UserError, outcome
+from rmsd_jax.core.errors import EXIT_INTERRUPTED as EXIT_INTERRUPTED
+from rmsd_jax.core.errors import EXIT_TERMINATED as EXIT_TERMINATED
 from rmsd_jax.training.old_runs import RENAMED_KEYS
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
-
-# What a full, read-only or lost disk says; any other OSError is a fault of this software.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 # What a checkout has as configs/; here it is a link to that, in an installed package a folder.
 CONFIGS = (Path(__file__).parent / "configs").resolve()
 _SCRIPTS = "rmsd-"  # how the names of [project.scripts] in pyproject.toml begin
@@ -49,21 +46,14 @@ def run(main: Callable[[], object]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
   flags.FLAGS.mark_as_parsed()  # libraries read flags of their own (Grain's workers do): defaults
   try:
-    main()
-  except UserError as error:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
-  except OSError as error:
-    if error.errno not in _OF_THE_DISK:
+    with peers.Together():
+      main()
+  except (UserError, OSError, KeyboardInterrupt, Terminated) as error:
+    line, status = outcome(error)
+    if status == EXIT_FAULT:
       raise
-    print(f"error: {_one_line(error)}; make room or mend the folder", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
-  except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    sys.exit(EXIT_INTERRUPTED)
-  except Terminated as ended:
-    print(ended, file=sys.stderr)
-    sys.exit(EXIT_TERMINATED)
+    print(line, file=sys.stderr)
+    sys.exit(status)
   sys.exit(0)
 
 
@@ -86,16 +76,18 @@ def config_app(
     if any(argument in _HELP_FLAGS for argument in sys.argv[1:]):
       print(_help(main, options_, workdir))
       return
+    # First, so that the others hear of it where this one's command line is at fault.
+    if join_processes():
+      peers.join()
     config, values = parse_config(sys.argv, options_, workdir)
     folders = [_absolute(values.pop("workdir"))] if workdir else []
-    join_processes()
     main(config, *folders, **values)
 
   run(start)
 
 
-def join_processes() -> None:
-  """Joins the processes of a run on several hosts, where RMSD_PROCESSES says that there are more.
+def join_processes() -> bool:
+  """Joins the processes of a run on several hosts; whether RMSD_PROCESSES says that there are more.
 
       RMSD_PROCESSES=auto                on each host of a TPU slice (launch/tpu_vm.sh sets it)
       RMSD_PROCESSES=4 RMSD_PROCESS=0 JAX_COORDINATOR_ADDRESS=host:port    elsewhere, with all
@@ -106,7 +98,7 @@ def join_processes() -> None:
   """
   count = os.environ.get("RMSD_PROCESSES", "1")
   if count == "1":
-    return
+    return False
   import jax  # not at the top: --help and errors of the command line should not wait for it
 
   if count == "auto":
@@ -117,7 +109,7 @@ def join_processes() -> None:
         f"RMSD_PROCESSES=auto: {error} JAX knows no cluster here; give a number, RMSD_PROCESS and "
         "JAX_COORDINATOR_ADDRESS"
       ) from error
-    return
+    return True
   number, address = (
     os.environ.get("RMSD_PROCESS", ""),
     os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
@@ -129,10 +121,12 @@ def join_processes() -> None:
       "'auto', or a number of processes, this process's number from 0, and process 0's HOST:PORT"
     )
   jax.distributed.initialize(
+    address if int(number) == 0 else peers.relay(address),
     num_processes=int(count),
     process_id=int(number),
     cluster_detection_method="deactivate",  # Slurm's would leave each process one GPU
   )
+  return True
 
 
 def parse_config(
@@ -365,7 +359,3 @@ def _help(
 def _absolute(folder: str) -> str:
   """An absolute path; the address of a bucket is absolute already."""
   return folder if "://" in folder else str(Path(folder).absolute())
-
-
-def _one_line(error: BaseException) -> str:
-  return " ".join(str(error).split())

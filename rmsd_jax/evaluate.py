@@ -39,6 +39,7 @@ from rmsd_jax.rollouts import generate, grading
 from rmsd_jax.tasks import Rules, registry
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import find_step
+from rmsd_jax.training.guard import part_of
 
 WITHIN = {
   "rollouts.temperature": "[0, inf)",
@@ -196,7 +197,7 @@ def main(config, workdir: str, checkpoint: str) -> None:
   rules = Rules(**config.tasks)
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, 1, "config.batch")
-  pool = open_pool(config.data.pool, config.data.split)
+  pool = open_pool(config.data.pool, config.data.split, part_of(config.data.pool))
   step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
   drawn = {name: value for name, value in config.rollouts.items() if name != "gather"}
   # All that a score depends on: a file of the same name that differs in any of it is another

@@ -80,6 +80,27 @@ def check_contents(folder: epath.Path, listed: dict[str, str]) -> None:
     raise DamageError(f"{differ[0]} {'is missing' if gone else 'differs from its digest'}")
 
 
+def check_part(folder: epath.Path, part: tuple[int, int], needed: bool) -> str:
+  """Reads the i-th of n equal parts of the listed files, compares their digests, and returns the
+  digest of the list itself; "" where there is no list.
+
+  Args:
+    part: (i, n); the rest is for others to read.
+    needed: whether there must be a list.
+
+  Raises:
+    DamageError: a file is missing or differs.
+  """
+  listed = read_list(folder)
+  if listed is None:
+    if needed:
+      raise DamageError(f"{FILE} is missing")
+    return ""
+  mine = sorted(listed)[part[0] :: part[1]]
+  check_contents(folder, {name: listed[name] for name in mine})
+  return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+
+
 def files_below(folder: epath.Path) -> list[str]:
   """Paths from `folder` of all files below it but the list itself, sorted."""
   names = []

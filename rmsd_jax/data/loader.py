@@ -301,7 +301,7 @@ def _iterate(source: _Window | _Turns, num_workers: int, prefetch: int) -> Itera
   tree = None
   try:
     # Closed also where the consumer stops early: workers would live on.
-    with contextlib.closing(iter(dataset)) as loaded:
+    with contextlib.closing(iter(dataset)) as loaded, _lost_workers():
       for step, tree in loaded:
         # Arrays from workers are views of shared memory that must not outlive this loop.
         yield step, _from_tree(tree, np.array if num_workers else np.asarray)
@@ -311,6 +311,20 @@ def _iterate(source: _Window | _Turns, num_workers: int, prefetch: int) -> Itera
       # The last batches hang in reference cycles of Grain's iterators. Their shared memory is given
       # back with them; at the end of the process the resource tracker would find it leaked.
       gc.collect()
+
+
+@contextlib.contextmanager
+def _lost_workers() -> Iterator[None]:
+  """A worker process that is gone, as Grain says it, in one line."""
+  try:
+    yield
+  except RuntimeError as error:
+    if "terminated unexpectedly" not in str(error):
+      raise
+    raise UserError(
+      f"a data worker is gone ({str(error).partition('. ')[0]}), for want of memory perhaps; lower "
+      "data.workers or data.prefetch; the same command goes on from the last checkpoint"
+    ) from error
 
 
 def _to_tree(loaded: batch.Batch) -> dict[str, Any]:

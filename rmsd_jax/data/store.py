@@ -152,15 +152,19 @@ class Pool:
       )
 
 
-def open_pool(directory: str | os.PathLike, split: str) -> Pool:
+def open_pool(directory: str | os.PathLike, split: str, part: tuple[int, int] = (0, 1)) -> Pool:
   """Opens one split ("train" or "test") of a pool that `build` finished.
+
+  Args:
+    part: (i, n): only the i-th of n equal parts of its files is read and compared with the digests;
+      other processes, which see the same files, read the rest before anyone uses a row.
 
   Raises:
     UserError: no finished pool is there, it has another schema, lacks the split or is damaged.
   """
   folder = pathlib.Path(directory)
   metadata = read_metadata(folder)
-  digest = _checked(folder, metadata)
+  digest = _checked(folder, metadata, part)
   if split not in metadata["rows"]:
     raise UserError(
       f"the pool {folder} has no split {split!r}, only {', '.join(metadata['rows'])}; add records "
@@ -192,21 +196,17 @@ def open_pool(directory: str | os.PathLike, split: str) -> Pool:
   return Pool(str(folder), split, metadata, source, bucket_N, task_N, digest)
 
 
-def _checked(folder: pathlib.Path, metadata: Mapping[str, Any]) -> str:
-  """The digest of the pool's list of digests, all of whose files are read; "" without a list."""
+def _checked(folder: pathlib.Path, metadata: Mapping[str, Any], part: tuple[int, int]) -> str:
+  """The digest of the pool's list of digests, whose files are read in part; "" without a list."""
   try:
-    listed = digests.read_list(epath.Path(folder))
-    if listed is None:
-      if "digests" in metadata:
-        raise DamageError(f"{digests.FILE} is missing")
-      print(f"the pool {folder} is from before digests: its files are not checked")
-      return ""
-    digests.check_contents(epath.Path(folder), listed)
+    digest = digests.check_part(epath.Path(folder), part, "digests" in metadata)
   except DamageError as error:
     raise UserError(
       f"the pool {folder} is damaged: {error}; copy it again or build it again"
     ) from error
-  return hashlib.sha256((folder / digests.FILE).read_bytes()).hexdigest()
+  if not digest:
+    print(f"the pool {folder} is from before digests: its files are not checked")
+  return digest
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:

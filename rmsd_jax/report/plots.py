@@ -6,7 +6,8 @@ function returns None where it was given nothing to draw.
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import matplotlib
@@ -84,7 +85,9 @@ def png(figure: Figure) -> bytes:
   """A figure as a PNG file."""
   # The style is set again, since matplotlib reads the resolution when it saves.
   file = io.BytesIO()
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    # Names may be in any script; the page has them as text.
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
     figure.savefig(file, format="png")
   return file.getvalue()
 
@@ -250,8 +253,13 @@ def task_bars(
   paper: Mapping[str, Mapping],
   names: Sequence[str],
   columns: Mapping[str, tuple[str, str]],
+  shown: Callable[[str], str] = pretty,
 ) -> None:
-  """One group of bars per task, and a diamond where the paper gives the figure."""
+  """One group of bars per task, and a diamond where the paper gives the figure.
+
+  Args:
+    names: of the groups, from top to bottom; `shown` says how they are written.
+  """
   width = 0.8 / len(columns)
   for place, (key, (label, colour)) in enumerate(columns.items()):
     shift = (place - (len(columns) - 1) / 2) * width
@@ -262,7 +270,7 @@ def task_bars(
       at, values = zip(*known, strict=True)
       said = "paper" if place == 0 else None
       ax.plot(values, at, "D", color=PAPER, markersize=4.5, label=said, clip_on=False)
-  ax.set_yticks(range(len(names)), [pretty(name) for name in names])
+  ax.set_yticks(range(len(names)), [shown(name) for name in names])
   ax.tick_params(axis="y", labelcolor=INK, length=0)
   # Bars are drawn from below, tables are read from above.
   ax.invert_yaxis()

@@ -179,13 +179,24 @@ def table(figures: Figures, head: str = "task") -> str:
   lines = [[head, *_COLUMNS, *(f"kept {tau:g}" for tau in TAUS), f"lost {TAU:g}"]]
   for name, one in figures.items():
     values = [*(one[key] for key in _COLUMNS), *(one["kept"][tau] for tau in TAUS)]
-    lines.append([name or "not named", *map(_cell, [*values, one["lost"][TAU]])])
+    name = label(name).replace("|", r"\|") or "not named"
+    lines.append([name, *map(_cell, [*values, one["lost"][TAU]])])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   lines.insert(1, ["-" * width for width in widths])
   return "\n".join(
     "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
     for line in lines
   )
+
+
+def label(name: str, longest: int = 60) -> str:
+  """A name that others gave, for a table or a figure: control signs and ends of lines as dots, and
+  the middle left out of one that has more than `longest` signs."""
+  name = "".join(sign if sign.isprintable() else "\N{MIDDLE DOT}" for sign in name)
+  first = longest * 2 // 3
+  if len(name) <= longest:
+    return name
+  return f"{name[:first]}\N{HORIZONTAL ELLIPSIS}{name[len(name) - longest + first + 1 :]}"
 
 
 def _cell(value: int | float) -> str:

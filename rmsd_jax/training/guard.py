@@ -1,13 +1,16 @@
 """The guard that keeps one config, and one pool, per work folder."""
 
 import json
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from rmsd_jax.core import sharding
+from rmsd_jax.core import digests, sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.training import old_runs, stored
@@ -23,7 +26,7 @@ def guard_config(
   write: bool = True,
   begun: bool = True,
   file: str = CONFIG_FILE,
-) -> None:
+) -> bool:
   """Refuses to go on in a work folder that belongs to another config.
 
   The first run writes the resolved config to `workdir/config.json`; a later one must agree with it,
@@ -39,6 +42,9 @@ def guard_config(
     begun: False where the run has no checkpoint yet; then any config may begin it.
     file: the name of the file, for other things that a run belongs to, such as its pool.
 
+  Returns:
+    Whether it was compared with that of an earlier run.
+
   Raises:
     UserError: names every key that differs, old -> new.
   """
@@ -51,7 +57,7 @@ def guard_config(
   # A first start that failed has computed nothing, and does not bind its folder to its config.
   if begun and not path.exists() and write:
     print(f"{path} is gone: the run goes on without being compared with it")
-  if begun and path.exists():
+  if compared := begun and path.exists():
     # Both as JSON gives them back: a tuple here is a list there.
     old = _flat(old_runs.config_now(_read_json(path, workdir)))
     new = _flat(json.loads(text))
@@ -66,6 +72,22 @@ def guard_config(
   if write:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, text)
+  return compared
+
+
+def part_of(pool: str) -> tuple[int, int]:
+  """(i, n): this process is the i-th of n that see the very same files of a pool, so that each may
+  read a part of them. Copies of a pool, on other hosts or here, are read each."""
+  boot, path = epath.Path("/proc/sys/kernel/random/boot_id"), epath.Path(pool) / digests.FILE
+  host = boot.read_text() if boot.exists() else socket.gethostname()
+  try:
+    status = os.stat(path)
+    seen = [host, status.st_dev, status.st_ino]
+  except OSError:  # in a bucket; or it is not there, which the reader says
+    seen = [host, jax.process_index()]
+  everyone = sharding.gathered([seen])
+  same = [process for process, theirs in enumerate(everyone) if theirs == seen]
+  return same.index(jax.process_index()), len(same)
 
 
 def as_begun(workdir: str, config: ConfigDict, begun: bool) -> ConfigDict:

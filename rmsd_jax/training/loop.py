@@ -8,6 +8,7 @@ with jax.set_mesh(loop.mesh), loop:
     loop.after(step, state, metrics, note="loss")
 """
 
+import contextlib
 import dataclasses
 import signal
 import threading
@@ -18,7 +19,7 @@ from typing import NamedTuple, Self
 import jax
 import numpy as np
 
-from rmsd_jax.core import sharding
+from rmsd_jax.core import peers, sharding
 from rmsd_jax.core.errors import Terminated, UserError, check_least
 from rmsd_jax.core.progress import Progress, rss_gb
 from rmsd_jax.data import loader
@@ -29,7 +30,7 @@ from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
-from rmsd_jax.training.guard import as_begun, check_alike, guard_config
+from rmsd_jax.training.guard import as_begun, check_alike, guard_config, part_of
 from rmsd_jax.training.log import Writer
 from rmsd_jax.training.profiling import Profiler
 
@@ -94,7 +95,8 @@ class Loop:
     first = jax.process_index() == 0
     self.mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(self.mesh, config.batch, config.microbatches, "config.batch")
-    self._pool = open_pool(config.data.pool, config.data.split)
+    part = part_of(config.data.pool)
+    self._pool = open_pool(config.data.pool, config.data.split, part)
     check_least(config, LEAST)
     if config.data.draws not in DRAWS:
       raise UserError(f"data.draws is {config.data.draws!r}; choose one of {', '.join(DRAWS)}")
@@ -104,13 +106,14 @@ class Loop:
     self._order = stage if config.data.draws == "stage" else 0
     guard_config(workdir, config, config.operational, **kept)
     self._pool.check_reader(config.model.folder, self._rules)
-    guard_config(workdir, self._pool.identity, file="pool.json", **kept)
+    known = guard_config(workdir, self._pool.identity, file="pool.json", **kept)
+    # Here all processes meet, so that no row is used before each has read its part of the pool.
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
     # Last, since it reads all of a checkpoint; everyone starts from the step that is whole.
     self.begin = self._checkpoints.latest_whole() or 0
     if first:
       print(self._pool_line())
-    if needs_teacher:
+    if needs_teacher and not (self.begin and known):
       self._check_teaches()
     self._streams = []  # of batches, which worker processes may fill
     self._profiler = Profiler(config.profile, workdir)
@@ -271,14 +274,14 @@ class Loop:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *exc: object) -> None:
-    try:
+  def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    peers.ending(error)  # what follows may wait for the other processes
+    with contextlib.ExitStack() as stack:  # from below: all are closed, though a disk be full
+      if self._handler is not None:  # SIGTERM must not end the process while a save is written
+        stack.callback(signal.signal, signal.SIGTERM, self._handler)
+      stack.callback(self._checkpoints.close)
+      stack.callback(self._writer.close)
+      stack.callback(self._progress.close)
+      stack.callback(self._profiler.close)
       for stream in self._streams:  # an error's traceback would keep them open to the end
-        stream.close()
-      self._profiler.close()
-      self._progress.close()
-      self._writer.close()
-      self._checkpoints.close()
-    finally:  # last: SIGTERM must not end the process while the last save is written
-      if self._handler is not None:
-        signal.signal(signal.SIGTERM, self._handler)
+        stack.callback(stream.close)
