@@ -11,16 +11,14 @@ that every row's policy is updated equally often.
 """
 
 import inspect
-import os
-import runpy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from rmsd_jax.cli import base_config
 from rmsd_jax.core.errors import UserError
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 STAGES = ("sft", "rl", "evaluate")
 
 
@@ -109,10 +107,7 @@ def get_config(name: str) -> ConfigDict:
       f"configs/ablations.py has no {name!r}; give ROW/STAGE, a row of {', '.join(ROWS)} and a "
       f"stage of {', '.join(STAGES)}"
     )
-  path = os.path.join(HERE, f"{file or 'demo'}.py")
-  if not os.path.exists(path):
-    raise UserError(f"configs/ablations.py:{name}: there is no {path}; name a file of that folder")
-  load = runpy.run_path(path)["get_config"]
+  load = base_config(__file__, f"{file or 'demo'}.py")
   staged = bool(inspect.signature(load).parameters)
   if not staged and not file.endswith(f"_{stage}"):
     raise UserError(f"configs/ablations.py:{name}: {file}.py is not of stage {stage}")

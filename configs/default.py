@@ -98,6 +98,10 @@ def _model_and_data(c: ConfigDict) -> None:
   c.data.responses = 4  # K, teacher responses used per prompt [paper]
   c.data.tasks = ()  # only these tasks; empty: all
   c.data.blind = False  # every frame mid-grey: the control of a model that cannot see
+  # What the order of prompts follows from: the seed and the "stage", so that stage 2 does not see
+  # them as stage 1 did; or the "seed" alone, as in runs of before. A second run of a stage, such
+  # as continued SFT, wants another seed.
+  c.data.draws = "stage"
   c.data.limit = 0  # only the first prompts of the split; 0: all
   c.data.workers = 4  # processes that prepare batches; 0: in threads of this process
   c.data.prefetch = 2  # batches prepared ahead by each worker

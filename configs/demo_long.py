@@ -6,16 +6,13 @@ Here stage 2 should beat continued SFT on held-out clips, if the method works in
 docs/results.md says what came out.
 """
 
-import os
-import runpy
-
 from ml_collections import ConfigDict
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+from rmsd_jax.cli import base_config
 
 
 def get_config(stage: str) -> ConfigDict:
-  c = runpy.run_path(os.path.join(HERE, "demo.py"))["get_config"](stage)
+  c = base_config(__file__, "demo.py")(stage)
   c.world.train_prompts = 9_000
   c.world.test_prompts = 1_000
   c.world.stages = ("sft", "sft_blind", "sft_continued", "rl")

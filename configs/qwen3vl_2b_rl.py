@@ -6,16 +6,13 @@ micro-batches: rollouts 34.1 of 95 GiB, policy update 39.5, discriminator update
     python -m rmsd_jax.compile --config=configs/qwen3vl_2b_rl.py     does it fit, what bounds it
 """
 
-import os
-import runpy
-
 from ml_collections import ConfigDict
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+from rmsd_jax.cli import base_config
 
 
 def get_config() -> ConfigDict:
-  c = runpy.run_path(os.path.join(HERE, "qwen3vl_4b_rl.py"))["get_config"]()
+  c = base_config(__file__, "qwen3vl_4b_rl.py")()
   c.microbatches = 2
   c.model.folder = "2b"  # the size, to compile with; give the folder of the weights to train
   c.compile.topology = "v5p:2x2x2"

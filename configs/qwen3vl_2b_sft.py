@@ -6,16 +6,13 @@ GiB in four micro-batches, 4.2 s of compute a step at the chips' peak).
     python -m rmsd_jax.compile --config=configs/qwen3vl_2b_sft.py     does it fit, what bounds it
 """
 
-import os
-import runpy
-
 from ml_collections import ConfigDict
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+from rmsd_jax.cli import base_config
 
 
 def get_config() -> ConfigDict:
-  c = runpy.run_path(os.path.join(HERE, "qwen3vl_4b_sft.py"))["get_config"]()
+  c = base_config(__file__, "qwen3vl_4b_sft.py")()
   c.microbatches = 4
   c.model.folder = "2b"  # the size, to compile with; give the folder of the weights to train
   c.compile.topology = "v5e:2x4"

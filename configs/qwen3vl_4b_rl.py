@@ -16,16 +16,13 @@ By rmsd_jax.compile (not run on chips), with fp32 weights and moments and recomp
 Sampling brings the weights together on each chip once, 7.5 GiB (rollouts.gather).
 """
 
-import os
-import runpy
-
 from ml_collections import ConfigDict
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+from rmsd_jax.cli import base_config
 
 
 def get_config() -> ConfigDict:
-  c = runpy.run_path(os.path.join(HERE, "default.py"))["get_config"]()
+  c = base_config(__file__, "default.py")()
   c.model.folder = "4b"  # the size, to compile with; give the folder of the weights to train
   c.batch = 128
   c.steps = 469  # 60,000 prompts / 128

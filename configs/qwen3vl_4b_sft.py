@@ -14,16 +14,13 @@ so bf16 moments are not needed; layers are recomputed in the backward pass (mode
 micro-batches of 4 prompts a chip, since 8 at once take 21 GiB.
 """
 
-import os
-import runpy
-
 from ml_collections import ConfigDict
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+from rmsd_jax.cli import base_config
 
 
 def get_config() -> ConfigDict:
-  c = runpy.run_path(os.path.join(HERE, "default.py"))["get_config"]()
+  c = base_config(__file__, "default.py")()
   c.model.folder = "4b"  # the size, to compile with; give the folder of the weights to train
   c.microbatches = 2
   c.compile.stage = "sft"

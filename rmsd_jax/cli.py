@@ -7,11 +7,11 @@ software and keeps its traceback.
 
 import argparse
 import difflib
-import errno
 import importlib.util
 import inspect
 import os
 import re
+import runpy
 import signal
 import sys
 import threading
@@ -23,15 +23,15 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rmsd_jax.core.errors import Terminated, UserError
+from rmsd_jax.core import peers
+from rmsd_jax.core.errors import EXIT_BAD_INPUT as EXIT_BAD_INPUT
+from rmsd_jax.core.errors import EXIT_FAULT, Terminated, UserError, outcome
+from rmsd_jax.core.errors import EXIT_INTERRUPTED as EXIT_INTERRUPTED
+from rmsd_jax.core.errors import EXIT_TERMINATED as EXIT_TERMINATED
 from rmsd_jax.training.old_runs import RENAMED_KEYS
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
-
-# What a full, read-only or lost disk says; any other OSError is a fault of this software.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# What a checkout has as configs/; here it is a link to that, in an installed package a folder.
+CONFIGS = (Path(__file__).parent / "configs").resolve()
 _SCRIPTS = "rmsd-"  # how the names of [project.scripts] in pyproject.toml begin
 _HELP_FLAGS = ("-h", "-help", "--help")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -46,21 +46,14 @@ def run(main: Callable[[], object]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
   flags.FLAGS.mark_as_parsed()  # libraries read flags of their own (Grain's workers do): defaults
   try:
-    main()
-  except UserError as error:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
-  except OSError as error:
-    if error.errno not in _OF_THE_DISK:
+    with peers.Together():
+      main()
+  except (UserError, OSError, KeyboardInterrupt, Terminated) as error:
+    line, status = outcome(error)
+    if status == EXIT_FAULT:
       raise
-    print(f"error: {_one_line(error)}; make room or mend the folder", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
-  except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    sys.exit(EXIT_INTERRUPTED)
-  except Terminated as ended:
-    print(ended, file=sys.stderr)
-    sys.exit(EXIT_TERMINATED)
+    print(line, file=sys.stderr)
+    sys.exit(status)
   sys.exit(0)
 
 
@@ -83,16 +76,18 @@ def config_app(
     if any(argument in _HELP_FLAGS for argument in sys.argv[1:]):
       print(_help(main, options_, workdir))
       return
+    # First, so that the others hear of it where this one's command line is at fault.
+    if join_processes():
+      peers.join()
     config, values = parse_config(sys.argv, options_, workdir)
     folders = [_absolute(values.pop("workdir"))] if workdir else []
-    join_processes()
     main(config, *folders, **values)
 
   run(start)
 
 
-def join_processes() -> None:
-  """Joins the processes of a run on several hosts, where RMSD_PROCESSES says that there are more.
+def join_processes() -> bool:
+  """Joins the processes of a run on several hosts; whether RMSD_PROCESSES says that there are more.
 
       RMSD_PROCESSES=auto                on each host of a TPU slice (launch/tpu_vm.sh sets it)
       RMSD_PROCESSES=4 RMSD_PROCESS=0 JAX_COORDINATOR_ADDRESS=host:port    elsewhere, with all
@@ -103,7 +98,7 @@ def join_processes() -> None:
   """
   count = os.environ.get("RMSD_PROCESSES", "1")
   if count == "1":
-    return
+    return False
   import jax  # not at the top: --help and errors of the command line should not wait for it
 
   if count == "auto":
@@ -114,7 +109,7 @@ def join_processes() -> None:
         f"RMSD_PROCESSES=auto: {error} JAX knows no cluster here; give a number, RMSD_PROCESS and "
         "JAX_COORDINATOR_ADDRESS"
       ) from error
-    return
+    return True
   number, address = (
     os.environ.get("RMSD_PROCESS", ""),
     os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
@@ -126,10 +121,12 @@ def join_processes() -> None:
       "'auto', or a number of processes, this process's number from 0, and process 0's HOST:PORT"
     )
   jax.distributed.initialize(
+    address if int(number) == 0 else peers.relay(address),
     num_processes=int(count),
     process_id=int(number),
     cluster_detection_method="deactivate",  # Slurm's would leave each process one GPU
   )
+  return True
 
 
 def parse_config(
@@ -157,6 +154,7 @@ def parse_config(
         raise UserError(f"--{name} is missing; see --help")
     config = load_config(plain["config"].value)
     overrides = _override_names(config, rest)
+    # A copy: the overrides are written into the config, and their types are compared with these.
     before = config.copy_and_resolve_references()
     config_flags.DEFINE_config_dict("config", config, flag_values=overridable, sys_argv=rest)
     stray = overridable(rest)[1:]
@@ -176,8 +174,13 @@ def parse_config(
 
 
 def load_config(path: str) -> ConfigDict:
-  """Returns `get_config()` of a Python file, or `get_config(NAME)` for the path `FILE:NAME`."""
+  """Returns `get_config()` of a Python file, or `get_config(NAME)` for the path `FILE:NAME`.
+
+  Where there is no file "configs/X.py" it is the one that comes with rmsd_jax.
+  """
   file, colon, name = path.partition(":")
+  if not Path(file).is_file() and Path(file).parts[:1] == ("configs",):
+    file = str(CONFIGS.joinpath(*Path(file).parts[1:]))
   if not Path(file).is_file():
     raise UserError(f"--config={path}: there is no file {file}; give the path of a config file")
   spec = importlib.util.spec_from_file_location("rmsd_jax_config", file)
@@ -195,13 +198,44 @@ def load_config(path: str) -> ConfigDict:
     raise UserError(
       f"--config={path}: {file} makes several configs; give {file}:NAME, see its head"
     )
-  config = module.get_config(name) if colon else module.get_config()
+  try:
+    config = module.get_config(name) if colon else module.get_config()
+  except FileNotFoundError as error:  # as configs of before did, copied elsewhere
+    raise UserError(
+      f"--config={path}: {file} reads {error.filename}, which is not there; find it by "
+      f'base_config(__file__, "{Path(str(error.filename)).name}") of rmsd_jax.cli, as configs/ does'
+    ) from error
   if not isinstance(config, ConfigDict):
     raise UserError(
       f"--config={path}: get_config() returned a {type(config).__name__}; return a ConfigDict"
     )
   _rename_keys(config)
   return config
+
+
+def base_config(file: str, name: str) -> Callable[..., ConfigDict]:
+  """`get_config` of the config that another one changes, wherever that one lies.
+
+      c = base_config(__file__, "default.py")()
+
+  Args:
+    file: of the config that asks.
+    name: path of the other from the folder of `file`, such as "../default.py". Where it is not
+      there, since `file` was copied, it is that of configs/, which come with rmsd_jax.
+
+  Raises:
+    UserError: there is no such file in either place, or it makes no config.
+  """
+  places = (Path(file).parent / name, CONFIGS / name.removeprefix("../"))
+  # A copy may have the name of what it is based on.
+  found = [path for path in places if path.is_file() and not path.samefile(file)]
+  if not found:
+    there_is_no = " and no ".join(map(str, places))
+    raise UserError(f"{file}: there is no {there_is_no}; name a file that is there")
+  made = runpy.run_path(str(found[0]))
+  if "get_config" not in made:
+    raise UserError(f"{file}: {found[0]} defines no get_config(), so nothing can be based on it")
+  return made["get_config"]
 
 
 def _rename_keys(config: ConfigDict) -> None:
@@ -267,9 +301,11 @@ def _override_names(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
 def _check_tuples(before: ConfigDict, after: ConfigDict, names: Sequence[str]) -> None:
   """ml_collections takes any elements for a tuple: keep the element types the config had."""
   for name in names:
-    old, new = _value(before, name), _value(after, name)
+    old = _value(before, name)
+    new = _value(after, name)
     if not isinstance(old, tuple) or not old:
       continue
+    # A whole number is a fine float; type() and not isinstance, for which True is an int.
     allowed = {type(item) for item in old} | ({int} if isinstance(old[0], float) else set())
     wrong = [item for item in new if type(item) not in allowed]
     if wrong:
@@ -323,7 +359,3 @@ def _help(
 def _absolute(folder: str) -> str:
   """An absolute path; the address of a bucket is absolute already."""
   return folder if "://" in folder else str(Path(folder).absolute())
-
-
-def _one_line(error: BaseException) -> str:
-  return " ".join(str(error).split())

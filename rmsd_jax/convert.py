@@ -65,10 +65,14 @@ def make_case(config: ModelConfig, tokens: Tokens, media: Sequence, seed: int) -
   Args:
     media: (kind, (frame pairs, rows, columns of visual tokens)) of each image or clip.
   """
-  rng, merge = np.random.default_rng(seed), config.vision.merge
+  rng = np.random.default_rng(seed)
+  merge = config.vision.merge
+  # Below the special tokens: a stray one would change the layout of media in one of the two.
   plain = np.setdiff1d(np.arange(min(config.text.vocab, min(tokens))), tokens)
   text = lambda count: rng.choice(plain, count).tolist()
-  ids, patches, grids = text(5), [], []
+  ids = text(5)
+  patches = []
+  grids = []
   for kind, (pairs, rows, columns) in media:
     grids.append((pairs, rows * merge, columns * merge))
     count = pairs * rows * columns * merge**2
@@ -86,20 +90,21 @@ def their_inputs(case: Case, tokens: Tokens) -> dict:
   """The same prompt as torch tensors, in the form of transformers' processor."""
   import torch
 
-  ids_P, found = case.prompt.ids_P, {"image": [], "video": []}
+  ids_P = case.prompt.ids_P
+  by_kind = {"image": [], "video": []}
   types_P = (ids_P == tokens.image) + 2 * (ids_P == tokens.video)
   patches = iter(case.prompt.patches)
   for kind, grid in zip(case.kinds, case.grids, strict=True):
-    found[kind].append((np.concatenate([next(patches) for _ in range(grid[0])]), grid))
+    by_kind[kind].append((np.concatenate([next(patches) for _ in range(grid[0])]), grid))
   inputs = {
     "input_ids": torch.tensor(ids_P)[None].long(),
     "mm_token_type_ids": torch.tensor(types_P)[None],
   }
   for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-    if found[kind]:
-      pixels = np.concatenate([patches_SC for patches_SC, _ in found[kind]]).astype(np.float32)
+    if by_kind[kind]:
+      pixels = np.concatenate([patches_SC for patches_SC, _ in by_kind[kind]]).astype(np.float32)
       inputs[name] = torch.tensor(pixels / 127.5 - 1)
-      inputs[f"{kind}_grid_thw"] = torch.tensor([grid for _, grid in found[kind]])
+      inputs[f"{kind}_grid_thw"] = torch.tensor([grid for _, grid in by_kind[kind]])
   return inputs
 
 
@@ -116,8 +121,10 @@ def compare(ours, params: dict, theirs, tokens: Tokens, pad_id: int) -> dict[str
   v = ours.config.vision
   layout = prompts.Layout(v.patch, v.merge, v.temporal, pad_id)
   groups = prompts.collate([case.prompt for case in cases], layout)
-  logits_BPV, result = np.asarray(ours.logits(params, groups)), {}
+  logits_BPV = np.asarray(ours.logits(params, groups))
+  result = {}
   for name, case, logits_PV in zip(CASES, cases, logits_BPV, strict=True):
+    # One by one on their side: transformers pads a batch, and how is no part of the model.
     with torch.no_grad():
       wanted_PV = theirs(**their_inputs(case, tokens)).logits[0].float().numpy()
     difference = np.abs(logits_PV[: len(wanted_PV)] - wanted_PV).max()
@@ -140,14 +147,15 @@ def verify(args: argparse.Namespace) -> None:
   tokens = Tokens(
     c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id
   )
-  found = compare(ours, params, theirs, tokens, ours.config.pad_id)
+  differences = compare(ours, params, theirs, tokens, ours.config.pad_id)
   print(f"{'case':<16} {'largest difference':>20} {'largest logit':>14}")
-  for name, (difference, largest) in found.items():
+  for name, (difference, largest) in differences.items():
     print(f"{name:<16} {difference:>20.2e} {largest:>14.2f}")
-  worst = max(found, key=lambda name: found[name][0])
-  if not found[worst][0] <= args.tolerance:  # NaN fails too
+  worst = max(differences, key=lambda name: differences[name][0])
+  if not differences[worst][0] <= args.tolerance:  # NaN fails too
     raise UserError(
-      f"the logits of {worst!r} differ by {found[worst][0]:.2e}, more than {args.tolerance:.1e}; "
+      f"the logits of {worst!r} differ by {differences[worst][0]:.2e}, more than "
+      f"{args.tolerance:.1e}; "
       "the folder's config.json may hold a field that this port reads otherwise"
     )
   print(f"all within {args.tolerance:.1e} ({args.dtype})")
@@ -187,21 +195,21 @@ def parser() -> argparse.ArgumentParser:
   """The command line."""
   top = cli.parser_of(main)
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
-  one = commands.add_parser("inspect", help="sizes of a folder, and whether its weights fit them")
-  one.set_defaults(run=inspect)
-  one.add_argument("folder", help="a Hugging Face Qwen3-VL folder")
-  one = commands.add_parser("verify", help="logits against transformers")
-  one.set_defaults(run=verify)
-  one.add_argument("folder", help="a Hugging Face Qwen3-VL folder")
-  one.add_argument("--tolerance", type=float, default=1e-4, help="default: %(default)s")
-  one.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
-  one = commands.add_parser("export", help="a run's student -> a Hugging Face folder")
-  one.set_defaults(run=export)
-  one.add_argument("--workdir", required=True, metavar="RUN", help="work folder of a run")
-  one.add_argument("--out", required=True, type=pathlib.Path, metavar="FOLDER", help="to write")
-  one.add_argument("--checkpoint", default="latest", help="latest, best or a step (default latest)")
-  one.add_argument("--base", metavar="FOLDER", help="other files; default: the run's model.folder")
-  one.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+  sub = commands.add_parser("inspect", help="sizes of a folder, and whether its weights fit them")
+  sub.set_defaults(run=inspect)
+  sub.add_argument("folder", help="a Hugging Face Qwen3-VL folder")
+  sub = commands.add_parser("verify", help="logits against transformers")
+  sub.set_defaults(run=verify)
+  sub.add_argument("folder", help="a Hugging Face Qwen3-VL folder")
+  sub.add_argument("--tolerance", type=float, default=1e-4, help="default: %(default)s")
+  sub.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+  sub = commands.add_parser("export", help="a run's student -> a Hugging Face folder")
+  sub.set_defaults(run=export)
+  sub.add_argument("--workdir", required=True, metavar="RUN", help="work folder of a run")
+  sub.add_argument("--out", required=True, type=pathlib.Path, metavar="FOLDER", help="to write")
+  sub.add_argument("--checkpoint", default="latest", help="latest, best or a step (default latest)")
+  sub.add_argument("--base", metavar="FOLDER", help="other files; default: the run's model.folder")
+  sub.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
   return top
 
 

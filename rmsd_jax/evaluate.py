@@ -13,6 +13,8 @@ prompt's scores for paired comparisons. A file of another checkpoint or pool is 
 Axes: B prompts, N samples of a prompt.
 """
 
+import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -37,6 +39,7 @@ from rmsd_jax.rollouts import generate, grading
 from rmsd_jax.tasks import Rules, registry
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import find_step
+from rmsd_jax.training.guard import part_of
 
 WITHIN = {
   "rollouts.temperature": "[0, inf)",
@@ -82,6 +85,8 @@ def grade(
   prompts = []
   for number, batch in enumerate(batches):
     groups = sharding.put_batch(mesh, batch.groups)
+    # By the number of the batch: the same samples on any number of devices, and no two batches
+    # alike.
     key = jax.random.fold_in(jax.random.key(seed), number)
     rows = [
       {name: info[name] for name in ("id", "clip", "task", "question", "options", "answer")}
@@ -102,6 +107,7 @@ def grade(
       for b, row in enumerate(rows):
         row[how] = {name: column[b].tolist() for name, column in columns.items()}
         row[how]["text"] = replies[b]
+    # The last batch is filled up with rows that were graded before; they are not counted twice.
     graded = sharding.gathered([r for r, real in zip(rows, batch.real_B, strict=True) if real])
     prompts += graded
     progress.update(len(graded))
@@ -190,9 +196,11 @@ def main(config, workdir: str, checkpoint: str) -> None:
   rules = Rules(**config.tasks)
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(mesh, config.batch, "config.batch")
-  pool = open_pool(config.data.pool, config.data.split)
+  pool = open_pool(config.data.pool, config.data.split, part_of(config.data.pool))
   step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
   drawn = {name: value for name, value in config.rollouts.items() if name != "gather"}
+  # All that a score depends on: a file of the same name that differs in any of it is another
+  # evaluation.
   asked = {
     "weights": checkpoint if step is None else f"step {step}",
     "folder": config.model.folder,
@@ -205,7 +213,13 @@ def main(config, workdir: str, checkpoint: str) -> None:
     "rules": rules.version,
     "pool_identity": pool.identity,
   }
+  # Before the model is loaded: an hour of samples must not end in a refusal.
   _check_free(path, asked)
+  if checkpoint != "blind":
+    pool.check_reader(config.model.folder, rules)
+    model = hf.load_model(**config.model)
+    # From here on ids are held against the model that reads them.
+    pool = dataclasses.replace(pool, vocabulary=model.config.text.vocab)
   chosen = int(loader.chosen(pool, config.data.tasks).sum())
   total = min(config.data.limit or chosen, chosen)
   batches = loader.sequential(
@@ -227,14 +241,14 @@ def main(config, workdir: str, checkpoint: str) -> None:
       for info, closed, real in zip(batch.info, batch.closed_B, batch.real_B, strict=True)
       if real
     ]
+    # By id, as the candidates are the first answers: on two processes rows come in another order.
     rows = sorted(sharding.gathered(rows), key=lambda row: row["id"])
     prompts = blind(rows, rules)
     ways = ("greedy",)
   else:
-    pool.check_reader(config.model.folder, rules)
-    model = hf.load_model(**config.model)
     init_from = "" if checkpoint == "base" else workdir
-    with jax.set_mesh(mesh), Progress(total, f"evaluate {checkpoint}", write=first) as progress:
+    progress = Progress(total, f"evaluate {checkpoint}", write=first)
+    with jax.set_mesh(mesh), contextlib.closing(batches), progress:
       state = state_lib.load_student(
         mesh, model, config.model.folder, init_from, config.trained, step
       )

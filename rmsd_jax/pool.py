@@ -61,16 +61,16 @@ def processor_of(args: argparse.Namespace) -> Processor:
 def plan(args: argparse.Namespace) -> None:
   """Prints what the media and texts of records will take, without decoding the clips."""
   bar = functools.partial(Progress, label="records")
-  given = (
+  planned = planning.plan_pool(
     args.jsonl,
     processor_of(args),
     Rules(module=args.tasks, reading=args.reading),
     bar,
-    args.workers,
-    args.time_limit,
-    args.media_root,
+    workers=args.workers,
+    limit_s=args.time_limit,
+    media_root=args.media_root,
   )
-  print(planning.plan_table(planning.plan_pool(*given)))
+  print(planning.plan_table(planned))
 
 
 def build(args: argparse.Namespace) -> None:
@@ -97,6 +97,7 @@ def build(args: argparse.Namespace) -> None:
 
 def score_files(args: argparse.Namespace) -> None:
   """Writes the scores of JSON Lines records, and prints what could not be scored."""
+  # Through Limits, which refuses what is no share.
   share = store.Limits(bad_share=args.max_bad_share).bad_share
   bar = functools.partial(Progress, label="questions")
   rules = rules_of(args)
@@ -117,7 +118,9 @@ def report(args: argparse.Namespace) -> None:
     scored = scores.of_pool(store.open_pool(folder, args.split), rules, bar)
   else:
     scored = scores.of_files(args.paths, args.split, rules, bar, args.workers)
-  figures, teachers = variance.by_task(scored.questions), variance.by_teacher(scored.questions)
+  # Both, since several teachers of one pool are told apart only by their own rows.
+  figures = variance.by_task(scored.questions)
+  teachers = variance.by_teacher(scored.questions)
   if args.json:
     both = figures | ({"teachers": teachers} if teachers else {})
     print(json.dumps(_without_nan(both), indent=1, allow_nan=False))
@@ -155,9 +158,9 @@ def check(args: argparse.Namespace) -> None:
     if args.against:
       raise UserError("--against needs JSON Lines: a built pool does not keep its media files")
     bar = functools.partial(Progress, label="rows")
-    found = audit.of_pool(folder, rules_of(args), bar, k=args.k)
+    findings = audit.of_pool(folder, rules_of(args), bar, k=args.k)
   else:
-    found = audit.of_files(
+    findings = audit.of_files(
       args.paths,
       rules_of(args),
       functools.partial(Progress, label="media files"),
@@ -170,16 +173,16 @@ def check(args: argparse.Namespace) -> None:
     )
     bar = functools.partial(Progress, label="clips")
     if not args.no_media:
-      found.lines += clocks.of_clips(found.clips, args.times, bar, args.workers)
-  print("\n".join(found.lines))
-  if found.fatal:
-    raise UserError("; ".join(found.fatal))
+      findings.lines += clocks.of_clips(findings.clips, args.times, bar, args.workers)
+  print("\n".join(findings.lines))
+  if findings.fatal:
+    raise UserError("; ".join(findings.fatal))
 
 
 def import_file(args: argparse.Namespace) -> None:
   """Writes prompts of another project as records, and prints what was left out."""
-  given = {"media_root": args.media_root, "split": args.split}
-  made = importers.get(args.format).convert(args.file, args.out, Rules(), **given)
+  place = {"media_root": args.media_root, "split": args.split}
+  made = importers.get(args.format).convert(args.file, args.out, Rules(), **place)
   per_task = ", ".join(f"{task} {count}" for task, count in made.tasks.items())
   print(f"{sum(made.tasks.values())} prompts in {args.out} ({per_task})")
   _print_quarantine(made.refused, f"{args.out}.quarantine.jsonl")
@@ -252,23 +255,23 @@ def parser() -> argparse.ArgumentParser:
   """The command line."""
   top = cli.parser_of(main)
   commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
-  one = commands.add_parser("collect", help="ask a teacher: prompts -> JSON Lines with responses")
-  one.set_defaults(run=lambda args: pool_collect.collect(args, rules=Rules(module=args.tasks)))
-  pool_collect.add_flags(one)
-  _add_task_file(one)
-  one = commands.add_parser("plan", help="what records will take: frames, sizes, tokens, buckets")
-  one.set_defaults(run=plan)
-  _add_source_flags(one)
-  _add_reading(one)
-  _add_task_file(one)
+  sub = commands.add_parser("collect", help="ask a teacher: prompts -> JSON Lines with responses")
+  sub.set_defaults(run=lambda args: pool_collect.collect(args, rules=Rules(module=args.tasks)))
+  pool_collect.add_flags(sub)
+  _add_task_file(sub)
+  sub = commands.add_parser("plan", help="what records will take: frames, sizes, tokens, buckets")
+  sub.set_defaults(run=plan)
+  _add_source_flags(sub)
+  _add_reading(sub)
+  _add_task_file(sub)
   workers = {"type": int, "default": 2, "help": "processes that read (default: %(default)s)"}
-  one.add_argument("--workers", **workers)
+  sub.add_argument("--workers", **workers)
   limit = {"type": float, "metavar": "SECONDS", "default": store.Limits.seconds}
-  one.add_argument("--time-limit", help="for one record (default: %(default)s)", **limit)
-  one = commands.add_parser("build", help="JSON Lines -> pool")
-  one.set_defaults(run=build)
-  _add_source_flags(one)
-  _add_build_flags(one)
+  sub.add_argument("--time-limit", help="for one record (default: %(default)s)", **limit)
+  sub = commands.add_parser("build", help="JSON Lines -> pool")
+  sub.set_defaults(run=build)
+  _add_source_flags(sub)
+  _add_build_flags(sub)
   _add_toolkit(commands)
   return top
 
@@ -278,66 +281,66 @@ def _add_toolkit(commands: Any) -> None:
   share = {"type": float, "default": store.Limits.bad_share, "metavar": "SHARE"}
   share["help"] = "fail if more of the lines are unusable (default: %(default)s)"
   workers = {"type": int, "default": 2, "help": "processes that score (default: %(default)s)"}
-  one = commands.add_parser("score", help="JSON Lines -> scores of every response")
-  one.set_defaults(run=score_files)
-  one.add_argument("files", nargs="+", metavar="FILE", help="records, one a line")
-  one.add_argument("--out", required=True, metavar="FILE", help="scores, one question a line")
-  one.add_argument("--workers", **workers)
-  one.add_argument("--max-bad-share", **share)
-  _add_rules(one)
-  one = commands.add_parser("report", help="quality and variance of the teacher, by task")
-  one.set_defaults(run=report)
-  one.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
-  one.add_argument("--split", default="train", choices=records.SPLITS, help="default: train")
-  one.add_argument("--json", action="store_true", help="print JSON instead of a table")
-  one.add_argument("--html", metavar="FOLDER", help="write a page with figures there, too")
-  one.add_argument("--workers", **workers)
-  _add_rules(one)
-  one = commands.add_parser("check", help="faults, duplicates, leaks; a built pool: every score")
-  one.set_defaults(run=check)
-  one.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
-  one.add_argument("--against", default="", metavar="FILE", help="records to share no media with")
+  sub = commands.add_parser("score", help="JSON Lines -> scores of every response")
+  sub.set_defaults(run=score_files)
+  sub.add_argument("files", nargs="+", metavar="FILE", help="records, one a line")
+  sub.add_argument("--out", required=True, metavar="FILE", help="scores, one question a line")
+  sub.add_argument("--workers", **workers)
+  sub.add_argument("--max-bad-share", **share)
+  _add_rules(sub)
+  sub = commands.add_parser("report", help="quality and variance of the teacher, by task")
+  sub.set_defaults(run=report)
+  sub.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
+  sub.add_argument("--split", default="train", choices=records.SPLITS, help="default: train")
+  sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+  sub.add_argument("--html", metavar="FOLDER", help="write a page with figures there, too")
+  sub.add_argument("--workers", **workers)
+  _add_rules(sub)
+  sub = commands.add_parser("check", help="faults, duplicates, leaks; a built pool: every score")
+  sub.set_defaults(run=check)
+  sub.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
+  sub.add_argument("--against", default="", metavar="FILE", help="records to share no media with")
   k_help = "responses wanted per prompt (default: as many as the fullest prompt has)"
-  one.add_argument("--k", type=int, default=0, help=k_help)
+  sub.add_argument("--k", type=int, default=0, help=k_help)
   text = "look at the annotations alone: clips need not be there, nor are they compared"
-  one.add_argument("--no-media", action="store_true", help=text)
-  one.add_argument("--max-bad-share", **share)
-  one.add_argument("--workers", **workers | {"help": "processes that read clips (default: 2)"})
-  pool_collect.add_clip_flags(one)
-  _add_rules(one)
-  one = commands.add_parser("import", help="prompts of another project -> JSON Lines")
-  one.set_defaults(run=import_file)
-  one.add_argument("file", metavar="FILE", help="as the format has it: JSON, lines, CSV")
-  one.add_argument("--format", required=True, choices=importers.IMPORTERS, help="whose file it is")
-  one.add_argument("--out", required=True, metavar="FILE", help="records, one a line")
+  sub.add_argument("--no-media", action="store_true", help=text)
+  sub.add_argument("--max-bad-share", **share)
+  sub.add_argument("--workers", **workers | {"help": "processes that read clips (default: 2)"})
+  pool_collect.add_clip_flags(sub)
+  _add_rules(sub)
+  sub = commands.add_parser("import", help="prompts of another project -> JSON Lines")
+  sub.set_defaults(run=import_file)
+  sub.add_argument("file", metavar="FILE", help="as the format has it: JSON, lines, CSV")
+  sub.add_argument("--format", required=True, choices=importers.IMPORTERS, help="whose file it is")
+  sub.add_argument("--out", required=True, metavar="FILE", help="records, one a line")
   root_help = "folder that the paths of media start from (default: that of the file)"
-  one.add_argument("--media-root", default="", metavar="FOLDER", help=root_help)
-  one.add_argument("--split", default="train", choices=records.SPLITS, help="default: train")
+  sub.add_argument("--media-root", default="", metavar="FOLDER", help=root_help)
+  sub.add_argument("--split", default="train", choices=records.SPLITS, help="default: train")
 
 
-def _add_rules(one: argparse.ArgumentParser) -> None:
+def _add_rules(sub: argparse.ArgumentParser) -> None:
   """What of the rules can be set."""
   for name, what in (("--eps-abs", "much"), ("--eps-rel", "large a share of the truth")):
     text = f"numerical: an answer may differ by that {what} (default: 0; both 0: 2 decimals count)"
-    one.add_argument(name, type=float, default=0.0, metavar="EPS", help=text)
+    sub.add_argument(name, type=float, default=0.0, metavar="EPS", help=text)
   text = "least R_task of a valid response; 1 (default): a track needs every second, 0.5: its form"
-  one.add_argument("--valid-from", type=float, default=1.0, metavar="SHARE", help=text)
-  _add_reading(one)
-  _add_task_file(one)
+  sub.add_argument("--valid-from", type=float, default=1.0, metavar="SHARE", help=text)
+  _add_reading(sub)
+  _add_task_file(sub)
 
 
-def _add_reading(one: argparse.ArgumentParser) -> None:
+def _add_reading(sub: argparse.ArgumentParser) -> None:
   text = "how answers are read: strict (default), or lenient, as models write them (docs/pool.md)"
-  one.add_argument("--reading", default="strict", choices=READINGS, help=text)
+  sub.add_argument("--reading", default="strict", choices=READINGS, help=text)
 
 
-def _add_task_file(one: argparse.ArgumentParser) -> None:
+def _add_task_file(sub: argparse.ArgumentParser) -> None:
   text = "Python file with tasks of your own (recipe in docs/code.md)"
-  one.add_argument("--tasks", default="", metavar="FILE", help=text)
+  sub.add_argument("--tasks", default="", metavar="FILE", help=text)
 
 
-def _add_source_flags(one: argparse.ArgumentParser) -> None:
-  add = one.add_argument
+def _add_source_flags(sub: argparse.ArgumentParser) -> None:
+  add = sub.add_argument
   add("--jsonl", nargs="+", required=True, metavar="FILE", help="records, one a line")
   add(
     "--tokenizer",
@@ -345,12 +348,12 @@ def _add_source_flags(one: argparse.ArgumentParser) -> None:
     metavar="FOLDER",
     help="Hugging Face folder with tokenizer, chat template and config.json",
   )
-  _add_media_flags(one.add_argument_group("frames and pixels"))
+  _add_media_flags(sub.add_argument_group("frames and pixels"))
 
 
-def _add_build_flags(one: argparse.ArgumentParser) -> None:
+def _add_build_flags(sub: argparse.ArgumentParser) -> None:
   limits = store.Limits()
-  add = one.add_argument
+  add = sub.add_argument
   add("--out", required=True, metavar="DIR", help="folder to make")
   add(
     "--buckets",
@@ -369,7 +372,7 @@ def _add_build_flags(one: argparse.ArgumentParser) -> None:
     text = f"{text} (default: %(default)s)"
     add(name, type=float, default=value, metavar=metavar, help=text)
   add("--overwrite", action="store_true", help="replace a pool that is there already")
-  _add_rules(one)
+  _add_rules(sub)
 
 
 def _add_media_flags(group: argparse._ArgumentGroup) -> None:

@@ -45,9 +45,10 @@ def collect(args: argparse.Namespace, rules: Rules) -> None:
   )
   budget = Budget(args.price_in, args.price_out, args.budget, args.token_budget)
   meanings = endings.parse_given(args.finish)
+  # Neither sends anything, so that neither needs a key.
   if args.dry_run or args.partial:
-    given = {"splits": args.splits, "endings_": meanings, "media_root": args.media_root}
-    job = collector.look(args.prompts, args.out, how, rules, args.samples, **given)
+    options = {"splits": args.splits, "endings_": meanings, "media_root": args.media_root}
+    job = collector.look(args.prompts, args.out, how, rules, args.samples, **options)
     if args.dry_run:
       _print_estimate(job, budget)
     else:
@@ -58,6 +59,7 @@ def collect(args: argparse.Namespace, rules: Rules) -> None:
 
 def _write_complete(args, job: jobs.Job) -> None:
   complete = [line for line in job.lines if not job.missing(line)]
+  # Held-out prompts are complete without answers; with nothing beside them the pool would be empty.
   if len(complete) == len(job.held):
     raise UserError(f"no prompt has its {args.samples} responses yet; collect before --partial")
   jobs.write_pool(job, args.out, complete)
@@ -159,12 +161,12 @@ def _print_missing(job: jobs.Job) -> None:
   for line, record, _ in job.questions():
     for medium in record.media:
       there[medium.path] = os.path.isfile(os.path.join(line.folder, medium.path))
-  if missing := [path for path, found in there.items() if not found]:
+  if missing := [path for path, is_there in there.items() if not is_there]:
     print(f"{len(missing)} of {len(there)} media files are not there, such as {missing[0]}")
 
 
 def _print_collected(out: str, job: jobs.Job, budget: Budget, endpoint: Endpoint) -> None:
-  answers = [answer for given in job.answers.values() for answer in given]
+  answers = [answer for entries in job.answers.values() for answer in entries]
   kinds = [job.endings.kind(answer.finish_reason) for answer in answers]
   used = collections.Counter(kind for kind in kinds if kind in endings.USABLE)
   withheld = collections.Counter(a.finish_reason for a in answers if not job.usable(a))
@@ -201,9 +203,9 @@ def parse_object(text: str) -> dict[str, Any]:
   return value
 
 
-def add_flags(one: argparse.ArgumentParser) -> None:
+def add_flags(sub: argparse.ArgumentParser) -> None:
   """Adds the flags of the command."""
-  add = one.add_argument
+  add = sub.add_argument
   add(
     "--prompts",
     nargs="+",
@@ -227,9 +229,9 @@ def add_flags(one: argparse.ArgumentParser) -> None:
   )
   add("--dry-run", action="store_true", help="say what would be asked and cost; send nothing")
   add("--partial", action="store_true", help="send nothing; write the prompts that are complete")
-  _add_teacher_flags(one.add_argument_group("teacher"))
-  _add_media_flags(one.add_argument_group("media"))
-  _add_limit_flags(one.add_argument_group("limits"))
+  _add_teacher_flags(sub.add_argument_group("teacher"))
+  _add_media_flags(sub.add_argument_group("media"))
+  _add_limit_flags(sub.add_argument_group("limits"))
 
 
 def _add_teacher_flags(group: argparse._ArgumentGroup) -> None:
@@ -305,7 +307,8 @@ def add_clip_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_limit_flags(group: argparse._ArgumentGroup) -> None:
-  add, patience = group.add_argument, Patience()
+  add = group.add_argument
+  patience = Patience()
   for name, value, metavar, text in (
     ("--concurrency", 8, "N", "calls under way, at most"),
     ("--requests-per-minute", patience.requests_per_minute, "N", "at most; 0: no limit"),

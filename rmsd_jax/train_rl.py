@@ -408,7 +408,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   loop = Loop(
     config,
     workdir,
-    "stage 2",
+    stage=2,
     limits=[limit] if config.policy.max_kl else [],
     needs_teacher=config.reward.discriminator > 0,
   )

@@ -111,12 +111,13 @@ def main(config, workdir: str) -> None:
   matching.check_supervision(**config.supervision)
   model = hf.load_model(**config.model)
   optims = make_optims(config)
-  loop = Loop(config, workdir, "stage 1")
+  loop = Loop(config, workdir, stage=1)
   rate = optim.schedule(config.optim, config.steps)
   with jax.set_mesh(loop.mesh), loop:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
     steps = make_steps(config, loop.mesh)
     for step, batch in loop.batches():
+      # Drawn anew at each step, so that over epochs equally good responses take turns.
       groups = matching.targets(batch, seed=config.seed, step=step, **config.supervision)
       state, metrics = train_step(config, loop.mesh, steps, state, groups)
       metrics["learning_rate"] = rate(step)

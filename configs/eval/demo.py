@@ -3,13 +3,10 @@
 python -m rmsd_jax.evaluate --config=configs/eval/demo.py --workdir=runs/demo/sft
 """
 
-import os
-import runpy
-
 from ml_collections import ConfigDict
 
-CONFIGS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from rmsd_jax.cli import base_config
 
 
 def get_config() -> ConfigDict:
-  return runpy.run_path(os.path.join(CONFIGS, "demo.py"))["get_config"]("evaluate")
+  return base_config(__file__, "../demo.py")("evaluate")

@@ -10,16 +10,13 @@ take with 2,304 prompt tokens, by the compile report of stage 2's rollouts; it w
 itself.
 """
 
-import os
-import runpy
-
 from ml_collections import ConfigDict
 
-CONFIGS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from rmsd_jax.cli import base_config
 
 
 def get_config() -> ConfigDict:
-  c = runpy.run_path(os.path.join(CONFIGS, "default.py"))["get_config"]()
+  c = base_config(__file__, "../default.py")()
   c.data.split = "test"
   c.batch = 32
   return c

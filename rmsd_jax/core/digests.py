@@ -27,8 +27,8 @@ def write_list(folder: epath.Path, leave_out: Collection[str] = ()) -> None:
     leave_out: paths from `folder`, of files that still change.
   """
   names = [name for name in files_below(folder) if name not in leave_out]
-  found = _digests(folder, names)
-  text = "".join(f"{found[name]}  {name}\n" for name in names)
+  digests = _digests(folder, names)
+  text = "".join(f"{digests[name]}  {name}\n" for name in names)
   (folder / FILE).write_text(text)
 
 
@@ -59,7 +59,8 @@ def check_names(folder: epath.Path, listed: Iterable[str], leave_out: Collection
   Raises:
     DamageError: a file is missing, or one is there that the list, cut off, does not name.
   """
-  there, listed = set(files_below(folder)), set(listed)
+  there = set(files_below(folder))
+  listed = set(listed)
   if missing := sorted(listed - there):
     raise DamageError(f"{missing[0]} is missing")
   hidden = {name for name in there if name.rpartition("/")[2].startswith(".")}
@@ -73,22 +74,44 @@ def check_contents(folder: epath.Path, listed: dict[str, str]) -> None:
   Raises:
     DamageError: a file is missing or differs.
   """
-  found = _digests(folder, list(listed))
-  if differ := [name for name, digest in listed.items() if found[name] != digest]:
-    gone = found[differ[0]] is None
+  actual = _digests(folder, list(listed))
+  if differ := [name for name, digest in listed.items() if actual[name] != digest]:
+    gone = actual[differ[0]] is None
     raise DamageError(f"{differ[0]} {'is missing' if gone else 'differs from its digest'}")
+
+
+def check_part(folder: epath.Path, part: tuple[int, int], needed: bool) -> str:
+  """Reads the i-th of n equal parts of the listed files, compares their digests, and returns the
+  digest of the list itself; "" where there is no list.
+
+  Args:
+    part: (i, n); the rest is for others to read.
+    needed: whether there must be a list.
+
+  Raises:
+    DamageError: a file is missing or differs.
+  """
+  listed = read_list(folder)
+  if listed is None:
+    if needed:
+      raise DamageError(f"{FILE} is missing")
+    return ""
+  mine = sorted(listed)[part[0] :: part[1]]
+  check_contents(folder, {name: listed[name] for name in mine})
+  return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
 
 
 def files_below(folder: epath.Path) -> list[str]:
   """Paths from `folder` of all files below it but the list itself, sorted."""
-  found, folders = [], [folder]
+  names = []
+  folders = [folder]
   while folders:
     for path in folders.pop().iterdir():
       if path.is_dir():
         folders.append(path)
       else:
-        found.append(path.relative_to(folder).as_posix())
-  return sorted(name for name in found if name != FILE)
+        names.append(path.relative_to(folder).as_posix())
+  return sorted(name for name in names if name != FILE)
 
 
 def _digests(folder: epath.Path, names: list[str]) -> dict[str, str | None]:

@@ -1,9 +1,17 @@
-"""The exceptions that are no faults of this software."""
+"""The exceptions that are no faults of this software, and how each ends a command."""
 
+import errno
 import math
 import operator
 import pathlib
 from collections.abc import Mapping
+
+EXIT_FAULT = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+# What a full, read-only or lost disk says; any other OSError is a fault of this software.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class UserError(Exception):
@@ -58,3 +66,21 @@ class Terminated(Exception):
 
   Commands print the message and exit with status 143.
   """
+
+
+def outcome(error: BaseException) -> tuple[str, int]:
+  """The line with which a command ends because of an error, and its exit status.
+
+  EXIT_FAULT is the status of all that is a fault of this software and deserves a traceback.
+  """
+  text = " ".join(str(error).split())
+  match error:
+    case UserError():
+      return f"error: {text}", EXIT_BAD_INPUT
+    case OSError() if error.errno in _OF_THE_DISK:
+      return f"error: {text}; make room or mend the folder", EXIT_BAD_INPUT
+    case KeyboardInterrupt():
+      return "interrupted", EXIT_INTERRUPTED
+    case Terminated():
+      return str(error), EXIT_TERMINATED
+  return f"{type(error).__name__}: {text}", EXIT_FAULT

@@ -41,8 +41,8 @@ def read_span(record: Record, folder: str) -> Span:
     MediaError: the file cannot be read.
   """
   (clip,) = record.media
-  found = media.look(pathlib.Path(folder, clip.path), clip.start, clip.end, _ENDS)
-  return float(found.times_N[0]), float(found.times_N[-1])
+  ends = media.look(pathlib.Path(folder, clip.path), clip.start, clip.end, _ENDS)
+  return float(ends.times_N[0]), float(ends.times_N[-1])
 
 
 def fault(record: Record, span: Span) -> str | None:

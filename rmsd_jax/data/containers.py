@@ -92,12 +92,12 @@ class Timeline:
     """What is odd: those of `oddities.NOTES` that hold."""
     span = self.times_N[-1]
     spacing = span / max(len(self.times_N) - 1, 1)
-    found = {
+    odd = {
       "clocks": not self.constant and self._drift() > spacing / 2,
       "stamps": bool((np.diff(self.stamps_N) == 0).any()),
       "header": self.lies,
     }
-    return tuple(name for name, holds in found.items() if holds)
+    return tuple(name for name, holds in odd.items() if holds)
 
 
 def timeline(path: str | pathlib.Path, by_decoding: bool = False) -> Timeline:
@@ -214,29 +214,30 @@ def _timeline(path: str, changed: int, size: int, by_decoding: bool) -> Timeline
   # 1. A file that was copied in part often still plays; its headers tell what should be there.
   if size < (wanted := headers.stated_size(path)):
     raise MediaError(path, f"is cut off: it holds {size:,} of {wanted:,} bytes; copy it again")
-  found = _packets(path)
+  packets = _packets(path)
   clock = "pts"
-  if found.unstamped or by_decoding:
-    clock, found.stamps = _decoded(path)
-    found.keys = found.keys if clock == "pts" else []
-  if not found.stamps:
+  if packets.unstamped or by_decoding:
+    clock, packets.stamps = _decoded(path)
+    packets.keys = packets.keys if clock == "pts" else []
+  if not packets.stamps:
     raise MediaError(path, "holds no frames")
   # Where all bytes are there, a duration that is not is the header's error.
-  if not wanted and found.stated and not found.unstamped and found.held < _WHOLE * found.stated:
+  told = packets.stated and not packets.unstamped
+  if not wanted and told and packets.held < _WHOLE * packets.stated:
     raise MediaError(
       path,
-      f"is cut off: it holds {found.held:.2f} of the {found.stated:.2f} seconds that its header "
-      "states; copy it again",
+      f"is cut off: it holds {packets.held:.2f} of the {packets.stated:.2f} seconds that its "
+      "header states; copy it again",
     )
-  if _backwards(found.keys):
+  if _backwards(packets.keys):
     raise MediaError(path, "has time stamps that run backwards; encode it again")
   # 2. Packets come in the order of decoding; frames are numbered in that of showing.
-  stamps_N = np.sort(np.asarray(found.stamps, np.int64))
+  stamps_N = np.sort(np.asarray(packets.stamps, np.int64))
   # A jump must land on one frame: not on a stamp that repeats, nor on one that is not shown.
   shown, times = np.unique(stamps_N, return_counts=True)
-  keys = np.intersect1d(np.asarray(found.keys, np.int64), shown[times == 1])
-  made = Timeline(stamps_N, keys, found.base, found.rate, lies=False, clock=clock)
-  return dataclasses.replace(made, lies=_lies(made, found))
+  keys = np.intersect1d(np.asarray(packets.keys, np.int64), shown[times == 1])
+  made = Timeline(stamps_N, keys, packets.base, packets.rate, lies=False, clock=clock)
+  return dataclasses.replace(made, lies=_lies(made, packets))
 
 
 @dataclasses.dataclass
@@ -316,16 +317,16 @@ def _backwards(stamps: Sequence[int]) -> bool:
   return any(later < sooner for sooner, later in itertools.pairwise(stamps))
 
 
-def _lies(made: Timeline, found: _Packets) -> bool:
+def _lies(made: Timeline, packets: _Packets) -> bool:
   """Whether the header is off in its rate, number of frames or duration."""
   frames = len(made.stamps_N)
   span = float(made.times_N[-1])
   spacing = span / max(frames - 1, 1)
-  counted = bool(found.frames) and found.frames != frames
-  off = abs((frames - 1) / found.rate - span) if found.rate else 0.0
+  counted = bool(packets.frames) and packets.frames != frames
+  off = abs((frames - 1) / packets.rate - span) if packets.rate else 0.0
   rated = off > max(spacing, _LIE * span)
-  held = max(found.held, span)
-  lasted = bool(found.stated) and abs(found.stated - held) > max(2 * spacing, _LIE * held)
+  held = max(packets.held, span)
+  lasted = bool(packets.stated) and abs(packets.stated - held) > max(2 * spacing, _LIE * held)
   return counted or rated or lasted
 
 

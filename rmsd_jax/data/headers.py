@@ -2,6 +2,8 @@
 
 import os
 
+_SYNC = b"G"  # 0x47, which begins a packet of an MPEG transport stream
+
 
 def stated_size(path: str) -> int:
   """Bytes that a file must have at least by its own structure; 0 where it does not say."""
@@ -12,6 +14,12 @@ def stated_size(path: str) -> int:
     if head[:4] == b"RIFF" and head[8:] == b"AVI ":
       # Some writers count the eight bytes of this header, too.
       return int.from_bytes(head[4:8], "little")
+    if head[:4] == b"OggS":
+      return _ogg_size(file)
+    if head[:4] == b"GIF8":
+      return _gif_size(file)
+    if _SYNC in (head[:1], head[4:5]) and (size := _packets_size(file)):
+      return size
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
       return _boxes_size(file)
   return 0
@@ -55,6 +63,68 @@ def _boxes_size(file) -> int:
     if kind in (b"moov", b"moof", b"mdat"):
       wanted = place
   return wanted
+
+
+def _ogg_size(file) -> int:
+  """Where the last page ends, if that lies beyond the file; else 0: a recording may end anywhere
+  between two pages (RFC 3533)."""
+  end = file.seek(0, os.SEEK_END)
+  place = 0
+  while place < end:
+    file.seek(place)
+    head = file.read(27)
+    if head[:4] != b"OggS"[: len(head)]:
+      return 0  # something else follows
+    sizes = file.read(head[26]) if len(head) == 27 else b""
+    place += 27 + (head[26] if len(head) == 27 else 0) + sum(sizes)
+  return place if place > end else 0
+
+
+def _gif_size(file) -> int:
+  """Where the last block ends, if that lies beyond the file; else 0, as for a GIF whose trailer
+  alone is missing (GIF89a)."""
+  end = file.seek(0, os.SEEK_END)
+  file.seek(10)
+  place = 13 + _colours(file.read(1))
+  while place < end:
+    file.seek(place)
+    kind = file.read(1)
+    if kind == b"\x2c":  # a picture: place, size, colours, code size
+      file.seek(place + 9)
+      place += 11 + _colours(file.read(1))
+    elif kind == b"\x21":  # an extension: its label
+      place += 2
+    else:  # the trailer, or what is no GIF any more
+      return 0
+    size = 1
+    while size and place < end:  # the blocks of data, up to an empty one
+      file.seek(place)
+      size = (file.read(1) or b"\0")[0]
+      place += 1 + size
+    if size:
+      place += 1
+  return place if place > end else 0
+
+
+def _colours(packed: bytes) -> int:
+  """Bytes of the table of colours that a packed field of a GIF states."""
+  return 3 << (packed[0] & 7) + 1 if packed and packed[0] & 0x80 else 0
+
+
+def _packets_size(file) -> int:
+  """Where the last packet of an MPEG transport stream ends, if that lies beyond the file; else 0:
+  such a stream states no length."""
+  end = file.seek(0, os.SEEK_END)
+  for size, first in ((188, 0), (192, 4)):  # plain, and with a time before each packet (M2TS)
+    places = range(first, min(end, first + 5 * size), size)
+    if end > 2 * size and all(_byte_at(file, place) == _SYNC for place in places):
+      return -(-end // size) * size if end % size else 0
+  return 0
+
+
+def _byte_at(file, place: int) -> bytes:
+  file.seek(place)
+  return file.read(1)
 
 
 def is_hidden(codec: str, content: memoryview) -> bool:

@@ -35,7 +35,8 @@ class Quarantine:
       raise UserError(
         f"{path} cannot be written ({error.strerror}); give another folder"
       ) from error
-    self._kept, self._bad_share = kept, bad_share
+    self._kept = kept
+    self._bad_share = bad_share
     self.first = ""  # what is wrong with the first line here
     self.total = 0  # lines of the input, once known
     self.kinds: collections.Counter[str] = collections.Counter()
@@ -50,6 +51,7 @@ class Quarantine:
     """Notes one line; `kind` groups reasons in the summary."""
     entry = {"file": file, "line": line, "id": id_, "kind": kind, "reason": reason}
     self._file.write(json.dumps(entry) + "\n")
+    # At once: a build that is killed leaves the reasons until then.
     self._file.flush()
     self.kinds[kind] += 1
     self.first = self.first or f"{file} line {line}: {reason}"
@@ -106,7 +108,8 @@ def scan(
     UserError: a file is missing, no record is usable, or a clip is in both splits.
   """
   lines: dict[str, Line] = {}
-  total, root = 0, common_folder(jsonl)
+  total = 0
+  root = common_folder(jsonl)
   for path in map(str, jsonl):
     for number, offset, size, record in read(path, rules, root):
       total += 1
@@ -118,6 +121,8 @@ def scan(
         continue
       line = Line(path, offset, size, number, record.id, record.clip, record.split)
       if record.id in lines:
+        # The first one is kept: ids are how results are matched, and a second one of a name would
+        # be lost in silence.
         first = lines[record.id]
         reason = f"id {record.id!r} stands in {first.path} line {first.number} already"
         quarantine.add(path, number, record.id, "RecordFault", reason)
@@ -169,6 +174,7 @@ def read(
   """
   if not os.path.isfile(path):
     raise UserError(f"no file {path}; give the JSON Lines files of the pool")
+  # Bytes: `Line.read` comes back by offset, and one line in another encoding is one fault.
   with open(path, "rb") as file:
     offset = 0
     for number, raw in enumerate(file, 1):

@@ -1,4 +1,4 @@
-"""Batches addressed by step: batch(step) depends on the pool, the seed and the step alone.
+"""Batches addressed by step: batch(step) depends on the pool, seed, stage and step alone.
 
 So a restart at step s goes on as if nothing had happened, and every process of a larger run can cut
 its own share out of the same plan. Runs in Grain threads or worker processes: numpy only.
@@ -8,6 +8,7 @@ Axes: N rows of a split, B prompts of a batch.
 
 import contextlib
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -46,7 +47,9 @@ class Share:
     return rows_B[self.index * size : (self.index + 1) * size]
 
 
-def plan_epoch(bucket_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def plan_epoch(
+  bucket_N: np.ndarray, batch_size: int, seed: int, epoch: int, stage: int = 0
+) -> np.ndarray:
   """The batches of one epoch, int64 [steps, B]: row indices, each batch from one bucket.
 
   Rows are shuffled inside their buckets and batches among each other. What is left of a bucket
@@ -55,11 +58,11 @@ def plan_epoch(bucket_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> 
   Args:
     bucket_N: bucket of each row; negative: never used.
     batch_size: rows of a batch, B.
-    seed, epoch: decide the order, and nothing else does.
+    seed, epoch, stage: decide the order, and nothing else does; stage 0 is the order of runs from
+      before stages had draws of their own.
   """
-  # No state but these two numbers: step 10,000 of a resumed run is planned without the 9,999
-  # before.
-  rng = np.random.default_rng((seed, epoch))
+  # No state but these numbers: step 10,000 of a resumed run is planned without the 9,999 before.
+  rng = np.random.default_rng((seed, epoch, stage) if stage else (seed, epoch))
   batches = [np.zeros((0, batch_size), np.int64)]
   for bucket in np.unique(bucket_N[bucket_N >= 0]):
     rows = rng.permutation(np.flatnonzero(bucket_N == bucket))
@@ -104,7 +107,7 @@ class Steps:
   Args:
     pool: one split.
     batch_size: prompts of a batch, over all processes.
-    seed: of the order.
+    seed, stage: of the order; see `plan_epoch`.
     k: teacher slots; rows with more responses give their first k.
     tasks: names of the tasks to use; empty: all.
     limit: only the first `limit` rows of the chosen tasks; 0: all.
@@ -123,6 +126,7 @@ class Steps:
     tasks: Sequence[str] = (),
     limit: int = 0,
     share: Share = Share(),
+    stage: int = 0,
   ):
     share.size(batch_size)
     _check_k(pool, k, 1)
@@ -133,10 +137,10 @@ class Steps:
     self._bucket_N = fill(used_N, pool.buckets, batch_size)
     self._pool = pool
     self._batch_size = batch_size
-    self._seed = seed
+    self._order = (seed, stage)
     self._k = k
     self._share = share
-    self._epoch = (0, plan_epoch(self._bucket_N, batch_size, seed, 0))
+    self._epoch = (0, self._plan(0))
 
   @property
   def per_epoch(self) -> int:
@@ -150,9 +154,13 @@ class Steps:
     epoch, place = divmod(step, self.per_epoch)
     known, planned = self._epoch
     if epoch != known:
-      planned = plan_epoch(self._bucket_N, self._batch_size, self._seed, epoch)
+      planned = self._plan(epoch)
       self._epoch = (epoch, planned)  # one assignment: other threads see both or neither
     return planned[place]
+
+  def _plan(self, epoch: int) -> np.ndarray:
+    seed, stage = self._order
+    return plan_epoch(self._bucket_N, self._batch_size, seed, epoch, stage)
 
   def bucket(self, step: int) -> Bucket:
     """The padded sizes of a step, alike on every process."""
@@ -178,12 +186,13 @@ def make(
   process_count: int = 1,
   num_workers: int = 0,
   prefetch: int = 2,
+  stage: int = 0,
 ) -> Iterator[tuple[int, batch.Batch]]:
   """Yields (step, this process's share of its batch) for steps start_step .. end_step - 1.
 
   Args:
     pool: one split.
-    batch_size, seed, k, tasks, limit: see `Steps`.
+    batch_size, seed, k, tasks, limit, stage: see `Steps`.
     start_step: the first step; a resumed run starts where it stopped.
     end_step: steps of the whole run.
     process_index, process_count: this process takes the index-th of count equal parts.
@@ -194,7 +203,7 @@ def make(
     UserError: see `Steps`.
   """
   share = Share(process_index, process_count)
-  steps = Steps(pool, batch_size, seed, k, tasks, limit, share)
+  steps = Steps(pool, batch_size, seed, k, tasks, limit, share, stage)
   return _stream(_Window(steps, start_step, end_step), num_workers, prefetch)
 
 
@@ -289,11 +298,33 @@ def _iterate(source: _Window | _Turns, num_workers: int, prefetch: int) -> Itera
   dataset = grain.MapDataset.source(source).to_iter_dataset(reading)
   if num_workers:
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, prefetch))
-  # Closed also where the consumer stops early: workers would live on.
-  with contextlib.closing(iter(dataset)) as loaded:
-    for step, tree in loaded:
-      # Arrays from workers are views of shared memory that must not outlive this loop.
-      yield step, _from_tree(tree, np.array if num_workers else np.asarray)
+  tree = None
+  try:
+    # Closed also where the consumer stops early: workers would live on.
+    with contextlib.closing(iter(dataset)) as loaded, _lost_workers():
+      for step, tree in loaded:
+        # Arrays from workers are views of shared memory that must not outlive this loop.
+        yield step, _from_tree(tree, np.array if num_workers else np.asarray)
+  finally:
+    del tree
+    if num_workers:
+      # The last batches hang in reference cycles of Grain's iterators. Their shared memory is given
+      # back with them; at the end of the process the resource tracker would find it leaked.
+      gc.collect()
+
+
+@contextlib.contextmanager
+def _lost_workers() -> Iterator[None]:
+  """A worker process that is gone, as Grain says it, in one line."""
+  try:
+    yield
+  except RuntimeError as error:
+    if "terminated unexpectedly" not in str(error):
+      raise
+    raise UserError(
+      f"a data worker is gone ({str(error).partition('. ')[0]}), for want of memory perhaps; lower "
+      "data.workers or data.prefetch; the same command goes on from the last checkpoint"
+    ) from error
 
 
 def _to_tree(loaded: batch.Batch) -> dict[str, Any]:

@@ -68,9 +68,10 @@ def decode(
 
   Raises:
     MediaError: the file is missing, has no video stream, is cut off or cannot be decoded, or the
-      window holds no frame. (A cut-off file is noticed if its header states a size or a duration.)
+      window holds no frame. (A cut-off file is noticed if its header states a size or duration, or
+      the cut is inside a page, packet or block: not all formats say where they end.)
   """
-  return _clip(path, start, end, sampling, None, transform)
+  return _clip(path, start, end, sampling, False, transform)
 
 
 def look(
@@ -82,26 +83,26 @@ def look(
   """As `decode`, but frames_NHWC holds the first frame only: cheap, for planning.
 
   Raises:
-    MediaError: as `decode`, for what the headers and the first frame tell.
+    MediaError: as `decode`, for what the headers, the first frame and the last key frame tell.
   """
-  return _clip(path, start, end, sampling, 1, None)
+  return _clip(path, start, end, sampling, True, None)
 
 
-def _clip(path, start, end, sampling: Sampling, most: int | None, transform) -> Clip:
-  """The frames that are taken from the window; pictures of the first `most` (None: all) alone."""
+def _clip(path, start, end, sampling: Sampling, ends: bool, transform) -> Clip:
+  """The frames that are taken from the window; with `ends`, the picture of the first one alone."""
   try:
     # 1. By the packets. The second try jumps nowhere: it decodes from the start, slowly and safely.
     line = containers.timeline(path)
     indices_N = _chosen(path, line, start, end, sampling)
-    frames = _read(path, line, indices_N, most, transform)
+    frames = _read(path, line, indices_N, ends, transform)
     if frames is None:
       line = dataclasses.replace(line, keys=line.keys[:0])
-      frames = _read(path, line, indices_N, most, transform)
+      frames = _read(path, line, indices_N, ends, transform)
     # 2. By decoding everything, where packets and frames are not the same.
     if frames is None:
       line = containers.timeline(path, by_decoding=True)
       indices_N = _chosen(path, line, start, end, sampling)
-      frames = _read(path, line, indices_N, most, transform)
+      frames = _read(path, line, indices_N, ends, transform)
   except av.FFmpegError as error:
     raise MediaError(path, f"cannot be decoded ({error.strerror or error})") from error
   if frames is None:
@@ -147,10 +148,10 @@ def _window(path, line: Timeline, start: float | None, end: float | None) -> tup
 
 
 def _read(
-  path: str | pathlib.Path, line: Timeline, indices_N: np.ndarray, most: int | None, transform
+  path: str | pathlib.Path, line: Timeline, indices_N: np.ndarray, ends: bool, transform
 ) -> list[np.ndarray] | None:
-  """The first `most` of the frames with these numbers; None if the decoder gives other frames than
-  the timeline says.
+  """The frames with these numbers, or the first one alone; None if the decoder gives other frames
+  than the timeline says.
 
   Jumps to the last key frame before a wanted frame if that lies ahead; without keys it decodes from
   the start. A demuxer may land behind its target, and a packet may give no frame: hence every frame
@@ -164,7 +165,7 @@ def _read(
     stream = containers.video_stream(path, container)
     decoder = containers.frames_of(container, stream)
     place = -1  # the number of the frame before
-    for wanted in indices_N[:most].tolist():
+    for wanted in (_ends(line, indices_N) if ends else indices_N).tolist():
       # Jump only where a key frame lies between: nearer frames come sooner by decoding on.
       before = int(np.searchsorted(keys, stamps[wanted], side="right")) - 1
       if before >= 0 and (place < 0 or keys[before] > stamps[place]):
@@ -179,7 +180,7 @@ def _read(
       if frame.is_corrupt:
         return None
       try:
-        picture = containers.upright(frame, frame.to_ndarray(format="rgb24"))
+        picture = containers.upright(frame, _rgb(frame))
       except ValueError as error:
         raise MediaError(path, str(error)) from error
       size = size or picture.shape
@@ -190,7 +191,29 @@ def _read(
           f"{picture.shape[0]} pixels in frame {wanted}; encode it at one size",
         )
       taken.append(picture if transform is None else transform(len(indices_N), picture))
-  return taken
+  return taken[:1] if ends else taken
+
+
+def _ends(line: Timeline, indices_N: np.ndarray) -> np.ndarray:
+  """The first number, and that of the last key frame among them: a size changes at key frames, and
+  one of them is decoded without others."""
+  keys = line.keys[line.keys <= line.stamps_N[indices_N[-1]]]
+  last = np.searchsorted(line.stamps_N, keys[-1:])
+  return np.concatenate([indices_N[:1], last[last > indices_N[0]]])
+
+
+def _rgb(frame: "av.VideoFrame") -> np.ndarray:
+  """uint8 [H, W, 3], the very values that ffmpeg gives."""
+  if max(part.bits for part in frame.format.components) <= 8:
+    return frame.to_ndarray(format="rgb24")
+  # Of more bits, a filter alone heeds where the colours lie between the pixels.
+  graph = av.filter.Graph()
+  source = graph.add_buffer(
+    width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+  )
+  graph.link_nodes(source, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+  graph.push(frame)
+  return graph.pull().to_ndarray()
 
 
 def _from(stamp: int, frames):

@@ -58,7 +58,7 @@ def media_of(messages: Sequence[Mapping]) -> list[Medium]:
   Raises:
     UserError: names the message, the key or the value at fault.
   """
-  found = []
+  shown = []
   if not _is_list(messages):
     raise UserError(f"a conversation is a list of messages, not {messages!r:.80}")
   # Keys are held against a list: a template would pass over a misspelt one without a word.
@@ -77,12 +77,12 @@ def media_of(messages: Sequence[Mapping]) -> list[Medium]:
       raise UserError(f"message {number} has content {content!r:.80}; give text or a list of items")
     for item in [] if isinstance(content, str) else content:
       try:
-        found += _media_of_item(item)
+        shown += _media_of_item(item)
       except _Unsuited as reason:
         raise UserError(f"message {number} has {reason}") from None
   if not messages or messages[-1]["role"] != "user":
     raise UserError("the last message of a prompt must have the role 'user'")
-  return found
+  return shown
 
 
 def image_of(source: Any) -> np.ndarray:
@@ -187,12 +187,14 @@ def _frames(item: Mapping, value: Sequence) -> Medium:
     if not fps:
       raise _Unsuited("a sample_fps of 0 or None; give frames a second, above 0")
     return Medium("video", tuple(value), times_N=np.arange(len(value)) / fps)
-  given = item["times"]
-  if not _is_list(given) or len(given) != len(value):
-    raise _Unsuited(f"times {given!r:.80}; give a list of {len(value)} seconds, one for each frame")
-  times = [_seconds(second, "a time", required=True) for second in given]
+  stated = item["times"]
+  if not _is_list(stated) or len(stated) != len(value):
+    raise _Unsuited(
+      f"times {stated!r:.80}; give a list of {len(value)} seconds, one for each frame"
+    )
+  times = [_seconds(second, "a time", required=True) for second in stated]
   if any(later < sooner for sooner, later in itertools.pairwise(times)):
-    raise _Unsuited(f"times {given!r:.80}, which do not ascend")
+    raise _Unsuited(f"times {stated!r:.80}, which do not ascend")
   return Medium("video", tuple(value), times_N=np.array(times, np.float64))
 
 

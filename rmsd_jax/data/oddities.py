@@ -27,11 +27,11 @@ class Tally:
 
   def summary(self) -> dict[str, Any]:
     """JSON values: the number of files, and of each note how many have it and the first of them."""
-    found: dict[str, Any] = {"files": len(self.notes)}
+    counts: dict[str, Any] = {"files": len(self.notes)}
     for name in NOTES:
       paths = sorted(path for path, notes in self.notes.items() if name in notes)
-      found[name] = {"files": len(paths), "first": paths[0] if paths else ""}
-    return found
+      counts[name] = {"files": len(paths), "first": paths[0] if paths else ""}
+    return counts
 
 
 def of_record(record: Record, folder: str) -> dict[str, tuple[str, ...]]:

@@ -31,7 +31,8 @@ class RecordFault(UserError):
 
   def __init__(self, line_number: int, reason: str):
     super().__init__(line_number, reason)
-    self.line_number, self.reason = line_number, reason
+    self.line_number = line_number
+    self.reason = reason
 
   def __str__(self) -> str:
     return f"line {self.line_number}: {self.reason}"

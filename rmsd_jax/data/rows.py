@@ -69,7 +69,8 @@ class Row:
 
 def features() -> "tfds.features.FeaturesDict":
   """The stored form of a Row."""
-  text, texts = tfds.features.Text, lambda: tfds.features.Sequence(np.object_)
+  text = tfds.features.Text
+  texts = lambda: tfds.features.Sequence(np.object_)
   array = tfds.features.Tensor
   return tfds.features.FeaturesDict(
     {
@@ -96,6 +97,7 @@ def encode(row: Row) -> dict[str, Any]:
   stored = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
   responses = stored.pop("responses")
   stored["answer"] = json.dumps(row.answer)
+  # The empty one first, since a row without responses has nothing to join.
   stored["response_ids"] = np.concatenate([np.zeros(0, np.int32), *responses])
   stored["response_lengths_K"] = np.array([len(ids) for ids in responses], np.int32)
   for name in ("options", "texts", "teachers", "finish_reasons"):
@@ -111,12 +113,15 @@ def decode(stored: Mapping[str, Any]) -> Row:
     values[name] = values[name].decode("utf-8")
   for name in ("options", "texts", "teachers", "finish_reasons"):
     values[name] = tuple(value.decode("utf-8") for value in values[name])
-  ids, ends = values.pop("response_ids"), np.cumsum(values.pop("response_lengths_K"))
+  ids = values.pop("response_ids")
+  ends = np.cumsum(values.pop("response_lengths_K"))
+  # astype: without responses these are floats, and slices take none.
   starts = np.concatenate([[0], ends[:-1]]).astype(int)
   values["responses"] = tuple(ids[a:b] for a, b in zip(starts, ends, strict=False))
   values["answer"] = json.loads(values["answer"])
   values["pictures"] = tuple(values["pictures"])
-  values["closed"], values["bucket"] = bool(values["closed"]), int(values["bucket"])
+  values["closed"] = bool(values["closed"])
+  values["bucket"] = int(values["bucket"])
   return Row(**values)
 
 
@@ -151,6 +156,7 @@ def make_row(
   except UserError as fault:
     raise RecordFault(line_number, str(fault)) from None
   ids = [processor.tokenizer.encode_response(response.text) for response in record.responses]
+  # What was cut off is not trained on, so that it claims no room in a larger bucket.
   ended = [i for i, r in zip(ids, record.responses, strict=True) if r.finish_reason == "stop"]
   bucket = choose_bucket(buckets, prompt, max(map(len, ended), default=0))
   limit = buckets[bucket].response
@@ -187,7 +193,8 @@ def choose_bucket(buckets: Sequence[Bucket], prompt: Prompt, longest: int) -> in
   Raises:
     UserError: no bucket holds the prompt.
   """
-  tokens, frames = len(prompt.ids_P), len(prompt.grid_F2)
+  tokens = len(prompt.ids_P)
+  frames = len(prompt.grid_F2)
   patches = int(prompt.grid_F2.prod(axis=1).max(initial=0))
   hold = [
     i
@@ -279,7 +286,8 @@ def fault_of(row: Row, vocabulary: int) -> str | None:
     if not np.all((scores_K >= 0) & (scores_K <= 1)):
       return f"has a {name} outside [0, 1]: {scores_K.tolist()}"
   ids = np.concatenate([row.ids_P, *row.responses])
-  lowest, highest = int(ids.min(initial=0)), int(ids.max(initial=0))
+  lowest = int(ids.min(initial=0))
+  highest = int(ids.max(initial=0))
   if lowest < 0 or (vocabulary and highest >= vocabulary):
     wrong = lowest if lowest < 0 else highest
     return f"has the token id {wrong}, outside the model's vocabulary of {vocabulary or '?'}"

@@ -40,10 +40,12 @@ with epy.lazy_imports():
   import tensorflow_datasets as tfds
 
 SCHEMA = 2  # raise it with every change of rows.features()
-_NAME, _VERSION = "rmsd_pool", "1.0.0"
+_NAME = "rmsd_pool"
+_VERSION = "1.0.0"
 ROWS_PER_FILE = 2_000
 ROWS_AT_A_TIME = 32  # held in memory by a build
-_METADATA, _QUARANTINE = "metadata.json", "quarantine.jsonl"
+_METADATA = "metadata.json"
+_QUARANTINE = "quarantine.jsonl"
 _IDENTITY = ("source_sha256", "processor", "buckets", "scorer")  # of the metadata
 
 
@@ -150,15 +152,19 @@ class Pool:
       )
 
 
-def open_pool(directory: str | os.PathLike, split: str) -> Pool:
+def open_pool(directory: str | os.PathLike, split: str, part: tuple[int, int] = (0, 1)) -> Pool:
   """Opens one split ("train" or "test") of a pool that `build` finished.
+
+  Args:
+    part: (i, n): only the i-th of n equal parts of its files is read and compared with the digests;
+      other processes, which see the same files, read the rest before anyone uses a row.
 
   Raises:
     UserError: no finished pool is there, it has another schema, lacks the split or is damaged.
   """
   folder = pathlib.Path(directory)
   metadata = read_metadata(folder)
-  digest = _checked(folder, metadata)
+  digest = _checked(folder, metadata, part)
   if split not in metadata["rows"]:
     raise UserError(
       f"the pool {folder} has no split {split!r}, only {', '.join(metadata['rows'])}; add records "
@@ -167,7 +173,8 @@ def open_pool(directory: str | os.PathLike, split: str) -> Pool:
   try:
     source = _source(folder, split)
     with np.load(folder / f"index-{split}.npz") as index:
-      bucket_N, task_N = index["bucket_N"], index["task_N"]
+      bucket_N = index["bucket_N"]
+      task_N = index["task_N"]
   except (
     ValueError,
     KeyError,
@@ -189,21 +196,17 @@ def open_pool(directory: str | os.PathLike, split: str) -> Pool:
   return Pool(str(folder), split, metadata, source, bucket_N, task_N, digest)
 
 
-def _checked(folder: pathlib.Path, metadata: Mapping[str, Any]) -> str:
-  """The digest of the pool's list of digests, all of whose files are read; "" without a list."""
+def _checked(folder: pathlib.Path, metadata: Mapping[str, Any], part: tuple[int, int]) -> str:
+  """The digest of the pool's list of digests, whose files are read in part; "" without a list."""
   try:
-    listed = digests.read_list(epath.Path(folder))
-    if listed is None:
-      if "digests" in metadata:
-        raise DamageError(f"{digests.FILE} is missing")
-      print(f"the pool {folder} is from before digests: its files are not checked")
-      return ""
-    digests.check_contents(epath.Path(folder), listed)
+    digest = digests.check_part(epath.Path(folder), part, "digests" in metadata)
   except DamageError as error:
     raise UserError(
       f"the pool {folder} is damaged: {error}; copy it again or build it again"
     ) from error
-  return hashlib.sha256((folder / digests.FILE).read_bytes()).hexdigest()
+  if not digest:
+    print(f"the pool {folder} is from before digests: its files are not checked")
+  return digest
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
@@ -221,8 +224,8 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
       "build one with `python -m rmsd_jax.pool build`"
     ) from error
   if not isinstance(metadata, dict) or "schema" not in metadata or metadata["schema"] != SCHEMA:
-    found = metadata["schema"] if isinstance(metadata, dict) and "schema" in metadata else "none"
-    raise UserError(f"the pool {directory} has schema {found}, needed is {SCHEMA}; build it again")
+    stored = metadata["schema"] if isinstance(metadata, dict) and "schema" in metadata else "none"
+    raise UserError(f"the pool {directory} has schema {stored}, needed is {SCHEMA}; build it again")
   return metadata
 
 

@@ -27,10 +27,10 @@ from rmsd_jax import cli
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.demo import grid_tables
-from rmsd_jax.demo.run import ROOT, Commands, make_pool
+from rmsd_jax.demo.run import Commands, make_pool
 from rmsd_jax.training import guard
 
-CONFIG = ROOT / "configs" / "ablations.py"
+CONFIG = cli.CONFIGS / "ablations.py"
 ROWS = runpy.run_path(str(CONFIG))["ROWS"]
 RESULT = pathlib.Path("evaluate", "test.json")
 Job = tuple[str, int, str]  # row, seed, stage
@@ -66,6 +66,7 @@ class Grid:
     self._workdir = workdir
     self._stopped = threading.Event()
     self._cores: queue.SimpleQueue[Sequence[int]] = queue.SimpleQueue()
+    # A queue: who takes a share of the cores has it alone, and waits where all are out.
     for some in cores:
       self._cores.put(some)
 
@@ -86,9 +87,9 @@ class Grid:
   def check(self, row: str, seed: int, stage: str) -> None:
     """Raises UserError where another config than today's made the run."""
     config = cli.load_config(f"{CONFIG}:{row}/{stage}")
-    given = ("seed", "init_from", "data.pool", "model.folder")  # of the command line, or a place
+    apart = ("seed", "init_from", "data.pool", "model.folder")  # of the command line, or a place
     guard.guard_config(
-      str(self.folder(row, seed, stage)), config, (*config.operational, *given), write=False
+      str(self.folder(row, seed, stage)), config, (*config.operational, *apart), write=False
     )
 
   def stop(self) -> None:
@@ -100,18 +101,19 @@ class Grid:
 
   def run(self, row: str, seed: int, stage: str, start: pathlib.Path | None) -> None:
     """Trains one stage of one row and evaluates it, or goes on with that."""
-    folder, cores = self.folder(row, seed, stage), self._cores.get()
+    folder = self.folder(row, seed, stage)
+    cores = self._cores.get()
     folder.mkdir(parents=True, exist_ok=True)
     try:
       run = Commands(folder, self._workdir / "compiled", folder / "log.txt", cores)
-      given = (f"--workdir={folder}", f"--config.data.pool={self._workdir / 'pool'}",
+      flags = (f"--workdir={folder}", f"--config.data.pool={self._workdir / 'pool'}",
                f"--config.seed={seed}")  # fmt: skip
       begin = (f"--config.init_from={start}",) if start else ()
       for phase, module in ((stage, f"train_{stage}"), ("evaluate", "evaluate")):
         if self._stopped.is_set():
           raise KeyboardInterrupt
         more = begin if phase == stage else ()
-        run(phase, module, f"--config={CONFIG}:{row}/{phase}", *given, *more)
+        run(phase, module, f"--config={CONFIG}:{row}/{phase}", *flags, *more)
     finally:
       self._cores.put(cores)
 
@@ -140,7 +142,10 @@ def run_all(
   ):
     try:
       while waiting or running:
+        # Without its stage 1 a job can never start, and the loop would not end.
         waiting = [job for job in waiting if job[2] == "sft" or origin(job) not in failed]
+        # A job waits for the stage 1 it starts from; that one is done when it is neither here nor
+        # there.
         blocked = set(waiting) | set(running.values())
         for job in list(waiting):
           free = job[2] == "sft" or origin(job) not in blocked
@@ -167,15 +172,16 @@ def run_all(
 
 def grid_results(workdir: pathlib.Path, rows: Sequence[str], seeds: int) -> dict:
   """{(row, stage): {seed: contents of its evaluation}} of what is there."""
-  grid, shared = Grid(workdir, ()), stage_1_rows()
-  found: dict[tuple[str, str], dict[int, Mapping]] = {}
+  grid = Grid(workdir, ())
+  shared = stage_1_rows()
+  results: dict[tuple[str, str], dict[int, Mapping]] = {}
   for row in rows:
     for stage in ("sft", "rl"):
       for seed in range(seeds):
         path = grid.folder(shared[row] if stage == "sft" else row, seed, stage) / RESULT
         if path.exists():
-          found.setdefault((row, stage), {})[seed] = json.loads(path.read_text(encoding="utf-8"))
-  return found
+          results.setdefault((row, stage), {})[seed] = json.loads(path.read_text(encoding="utf-8"))
+  return results
 
 
 def split_cores(jobs: int) -> list[list[int]]:
@@ -202,11 +208,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   for name in ("seeds", "jobs"):
     if getattr(options, name) < 1:
       raise UserError(f"--{name} {getattr(options, name)}; give 1 or more")
-  workdir, rows = pathlib.Path(options.workdir).absolute(), list(dict.fromkeys(options.rows))
+  workdir = pathlib.Path(options.workdir).absolute()
+  rows = list(dict.fromkeys(options.rows))
 
   def show() -> None:
-    found = grid_results(workdir, rows, options.seeds)
-    grid_tables.write_tables(workdir, {row: ROWS[row] for row in rows}, found)
+    results = grid_results(workdir, rows, options.seeds)
+    grid_tables.write_tables(workdir, {row: ROWS[row] for row in rows}, results)
 
   if not options.show:
     if threading.current_thread() is threading.main_thread():

@@ -225,9 +225,13 @@ def _cells(words: list[jax.Array], visual, labels_ABFG):
   loss = 0.0
   right = True
   for table_CD, target_BV in zip(words, labels_ABV, strict=True):
+    # C is the few words that can be right, not the vocabulary.
     logits = jnp.einsum("lBVD,CD->lBVC", levels, table_CD)
     picked = jnp.take_along_axis(
-      jax.nn.log_softmax(logits), jnp.maximum(target_BV, 0)[None, ..., None], -1
+      # -1, a frame pair that is padding, is masked below.
+      jax.nn.log_softmax(logits),
+      jnp.maximum(target_BV, 0)[None, ..., None],
+      -1,
     )
     loss -= masked.mean(picked[..., 0], jnp.broadcast_to(real, picked.shape[:-1]))
     right &= logits[0].argmax(-1) == target_BV

@@ -105,9 +105,9 @@ def difference(first: Mapping, second: Mapping, measure: str) -> dict[str, float
   return intervals.crossed_interval(a_SN - b_SN, [clip for _, clip in prompts])
 
 
-def markdown(rows: Mapping[str, Any], found: Found) -> str:
+def markdown(rows: Mapping[str, Any], results: Found) -> str:
   """The tables: scores by row, and the differences that answer the paper's questions."""
-  first = next(iter(found.values()), None)
+  first = next(iter(results.values()), None)
   if not first:
     return "No run of this grid has ended yet.\n"
   benchmarks = list(dict.fromkeys(name for row in rows.values() for name in row.paper))
@@ -115,7 +115,7 @@ def markdown(rows: Mapping[str, Any], found: Found) -> str:
           "s.d. of seeds, sampled", *(f"paper: {name}" for name in benchmarks)]  # fmt: skip
   table = [head, ["---"] * len(head)]
   for name, row in rows.items():
-    before, after = _stages(found, name)
+    before, after = _stages(results, name)
     cells = [_plain(before, measure) for measure in ("greedy", "sampled")]
     cells += [_cell(score(after, measure)) if after else "-" for measure in MEASURES]
     cells.append(_spread(after, "sampled"))
@@ -129,25 +129,26 @@ def markdown(rows: Mapping[str, Any], found: Found) -> str:
     "accuracies of a 4B student on real benchmarks: not the same scale.",
     _lines(table),
     "Differences, paired by seed and prompt, with 95 % intervals:",
-    _lines(_differences(found)),
+    _lines(_differences(results)),
   ]
   return "\n\n".join(text) + "\n"
 
 
-def _stages(found: Found, row: str) -> tuple[Mapping[int, Mapping], Mapping[int, Mapping]]:
+def _stages(results: Found, row: str) -> tuple[Mapping[int, Mapping], Mapping[int, Mapping]]:
   """A row's runs of stage 1 and of stage 2; of stage 1 the seeds that stage 2 has, if it has any.
 
   Rows share their stage 1, so there may be more of it.
   """
-  before, after = found.get((row, "sft"), {}), found.get((row, "rl"), {})
+  before = results.get((row, "sft"), {})
+  after = results.get((row, "rl"), {})
   return {seed: run for seed, run in before.items() if not after or seed in after}, after
 
 
-def _differences(found: Found) -> list[list[str]]:
+def _differences(results: Found) -> list[list[str]]:
   table = [["question", "seeds", *MEASURES], ["---"] * (2 + len(MEASURES))]
-  for one, other, question in COMPARED:
-    if one in found and other in found:
-      cells = {m: difference(found[one], found[other], m) for m in MEASURES}
+  for row, baseline, question in COMPARED:
+    if row in results and baseline in results:
+      cells = {m: difference(results[row], results[baseline], m) for m in MEASURES}
       if all(cells.values()):
         seeds = str(cells["greedy"]["seeds"])
         table.append([question, seeds, *(_cell(cells[m], signed=True) for m in MEASURES)])
@@ -163,21 +164,22 @@ def _spread(runs: Mapping[int, Mapping], measure: str) -> str:
   return f"{matrix(runs, measure)[0].mean(1).std(ddof=1):.3f}" if len(runs) > 1 else "-"
 
 
-def _cell(one: Mapping[str, float], signed: bool = False) -> str:
+def _cell(interval: Mapping[str, float], signed: bool = False) -> str:
   form = "+.3f" if signed else ".3f"
-  return f"{one['mean']:{form}} [{one['low']:{form}}, {one['high']:{form}}]"
+  mean, low, high = (format(interval[name], form) for name in ("mean", "low", "high"))
+  return f"{mean} [{low}, {high}]"
 
 
 def _lines(table: Sequence[Sequence[str]]) -> str:
   return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 
-def table_csv(found: Found) -> str:
+def table_csv(results: Found) -> str:
   """One line a run: row, stage, seed, the means of all measures, format rate and mean length."""
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
   writer.writerow(["row", "stage", "seed", *MEASURES, "format", "length"])
-  for (row, stage), runs in found.items():
+  for (row, stage), runs in results.items():
     for seed, result in sorted(runs.items()):
       means = [f"{matrix({seed: result}, measure)[0].mean():.4f}" for measure in MEASURES]
       extra = [f"{result['sampled'][name]:.4f}" for name in ("format", "length")]
@@ -185,9 +187,9 @@ def table_csv(found: Found) -> str:
   return out.getvalue()
 
 
-def figure(rows: Mapping[str, Any], found: Found):
+def figure(rows: Mapping[str, Any], results: Found):
   """Scores by row with intervals and single seeds, the paper's beside them on their own scale."""
-  done = [name for name in rows if (name, "rl") in found]
+  done = [name for name in rows if (name, "rl") in results]
   if not done:
     return None
   height = 0.9 + 0.34 * len(done)
@@ -195,14 +197,14 @@ def figure(rows: Mapping[str, Any], found: Found):
     for ax, measure in zip(axes, ("greedy", "sampled"), strict=False):
       for place, name in enumerate(done):
         styles = (("sft", "#8b8f94", 0.18), ("rl", "#d55e00", -0.18))
-        for (stage, colour, shift), runs in zip(styles, _stages(found, name), strict=True):
+        for (stage, colour, shift), runs in zip(styles, _stages(results, name), strict=True):
           if runs:
-            one = score(runs, measure)
-            ax.plot([one["low"], one["high"]], [place - shift] * 2, color=colour, linewidth=1.4)
+            span = score(runs, measure)
+            ax.plot([span["low"], span["high"]], [place - shift] * 2, color=colour, linewidth=1.4)
             seeds = matrix(runs, measure)[0].mean(1)
             ax.plot(seeds, [place - shift] * len(seeds), ".", color=colour, markersize=3)
             label = STAGES[stage] if place == 0 else None
-            ax.plot(one["mean"], place - shift, "o", color=colour, markersize=5, label=label)
+            ax.plot(span["mean"], place - shift, "o", color=colour, markersize=5, label=label)
       ax.set_title(f"{measure} quality, here")
     for benchmark, marker in (("VideoMME", "s"), ("Video-MMMU", "D")):
       points = [(rows[n].paper[benchmark], p) for p, n in enumerate(done)
@@ -222,9 +224,9 @@ def figure(rows: Mapping[str, Any], found: Found):
   return made
 
 
-def write_tables(workdir: pathlib.Path, rows: Mapping[str, Any], found: Found) -> None:
+def write_tables(workdir: pathlib.Path, rows: Mapping[str, Any], results: Found) -> None:
   """Writes WORKDIR/ablations.md, .csv and, with a run of stage 2, .png."""
-  replace_text(workdir / "ablations.md", markdown(rows, found))
-  replace_text(workdir / "ablations.csv", table_csv(found))
-  if (made := figure(rows, found)) is not None:
+  replace_text(workdir / "ablations.md", markdown(rows, results))
+  replace_text(workdir / "ablations.csv", table_csv(results))
+  if (made := figure(rows, results)) is not None:
     (workdir / "ablations.png").write_bytes(plots.png(made))

@@ -31,11 +31,10 @@ from rmsd_jax import cli, evaluate, pool, train_rl, train_sft
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.demo import simulated_teacher
-from rmsd_jax.demo.run import ROOT
 from rmsd_jax.rollouts import grading
 from rmsd_jax.training import log
 
-CONFIG = str(ROOT / "configs" / "demo.py")
+CONFIG = str(cli.CONFIGS / "demo.py")
 PROMPTS, LOW, HIGH = 64, 0.2, 0.8  # law a: prompts, and how often the student is right on them
 RARE = 0.12  # laws b, c: share of stage 1 targets with the phrase; 3 to 8 % of samples then have it
 WARMUP = 20  # laws b, c: steps in which the discriminator learns alone; in c it is frozen then
@@ -80,16 +79,20 @@ def uncertain_pool(demo: pathlib.Path, out: pathlib.Path) -> int:
     "data.pool": str(demo / "pool"), "data.split": "train", "data.limit": 1_000,
     "evaluate.samples": 8,
   })  # fmt: skip
+  # Right is a quality of 0.5 or more; the share is of 8 samples.
   right = {
     row["id"]: np.mean(np.array(row["sampled"]["quality"]) >= 0.5) for row in rows if row["closed"]
   }
+  # Where a prompt's samples are all right, or all wrong, its groups have no advantages to learn
+  # from.
   chosen = [name for name, share in right.items() if LOW <= share <= HIGH][:PROMPTS]
   if len(chosen) < PROMPTS:
     raise UserError(
       f"{len(chosen)} of {len(right)} prompts are answered right {LOW:.0%} to {HIGH:.0%} of the "
       f"time, {PROMPTS} are needed; train stage 1 with another number of steps"
     )
-  raw, lines = demo / "raw", []
+  raw = demo / "raw"
+  lines = []
   for line in (raw / "pool.jsonl").read_text().splitlines():
     record = json.loads(line)
     if record["id"] in chosen:
@@ -107,6 +110,8 @@ def shuffled_grade(seed: int):
 
   def grade(replies, info, finished_BN, rules):
     terms = grading.rule_terms(replies, info, finished_BN, rules)
+    # One order for all terms of a rollout: the rewards of a group stay those that they were, and
+    # only whose they are is lost.
     order_BN = rng.permuted(np.tile(np.arange(finished_BN.shape[1]), (len(replies), 1)), axis=1)
     return jax.tree.map(lambda term_BN: np.take_along_axis(term_BN, order_BN, 1), terms)
 
@@ -115,7 +120,8 @@ def shuffled_grade(seed: int):
 
 def law_a(demo: pathlib.Path, out: pathlib.Path, steps: int) -> dict:
   """Rule rewards alone, true and shuffled."""
-  prompts, pool_key = uncertain_pool(demo, out), {"data.pool": str(out / "pool")}
+  prompts = uncertain_pool(demo, out)
+  pool_key = {"data.pool": str(out / "pool")}
   grades = {"true": grading.rule_terms, "shuffled": shuffled_grade(0)}
   for name, grade in grades.items():
     config = config_of("rl", **pool_key | {
@@ -156,7 +162,9 @@ def style_student(out: pathlib.Path) -> pathlib.Path:
 def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int = 0) -> dict:
   """The discriminator's reward alone; with `frozen_after`, law c."""
   style = out.parent / "style"
-  student, seen, seen_file = style_student(style), [], out / "seen.json"
+  student = style_student(style)
+  seen = []
+  seen_file = out / "seen.json"
 
   def grade(replies, info, finished_BN, rules):
     flat = [reply for row in replies for reply in row]
@@ -171,6 +179,7 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
         "distinct_words": float(np.mean([len(set(w)) / max(len(w), 1) for w in words])),
       }
     )
+    # In a file: started again, a run that is done grades nothing.
     replace_text(seen_file, json.dumps(seen))
     return grading.rule_terms(replies, info, finished_BN, rules)
 
@@ -183,7 +192,8 @@ def law_b(demo: pathlib.Path, out: pathlib.Path, steps: int, frozen_after: int =
     "save_every": steps,
   })  # fmt: skip
   train_rl.main(config, str(out / "rl"), grade=grade)
-  seen, lines = json.loads(seen_file.read_text()), log.read(str(out / "rl"))
+  seen = json.loads(seen_file.read_text())
+  lines = log.read(str(out / "rl"))
   curve = lambda key: [(i + 1, s[key]) for i, s in enumerate(seen)]
   _plot(
     out.with_suffix(".png"),

@@ -222,6 +222,7 @@ def numbers(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
 
 def motion(scene: world.Scene, rng: np.random.Generator) -> list[Text]:
   """Where cards go; also that a card stays."""
+  # One that moves, if any does: half of the cards rest, and their reply teaches little.
   card = _pick(rng, [card for card in scene.cards if card.moves] or scene.cards)
   name = _say(rng, f"the card with {card.digit}", f"the {card.digit}", f"the {card.colour} card")
   before = world.CELL_NAMES[card.cell]

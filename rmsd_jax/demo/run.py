@@ -70,9 +70,14 @@ class Commands:
     log: pathlib.Path | None = None,
     cores: Collection[int] | None = None,
   ):
-    self._file, self._log, self._cores = workdir / "phases.json", log, cores
+    self._file = workdir / "phases.json"
+    self._log = log
+    self._cores = cores
     counted = json.loads(self._file.read_text()) if self._file.exists() else {}
-    self.seconds, self.peak_gb = counted.get("seconds", {}), counted.get("peak_gb", 0.0)
+    self.seconds = counted.get("seconds", {})
+    self.peak_gb = counted.get("peak_gb", 0.0)
+    # Kept between commands: five evaluations, or a demo that goes on, need not compile the same
+    # programs again.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled or workdir / "compiled")}
     self._environment = {"JAX_PLATFORMS": "cpu"} | os.environ | cache
 
@@ -84,6 +89,7 @@ class Commands:
       print(f"\n== python {' '.join(command[1:])}", file=out, flush=True)
       status = self._run(command, out)
     self.count(phase, time.monotonic() - began)
+    # 128 + 2 where the command ended by itself at Ctrl-C, the signal where it did not get to.
     if status in (130, -signal.SIGINT):
       raise KeyboardInterrupt
     if status:
@@ -92,6 +98,7 @@ class Commands:
 
   def _run(self, command: Sequence[str], out: TextIO | None) -> int:
     """The exit status of a command, whose memory is watched while it runs."""
+    # A process each, as a user would run them: their memory is given back, and JAX starts anew.
     process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=out, stderr=out)
     if self._cores:
       os.sched_setaffinity(process.pid, self._cores)  # before it starts threads: they inherit it
@@ -99,6 +106,7 @@ class Commands:
     watch.start()
     try:
       return process.wait()
+    # Ctrl-C went to the command, too, which may be saving: waited for, not killed.
     except KeyboardInterrupt:
       process.wait()
       raise
@@ -113,6 +121,7 @@ class Commands:
     """Resident memory of the process and its children together, looked at twice a second."""
     try:
       process = psutil.Process(pid)
+      # A zombie is running, for psutil, until `wait` has taken its status.
       while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         family = [process, *process.children(recursive=True)]
         self.peak_gb = max(self.peak_gb, sum(_resident(p) for p in family) / 2**30)
@@ -130,10 +139,12 @@ def _resident(process: psutil.Process) -> int:
 
 def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
   """Clips, questions and the simulated teacher's answers, then the data set built from them."""
-  raw, began = workdir / "raw", time.monotonic()
+  raw = workdir / "raw"
+  began = time.monotonic()
   if not raw.exists():
     print(f"\n== drawing the demo world into {raw}", flush=True)
-    bar, drawn = None, 0
+    bar = None
+    drawn = 0
 
     def show(done: int, total: int) -> None:
       nonlocal bar, drawn
@@ -178,7 +189,8 @@ def results(run: Commands, workdir: pathlib.Path, stages: Sequence[str]) -> dict
   scores = {}
   for name in ("base", "blind", *stages):
     result = json.loads((workdir / name / "evaluate" / "test.json").read_text())
-    greedy, sampled = result["greedy"], result.get("sampled")
+    greedy = result["greedy"]
+    sampled = result.get("sampled")
     scores[name] = {
       "closed": _interval(greedy["closed"]),
       "quality": _interval((sampled or greedy)["closed"]),  # a constant answers alike each time
@@ -212,12 +224,14 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the demo, or goes on with it."""
   parser = cli.parser_of(main)
   parser.add_argument("workdir", help="folder of the demo; made if missing")
-  parser.add_argument("--config", default=str(ROOT / "configs" / "demo.py"))
+  parser.add_argument("--config", default=str(cli.CONFIGS / "demo.py"))
   options = parser.parse_args(argv)
-  workdir, file = pathlib.Path(options.workdir).absolute(), options.config
+  workdir = pathlib.Path(options.workdir).absolute()
+  file = os.path.abspath(options.config)  # the commands run in another folder
   workdir.mkdir(parents=True, exist_ok=True)
   config = cli.load_config(f"{file}:sft")
-  run, pool = Commands(workdir), f"--config.data.pool={workdir / 'pool'}"
+  run = Commands(workdir)
+  pool = f"--config.data.pool={workdir / 'pool'}"
   make_pool(run, workdir, config)
   for name, module in STAGES.items():
     if name in config.world.stages:
@@ -225,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       run(name, module, f"--config={file}:{name}", f"--workdir={workdir / name}", pool, *start)
   for name in ("base", "blind", *config.world.stages):
     checkpoint = name if name in ("base", "blind") else "latest"
+    # Trainers resume by themselves; an evaluation that is there is kept.
     if not (workdir / name / "evaluate" / "test.json").exists():
       sees = f"--config.data.blind={name == 'sft_blind'}"
       run(

@@ -53,6 +53,7 @@ class TaskNoise:
 
   def difficulty(self, rng: np.random.Generator) -> float:
     """Draws the share of wrong samples of one question."""
+    # Of Beta(a, b) the intraclass correlation is 1 / (a + b + 1).
     concentration = 1 / self.agreement - 1
     return float(rng.beta(self.error * concentration, (1 - self.error) * concentration))
 
@@ -117,6 +118,7 @@ def _wrong_interval(truth: tuple[int, int], rng: np.random.Generator) -> tuple[i
   start, end = truth
   near = [(s, e) for s in range(start - 1, start + 2) for e in range(end - 1, end + 2)]
   kept = [(s, e) for s, e in near if 0 <= s < e <= world.SECONDS and (s, e) != truth]
+  # Never empty: a start or an end alone can be off, inside the clip.
   return kept[int(rng.integers(len(kept)))]
 
 
@@ -136,6 +138,7 @@ def mistake(question: Question, rng: np.random.Generator) -> typing.Any:
   truth = question.value
   match question.kind:
     case "colour" | "direction" | "first":
+      # A wrong option and not just a wrong word: the answer must stay one of the letters.
       others = [text for text in option_texts(question.options) if text != str(truth)]
       chosen = others[int(rng.integers(len(others)))]
       return int(chosen) if question.kind == "first" else chosen
@@ -167,7 +170,8 @@ def _cell_of(box: tuple[int, ...]) -> str:
 
 
 def _steps(digits: tuple[int, ...]) -> str:
-  total, steps = digits[0], []
+  total = digits[0]
+  steps = []
   for digit in digits[1:]:
     steps.append(f"{total}+{digit}={total + digit}")
     total += digit
@@ -242,6 +246,7 @@ def _respond(
   else:
     text = f"<think>{thought}</think><answer>{answer}</answer>"
   cut = rng.random() < teacher.truncated
+  # Cut last, whatever it says, as a limit of tokens cuts.
   if cut:
     text = text[: int(len(text) * rng.uniform(0.3, 0.8))]
   return {"text": text, "teacher": TEACHER_NAME, "finish_reason": "length" if cut else "stop"}
@@ -301,8 +306,10 @@ def _draw_split(
   split: str, prompts: int, per_clip: int, seed: int, teacher: Teacher
 ) -> tuple[list[dict], list[tuple[str, world.Scene]]]:
   """Records and (file name, scene) jobs of a split. Every clip depends on its own number alone."""
-  records, jobs = [], []
+  records = []
+  jobs = []
   while len(records) < prompts:
+    # By its number: more prompts add clips and leave those before them as they are.
     rng = np.random.default_rng((seed, world.SPLITS.index(split), len(jobs)))
     still = rng.random() < 1 / 6  # one task of six is about pictures
     scene = (world.make_still if still else world.make_scene)(rng, split)

@@ -28,7 +28,8 @@ SPLIT = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TURN = "<|im_end|>"
 CONTROL_TOKENS = (
   END_OF_TEXT,
   "<|im_start|>",
@@ -102,8 +103,10 @@ def train(texts: Iterable[str], vocabulary: int = VOCABULARY) -> tokenizers.Toke
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )
+  # With the sign before it, since the BPE would merge " B" and ">B".
   unseen = re.compile("|".join([rf"[ >]?\b[{LETTERS}]\b", *map(re.escape, THINK_TOKENS)]))
   tokenizer.train_from_iterator((unseen.split(text) for text in texts), trainer)
+  # After training: their ids follow those of the BPE, as in Qwen's files.
   tokenizer.add_special_tokens(
     [tokenizers.AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS]
   )

@@ -211,6 +211,7 @@ def _corner(card: Card, frame: int) -> tuple[int, int]:
   # The mean of two cells, of which one is the next: half a cell is a whole number of pixels.
   rows = here // GRID + there // GRID
   columns = here % GRID + there % GRID
+  # Multiplied first: half of an odd number of cells is lost otherwise.
   return rows * CELL // 2, columns * CELL // 2
 
 
@@ -228,7 +229,11 @@ def render(scene: Scene) -> np.ndarray:
         row, column = _corner(card, frame)
         frames[frame, row : row + CELL, column : column + CELL] = tile
   noise = np.random.default_rng(scene.noise_seed).integers(
-    -NOISE, NOISE + 1, frames.shape[:3], np.int8
+    # One draw for the three colours: the noise is grey.
+    -NOISE,
+    NOISE + 1,
+    frames.shape[:3],
+    np.int8,
   )
   return np.clip(frames + noise[..., None], 0, 255).astype(np.uint8)
 

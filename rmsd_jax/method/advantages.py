@@ -100,6 +100,7 @@ def score_term(score_BR: jax.Array, finished_BR: jax.Array, form: str) -> jax.Ar
   elif form == "standardised":
     spread = masked.std(score_BR, finished_BR, -1, keepdims=True)
     score_BR = (score_BR - masked.mean(score_BR, finished_BR, -1, keepdims=True)) / (spread + 1e-6)
+  # After the form, so that the minimum is one of the scores that the group is paid.
   lowest_B1 = jnp.min(jnp.where(finished_BR, score_BR, jnp.inf), -1, keepdims=True)
   return jnp.where(finished_BR, score_BR, jnp.where(jnp.isfinite(lowest_B1), lowest_B1, 0.0))
 
@@ -159,6 +160,7 @@ def follow_spread(spread: dict, reward_BR, mask_BR, alive_B, task_B, decay: floa
   of_task = (task_B == jnp.arange(len(spread["weight"]))[:, None]) & alive_B  # [tasks, B]
   seen = jnp.any(of_task, 1)
   now = masked.mean(jnp.broadcast_to(variance_B, of_task.shape), of_task, 1)
+  # One reward that is not finite would stay in a running mean for good.
   seen &= jnp.isfinite(now)
   step = lambda old, new: jnp.where(seen, decay * old + (1 - decay) * new, old)
   return {"variance": step(spread["variance"], now), "weight": step(spread["weight"], 1.0)}
@@ -175,6 +177,8 @@ def scales(form: str, reward_BR, mask_BR, spread: dict, task_B, eps: float = 1e-
   if form == "group":
     return masked.std(reward_BR, mask_BR, -1) + eps
   if form == "task":
+    # A task that was never seen has dead groups only, whose advantages are 0 by any divisor; this
+    # one is there so that no NaN arises.
     known = spread["weight"] > 0
     return jnp.sqrt(spread["variance"] / jnp.where(known, spread["weight"], 1))[task_B] + eps
   return jnp.ones(len(reward_BR))

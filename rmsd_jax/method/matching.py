@@ -198,6 +198,8 @@ def targets(
     keep_K = eligible(keep_K, present_K, target)
     rng = rng_for(seed, step, int(row))
     chosen_B[b] = choose_target(quality_BK[b], keep_K, graded, target, rng)
+  # A prompt without a target gets slot 0 with length 0: shapes stay those of the bucket, and
+  # nothing of it is in the loss.
   slot_B1 = np.maximum(chosen_B, 0)[:, None]
   responses_B1T = np.take_along_axis(batch.groups.responses_BRT, slot_B1[..., None], 1)
   length_B1 = np.take_along_axis(batch.groups.response_length_BR, slot_B1, 1)
@@ -261,6 +263,7 @@ def draw_pairs(
 def matched(teachers: PromptGroups, match_BN: Array) -> tuple[Array, Array]:
   """Ids [B, N, T] and lengths [B, N] of each pair's teacher response; without one, of slot 0."""
   xp = np if isinstance(match_BN, np.ndarray) else jnp
+  # -1 would read the last slot; its result is masked by the caller, whatever is read.
   slot_BN = xp.maximum(match_BN, 0)
   length_BN = xp.take_along_axis(teachers.response_length_BR, slot_BN, 1)
   return xp.take_along_axis(teachers.responses_BRT, slot_BN[..., None], 1), length_BN
@@ -268,6 +271,7 @@ def matched(teachers: PromptGroups, match_BN: Array) -> tuple[Array, Array]:
 
 def identical(ids_BNT, length_BN, other_ids_BNT, other_length_BN) -> np.ndarray:
   """bool [B, N]: the two responses are the same, token by token."""
+  # Behind its end a response is padding, which may differ between a pool and a sampler.
   beyond_BNT = np.arange(ids_BNT.shape[2]) >= length_BN[..., None]
   same_BN = np.all((ids_BNT == other_ids_BNT) | beyond_BNT, -1)
   return same_BN & (length_BN == other_length_BN)

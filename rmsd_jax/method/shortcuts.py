@@ -30,15 +30,16 @@ def by_length(margin_BR, student_BR, teacher_BR, pair_BR) -> dict:
     "length_only": of length alone, see `by_feature`: whether the longer or the shorter is the
       teacher's; equal lengths count half.
   """
-  right_BR, longer_BR = margin_BR > 0, teacher_BR - student_BR
+  right_BR = margin_BR > 0
+  longer_BR = teacher_BR - student_BR
   kinds = {
     "teacher_longer": longer_BR > 0,
     "student_longer": longer_BR < 0,
     "equal_length": longer_BR == 0,
   }
-  found = {f"accuracy_{name}": mean(right_BR, pair_BR & kind) for name, kind in kinds.items()}
+  accuracies = {f"accuracy_{name}": mean(right_BR, pair_BR & kind) for name, kind in kinds.items()}
   sign = jnp.sign(longer_BR)
-  return found | {"length_only": by_feature(-sign, sign, pair_BR)}
+  return accuracies | {"length_only": by_feature(-sign, sign, pair_BR)}
 
 
 def by_feature(student_BR, teacher_BR, pair_BR) -> jax.Array:

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.models import weight_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +177,8 @@ def _quantised(raw: dict, text: dict) -> list[str]:
 
 
 def _read_json(path: pathlib.Path) -> dict:
+  if not path.is_file() and list(path.parent.glob("adapter_*")):
+    raise UserError(f"{path} does not exist; {weight_files.instead(path.parent)}")
   if not path.is_file():
     raise UserError(f"{path} does not exist; give the folder of a Hugging Face Qwen3-VL checkpoint")
   try:

@@ -20,7 +20,8 @@ from rmsd_jax.core.errors import UserError
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
-_HEAD, _TABLE = "lm_head.weight", "model.language_model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+_TABLE = "model.language_model.embed_tokens.weight"
 _NAMED = 3  # tensors that a message names of each fault
 _ROWS = 4_096  # of a table that are compared at a time
 _FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
@@ -229,10 +230,10 @@ def _found(folder: pathlib.Path) -> list[str]:
       f"{folder} has shards of several sets and no {INDEX}, such as "
       f"{_some([files[0] for files in sets.values()])}; leave one set"
     )
-  raise UserError(f"{folder / _SINGLE} does not exist; {_instead(folder)}")
+  raise UserError(f"{folder / _SINGLE} does not exist; {instead(folder)}")
 
 
-def _instead(folder: pathlib.Path) -> str:
+def instead(folder: pathlib.Path) -> str:
   """What to do about a folder without weights, by what lies in it."""
   if list(folder.glob("adapter_*")):
     return (

@@ -45,9 +45,9 @@ def result_tables(runs: Sequence[Run]) -> tuple[list[str], dict[str, dict[str, d
     for run in evaluated:
       if way not in run.evaluation:
         continue
-      one = run.evaluation[way]
-      cells = {"all closed": one["closed"]} | {
-        names[task]: one["tasks"][task] for task in one["tasks"]
+      figures = run.evaluation[way]
+      cells = {"all closed": figures["closed"]} | {
+        names[task]: figures["tasks"][task] for task in figures["tasks"]
       }
       tables.setdefault(way, {})[run.name] = cells
   return ["all closed", *names.values()], tables
@@ -104,12 +104,12 @@ def open_split(page: Page, runs: Sequence[Run], section: str, split: str) -> sto
   """The pool beside the page's folder, else the one that the evaluations name; None if neither."""
   named = [pathlib.Path(run.evaluation["pool"]) for run in runs if run.evaluation]
   folders = [page.folder.parent / "pool", *named]
-  found = [folder for folder in folders if (folder / "metadata.json").is_file()]
-  if not found:
+  built = [folder for folder in folders if (folder / "metadata.json").is_file()]
+  if not built:
     page.lacks(section, f"No pool: looked for {folders[0]} and the pools the evaluations used.")
     return None
   try:
-    return store.open_pool(found[0], split)
+    return store.open_pool(built[0], split)
   except UserError as error:
     page.lacks(section, f"The pool cannot be read: {error}.")
     return None
@@ -137,6 +137,7 @@ def choose(runs: Sequence[Run], seed: int = 0) -> dict[str, str]:
     return {}
   rng = np.random.default_rng(seed)
   rows_ = [row for row in answered[-1].evaluation["prompts"] if "text" in row["greedy"]]
+  # By id: the draw must be the same whatever order the evaluation wrote.
   rows_.sort(key=lambda row: row["id"])
   chosen = {}
   for task in sorted({row["task"] for row in rows_}):
@@ -144,7 +145,8 @@ def choose(runs: Sequence[Run], seed: int = 0) -> dict[str, str]:
     chosen[ids[rng.integers(len(ids))]] = "drawn blindly, one per task"
   by_name = {run.name: run for run in runs}
   if "rl" in by_name and "sft" in by_name:
-    after, before = scores(by_name["rl"], "greedy"), scores(by_name["sft"], "greedy")
+    after = scores(by_name["rl"], "greedy")
+    before = scores(by_name["sft"], "greedy")
     both = [row["id"] for row in rows_ if row["id"] in after and row["id"] in before]
     gain = {key: after[key][0] - before[key][0] for key in both}
     for sign, word in ((1, "better"), (-1, "worse")):
@@ -167,6 +169,7 @@ def examples(page: Page, runs: Sequence[Run]) -> list[dict]:
     row = opened[index]
     if row.id in chosen:
       stored[row.id] = row
+    # A row is decoded to be read, so that a search goes on no longer than it must.
     if len(stored) == len(chosen):
       break
   if opened is not None and len(stored) < len(chosen):
@@ -174,21 +177,23 @@ def examples(page: Page, runs: Sequence[Run]) -> list[dict]:
     page.lacks("examples", f"Not in the pool, so without frames and teacher: {lost}.")
   shown = []
   for number, (key, why) in enumerate(chosen.items(), 1):
-    one = _example(key, why, runs)
+    example = _example(key, why, runs)
     if key in stored:
-      one |= _from_pool(page, f"example_{number}", stored[key], opened.layout)
-    shown.append(one)
+      example |= _from_pool(page, f"example_{number}", stored[key], opened.layout)
+    shown.append(example)
   return shown
 
 
 def _example(key: str, why: str, runs: Sequence[Run]) -> dict[str, Any]:
   """The prompt and what each run answered."""
-  prompt, answers = {}, []
+  prompt = {}
+  answers = []
   for run in runs:
     for row in run.evaluation["prompts"] if run.evaluation else ():
       if row["id"] != key or "text" not in row["greedy"]:
         continue
-      prompt, sampled = row, row.get("sampled")
+      prompt = row
+      sampled = row.get("sampled")
       answers.append({
         "label": run.label, "colour": run.colour, "text": plain(row["greedy"]["text"][0]),
         "quality": row["greedy"]["quality"][0] if row["closed"] else None,
@@ -211,6 +216,7 @@ def _from_pool(page: Page, name: str, row: rows.Row, layout: Layout) -> dict[str
   if not row.pictures:
     return {"teachers": teachers}
   pictures = rows.unpack(row)
+  # Evenly spread and without repeats, where a clip has fewer frame pairs than columns.
   kept = np.unique(np.linspace(0, len(pictures) - 1, MAX_COLUMNS).round().astype(int))
   columns = [
     np.split(pictures[f], len(pictures[f]) // (layout.patch * int(row.grid_F2[f][0]))) for f in kept
@@ -270,6 +276,7 @@ def write_report(directory: str, name: str) -> tuple[pathlib.Path, str]:
       "folder of it, and no pool; give the folder that holds the runs, or train or evaluate first"
     )
   page = Page(top / "report")
+  # After the checks, so that a wrong folder is not left with an empty report in it.
   page.folder.mkdir(exist_ok=True)
   differences = findings.compare({run.name: run for run in runs})
   text = findings.lead(runs, differences)

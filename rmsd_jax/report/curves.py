@@ -247,6 +247,7 @@ def _running(run: Run, of: Callable[..., Curve]) -> Shown:
     Panel("Gradient norm before clipping", "2-norm", norms, log=True),
   ]
   largest = lambda key: max(series(run.lines, key)[1], default=0.0)
+  # Running totals: their last values are the sums.
   counts = [series(run.lines, f"{net}/skipped")[1] for net in ("policy", "discriminator")]
   skipped = sum(int(count[-1]) for count in counts if len(count))
   return Shown(f"{run.name}_running", curves(panels),

@@ -57,14 +57,14 @@ def find_runs(directory: pathlib.Path, name: str) -> list[Run]:
     name: of the evaluation to read, evaluate/NAME.json.
   """
   folders = [directory, *(path for path in directory.iterdir() if path.is_dir())]
-  found = {
+  by_run = {
     path.resolve().name: path
     for path in folders
     if (path / log.FILE).is_file() or (path / "evaluate" / f"{name}.json").is_file()
   }
-  others = sorted(set(found) - set(NAMES))
-  ordered = [known for known in NAMES if known in found] + others
-  return [_read_run(found[run], run, others, name) for run in ordered]
+  others = sorted(set(by_run) - set(NAMES))
+  ordered = [known for known in NAMES if known in by_run] + others
+  return [_read_run(by_run[run], run, others, name) for run in ordered]
 
 
 def _read_run(folder: pathlib.Path, run: str, others: Sequence[str], name: str) -> Run:
@@ -75,8 +75,10 @@ def _read_run(folder: pathlib.Path, run: str, others: Sequence[str], name: str) 
       f"{folder / log.FILE} has a line that is not JSON ({error}); remove the line"
     ) from error
   keys = set().union(*lines)
+  # By what was logged and not by the folder's name, which is the user's.
   stage = 2 if "rollout/length" in keys else int("loss" in keys)
-  label, colour = NAMES.get(run, run), plots.colour_of(run, others)
+  label = NAMES.get(run, run)
+  colour = plots.colour_of(run, others)
   path = folder / "evaluate" / f"{name}.json"
   return Run(run, label, colour, folder, lines, stage, _read_evaluation(path))
 
@@ -112,7 +114,9 @@ def scores(run: Run, way: str, task: str = "") -> dict[str, tuple[float, str]]:
 
 def difference(first: Run, second: Run, way: str, task: str = "") -> dict[str, float] | None:
   """Mean of first - second over the prompts both answered, with its 95 % interval over clips."""
-  a, b = scores(first, way, task), scores(second, way, task)
+  a = scores(first, way, task)
+  b = scores(second, way, task)
+  # Paired: a prompt that one of the two lacks says nothing of their difference.
   shared = [key for key in a if key in b]
   if not shared:
     return None
@@ -120,11 +124,11 @@ def difference(first: Run, second: Run, way: str, task: str = "") -> dict[str, f
   return intervals.mean_interval(values, [a[key][1] for key in shared])
 
 
-def verdict(one: Mapping[str, float]) -> str:
+def verdict(interval: Mapping[str, float]) -> str:
   """What an interval of a difference allows to say."""
-  if one["low"] > 0:
+  if interval["low"] > 0:
     return "better"
-  return "worse" if one["high"] < 0 else "no difference can be told"
+  return "worse" if interval["high"] < 0 else "no difference can be told"
 
 
 def signed(value: float) -> str:
@@ -138,15 +142,15 @@ def compare(by_name: Mapping[str, Run]) -> list[dict]:
     if first not in by_name or second not in by_name:
       continue
     runs = by_name[first], by_name[second]
-    one = {way: difference(*runs, way) for way in WAYS}
-    if not any(one.values()):
+    by_way = {way: difference(*runs, way) for way in WAYS}
+    if not any(by_way.values()):
       continue
     tasks = sorted({row["task"] for row in runs[0].evaluation["prompts"] if row["closed"]})
     label = f"{runs[0].label} \N{MINUS SIGN} {runs[1].label}"
     per_task = {task: {way: difference(*runs, way, task) for way in WAYS} for task in tasks}
     said = f"{runs[0].label[0].upper()}{runs[0].label[1:]} minus {_the(runs[1])}"
     result.append(
-      {"first": first, "second": second, "label": label, "said": said, "tasks": per_task, **one}
+      {"first": first, "second": second, "label": label, "said": said, "tasks": per_task, **by_way}
     )
   return result
 
@@ -159,13 +163,13 @@ def headline(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
   """What came out, in one sentence: the last stage against what it started from."""
   labels = {run.name: _the(run) for run in runs}
   for first, seconds in HEADLINES.items():
-    beside = {one["second"]: one for one in differences if one["first"] == first}
+    beside = {row["second"]: row for row in differences if row["first"] == first}
     chosen = [beside[second] for second in seconds if second in beside]
     if chosen:
       subjects = [labels[first]] + ["it"] * (len(chosen) - 1)
       said = [
-        _comparison(one, who, labels[one["second"]])
-        for one, who in zip(chosen, subjects, strict=True)
+        _comparison(row, who, labels[row["second"]])
+        for row, who in zip(chosen, subjects, strict=True)
       ]
       return _sentence("; ".join(said))
   graded = [run for run in runs if scores(run, "greedy")]
@@ -175,19 +179,19 @@ def headline(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
   return _sentence(f"no stage was evaluated beside what it started from; quality of {means}")
 
 
-def _comparison(one: Mapping, first: str, second: str) -> str:
+def _comparison(row: Mapping, first: str, second: str) -> str:
   """e.g. "stage 2 is better than stage 1 by +0.120 [+0.090, +0.150] (greedy)".
 
   The other way of answering is told where it says something else.
   """
-  way, *others = [way for way in WAYS if one[way]]
-  said = verdict(one[way])
+  way, *others = [way for way in WAYS if row[way]]
+  said = verdict(row[way])
   ways = [way] + [
-    f"{other}, {verdict(one[other])}: {_interval(one[other])}"
+    f"{other}, {verdict(row[other])}: {_interval(row[other])}"
     for other in others
-    if verdict(one[other]) != said
+    if verdict(row[other]) != said
   ]
-  shown = f"{_interval(one[way])} ({'; '.join(ways)})"
+  shown = f"{_interval(row[way])} ({'; '.join(ways)})"
   if said in ("better", "worse"):
     return f"{first} is {said} than {second} by {shown}"
   return f"whether {first} is better than {second} cannot be told: {shown}"
@@ -215,6 +219,7 @@ def lead(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
   ]
   if len(set(counts.values())) > 1:
     text.append("The runs were not evaluated on the same number of prompts.")
+  # What was unlike is said here, where the figures are, since they look comparable.
   unlike = lambda name: any(run.evaluation.get(name) != first.get(name) for run in graded)
   first = graded[0].evaluation
   if unlike("pool_identity"):
@@ -227,12 +232,12 @@ def lead(runs: Sequence[Run], differences: Sequence[Mapping]) -> str:
       "They were sampled in different ways (temperature, number of samples, or what passes), so "
       "sampled scores and pass@k cannot be compared."
     )
-  for one in differences:
-    parts = [f"{_interval(one[way])} {way}: {verdict(one[way])}" for way in WAYS if one[way]]
-    said = [verdict(one[way]) for way in WAYS if one[way]]
+  for row in differences:
+    parts = [f"{_interval(row[way])} {way}: {verdict(row[way])}" for way in WAYS if row[way]]
+    said = [verdict(row[way]) for way in WAYS if row[way]]
     if len(said) == 2 and said[0] == said[1]:
-      parts = [f"{_interval(one['greedy'])}: {said[0]} (sampled {signed(one['sampled']['mean'])})"]
-    text.append(f"{one['said']}: {'; '.join(parts)}.")
+      parts = [f"{_interval(row['greedy'])}: {said[0]} (sampled {signed(row['sampled']['mean'])})"]
+    text.append(f"{row['said']}: {'; '.join(parts)}.")
   if differences and len(clips) < 30:
     text.append(f"With only {len(clips)} clips the intervals themselves are rough.")
   if differences:
@@ -246,5 +251,5 @@ def _mean(run: Run) -> float:
   return float(np.mean([quality for quality, _ in scores(run, "greedy").values()]))
 
 
-def _interval(one: Mapping[str, float]) -> str:
-  return f"{signed(one['mean'])} [{signed(one['low'])}, {signed(one['high'])}]"
+def _interval(interval: Mapping[str, float]) -> str:
+  return f"{signed(interval['mean'])} [{signed(interval['low'])}, {signed(interval['high'])}]"

@@ -52,6 +52,7 @@ def render(template: str, **values: Any) -> str:
   environment.filters |= {
     "number": lambda x: "\N{EN DASH}" if x is None or math.isnan(x) else f"{x:.3f}",
     "pretty": plots.pretty,
+    "plain": plain,
     "signed": findings.signed,
     "verdict": findings.verdict,
     "duration": duration,

@@ -6,7 +6,8 @@ function returns None where it was given nothing to draw.
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import matplotlib
@@ -84,7 +85,9 @@ def png(figure: Figure) -> bytes:
   """A figure as a PNG file."""
   # The style is set again, since matplotlib reads the resolution when it saves.
   file = io.BytesIO()
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    # Names may be in any script; the page has them as text.
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
     figure.savefig(file, format="png")
   return file.getvalue()
 
@@ -122,6 +125,8 @@ def result_bars(
       for place, run in enumerate(runs):
         # Bars of a column stand side by side around its tick, one a run, also where a run has none.
         cells = [(c, table[run][c]) for c in columns if run in table and c in table[run]]
+        # (place - middle) * width: the group of bars is centred on its tick, however many runs it
+        # has.
         x = [columns.index(c) + (place - (len(runs) - 1) / 2) * width for c, _ in cells]
         mean = np.array([cell["mean"] for _, cell in cells])
         ends = np.array(
@@ -167,6 +172,7 @@ def difference_forest(
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(differences)), [difference["label"] for difference in differences])
     ax.tick_params(axis="y", labelcolor=INK, length=0)
+    # Upside down: the first difference stands at the top, as in the table.
     ax.set_ylim(len(differences) - 0.5, -0.5)
     ax.margins(x=0.1)
     ax.grid(axis="y", visible=False)
@@ -190,6 +196,7 @@ def pass_curves(
     ks = sorted({k for rate in rates.values() for k in rate})
     for run, rate in rates.items():
       ax.plot(list(rate), list(rate.values()), "o-", color=colours[run], label=names[run])
+    # 1, 2, 4, 8 at equal distances: each is twice the samples.
     ax.set_xscale("log", base=2)
     ax.set_xticks(ks, [str(k) for k in ks])
     ax.minorticks_off()
@@ -246,8 +253,13 @@ def task_bars(
   paper: Mapping[str, Mapping],
   names: Sequence[str],
   columns: Mapping[str, tuple[str, str]],
+  shown: Callable[[str], str] = pretty,
 ) -> None:
-  """One group of bars per task, and a diamond where the paper gives the figure."""
+  """One group of bars per task, and a diamond where the paper gives the figure.
+
+  Args:
+    names: of the groups, from top to bottom; `shown` says how they are written.
+  """
   width = 0.8 / len(columns)
   for place, (key, (label, colour)) in enumerate(columns.items()):
     shift = (place - (len(columns) - 1) / 2) * width
@@ -258,8 +270,9 @@ def task_bars(
       at, values = zip(*known, strict=True)
       said = "paper" if place == 0 else None
       ax.plot(values, at, "D", color=PAPER, markersize=4.5, label=said, clip_on=False)
-  ax.set_yticks(range(len(names)), [pretty(name) for name in names])
+  ax.set_yticks(range(len(names)), [shown(name) for name in names])
   ax.tick_params(axis="y", labelcolor=INK, length=0)
+  # Bars are drawn from below, tables are read from above.
   ax.invert_yaxis()
   ax.set_xlim(left=0)
   ax.grid(axis="y", visible=False)
@@ -281,6 +294,7 @@ def film(
   """
   gap = 4  # pixels between frames
   tallest = max(frame.shape[0] for column in columns for frame in column)
+  # Whole factors only where frames grow; what shrinks is smoothed in any case.
   scale = max(1, height // tallest) if tallest <= height else height / tallest
   drawn = [[_scaled(frame, scale, box) for frame in column] for column in columns]
   size_h = max(picture.height for column in drawn for picture in column) + gap

@@ -19,7 +19,8 @@ from rmsd_jax.teacher import scores, variance
 
 TEMPLATE = "teacher.html.jinja"
 CURVE = tuple(np.linspace(0, 1, 101).round(2).tolist())  # thresholds of the curves
-MAX_EXAMPLES, MAX_PER_TASK = 8, 2
+MAX_EXAMPLES = 8
+MAX_PER_TASK = 2
 
 
 def study_section(
@@ -47,7 +48,8 @@ def write_page(folder: str, title: str, scored: scores.Scored) -> pathlib.Path:
   """
   page = Page(pathlib.Path(folder))
   page.folder.mkdir(parents=True, exist_ok=True)
-  figures, by_teacher = variance.by_task(scored.questions), variance.by_teacher(scored.questions)
+  figures = variance.by_task(scored.questions)
+  by_teacher = variance.by_teacher(scored.questions)
   teachers = {name for question in scored.questions for name in question.teachers}
   section = study_section(page, figures, teachers)
   _spreads(page, scored.questions, figures)
@@ -122,7 +124,8 @@ def examples(scored: scores.Scored) -> list[dict[str, Any]]:
 
 
 def _example(scored: scores.Scored, place: int, spread: float) -> dict[str, Any]:
-  question, prompt = scored.questions[place], scored.prompt(place)
+  question = scored.questions[place]
+  prompt = scored.prompt(place)
   answer = prompt.answer if isinstance(prompt.answer, str) else json.dumps(prompt.answer)
   said = [
     {"text": plain(text), "teacher": teacher, "valid": bool(valid), "quality": float(quality)}
@@ -144,7 +147,8 @@ def lead(figures: variance.Figures, silent: int = 0) -> str:
   if math.isnan(everything["mean"]):
     text.append("None of the questions is closed-ended, so their quality cannot be measured.")
   else:
-    across, within = everything["sd_across"], everything["sd_within"]
+    across = everything["sd_across"]
+    within = everything["sd_within"]
     text.append(
       f"Mean quality of closed-ended questions is {everything['mean']:.2f}; it differs across "
       f"questions by an s.d. of {_number(across)}, and between samples of one question by "

@@ -22,6 +22,7 @@ from rmsd_jax.report.plots import (
   styled,
   task_bars,
 )
+from rmsd_jax.teacher.variance import label
 
 BLUE = RUN_COLOURS["sft"]
 ORANGE = RUN_COLOURS["rl"]
@@ -122,11 +123,11 @@ def teachers(figures: Mapping[str, Mapping]) -> Figure | None:
   if len(figures) < 2:
     return None
   with styled(1, 2, 1.2 + 0.45 * len(figures)) as (figure, (left, right)):
-    names = {name or "not named": its_figures for name, its_figures in figures.items()}
+    shown = lambda name: label(name, longest=28) or "not named"
     quality = {"mean": ("mean", BLUE), "sd_within": ("s.d. within a question", LIGHT_BLUE)}
-    task_bars(left, "Quality [0 to 1]", names, {}, list(names), quality)
+    task_bars(left, "Quality [0 to 1]", figures, {}, list(figures), quality, shown)
     faulty = {"violations": ("wrong format", BLUE), "cut_off": ("cut off", ORANGE)}
-    task_bars(right, "Unusable responses [share]", names, {}, list(names), faulty)
+    task_bars(right, "Unusable responses [share]", figures, {}, list(figures), faulty, shown)
   return figure
 
 

@@ -154,7 +154,8 @@ def as_tube(value: object) -> tuple[Interval, Boxes] | None:
   """The same from decoded JSON."""
   if not isinstance(value, dict) or set(value) != {"time", "boxes"}:
     return None
-  ends, boxes = as_interval({"time": value["time"]}), _boxes(value["boxes"])
+  ends = as_interval({"time": value["time"]})
+  boxes = _boxes(value["boxes"])
   return (ends, boxes) if ends and boxes else None
 
 
@@ -162,6 +163,7 @@ def _boxes(value: object) -> Boxes | None:
   """Boxes by second, or None where a key is no second or a box none."""
   if not isinstance(value, dict):
     return None
+  # Six digits are eleven days: no clip has more seconds.
   seconds = [int(key) for key in value if re.fullmatch(r"0|[1-9][0-9]{0,5}", key)]
   boxes = [as_box({"boxes": corners}) for corners in value.values()]
   if len(seconds) < len(value) or None in boxes:
@@ -184,6 +186,7 @@ def numeric_accuracy(
     return float(_rounded(a, places) == _rounded(b, places))
   # Of the numbers as they are written, too: 0.3 is within 0.1 of 0.2.
   error = abs(Fraction(repr(a)) - Fraction(repr(b)))
+  # Fractions are exact, infinity has none: with it every number is near enough.
   return float(error <= max(_share(eps_abs), _share(eps_rel) * abs(Fraction(repr(b)))))
 
 
@@ -206,7 +209,8 @@ def mean_relative_accuracy(prediction: float, truth: float) -> float:
   multiplied out to 20 * abs(p - t) < k * abs(t) for k = 1 .. 10, so that no rounding decides a case
   on the edge. For t = 0, where the relative error is undefined, only p = 0 scores (our decision).
   """
-  p, t = Fraction(repr(float(prediction))), Fraction(repr(float(truth)))
+  p = Fraction(repr(float(prediction)))
+  t = Fraction(repr(float(truth)))
   if t == 0:
     return float(p == 0)
   error = 20 * abs(p - t)

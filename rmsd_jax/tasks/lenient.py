@@ -66,6 +66,7 @@ class Percent(float):
 def unwrapped(text: str) -> str:
   """A text without what only dresses it: a code fence, bold, quotes, $..$, \\boxed{..}."""
   text = answers.without_invisible(text).strip()
+  # Dress in dress, **$5$**; bounded, since each turn reads the whole text.
   for _ in range(6):
     inner = _undressed(text)
     if inner == text:
@@ -115,15 +116,17 @@ def option_letter(answer_text: str, options: Sequence[str]) -> str | None:
     return None
   labels = [label for label in map(answers.split_label, options) if label]
   plain = _alike(text)
-  found = {letter for letter, option in labels if option and _alike(option) == plain}
-  if len(found) > 1:
+  # All letters that the text may mean, by every way to read it; more than one is no answer.
+  letters = {letter for letter, option in labels if option and _alike(option) == plain}
+  if len(letters) > 1:
     return None
   if strict := answers.option_letter(text, options):
-    found.add(strict)
+    letters.add(strict)
   if match := _LETTER.fullmatch(text):
-    letter, rest = match[1].upper(), _alike(match[2])
-    found |= {one for one, option in labels if one == letter and rest in ("", _alike(option))}
-  return found.pop() if len(found) == 1 else None
+    letter = match[1].upper()
+    rest = _alike(match[2])
+    letters |= {name for name, option in labels if name == letter and rest in ("", _alike(option))}
+  return letters.pop() if len(letters) == 1 else None
 
 
 def _alike(text: str) -> str:
@@ -143,13 +146,14 @@ def number(text: str) -> float | None:
   bare = _ABOUT.sub("", said(answers.without_invisible(text)), count=1)
   plain = notation.plain(bare)
   value = notation.taken_apart(plain)
+  # A text that is not there was computed (2 h 30 min): no number that somebody wrote.
   if not isinstance(value, notation.Value) or value.text not in plain:
     return None
-  found = notation.literal(value.text)
-  if found is None:
+  parsed = notation.literal(value.text)
+  if parsed is None:
     return None
   try:
-    exact = float(found[0])
+    exact = float(parsed[0])
   except OverflowError:
     return None
   return Percent(exact) if value.unit == units.PERCENT else exact
@@ -179,6 +183,7 @@ def loose_json(text: str) -> object | None:
   if len(text) > answers.MAX_CHARS:
     return None
   text = unwrapped(text)
+  # Where there are double quotes, single ones are apostrophes.
   if '"' not in text:
     text = text.replace("'", '"')
   return answers.strict_json(re.sub(r",\s*([}\]])", r"\1", text))
@@ -219,6 +224,7 @@ def _field(value: Mapping[str, Any], keys: frozenset[str], ends: Sequence[Sequen
   plain = {key.strip().casefold(): inner for key, inner in value.items()}
   if len(plain) < len(value):
     return None
+  # Labels beside the value are harmless; anything else may be a second answer.
   told = {key: x for key, x in plain.items() if not (key in _LABELS and isinstance(x, str))}
   for names in ends:
     if told.keys() == set(names):
@@ -288,20 +294,21 @@ def _boxes_of(value: object) -> dict[str, list[float]] | None:
   if isinstance(value, dict):
     pairs = list(value.items())
   elif isinstance(value, list):
-    for one in value:
-      if not isinstance(one, dict):
+    for entry in value:
+      if not isinstance(entry, dict):
         return None
-      when = [key for key in one if key.casefold() in _SECOND_KEYS]
+      when = [key for key in entry if key.casefold() in _SECOND_KEYS]
       if len(when) != 1:
         return None
-      pairs.append((one[when[0]], {key: x for key, x in one.items() if key != when[0]}))
-  found: dict[str, list[float]] = {}
+      pairs.append((entry[when[0]], {key: x for key, x in entry.items() if key != when[0]}))
+  by_second: dict[str, list[float]] = {}
   for key, corners in pairs:
-    second, corner = _seconds(key), _box_of(corners)
-    if second is None or second != int(second) or corner is None or str(int(second)) in found:
+    second = _seconds(key)
+    corner = _box_of(corners)
+    if second is None or second != int(second) or corner is None or str(int(second)) in by_second:
       return None
-    found[str(int(second))] = list(corner)
-  return found or None
+    by_second[str(int(second))] = list(corner)
+  return by_second or None
 
 
 def tube(text: str) -> tuple[answers.Interval, answers.Boxes] | None:
@@ -315,5 +322,6 @@ def tube(text: str) -> tuple[answers.Interval, answers.Boxes] | None:
   where = [key for key in value if key.casefold() in _BOX_KEYS]
   if len(value) != 2 or len(when) != 1 or len(where) != 1:
     return None
-  ends, boxes = _interval_of({"time": value[when[0]]}), _boxes_of(value[where[0]])
+  ends = _interval_of({"time": value[when[0]]})
+  boxes = _boxes_of(value[where[0]])
   return answers.as_tube({"time": list(ends), "boxes": boxes}) if ends and boxes else None

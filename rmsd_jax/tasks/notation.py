@@ -116,8 +116,8 @@ def ascii_form(text: str) -> str:
     plain = unicodedata.normalize("NFKC", letter)
     if letter in _SIGNS:
       pieces.append(_SIGNS[letter])
-    elif found := re.fullmatch("([0-9]+)⁄([0-9]+)", plain):  # a vulgar fraction
-      pieces.append(f"\\frac{{{found[1]}}}{{{found[2]}}}")
+    elif vulgar := re.fullmatch("([0-9]+)⁄([0-9]+)", plain):  # a vulgar fraction
+      pieces.append(f"\\frac{{{vulgar[1]}}}{{{vulgar[2]}}}")
     else:
       pieces.append(_SIGNS.get(plain, " " if plain.isspace() else plain))
   return "".join(pieces)
@@ -128,6 +128,8 @@ def plain(text: str) -> str:
   text = text.strip()
   if len(text) > MAX_WORDS:
     return text.rstrip(". ")
+  # Unicode first, since all patterns below know LaTeX alone; white space last, since they make
+  # some.
   text = ascii_form(text)
   text = re.sub(r"\$\$", "$", text)
   if text.count("$") - text.count("\\$") == 1 and re.match(r"\$\s*[0-9]", text):
@@ -136,12 +138,14 @@ def plain(text: str) -> str:
   for pattern, instead in _DRESSINGS:
     text = pattern.sub(instead, text)
   text = re.sub(r"\\text\{\s*%\s*\}", "%", text)
+  # \sqrt(..) by counting: brackets stand in brackets, which no pattern can follow.
   while (root := _ROOT.search(text)) and (end := _closed_at(text, root.end() - 1, "()")) > 0:
     text = f"{text[: root.start()]}\\sqrt{{{text[root.end() : end]}}}{text[end + 1 :]}"
   text = _JOINED.sub(lambda m: f" {m[1] or m[2]} ", text)
   text = _FUNCTION.sub(r"\\\1", text)
   text = re.sub(r"\s+", " ", text)
   text = text.strip().rstrip(". ")
+  # Boxes around the whole text alone: inside a formula one may mark a part of it.
   while (opening := _BOX.match(text)) and _closed_at(text, opening.end() - 1) == len(text) - 1:
     text = text[opening.end() : -1].strip().rstrip(". ")
   word = _WHOLE_TEXT.fullmatch(text)
@@ -173,6 +177,7 @@ def words(text: str) -> str | None:
   if len(letters) > 1 and letters.isalpha():
     return spelled
   for run in _RUN.findall(re.sub(r"\\text\{[^{}]*\}", " ", text)):
+    # Three letters in the order of the alphabet are a product (xyz, abc), others a word (cat).
     ascending = all(a < b for a, b in zip(run, run[1:], strict=False))
     if len(run) > 3 or (len(run) == 3 and not ascending):
       return spelled
@@ -184,15 +189,16 @@ def literal(text: str) -> tuple[Fraction, int | None] | None:
   text = text.strip()
   if len(text) > MAX_CHARS:
     return None
-  if found := _FRACTION.fullmatch(text):
-    sign, whole, over, under = found.groups()[:4] if found[3] else found.groups()[4:]
+  if match := _FRACTION.fullmatch(text):
+    # The pattern has two forms of four groups each, \frac{a}{b} and a / b.
+    sign, whole, over, under = match.groups()[:4] if match[3] else match.groups()[4:]
     if not int(under):
       return None
     value = int(whole or 0) + Fraction(int(over), int(under))
     return (-value if sign == "-" else value), None
-  if found := _SCIENTIFIC.fullmatch(text):
-    inner = _decimal(found[1].strip()) if found[1] else (Fraction(1), 0)
-    power = int(found[2])
+  if match := _SCIENTIFIC.fullmatch(text):
+    inner = _decimal(match[1].strip()) if match[1] else (Fraction(1), 0)
+    power = int(match[2])
     if inner is None or abs(power) > MAX_EXPONENT:
       return None
     return inner[0] * Fraction(10) ** power, max(inner[1] - power, 0)
@@ -200,20 +206,22 @@ def literal(text: str) -> tuple[Fraction, int | None] | None:
 
 
 def _decimal(text: str) -> tuple[Fraction, int] | None:
-  found = _DECIMAL.fullmatch(text)
-  if found is None or not (found[2] or found[3]):
+  match = _DECIMAL.fullmatch(text)
+  if match is None or not (match[2] or match[3]):
     return None
-  digits, decimals = re.sub("[, ]", "", found[2]), found[3] or ""
-  power = int(found[4] or 0)
+  digits = re.sub("[, ]", "", match[2])
+  decimals = match[3] or ""
+  power = int(match[4] or 0)
   if abs(power) > MAX_EXPONENT:
     return None
   value = Fraction(int(digits + decimals or "0")) / 10 ** len(decimals) * Fraction(10) ** power
-  return (-value if found[1] == "-" else value), max(len(decimals) - power, 0)
+  return (-value if match[1] == "-" else value), max(len(decimals) - power, 0)
 
 
 def taken_apart(text: str) -> Value | Listed:
   """Takes a plain result apart: a list, a point or an interval, a set, or one value."""
   text = text.strip()
+  # Numbers before lists: 1,234 is one number.
   if len(text) > MAX_CHARS or literal(text):
     return Value(text, whole=text)
   parts, joined = _split(text)
@@ -239,7 +247,10 @@ def taken_apart(text: str) -> Value | Listed:
 def _split(text: str) -> tuple[list[str], bool]:
   """The parts of a bare list, and whether "or" or "and" joins them: then their order is free."""
   thousands = {i for m in _THOUSANDS.finditer(text) for i in range(*m.span()) if text[i] == ","}
-  parts, start, depth, joined = [], 0, 0, False
+  parts = []
+  start = 0
+  depth = 0
+  joined = False
   i = 0
   while i < len(text):
     if text[i] in _OPENING:
@@ -251,7 +262,9 @@ def _split(text: str) -> tuple[list[str], bool]:
       start = i + 1
     elif not depth and (word := re.compile(r"\s(?:or|and)\s").match(text, i)):
       parts.append(text[start:i])
-      start, joined = word.end(), True
+      start = word.end()
+      joined = True
+      # To the blank behind the word, which may be the one before the next: "1 or or 2".
       i = word.end() - 2
     i += 1
   parts = [part.strip() for part in [*parts, text[start:]]]
@@ -267,8 +280,8 @@ _RUN_OF_WORDS = re.compile(r"[a-z]{3,}\s+(?:or|and)\s+[a-z]{3,}")
 def _named(text: str) -> tuple[str, str]:
   """("x", "3") of "x = 3" and of "3 = x"; ("", text) where no name is given."""
   pieces = re.split(r"(?<![<>!:])=|\\in(?![a-z])|\\approx(?![a-z])|≈", text)
-  if len(pieces) == 1 and (found := re.match(r"([A-Za-z ]{3,40}):\s*(?=\S)", text)):
-    return found[1].strip(), text[found.end() :].strip()
+  if len(pieces) == 1 and (leader := re.match(r"([A-Za-z ]{3,40}):\s*(?=\S)", text)):
+    return leader[1].strip(), text[leader.end() :].strip()
   if len(pieces) > 2 and all(_is_name(piece) for piece in pieces[:-1]):
     pieces = [pieces[0], pieces[-1]]
   if len(pieces) != 2:
@@ -316,12 +329,14 @@ def _bracketed(text: str) -> Listed | None:
     return None
   inner = tuple(taken_apart(part) for part in parts)
   if brackets == "{}":
+    # What is named twice is in a set once.
     return Listed(tuple(dict.fromkeys(inner)), ordered=False)
   return Listed(inner, True, brackets)
 
 
 def _at_commas(text: str) -> list[str]:
-  parts, depth = [""], 0
+  parts = [""]
+  depth = 0
   for letter in text:
     depth += (letter in _OPENING) - (letter in _CLOSING)
     if letter == "," and not depth:
@@ -346,26 +361,29 @@ def _value(text: str) -> Value:
   for sign in ("\\$", "€", "£", "¥"):
     if text.startswith(sign):
       return Value(text[len(sign) :].strip(), units.known(sign), whole=text)
-  if found := re.fullmatch(r"(.*\S)\s*%", text):
-    return Value(found[1].strip(), units.PERCENT, whole=text)
-  if found := re.fullmatch(r"(.*\S)\s*\^\\circ\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
-    letter = found[2] or found[3]
+  if match := re.fullmatch(r"(.*\S)\s*%", text):
+    return Value(match[1].strip(), units.PERCENT, whole=text)
+  if match := re.fullmatch(r"(.*\S)\s*\^\\circ\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
+    letter = match[2] or match[3]
     unit = Unit(Fraction(1), ((f"degree {letter}", 1),)) if letter else units.DEGREE
-    return Value(found[1].strip(), unit, whole=text)
-  if (found := _TEXT_UNIT.fullmatch(text)) and found["value"]:
-    inside = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", found["unit"]).strip()
+    return Value(match[1].strip(), unit, whole=text)
+  if (match := _TEXT_UNIT.fullmatch(text)) and match["value"]:
+    inside = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", match["unit"]).strip()
     if unit := units.named(inside):
-      return _same_inside(found["value"].strip(), unit, text)
+      return _same_inside(match["value"].strip(), unit, text)
   text = re.sub(r"(?<=[0-9)}])\s*\\text\{([^{}]*)\}", r" \1 ", text).strip()
   if compound := _sum(text):
     return Value(*compound, whole=text)
   for start in _UNIT_START.finditer(text):
-    value, name = text[: start.start()], text[start.start() :]
+    value = text[: start.start()]
+    name = text[start.start() :]
     if not _PLAIN_UNIT.fullmatch(name) or not _MEASURED.search(value.rstrip()):
       continue
     spaced = value.endswith(" ")
     long = len(re.sub("[^A-Za-z]", "", name)) > 1
+    # "5m" may be a product, so that a single letter needs a blank before it.
     unit = units.known(name) if spaced or long else None
+    # Behind a number any word counts what there is: 3 apples.
     if unit is None and spaced and literal(value):
       unit = units.named(name)
     if unit is not None:
@@ -378,7 +396,7 @@ def _same_inside(value: str, unit: Unit, whole: str) -> Value:
   inner = [m[1] for m in re.finditer(r"\\text\{([^{}]*)\}", value)]
   if not inner:
     return Value(value, unit, whole=whole)
-  if all(units.named(one.strip()) == unit for one in inner):
+  if all(units.named(name.strip()) == unit for name in inner):
     return Value(re.sub(r"\s*\\text\{[^{}]*\}", "", value), unit, whole=whole)
   compound = _sum(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", whole))
   return Value(*compound, whole=whole) if compound else Value(whole, whole=whole)
@@ -386,16 +404,17 @@ def _same_inside(value: str, unit: Unit, whole: str) -> Value:
 
 def _sum(text: str) -> tuple[str, Unit] | None:
   """("165", minutes) of "2 hours 45 minutes": the sum in the last unit."""
-  found, place = [], 0
-  while place < len(text) and (one := _COMPOUND.match(text, place)):
-    unit = units.known(one[2])
+  terms = []
+  place = 0
+  while place < len(text) and (term := _COMPOUND.match(text, place)):
+    unit = units.known(term[2])
     if unit is None:
       return None
-    found.append((Fraction(one[1]), unit))
-    place = one.end()
-  if place < len(text) or len(found) < 2 or len({unit.powers for _, unit in found}) > 1:
+    terms.append((Fraction(term[1]), unit))
+    place = term.end()
+  if place < len(text) or len(terms) < 2 or len({unit.powers for _, unit in terms}) > 1:
     return None
-  if any(a.factor <= b.factor for (_, a), (_, b) in zip(found, found[1:], strict=False)):
+  if any(a.factor <= b.factor for (_, a), (_, b) in zip(terms, terms[1:], strict=False)):
     return None  # not from large to small: two quantities
-  total = sum(number * unit.factor for number, unit in found) / found[-1][1].factor
-  return f"{total.numerator}/{total.denominator}", found[-1][1]
+  total = sum(number * unit.factor for number, unit in terms) / terms[-1][1].factor
+  return f"{total.numerator}/{total.denominator}", terms[-1][1]

@@ -89,6 +89,8 @@ class Rules:
       for name, default in settings.items()
       if getattr(self, name) != default
     ]
+    # Only what is changed is named, so that the versions of pools from before a setting existed are
+    # those of its default.
     if self.reading != "strict":
       changed.append(f"reading={self.reading}")
     if self.module:
@@ -157,6 +159,7 @@ class Rules:
     Args:
       outer, inner: R_outer and R_task, as numbers or as arrays of one shape.
     """
+    # & and not `and`, which arrays do not have.
     return (outer == 1) & (inner >= self.valid_from)
 
   def quality(self, outer, inner, content):
@@ -193,6 +196,7 @@ class Rules:
     fits = max_tokens is None or tokens <= max_tokens
     valid = self.is_valid(outer, inner) and finish_reason != "length" and fits
     quality = (content if kind.closed else 1.0) if valid else 0.0
+    # Where it is kept alone: to align two texts is slow.
     rouge = 0.0
     if not kind.closed and outer:
       rouge = kind.metric(parsed.answer, options, truth)

@@ -96,23 +96,23 @@ def _of_lenient(reader: Callable[[str], object]) -> dict[str, Callable]:
 def _either(compare: Callable[..., float]) -> Callable[..., float]:
   """A number that was written in per cent counts as the better of 50 and 0.5."""
 
-  def best(value: float, truth: float, **given) -> float:
+  def best(value: float, truth: float, **tolerances) -> float:
     values = value.values() if isinstance(value, lenient.Percent) else (value,)
-    return max(compare(one, truth, **given) for one in values)
+    return max(compare(reading, truth, **tolerances) for reading in values)
 
   return best
 
 
-def _same_result(result: str, truth: str, **given) -> float:
+def _same_result(result: str, truth: str, **tolerances) -> float:
   """By `symbolic.equal`; `decimals` of a record are half a unit of the last one."""
-  if "decimals" in given:
-    given = {"eps_abs": 0.5 * 10.0 ** -given["decimals"]}
-  return float(symbolic.equal(result, truth, **given))
+  if "decimals" in tolerances:
+    tolerances = {"eps_abs": 0.5 * 10.0 ** -tolerances["decimals"]}
+  return float(symbolic.equal(result, truth, **tolerances))
 
 
-def _same_said(result: str, truth: str, **given) -> float:
-  return _same_result(result, truth, **given) or _same_result(
-    lenient.result(result), truth, **given
+def _same_said(result: str, truth: str, **tolerances) -> float:
+  return _same_result(result, truth, **tolerances) or _same_result(
+    lenient.result(result), truth, **tolerances
   )
 
 
@@ -263,6 +263,7 @@ def make_tasks(
   )
   tasks = {task.name: task for task in (numerical, *_FIXED_TASKS)}
   if module:
+    # After ours, so that a user's task may replace one.
     tasks |= from_file(module)
   if reading == "lenient":
     tasks = {name: task.lenient or task for name, task in tasks.items()}

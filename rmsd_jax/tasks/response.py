@@ -58,7 +58,9 @@ def parse_lenient(reply: str) -> Parsed:
     depth += (tag == "<think>") - (tag == "</think>")
     if depth < 1:
       return Parsed(False, "", "")
-  before, between, after = pieces[0], pieces[-5], pieces[-1]
+  before = pieces[0]
+  between = pieces[-5]
+  after = pieces[-1]
   if any(answers.without_invisible(text).strip() for text in (before, between, after)):
     return Parsed(False, "", "")
   return Parsed(True, "".join(pieces[2:-5]).strip(), pieces[-3].strip())
@@ -67,5 +69,6 @@ def parse_lenient(reply: str) -> Parsed:
 def trimmed(reply: str) -> str:
   """A reply without the tokens that end a turn at its end."""
   # Looked for at the end alone: the pattern would try each white space of a long text.
-  head, tail = reply[:-200], reply[-200:]
+  head = reply[:-200]
+  tail = reply[-200:]
   return head + _END.sub("", tail)

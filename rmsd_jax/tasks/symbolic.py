@@ -65,14 +65,18 @@ def equal(answer: str, truth: str, *, eps_abs: float = 0.0, eps_rel: float = 0.0
     tolerance of 1e-6, or within `eps_abs` and `eps_rel` where they are given, as in
     `answers.numeric_accuracy`; other formulas by math-verify.
   """
-  ours, theirs = notation.plain(answer), notation.plain(truth)
+  ours = notation.plain(answer)
+  theirs = notation.plain(truth)
   if not answers.visible(ours):
     return False
+  # `plain` leaves a text of this length as it is; nothing finer can be asked of it.
   if max(len(ours), len(theirs)) > notation.MAX_WORDS:
     return ours == theirs
+  # Cheap answers first: most right ones are the truth letter by letter, and need no judge.
   if notation.compact(ours) == notation.compact(theirs):
     return True
-  said, wanted = notation.words(ours), notation.words(theirs)
+  said = notation.words(ours)
+  wanted = notation.words(theirs)
   if said and said == wanted:
     return True
   if max(len(ours), len(theirs)) > MAX_CHARS:
@@ -145,15 +149,21 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
     ratio = ours.unit.factor / theirs.unit.factor
   elif units.PERCENT in (ours.unit, theirs.unit):  # a number, not something measured
     ratio = (ours.unit or units.NONE).factor / (theirs.unit or units.NONE).factor
-  a, b = notation.literal(ours.text), notation.literal(theirs.text)
+  a = notation.literal(ours.text)
+  b = notation.literal(theirs.text)
   if a is not None and b is not None:
+    # In another unit the decimals that were written say nothing about the precision.
     return _same_number((a[0] * ratio, a[1] if ratio == 1 else None), b, eps)
-  said, wanted = notation.words(ours.text), notation.words(theirs.text)
+  # Before the judge, for which "cat" would be the product c * a * t.
+  said = notation.words(ours.text)
+  wanted = notation.words(theirs.text)
   if said is not None or wanted is not None:
     return said == wanted and ratio == 1
-  left, right = ours.text, theirs.text
+  left = ours.text
+  right = theirs.text
   if "=" in left or "=" in right:  # equations, as a whole
-    left, right = ours.whole, theirs.whole
+    left = ours.whole
+    right = theirs.whole
   if ratio != 1:
     left = f"\\frac{{{ratio.numerator}}}{{{ratio.denominator}}} ({left})"
   if not harmless(left) or not harmless(right):
@@ -165,13 +175,15 @@ def _same_number(
   a: tuple[Fraction, int | None], b: tuple[Fraction, int | None], eps: tuple[float, float]
 ) -> bool:
   """Two exact values with their decimals (None: a fraction, which may have no end)."""
-  error, size = abs(a[0] - b[0]), abs(b[0])
+  error = abs(a[0] - b[0])
+  size = abs(b[0])
   if any(eps):
-    eps_abs, eps_rel = (Fraction(str(one)) for one in eps)
+    eps_abs, eps_rel = (Fraction(str(bound)) for bound in eps)
     return error <= max(eps_abs, eps_rel * size)
   if not error:
     return True
   endless = None in (a[1], b[1])
+  # A whole number is meant exactly, and these two differ.
   if a[0].denominator == 1 or b[0].denominator == 1:
     return False
   decimals = min(a[1] or 0, b[1] or 0)
@@ -188,6 +200,7 @@ def harmless(text: str) -> bool:
   if _terms(text) > MAX_TERMS or _roots(text) > MAX_ROOTS:
     return False
   powers = [(bool(bracket), int(power)) for bracket, power in _EXPONENT.findall(text)]
+  # Powers of brackets multiply where one stands in the other: ((x^9)^9)^9 is x^729.
   of_brackets = math.prod(max(power, 1) for bracket, power in powers if bracket)
   return max([of_brackets, *(power for _, power in powers)]) <= MAX_EXPONENT
 
@@ -197,13 +210,17 @@ def _terms(text: str) -> int:
 
   n terms to the power k have C(n + k - 1, k). Every bracket counts as a factor of its term.
   """
-  sums, factors = [0], [1]  # by depth: the terms until here, and those of the term that is read
+  sums = [0]  # by depth: the terms until here
+  factors = [1]  # by depth: the terms that the one being read will expand to
   for opened, closed, power, sign in _PARTS.findall(text):
     if opened:
       sums.append(0)
       factors.append(1)
     elif closed and len(sums) > 1:
-      inside, k = sums.pop() + factors.pop(), int(power or 1)
+      inside = sums.pop() + factors.pop()
+      k = int(power or 1)
+      # Beyond MAX_TERMS the formula is refused whatever its power is, and to compute these
+      # binomials would itself take long.
       factors[-1] *= math.comb(inside + k - 1, k) if inside <= MAX_TERMS else inside
     elif sign:
       sums[-1] += factors[-1]
@@ -213,7 +230,9 @@ def _terms(text: str) -> int:
 
 def _roots(text: str) -> int:
   """How deep roots stand inside each other: what is below them is squared as often."""
-  deepest, waits, inside = 0, False, []  # inside: of each open bracket, whether it is a root's
+  deepest = 0
+  waits = False  # whether the next bracket belongs to a root
+  inside = []  # of each open bracket, whether it is a root's
   for root, bracket in re.findall(r"(\\sqrt)|([{(\[\])}])", text):
     if root:
       waits = True
@@ -245,11 +264,13 @@ class _Judge:
   """A child process that compares formulas; started when first asked, and again when it hung."""
 
   def __init__(self):
-    self._child, self._lock = None, threading.Lock()
+    self._child = None
+    self._lock = threading.Lock()
     atexit.register(self.close)
 
   def ask(self, answer: str, truth: str) -> bool:
     """Whether they are the same; TimeoutError where the child fails or works over SECONDS."""
+    # Threads share the one pipe, and an answer is told from another by its turn alone.
     with self._lock:
       if self._child is None or self._child.poll() is not None:
         self._start()
@@ -259,6 +280,7 @@ class _Judge:
         verdict = self._line(WAIT_SECONDS)
       except BrokenPipeError:
         verdict = None
+      # A verdict that comes too late must not be read as that on the next question.
       if verdict not in (b"true\n", b"false\n"):
         self.close()
         raise TimeoutError(f"no verdict on {answer!r} and {truth!r}")
@@ -299,7 +321,9 @@ def _serve() -> None:
 
   resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
   logging.disable(logging.CRITICAL)
-  verdicts, sys.stdout = sys.stdout, sys.stderr
+  # What the libraries print must not stand among the verdicts.
+  verdicts = sys.stdout
+  sys.stdout = sys.stderr
   # One formula, whole: nothing is searched for in a text.
   read = functools.partial(
     math_verify.parse,
@@ -312,6 +336,7 @@ def _serve() -> None:
     math_verify.verify(*map(read, pair), timeout_seconds=None)
   print("ready", file=verdicts, flush=True)
   for line in sys.stdin:
+    # CPU time, not the clock: on a busy machine the same formula must not fail now and then.
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends this process
     answer, truth = (read(f"${text}$") for text in json.loads(line))
     same = bool(answer and truth)

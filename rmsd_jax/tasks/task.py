@@ -103,7 +103,8 @@ class _Asked:
     value = self.read(answer, options)
     if value is None or self.complete is None:
       return float(value is not None)
-    return 0.5 + 0.5 * max(self.complete(value, one) for one in self._values(truth, options))
+    # The best of several truths, here and in the metric: an answer need be right by one.
+    return 0.5 + 0.5 * max(self.complete(value, right) for right in self._values(truth, options))
 
   def metric(self, answer: str, options: Sequence[str], truth: object) -> float:
     if fault := self.validate(truth, options):
@@ -111,8 +112,8 @@ class _Asked:
     value = self.read(answer, options)
     if value is None:
       return 0.0
-    given = truths.apart(truth).tolerances
-    return max(self.compare(value, one, **given) for one in self._values(truth, options))
+    tolerances = truths.apart(truth).tolerances
+    return max(self.compare(value, right, **tolerances) for right in self._values(truth, options))
 
   def validate(self, truth: object, options: Sequence[str]) -> str | None:
     if fault := self.faults(options):

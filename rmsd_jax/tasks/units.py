@@ -90,24 +90,29 @@ def known(text: str) -> Unit | None:
     return None
   if text.strip().casefold() in ("%", "percent", "per cent", "percents"):
     return PERCENT
-  factor, powers = Fraction(1), dict[str, int]()
+  factor = Fraction(1)
+  powers = dict[str, int]()
+  # The unit read last: a power behind it ("m^2") is of that one alone.
   last: tuple[Fraction, str, int] | None = None
-  place, sign, count, named = 0, 1, 1, 0
+  place = 0
+  sign = 1
+  count = 1
+  named = 0
   while place < len(text):
-    found = _TOKEN.match(text, place)
-    if found is None:
+    token = _TOKEN.match(text, place)
+    if token is None:
       return None
-    place = found.end()
-    name = found["name"]
-    if found["power"] or name in _SQUARED:
-      times = _SQUARED[name] if name else int(re.sub(r"[^0-9-]", "", found["power"]))
+    place = token.end()
+    name = token["name"]
+    if token["power"] or name in _SQUARED:
+      times = _SQUARED[name] if name else int(re.sub(r"[^0-9-]", "", token["power"]))
       if last is None or not 0 < abs(times) <= 6:
         return None
       size, base, power = last  # once already, so times - 1 more
       factor *= size ** (times - 1)
       powers[base] += power * (times - 1)
       last = None
-    elif found["over"]:
+    elif token["over"]:
       sign = -1
     elif name in _COUNTED:
       count = _COUNTED[name]
@@ -119,7 +124,9 @@ def known(text: str) -> Unit | None:
       factor *= size ** (sign * count)
       powers[base] = powers.get(base, 0) + sign * count * power
       last = (size**sign, base, sign * power)
-      sign, count, named = 1, 1, named + 1
+      sign = 1
+      count = 1
+      named += 1
   if not named or named > 4:
     return None
   return _of(factor, powers)
@@ -151,6 +158,7 @@ def named(text: str) -> Unit | None:
     return None
   if re.sub(r"[^\W\d_]+|[\s-]", "", text) or max(map(len, words)) < 3:
     return None
+  # "apples" and "apple" are one unit; short words keep their s (gas, bus).
   name = " ".join(word.removesuffix("s") if len(word) > 3 else word for word in words)
   return Unit(Fraction(1), ((_WORD + name, 1),))
 

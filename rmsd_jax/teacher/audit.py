@@ -62,7 +62,8 @@ class Tally:
 
   def lines(self, k: int) -> list[str]:
     """What was counted; `k` responses are wanted per prompt, 0: as many as the fullest has."""
-    total, most = sum(self.counts.values()), max(self.counts.values(), default=0)
+    total = sum(self.counts.values())
+    most = max(self.counts.values(), default=0)
     few = [place for place, count in self.counts.items() if count < (k or most)]
     cut = f"{self.cut_off / total:.1%}" if total else "-"
     return [
@@ -102,27 +103,27 @@ def of_files(
     UserError: a file is missing.
   """
   root = json_lines.common_folder(jsonl)
-  spans = truth_audit.spans(jsonl, rules, progress, workers) if with_media else {}
+  spans = truth_audit.spans(jsonl, rules, progress, workers, media_root) if with_media else {}
   sweep = _Sweep(rules, with_media, spans, media_root)
   for path in jsonl:
     for number, _, _, record in json_lines.read(path, rules, root):
       place = f"line {number}" if len(jsonl) == 1 else f"{path} line {number}"
       sweep.look(path, place, record)
-  found = sweep.findings(bad_share)
-  found.clips = sorted(sweep.videos)
-  found.lines += sweep.tally.lines(k)
+  findings = sweep.findings(bad_share)
+  findings.clips = sorted(sweep.videos)
+  findings.lines += sweep.tally.lines(k)
   remedy = "give all questions of a clip one split"
   train, test = (sweep.clips[split] for split in records.SPLITS)
-  found.shared("clips in both splits", [(c, c) for c in train if c in test], remedy)
+  findings.shared("clips in both splits", [(c, c) for c in train if c in test], remedy)
   if not with_media:
-    found.lines.append("media files were not looked at")
-    return found
+    findings.lines.append("media files were not looked at")
+    return findings
   train, test = (sweep.media[split] for split in records.SPLITS)
   same = same_bytes(train, test, progress)
-  found.shared("media files with the same content in both splits", same, remedy)
+  findings.shared("media files with the same content in both splits", same, remedy)
   if against:
-    _compare(found, train | test, against, rules, progress)
-  return found
+    _compare(findings, train | test, against, rules, progress)
+  return findings
 
 
 def of_pool(
@@ -150,10 +151,12 @@ def of_pool(
       f"the pool was scored by rules {metadata['scorer']!r}, these are {rules.version!r}; "
       "give the settings that it names, such as --eps-abs, or build it again"
     )
-  found, tally = Findings(), Tally()
+  findings = Findings()
+  tally = Tally()
   frames: dict[str, dict[str, str]] = {}  # split -> digest -> clip
   for split in metadata["rows"]:
-    opened, frames[split] = store.open_pool(directory, split), {}
+    opened = store.open_pool(directory, split)
+    frames[split] = {}
     with progress(len(opened)) as bar:
       for index in range(len(opened)):
         row = opened[index]
@@ -164,17 +167,17 @@ def of_pool(
         about = (shown or row.clip, row.options)
         tally.add(f"{split} {row.id!r}", about, row.question, row.texts, row.finish_reasons)
         bar.update(1)
-    found.lines.append(f"{split}: {len(opened)} rows are sound")
+    findings.lines.append(f"{split}: {len(opened)} rows are sound")
   # A pool of before clocks could be chosen says nothing of its clips.
   if "clips" in metadata:
-    found.lines += oddities.lines(metadata["clips"], opened.times)
+    findings.lines += oddities.lines(metadata["clips"], opened.times)
   else:
-    found.lines.append("clips: times by frame number / header rate, as all pools once had it")
-  found.lines += tally.lines(k)
+    findings.lines.append("clips: times by frame number / header rate, as all pools once had it")
+  findings.lines += tally.lines(k)
   train, test = (frames.get(split, {}) for split in records.SPLITS)
   same = [(clip, test[digest]) for digest, clip in train.items() if digest in test]
-  found.shared("clips with the same frames in both splits", same, "give a clip one split")
-  return found
+  findings.shared("clips with the same frames in both splits", same, "give a clip one split")
+  return findings
 
 
 def _media(row: rows.Row) -> tuple[str, ...]:
@@ -200,8 +203,9 @@ def _check_row(opened: store.Pool, index: int, row: rows.Row, rules: Rules) -> N
   if (row.bucket, row.task) != (opened.bucket_N[index], opened.task_N[index]):
     raise UserError(f"row {index} ({row.id!r}) is not the one in the index; build the pool again")
   for k, reply in enumerate(row.texts):
-    given = (row.answer, row.options, row.finish_reasons[k], int(row.tokens_K[k]))
-    fresh = rules.score(row.task, reply, *given, bucket.response)
+    said = (row.answer, row.options, row.finish_reasons[k], int(row.tokens_K[k]))
+    fresh = rules.score(row.task, reply, *said, bucket.response)
+    # Stored as float32, so not equal to the last digit.
     if fresh.valid != row.valid_K[k] or abs(fresh.quality - row.quality_K[k]) > 1e-6:
       raise UserError(
         f"response {k} of row {row.id!r} is stored with quality {row.quality_K[k]:g}, but scores "
@@ -226,9 +230,10 @@ def same_bytes(
         with open(path, "rb") as file:
           digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
         bar.update(1)
+  # Backwards, so that of several equal files the first by name is the one that is told.
   known = {digests[path]: path for path in sorted(theirs, reverse=True) if path in digests}
-  found = [(path, digests[path]) for path in sorted(ours) if path in digests]
-  return [(path, known[digest]) for path, digest in found if digest in known]
+  pairs = [(path, digests[path]) for path in sorted(ours) if path in digests]
+  return [(path, known[digest]) for path, digest in pairs if digest in known]
 
 
 class _Sweep:
@@ -261,6 +266,7 @@ class _Sweep:
         self.faults[kind, json_lines.pattern(reason)].append((place, reason))
     if isinstance(record, records.RecordFault):
       return
+    # Also of a faulty record: once that is mended, the next of this id would be a double.
     self.ids.setdefault(record.id, place)
     if wrong:
       return
@@ -288,6 +294,7 @@ class _Sweep:
       wrong.append(("ground truth", f"{record.task}: {fault}"))
     elif fault := truth_audit.unmet(record, folder, self.spans):
       wrong.append(fault)
+    # Not even looked at: such a path may lead to any file of the machine.
     if outside := json_lines.outside(record, folder, self.media_root):
       return [*wrong, ("media", outside)]
     for media in record.media if self.with_media else ():
@@ -303,7 +310,8 @@ class _Sweep:
     tasks = ", ".join(f"{name} {count}" for name, count in sorted(self.tasks.items()))
     lines = [f"{self.total} lines, {self.total - self.bad} usable: {tasks or '-'}"]
     lines.append(f"unusable lines: {self.bad}")
-    for (kind, _), group in sorted(self.faults.items(), key=lambda one: (one[0][0], -len(one[1]))):
+    by_kind = lambda fault: (fault[0][0], -len(fault[1]))  # in each, the most frequent one first
+    for (kind, _), group in sorted(self.faults.items(), key=by_kind):
       place, reason = group[0]
       such = "" if len({reason for _, reason in group}) == 1 else "such as "
       lines.append(f"  {kind}: {such}{reason}: {named([place for place, _ in group])}")
@@ -324,13 +332,14 @@ def _files(record: records.Record, folder: str) -> list[str]:
 
 
 def _compare(
-  found: Findings,
+  findings: Findings,
   ours: set[str],
   against: str,
   rules: Rules,
   progress: Callable[[int], json_lines.Progress],
 ) -> None:
-  theirs, faulty = set(), 0
+  theirs = set()
+  faulty = 0
   root = json_lines.common_folder([against])
   for _, _, _, record in json_lines.read(against, rules, root):
     if isinstance(record, records.RecordFault):
@@ -339,12 +348,12 @@ def _compare(
       theirs |= set(_files(record, os.path.dirname(os.path.abspath(against))))
   there = {path for path in theirs if os.path.isfile(path)}
   same = same_bytes(ours, there, progress)
-  found.shared(
+  findings.shared(
     f"media files that {against} has, too", same, "drop their questions from one of the two"
   )
-  found.lines.append(
+  findings.lines.append(
     f"  compared with {len(there)} files of it; {len(theirs) - len(there)} are not there, "
     f"{faulty} of its lines could not be read"
   )
   if not there:
-    found.fatal.append(f"{against} names no media file that is there, so nothing was compared")
+    findings.fatal.append(f"{against} names no media file that is there, so nothing was compared")

@@ -43,7 +43,7 @@ def failures_path(out: str | os.PathLike) -> pathlib.Path:
 
 def _check_out(prompts: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
   path = pathlib.Path(out).resolve()
-  if path in [pathlib.Path(given).resolve() for given in prompts]:
+  if path in [pathlib.Path(prompt_file).resolve() for prompt_file in prompts]:
     raise UserError(f"--out {out} is also among --prompts; give another file to write")
   if path.exists() and not journal_path(out).exists():
     raise UserError(f"--out {out} exists, and no collection wrote it; give another file")
@@ -92,14 +92,15 @@ def collect(
     Quarantine(failures, failures, bad_share) as quarantine,
   ):
     try:
-      given = {"endings_": endpoint.endings, "splits": splits, "media_root": media_root}
-      job = prepare(prompts, out, asking_, rules, samples, quarantine, **given)
+      options = {"endings_": endpoint.endings, "splits": splits, "media_root": media_root}
+      job = prepare(prompts, out, asking_, rules, samples, quarantine, **options)
       job.take(journal_path(out), journal_.entries)
       there = sum(map(len, job.answers.values()))
       with progress(there + sum(map(job.missing, job.lines)), start=there) as bar:
         asyncio.run(_Run(job, endpoint, journal_, quarantine, budget, concurrency, bar).ask())
       write_pool(job, out, job.lines)
     finally:
+      # An empty file would look like one with failures.
       if not quarantine.kinds:
         failures.unlink()
   return job
@@ -123,8 +124,8 @@ def look(
   """
   _check_out(prompts, out)
   with Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
-    given = {"endings_": endings_, "splits": splits, "media_root": media_root}
-    job = prepare(prompts, out, asking_, rules, samples, quarantine, **given)
+    options = {"endings_": endings_, "splits": splits, "media_root": media_root}
+    job = prepare(prompts, out, asking_, rules, samples, quarantine, **options)
   job.take(journal_path(out), journal.read_entries(journal_path(out), asking_.settings()))
   return job
 
@@ -133,8 +134,12 @@ class _Run:
   """One run: keeps up to `concurrency` calls under way until nothing is missing."""
 
   def __init__(self, job, endpoint, journal_, quarantine, budget, concurrency, bar):
-    self._job, self._endpoint, self._journal = job, endpoint, journal_
-    self._quarantine, self._budget, self._concurrency = quarantine, budget, concurrency
+    self._job = job
+    self._endpoint = endpoint
+    self._journal = journal_
+    self._quarantine = quarantine
+    self._budget = budget
+    self._concurrency = concurrency
     self._bar = bar
     self._read = request.Reader(job.asking, SECONDS)
     self._calls: dict[asyncio.Task, Tokens] = {}  # those under way, with what they may count
@@ -163,6 +168,7 @@ class _Run:
 
   async def _wait_for_answers(self) -> None:
     """Before the run ends: answers that are being made are paid for, so they are kept."""
+    # First, so that no call is sent while the others are dropped.
     out = self._endpoint.end()
     await self._drop(self._calls.keys() - out)
     if waiting := self._calls.keys() & out:
@@ -177,10 +183,12 @@ class _Run:
   async def _ask_line(self, line: Line, record: Record, text: str) -> None:
     asking_ = self._job.asking
     bound = asking_.bound(record, text)
+    # Before media are read: what the budget has no room for need not be decoded.
     await self._room(bound)
     digest = ""
     if asking_.media == "frames":
       digest = await asyncio.to_thread(request.media_digest, record, line.folder)
+    # In a thread, since decoding would hold up the replies to all calls that are out.
     content = await asyncio.to_thread(self._read, record, line.folder, text)
     if isinstance(content, children.Failure):
       self._fail(line, content.kind, content.reason)
@@ -188,6 +196,7 @@ class _Run:
     body = asking_.body(content)
     for _ in range(self._job.missing(line)):
       await self._room(bound)
+      # While this call waited for room, another one for the same prompt may have failed.
       if line.id in self._failed:
         return
       keep = functools.partial(self._keep, line, digest, bound)
@@ -204,6 +213,7 @@ class _Run:
     except NotAgain:
       self._over = bound
       return
+    # On disk before it is judged: an answer with an unknown ending is paid for all the same.
     keep(answer)
     self._job.check_endings(self._journal.path)
     self._bar.update(1, self._budget.spelled(self._job.spent))
@@ -221,6 +231,8 @@ class _Run:
 
   async def _room(self, bound: Tokens) -> None:
     """Waits until one more call may be made."""
+    # Slow start: one call until the first answer. Then as many as may be, while all of them and
+    # this one together cannot exceed the budget.
     while (
       len(self._calls) >= (self._concurrency if self._endpoint.answered else 1)
       or self._over is not None
@@ -235,7 +247,8 @@ class _Run:
     return self._budget.holds(sum(self._calls.values(), self._job.spent + bound))
 
   def _spent(self, bound: Tokens) -> UserError:
-    job, budget = self._job, self._budget
+    job = self._job
+    budget = self._budget
     missing = sum(map(job.missing, job.lines))
     return UserError(
       f"the budget is reached: {budget.spelled(job.spent)} so far, and the next call may take "

@@ -84,9 +84,10 @@ class Endings:
 
   def kind(self, word: str) -> str | None:
     """The kind of a word, or None of an unknown one."""
+    # As it was typed before as it is normalised: a user may tell two spellings apart.
     for known in (self.given, {_normal(w): k for w, k in self.given.items()}):
-      if found := known.get(word) or known.get(_normal(word)):
-        return found
+      if meaning := known.get(word) or known.get(_normal(word)):
+        return meaning
     return _TABLE.get(_normal(word))
 
 

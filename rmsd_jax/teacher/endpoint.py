@@ -82,7 +82,9 @@ class _Again(Exception):
 
   def __init__(self, kind: str, reason: str, wait: float = 0.0, paid: Answer | None = None):
     super().__init__(reason)
-    self.kind, self.wait, self.paid = kind, wait, paid
+    self.kind = kind
+    self.wait = wait
+    self.paid = paid
 
 
 class Endpoint:
@@ -122,7 +124,9 @@ class Endpoint:
     self._url = parts._replace(path=parts.path.rstrip("/") + "/chat/completions").geturl()
     secrets = (key, parts.password or "", urllib.parse.unquote(parts.password or ""))
     self._secrets = [secret for secret in secrets if len(secret) >= _SHORTEST_KEY]
-    self._shown, self._key, self._patience = shown(base_url), key, patience
+    self._shown = shown(base_url)
+    self._key = key
+    self._patience = patience
     self._pace = _Pace(patience.requests_per_minute, patience.tokens_per_minute)
     self._unanswered = 0  # requests that used up their retries
     self._sent: set[asyncio.Task | None] = set()  # those that wait for a reply
@@ -136,6 +140,8 @@ class Endpoint:
 
     self._faults = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL)
     self._client = httpx2.AsyncClient(
+      # `_once` limits the whole answer; this would be a limit between two reads, which a slow
+      # stream of single tokens never reaches.
       timeout=None,
       follow_redirects=False,  # it would take prompts and key to an address that nobody gave
       limits=httpx2.Limits(max_connections=None),
@@ -180,6 +186,7 @@ class Endpoint:
       try:
         answer = await self._once(body)
       except _Again as fault:
+        # `fault` ends with this clause, and is needed behind the loop.
         last = fault
         if not fault.paid:
           self._pace.give_back(sum(bound))
@@ -197,6 +204,7 @@ class Endpoint:
         self.repeated[last.kind] += 1
         self._pace.pause(last.wait)  # for all: the server is the same
         backoff = min(self._patience.backoff * 2.0**attempt, _BACKOFF_CEILING)
+        # At random, or the calls that failed together would all come back together.
         await asyncio.sleep(max(last.wait, backoff * random.uniform(0.5, 1)))
     raise self._given_up(last)
 
@@ -248,7 +256,8 @@ class Endpoint:
       replies.Malformed: it is too large.
     """
     async with self._client.stream("POST", self._url, content=body) as response:
-      status, raw = response.status_code, bytearray()
+      status = response.status_code
+      raw = bytearray()
       async for part in response.aiter_bytes():
         raw += part
         if len(raw) > replies.LARGEST and status == 200:
@@ -261,7 +270,8 @@ class Endpoint:
 
   def _refused(self, error: replies.ServerError, headers: Mapping[str, str]) -> _Again | UserError:
     """What an error means for the request, or for the run."""
-    status, reason = error.status, self._clean(str(error))
+    status = error.status
+    reason = self._clean(str(error))
     if status == 402:
       return UserError(f"{self._shown} has no credit left for this key ({reason}); add some")
     if status == 401 or (status == 403 and not self.answered):  # later it is about the prompt
@@ -288,6 +298,7 @@ class Endpoint:
 
 def shown(text: str) -> str:
   """A text as it may be printed: one line, cut, no password of an address, no control signs."""
+  # Cut before the patterns run over it: a server's page may be megabytes.
   text = text[: 20 * _MAX_REASON]
   text = re.sub(r"(://)\S*@", r"\1***@", text)
   text = re.sub(r"([?&][^=&\s]+=)[^&\s\"'<>)]+", r"\1***", text)

@@ -33,9 +33,11 @@ class Likely(NamedTuple):
 
 def most(job: Job) -> tuple[int, Tokens]:
   """Requests that are still to be sent, and the most tokens that they may count."""
-  requests, total = 0, Tokens(0, 0)
+  requests = 0
+  total = Tokens(0, 0)
   for line, record, text in job.questions():
-    count, bound = job.missing(line), job.asking.bound(record, text)
+    count = job.missing(line)
+    bound = job.asking.bound(record, text)
     requests += count
     total += Tokens(count * bound.read, count * bound.written)
   return requests, total
@@ -48,7 +50,9 @@ def likely(job: Job) -> Likely | None:
 
 def _by_answers(job: Job) -> Likely | None:
   """By the answers so far: their share of the bound, so that longer prompts count for more."""
-  bound, seen, answers = 0, Tokens(0, 0), 0
+  bound = 0
+  seen = Tokens(0, 0)
+  answers = 0
   for line in job.lines:
     entries = [e for e in job.answers[line.id] if e.finish_reason != endings.LOST]
     if entries:
@@ -62,7 +66,8 @@ def _by_answers(job: Job) -> Likely | None:
   requests, total = most(job)
   if not requests or not bound:
     return None
-  read, written = round(total.read * seen.read / bound), round(requests * seen.written / answers)
+  read = round(total.read * seen.read / bound)
+  written = round(requests * seen.written / answers)
   each = f"{seen.read / answers:,.0f} in and {seen.written / answers:,.0f} out each"
   return Likely(read, written, f"as the {answers} answers so far, {each}")
 
@@ -70,29 +75,31 @@ def _by_answers(job: Job) -> Likely | None:
 def _by_headers(job: Job) -> Likely | None:
   """By what Qwen3-VL counts, from the headers of evenly chosen prompts."""
   asked = [line for line in job.lines if job.missing(line)]
+  # Rounded up, so that at most LOOKED_AT are opened; 1 where nothing is asked.
   chosen = asked[:: -(-len(asked) // LOOKED_AT) or 1]
   count = _Count(job)
   opened = [line for line in chosen if count.opens(line)]
   counted = [(line, count(line)) for line in chosen if line not in opened]
   counted += children.run(count, opened, _WORKERS, _SECONDS) if opened else ()
   # (requests, tokens read by each)
-  found = [
+  samples = [
     (job.missing(line), tokens)
     for line, tokens in counted
     if not isinstance(tokens, children.Failure)
   ]
-  if not found:
+  if not samples:
     return None
-  mean = sum(count * tokens for count, tokens in found) / sum(count for count, _ in found)
+  mean = sum(count * tokens for count, tokens in samples) / sum(count for count, _ in samples)
   requests = sum(map(job.missing, asked))
-  return Likely(round(requests * mean), None, f"as Qwen3-VL counts, by {len(found)} prompts")
+  return Likely(round(requests * mean), None, f"as Qwen3-VL counts, by {len(samples)} prompts")
 
 
 class _Count:
   """Line -> tokens that one request for it reads; runs in child processes."""
 
   def __init__(self, job: Job):
-    self._asking, self._rules = job.asking, job.rules
+    self._asking = job.asking
+    self._rules = job.rules
 
   def opens(self, line: Line) -> bool:
     """Whether files are opened for it, which is better done in a child."""

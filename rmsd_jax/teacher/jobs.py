@@ -98,11 +98,11 @@ class Job:
 
   def withheld(self, line: Line) -> str | None:
     """The reason, where every answer to a line ended by something else than the model."""
-    given = self.answers[line.id]
-    reasons = {entry.finish_reason for entry in given if not self.usable(entry)}
-    if not reasons or self.missing(line) or any(map(self.usable, given)):
+    entries = self.answers[line.id]
+    reasons = {entry.finish_reason for entry in entries if not self.usable(entry)}
+    if not reasons or self.missing(line) or any(map(self.usable, entries)):
       return None
-    return f"all {len(given)} answers were withheld: {', '.join(sorted(reasons))}"
+    return f"all {len(entries)} answers were withheld: {', '.join(sorted(reasons))}"
 
   def questions(self) -> Iterator[tuple[Line, Record, str]]:
     """(line, record, text) of the lines that lack answers."""
@@ -156,6 +156,7 @@ def prepare(
   if unknown := sorted(set(splits) - set(SPLITS)):
     raise UserError(f"--splits {unknown[0]}: use one or more of {', '.join(SPLITS)}")
   job = Job(asking_, rules, endings_, quarantine.kinds)
+  # None: links are not files, and are not looked for.
   root = media_root if asking_.media == "frames" else None
   for line in scan(prompts, rules, quarantine, root):
     record = line.read(rules)
@@ -202,6 +203,7 @@ def write_pool(job: Job, out: str | os.PathLike, lines: Sequence[Line]) -> None:
       for line in lines:
         file.write(json.dumps(_answered(job, line), ensure_ascii=False) + "\n")
       file.flush()
+      # On disk before it takes the name: or a crash could leave an empty file under it.
       os.fsync(file.fileno())
     os.replace(draft, path)
   except OSError as error:
@@ -212,6 +214,7 @@ def write_pool(job: Job, out: str | os.PathLike, lines: Sequence[Line]) -> None:
 
 def _answered(job: Job, line: Line) -> dict[str, Any]:
   """The line's own JSON, with what the teacher said at the end of its responses."""
+  # The line as it stands, not the record made of it: fields that nobody here knows are kept.
   with open(line.path, "rb") as file:
     file.seek(line.offset)
     value = json.loads(file.read(line.size))

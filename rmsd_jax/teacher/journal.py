@@ -70,10 +70,13 @@ class Journal:
     """
     self.path = path
     try:
+      # Unbuffered: `_append` counts what the system took, and cuts off what it did not.
       self._file = open(path, "ab", buffering=0)
     except OSError as error:
       raise UserError(f"{path} cannot be written ({error.strerror}); give another --out") from error
     try:
+      # Locked before it is read and cut, or the torn line that is dropped could be one that another
+      # process is about to finish.
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       self.entries, self._size = _read(path, settings)
       self._file.truncate(self._size)
@@ -129,9 +132,11 @@ def read_entries(path: pathlib.Path, settings: Mapping[str, Any]) -> list[Entry]
 
 def _read(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[list[Entry], int]:
   """The entries, and the bytes to keep: none without entries, else all but a torn last line."""
-  entries, whole = [], 0
+  entries = []
+  whole = 0
   with open(path, "rb") as file:
     for number, raw in enumerate(file, 1):
+      # Torn by a kill, so the last one: its answer is asked for again.
       if not raw.endswith(b"\n"):
         break
       try:

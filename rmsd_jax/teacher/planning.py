@@ -64,7 +64,9 @@ def plan_pool(
   Raises:
     UserError: a file is missing, or no record is usable.
   """
-  found, media, unusable = [], collections.Counter(), {}
+  needs = []
+  media = collections.Counter()
+  unusable = {}
   clips = oddities.Tally()
   with Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
     lines = scan(jsonl, rules, quarantine, media_root)
@@ -76,13 +78,13 @@ def plan_pool(
         count, first = unusable.get(made.kind, (0, f"record {line.id!r}: {made.reason}"))
         unusable[made.kind] = (count + 1, first)
       else:
-        found.append(made[0])
+        needs.append(made[0])
         media.update(made[1])
         clips.notes |= made[2]
       bar.update(1)
-  if not found:
+  if not needs:
     raise UserError(f"no record is usable: {'; '.join(first for _, first in unusable.values())}")
-  return Plan(np.array(found), media, clips.summary(), processor.sampling.times, unusable)
+  return Plan(np.array(needs), media, clips.summary(), processor.sampling.times, unusable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,8 @@ class _Look:
   def __call__(self, line: Line) -> tuple[Bucket, list[tuple], dict[str, tuple[str, ...]]]:
     record = rows.trimmed(line.read(self.rules), self.rules)
     bucket, plans = self.processor.plan(rows.messages(record, line.folder, self.rules))
+    # A response that was cut off is as long as the teacher's limit, and says nothing about the
+    # student's.
     ended = [r.text for r in record.responses if r.finish_reason == "stop"]
     longest = max(
       (len(self.processor.tokenizer.encode_response(reply)) for reply in ended), default=0
@@ -120,29 +124,29 @@ def _spelled(bucket: Bucket) -> str:
   return ",".join(str(size) for size in bucket._replace(response=bucket.response or "T"))
 
 
-def plan_table(found: Plan) -> str:
+def plan_table(plan: Plan) -> str:
   """The plan in words, for people."""
   lines = [f"{'':<7}{'frames':>7} {'height x width':>15} {'tokens':>7} {'number':>8}"]
-  for (kind, frames, height, width, tokens), count in found.media.most_common(20):
+  for (kind, frames, height, width, tokens), count in plan.media.most_common(20):
     lines.append(f"{kind:<7}{frames:>7} {f'{height} x {width}':>15} {tokens:>7,} {count:>8,}")
-  if (rest := len(found.media) - 20) > 0:
+  if (rest := len(plan.media) - 20) > 0:
     lines.append(f"and {rest} rarer sizes")
   names = ("P prompt tokens", "T response tokens", "F frame pairs", "S patches of a pair")
   lines += ["", f"{'needed by':<22}" + "".join(f"{f'{q:.0%}':>9}" for q in QUANTILES)]
   for axis, name in enumerate(names):
-    values = np.quantile(found.needs_N4[:, axis], QUANTILES, method="higher")
+    values = np.quantile(plan.needs_N4[:, axis], QUANTILES, method="higher")
     lines.append(f"{name:<22}" + "".join(f"{int(value):>9,}" for value in values))
-  half, whole = (_spelled(suggested(found.needs_N4, q)) for q in (0.5, 1.0))
-  lines += ["", f"{len(found.needs_N4):,} records fit --buckets {whole}"]
+  half, whole = (_spelled(suggested(plan.needs_N4, q)) for q in (0.5, 1.0))
+  lines += ["", f"{len(plan.needs_N4):,} records fit --buckets {whole}"]
   if half != whole:
-    share = (found.needs_N4 <= np.array(suggested(found.needs_N4, 0.5))).all(1).mean()
+    share = (plan.needs_N4 <= np.array(suggested(plan.needs_N4, 0.5))).all(1).mean()
     lines.append(
       f"less padding: --buckets {half} {whole}  ({share:.0%} of the records fit the first)"
     )
-  if not found.needs_N4[:, 1].any():
+  if not plan.needs_N4[:, 1].any():
     lines.append("no responses: choose T, the most tokens that the student may write (1024?)")
-  pixels = sum(count * f * h * w for (_, f, h, w, _), count in found.media.items())
+  pixels = sum(count * f * h * w for (_, f, h, w, _), count in plan.media.items())
   lines.append(f"pictures: at most {3 * pixels / 1e9:,.3g} GB on disk (lossless PNG)")
-  lines += oddities.lines(found.clips, found.times)
-  lines += [f"{count} unusable: {first}" for count, first in found.unusable.values()]
+  lines += oddities.lines(plan.clips, plan.times)
+  lines += [f"{count} unusable: {first}" for count, first in plan.unusable.values()]
   return "\n".join(lines)

@@ -109,15 +109,18 @@ def read_answer(text: str) -> Answer:
     ServerError: the reply is an error.
     Malformed: it is not a whole completion.
   """
-  value, tokens = None, None
+  value = None
+  tokens = None
   try:
     value = _streamed(text) if text.lstrip().startswith("data:") else json.loads(text)
+    # Errors come with status 200, too, some of them beside an empty list of choices.
     choices = value.get("choices")
     if not choices and (error := _error(value)):
       raise _told(error, value, None)
     tokens = _tokens(value.get("usage"))
     choice = choices[0]
-    word, message = endings.spelled(choice.get("finish_reason")), choice.get("message")
+    word = endings.spelled(choice.get("finish_reason"))
+    message = choice.get("message")
     if message is None and endings.KNOWN.kind(word) not in endings.USABLE:
       message = {}  # some services withhold all of it
     content, inside = _parts(message.get("content"))
@@ -127,6 +130,7 @@ def read_answer(text: str) -> Answer:
     what = f"{type(error).__name__}: {error}"
     raise Malformed(f"not a chat completion ({what}): {text[:100]!r}", tokens) from None
   text = _joined(thoughts, content) if thoughts.strip() else _opened(content)
+  # Cut off, a text that ends in such a token is one that quotes it.
   if endings.KNOWN.kind(word) == endings.STOP:
     text = _without_end(text)
   # half of a surrogate pair is no character: no file or tokenizer takes it
@@ -150,6 +154,7 @@ def _streamed(text: str) -> dict[str, Any]:
     for name, part in choice.get("delta", {}).items():
       if name != "role" and part is not None:
         message[name] = message.get(name, "") + _flat(part)
+    # The pieces before the last have it as null.
     if choice.get("finish_reason"):
       whole["choices"][0]["finish_reason"] = choice["finish_reason"]
   return whole
@@ -235,6 +240,7 @@ def _joined(thoughts: str, content: str) -> str:
   head, closing, rest = content.partition(_CLOSE)
   if closing and _OPEN not in head and rest.lstrip().startswith(_OPEN):
     return rest.lstrip()
+  # From behind: thoughts may quote the closing tag, an answer does not.
   head, closing, rest = content.rpartition(_CLOSE)
   if closing and (_ANSWER in rest or _ANSWER not in head):
     # The rest of the thoughts stands in front of the content: the server cut them in two.
@@ -273,7 +279,8 @@ def _tokens(usage: Any) -> Tokens | None:
   """What was counted; some services leave a model's thoughts out of all but the total."""
   if not isinstance(usage, Mapping):
     return None
-  read, written = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+  read = _count(usage.get("prompt_tokens"))
+  written = _count(usage.get("completion_tokens"))
   if read is None or written is None:
     return None
   return Tokens(read, max(written, (_count(usage.get("total_tokens")) or 0) - read))

@@ -31,13 +31,19 @@ _OWN_FIELDS = ("model", "messages", "n", "stream")
 # Most tokens that a request may count before the server has told: 1,120 a picture is the largest
 # figure among today's services for small ones, a token of 500 pixels for large ones; a linked clip
 # is taken at Qwen3-VL's limit; a token is at least a byte of text.
-_PICTURE_TOKENS, _PIXELS_OF_TOKEN = 1_120, 500
+_PICTURE_TOKENS = 1_120
+_PIXELS_OF_TOKEN = 500
 _LINK_TOKENS = {"video": 24_576, "image": 16_384}
-_TEMPLATE_TOKENS, _TIME_TOKENS = 64, 16
+_TEMPLATE_TOKENS = 64
+_TIME_TOKENS = 16
 # What is likely: Qwen3-VL has a visual token for 32 x 32 pixels and two around a picture.
-_SIDE_OF_TOKEN, _AROUND_PICTURE = 32, 2
-_LIKELY_BYTES_OF_TOKEN, _LIKELY_TEMPLATE, _LIKELY_TIME = 4, 10, 8
-_BLOCK, _BLOCKS = 2**16, 8  # bytes, and number, of what is read of a file for its digest
+_SIDE_OF_TOKEN = 32
+_AROUND_PICTURE = 2
+_LIKELY_BYTES_OF_TOKEN = 4
+_LIKELY_TEMPLATE = 10
+_LIKELY_TIME = 8
+_BLOCK = 2**16  # bytes; of a file for its digest, _BLOCKS of them are read
+_BLOCKS = 8
 _MILLION = 1e6
 
 
@@ -156,6 +162,7 @@ class Asking:
       {"frames", "times", "max_side"} if self.media == "url" else set()
     )
     kept = {name: v for name, v in dataclasses.asdict(self).items() if name not in unused}
+    # Through JSON, since they are compared with what a journal holds: a tuple comes back as a list.
     return json.loads(json.dumps(kept))
 
   def body(self, content: list[dict[str, Any]]) -> dict[str, Any]:
@@ -173,8 +180,8 @@ class Asking:
       **self.extra,
     }
     messages = [{"role": "user", "content": content}]
-    given = {name: value for name, value in fields.items() if value is not None}
-    return {"model": self.model, "messages": messages, **given}
+    present = {name: value for name, value in fields.items() if value is not None}
+    return {"model": self.model, "messages": messages, **present}
 
   def content(self, record: Record, folder: str, text: str) -> list[dict[str, Any]]:
     """The items of the one message: media, then the text.
@@ -227,6 +234,7 @@ class Asking:
   def _media_tokens(self, medium: Media) -> int:
     if self.media == "url":
       return _LINK_TOKENS[medium.type]
+    # Services count small pictures by a flat figure and large ones by their area.
     picture = max(_PICTURE_TOKENS, self.max_side**2 // _PIXELS_OF_TOKEN)
     picture = self.picture_tokens or picture
     return picture if medium.type == "image" else self.frames * (picture + _TIME_TOKENS)
@@ -240,11 +248,13 @@ class Asking:
     return [
       item
       for seconds, frame_HWC in zip(clip.seconds_N, clip.frames_NHWC, strict=True)
+      # Spelled as Qwen3-VL's own prompts: teacher and student are told the same times.
       for item in ({"type": "text", "text": f"<{seconds:.1f} seconds>"}, _picture(frame_HWC))
     ]
 
   def _shrink(self, _: int, frame_HWC: np.ndarray) -> np.ndarray:
     picture = PIL.Image.fromarray(frame_HWC)
+    # `thumbnail` keeps the aspect and never enlarges.
     picture.thumbnail((self.max_side, self.max_side), PIL.Image.Resampling.BICUBIC)
     return np.asarray(picture)
 

@@ -111,8 +111,9 @@ def _results(
   chunks = [lines[i : i + CHUNK] for i in range(0, len(lines), CHUNK)]
   for chunk, made in children.run(scorer, chunks, workers, SECONDS):
     if isinstance(made, children.Failure):
+      # One worker: the line at fault costs itself and nothing beside it.
       alone = children.run(scorer, [[line] for line in chunk], 1, SECONDS)
-      made = [one if isinstance(one, children.Failure) else one[0] for _, one in alone]
+      made = [result if isinstance(result, children.Failure) else result[0] for _, result in alone]
     yield from zip(chunk, made, strict=True)
 
 
@@ -161,7 +162,8 @@ def of_pool(
   opened: store.Pool, rules: Rules, progress: Callable[[int], json_lines.Progress]
 ) -> Scored:
   """The questions of one split of a built pool, with the scores that it stores."""
-  places, questions = [], []
+  places = []
+  questions = []
   with progress(len(opened)) as bar:
     for index in range(len(opened)):
       row = opened[index]
@@ -190,7 +192,9 @@ def of_files(
     UserError: a file is missing, a clip is in both splits, or nothing usable is of that split.
   """
   _check_workers(workers)
-  places, questions, silent = [], [], 0
+  places = []
+  questions = []
+  silent = 0
   with json_lines.Quarantine(os.devnull, os.devnull, bad_share=1.0) as quarantine:
     lines = json_lines.scan(jsonl, rules, quarantine)
     chosen = [line for line in lines if line.split == split]

@@ -39,24 +39,33 @@ def spans(
   rules: Rules,
   progress: Callable[[int], json_lines.Progress],
   workers: int,
+  media_root: str = "",
 ) -> Spans:
-  """The seconds that records with truths in seconds show, each clip and window read once."""
+  """The seconds that records with truths in seconds show, each clip and window read once.
+
+  Args:
+    media_root: a folder that media may lie in, besides that of their file; others are not opened.
+  """
   wanted: dict[tuple, json_lines.Line] = {}
   root = json_lines.common_folder(jsonl)
   for path in jsonl:
     for number, offset, size, record in json_lines.read(path, rules, root):
       if isinstance(record, records.Record) and clip_truths.is_timed(record):
         line = json_lines.Line(path, offset, size, number, record.id, record.clip, record.split)
-        if (line.folder, *record.media) not in wanted and _is_there(record, line.folder):
+        if (line.folder, *record.media) in wanted:
+          continue
+        if not json_lines.outside(record, line.folder, media_root) and _is_there(
+          record, line.folder
+        ):
           wanted[line.folder, *record.media] = line
-  found: Spans = {}
+  known: Spans = {}
   if wanted:
     with progress(len(wanted)) as bar:
       made = children.run(_Look(rules), wanted.values(), workers, SECONDS)
       for key, (_, span) in zip(wanted, made, strict=True):
-        found[key] = span.reason if isinstance(span, children.Failure) else span
+        known[key] = span.reason if isinstance(span, children.Failure) else span
         bar.update(1)
-  return found
+  return known
 
 
 def _is_there(record: records.Record, folder: str) -> bool:
@@ -94,15 +103,16 @@ class Notes:
     """Takes in a record without a fault; `place` is its name."""
     told = truths.apart(record.answer).answers
     self._math |= record.task == "math"
+    # Options without labels have none out of order.
     labels = [label[0] for label in map(answers.split_label, record.options) if label]
     texts = [answer for answer in told if isinstance(answer, str)]
-    found = {
+    doubts = {
       "beyond": isinstance(span, tuple) and clip_truths.reaches_beyond(record, span),
       "several": record.task in ("math", "ocr") and any(map(_SEVERAL.search, texts)),
       "labels": labels != [chr(ord("A") + i) for i in range(len(labels))],
-      "text": record.task == "math" and any(symbolic.text_only(str(one)) for one in told),
+      "text": record.task == "math" and any(symbolic.text_only(str(truth)) for truth in told),
     }
-    for name, is_so in found.items():
+    for name, is_so in doubts.items():
       if is_so:
         self._places[name].append(place)
 

@@ -76,6 +76,7 @@ class Question:
     """Share of pairs of responses of one teacher with the same answer, NaN where there is none."""
     pairs = sum(len(places) * (len(places) - 1) for places in self._own)
     equal = [collections.Counter(self.same_K[places].tolist()) for places in self._own]
+    # Ordered pairs on both sides of the division, so that no half is lost.
     same = sum(n * (n - 1) for counts in equal for n in counts.values())
     return same / pairs if pairs else float("nan")
 
@@ -178,13 +179,24 @@ def table(figures: Figures, head: str = "task") -> str:
   lines = [[head, *_COLUMNS, *(f"kept {tau:g}" for tau in TAUS), f"lost {TAU:g}"]]
   for name, one in figures.items():
     values = [*(one[key] for key in _COLUMNS), *(one["kept"][tau] for tau in TAUS)]
-    lines.append([name or "not named", *map(_cell, [*values, one["lost"][TAU]])])
+    name = label(name).replace("|", r"\|") or "not named"
+    lines.append([name, *map(_cell, [*values, one["lost"][TAU]])])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   lines.insert(1, ["-" * width for width in widths])
   return "\n".join(
     "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
     for line in lines
   )
+
+
+def label(name: str, longest: int = 60) -> str:
+  """A name that others gave, for a table or a figure: control signs and ends of lines as dots, and
+  the middle left out of one that has more than `longest` signs."""
+  name = "".join(sign if sign.isprintable() else "\N{MIDDLE DOT}" for sign in name)
+  first = longest * 2 // 3
+  if len(name) <= longest:
+    return name
+  return f"{name[:first]}\N{HORIZONTAL ELLIPSIS}{name[len(name) - longest + first + 1 :]}"
 
 
 def _cell(value: int | float) -> str:
@@ -219,6 +231,7 @@ def _figures(questions: Sequence[Question], taus: Sequence[float]) -> dict[str, 
   reasons = [reason for q in questions for reason in q.finish_reasons]
   quality = np.concatenate([np.zeros(0), *(q.quality_K for q in _graded(questions))])
   best_N = np.array([q.quality_K.max() for q in _graded(questions)], np.float64)
+  # Over questions, not responses: a question of many samples must not count for more.
   means_N = means(questions)
   return {
     "questions": len(questions),

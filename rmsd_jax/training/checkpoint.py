@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath, epy
 
 from rmsd_jax.core import digests
@@ -34,8 +35,11 @@ PyTree = Any
 State = dict[str, PyTree]
 
 _OF_THE_DISK = re.compile(
-  r"No space left|Read-only file system|Permission denied|Input/output error|quota|No such file"
+  r"No space left|Read-only file system|Permission denied|Input/output error|quota|No such file|"
+  r"NOT_FOUND|directory does not exist"
 )
+# Orbax logs the faults of its threads with their traces, before it raises them.
+_RAISED_LATER = lambda record: not (record.exc_info and "orbax" in record.pathname)
 _LISTED = 8  # problems named in one message; the rest are counted
 
 
@@ -56,6 +60,7 @@ class Checkpoints:
       raise UserError(f"{keep} checkpoints to keep; keep 1 or more")
     if best_metric and best_metric.endswith("loss") and not best_metric.startswith("-"):
       raise UserError(f"best_metric={best_metric} would keep the worst step; give -{best_metric}")
+    logging.get_absl_logger().addFilter(_RAISED_LATER)
     self._folder = stored.folder_of(workdir)
     self._best_metric = best_metric
     self._saving = 0  # the step that is under way
@@ -99,6 +104,11 @@ class Checkpoints:
       )
     if METRICS in state:
       raise ValueError(f"a state may have no entry called {METRICS!r}")
+    if not self._folder.exists():  # Orbax would make a new one, without the rest of the run
+      raise UserError(
+        f"{self._folder} is gone: the run's folder was removed or moved, and step {step} is not "
+        "saved; put the folder back, and the same command goes on from its last whole step"
+      )
     items = {name: ocp.args.StandardSave(_boxed(tree)) for name, tree in state.items()}
     self.wait()  # so that `_seal` of the save before has seen its number
     self._saving = step

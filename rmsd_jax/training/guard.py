@@ -1,18 +1,22 @@
 """The guard that keeps one config, and one pool, per work folder."""
 
 import json
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from rmsd_jax.core import sharding
+from rmsd_jax.core import digests, sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.training import old_runs, stored
 
 CONFIG_FILE = "config.json"
+_NAMED = 8  # keys that a message names; the rest are counted
 
 
 def guard_config(
@@ -22,13 +26,13 @@ def guard_config(
   write: bool = True,
   begun: bool = True,
   file: str = CONFIG_FILE,
-) -> None:
+) -> bool:
   """Refuses to go on in a work folder that belongs to another config.
 
   The first run writes the resolved config to `workdir/config.json`; a later one must agree with it,
   but for keys that do not change what is computed; a key of `old_runs.ADDED_KEYS` that it
   lacks has the value given there. The file always holds the config of the last
-  start.
+  start, but for keys of `old_runs.KEPT_KEYS` that it lacked.
 
   Args:
     workdir: folder of the run; made if missing.
@@ -38,30 +42,68 @@ def guard_config(
     begun: False where the run has no checkpoint yet; then any config may begin it.
     file: the name of the file, for other things that a run belongs to, such as its pool.
 
+  Returns:
+    Whether it was compared with that of an earlier run.
+
   Raises:
     UserError: names every key that differs, old -> new.
   """
   if isinstance(config, ConfigDict):
     config = config.to_dict()
-  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   path = epath.Path(workdir) / file
+  if file == CONFIG_FILE and begun and path.exists():
+    config = old_runs.without(config, old_runs.lacking(_read_json(path, workdir)))
+  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   # A first start that failed has computed nothing, and does not bind its folder to its config.
   if begun and not path.exists() and write:
     print(f"{path} is gone: the run goes on without being compared with it")
-  if begun and path.exists():
+  if compared := begun and path.exists():
     # Both as JSON gives them back: a tuple here is a list there.
     old = _flat(old_runs.config_now(_read_json(path, workdir)))
     new = _flat(json.loads(text))
     added = {key: value for key, value in old_runs.ADDED_KEYS.items() if key in new}
     if changes := _changes(added | old, new, operational):
+      more = f"; and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
       raise UserError(
-        f"{path} belongs to another {path.stem}: {'; '.join(changes)}; "
+        f"{path} belongs to another {path.stem}: {'; '.join(changes[:_NAMED])}{more}; "
         "undo the change or use a new workdir"
       )
   # Written anew at every start, since operational keys may have changed.
   if write:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, text)
+  return compared
+
+
+def part_of(pool: str) -> tuple[int, int]:
+  """(i, n): this process is the i-th of n that see the very same files of a pool, so that each may
+  read a part of them. Copies of a pool, on other hosts or here, are read each."""
+  boot, path = epath.Path("/proc/sys/kernel/random/boot_id"), epath.Path(pool) / digests.FILE
+  host = boot.read_text() if boot.exists() else socket.gethostname()
+  try:
+    status = os.stat(path)
+    seen = [host, status.st_dev, status.st_ino]
+  except OSError:  # in a bucket; or it is not there, which the reader says
+    seen = [host, jax.process_index()]
+  everyone = sharding.gathered([seen])
+  same = [process for process, theirs in enumerate(everyone) if theirs == seen]
+  return same.index(jax.process_index()), len(same)
+
+
+def as_begun(workdir: str, config: ConfigDict, begun: bool) -> ConfigDict:
+  """`config`, with what its run has always done where that was begun before a key of
+  `old_runs.KEPT_KEYS` came.
+
+  Args:
+    begun: whether the run has a checkpoint.
+  """
+  path = epath.Path(workdir) / CONFIG_FILE
+  if not begun or not path.exists():
+    return config
+  kept = old_runs.lacking(_read_json(path, workdir))
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(kept)
+  return config
 
 
 def check_alike(values: Mapping[str, Mapping[str, Any]], operational: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ A run is resumed often, so lines written after the restored step are dropped fir
 `metrics.jsonl` never run backwards.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from rmsd_jax.training import old_runs, stored
 
 FILE = "metrics.jsonl"
 _RESERVED = ("step", "time")
+FLUSH_SECONDS = 30  # between two flushes of TensorBoard's events
 
 
 class Writer:
@@ -47,9 +49,7 @@ class Writer:
       return
     replace_text(path, "".join(kept))
     self._file = open(path, "a", encoding="utf-8")
-    from tensorboardX import SummaryWriter  # here: it imports torch where that is installed
-
-    self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=resume_step + 1)
+    self._board = _Board(os.path.join(workdir, "tb"), resume_step + 1)
 
   def write(self, step: int, values: Mapping[str, jax.typing.ArrayLike]) -> None:
     """Writes scalars of one step; the line is on disk when this returns.
@@ -69,21 +69,54 @@ class Writer:
     self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()
     if self._board is not None:
-      for name, number in numbers.items():
-        self._board.add_scalar(name, number, step)
+      self._board.write(step, numbers)
 
   def close(self) -> None:
-    if self._file is not None:
-      self._file.close()
+    with contextlib.ExitStack() as stack:
+      for one in (self._file, self._board):
+        if one is not None:
+          stack.callback(one.close)
       self._file = None
-    if self._board is not None:
-      self._board.close()
+      self._board = None
 
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *exc: object) -> None:
     self.close()
+
+
+class _Board:
+  """TensorBoard's events, written at once: the SummaryWriter of tensorboardX has a thread for it,
+  which a full disk ends, and then blocks for ever.
+
+  Args:
+    purge_step: events of this step and later ones, of runs before, are hidden.
+  """
+
+  def __init__(self, folder: str, purge_step: int):
+    from tensorboardX import event_file_writer, summary  # here: it imports torch where that is
+    from tensorboardX.proto import event_pb2
+
+    os.makedirs(folder, exist_ok=True)
+    self._summary = summary
+    self._events = event_pb2
+    self._writer = event_file_writer.EventsWriter(os.path.join(folder, "events"))
+    started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._writer.write_event(event_pb2.Event(step=purge_step, session_log=started))
+    self._flushed = time.monotonic()
+
+  def write(self, step: int, numbers: Mapping[str, float]) -> None:
+    values = [self._summary.scalar(name, number).value[0] for name, number in numbers.items()]
+    event = self._events.Event(wall_time=time.time(), step=step)
+    event.summary.value.extend(values)
+    self._writer.write_event(event)
+    if time.monotonic() - self._flushed > FLUSH_SECONDS:
+      self._writer.flush()
+      self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 class _Rewritten:

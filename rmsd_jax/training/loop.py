@@ -1,6 +1,6 @@
 """What both trainers do around a step: check the run, resume, read, log, save, show progress, end.
 
-loop = Loop(config, workdir, "stage 1")
+loop = Loop(config, workdir, stage=1)
 with jax.set_mesh(loop.mesh), loop:
   state = loop.start(model, optims, make_state)
   for step, batch in loop.batches():
@@ -8,6 +8,7 @@ with jax.set_mesh(loop.mesh), loop:
     loop.after(step, state, metrics, note="loss")
 """
 
+import contextlib
 import dataclasses
 import signal
 import threading
@@ -18,7 +19,7 @@ from typing import NamedTuple, Self
 import jax
 import numpy as np
 
-from rmsd_jax.core import sharding
+from rmsd_jax.core import peers, sharding
 from rmsd_jax.core.errors import Terminated, UserError, check_least
 from rmsd_jax.core.progress import Progress, rss_gb
 from rmsd_jax.data import loader
@@ -29,7 +30,7 @@ from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
-from rmsd_jax.training.guard import check_alike, guard_config
+from rmsd_jax.training.guard import as_begun, check_alike, guard_config, part_of
 from rmsd_jax.training.log import Writer
 from rmsd_jax.training.profiling import Profiler
 
@@ -43,6 +44,7 @@ LEAST = {
   "row_tokens": 1,
   "max_skipped": 0,
 }
+DRAWS = ("stage", "seed")
 SHARE_OF = 200  # prompts whose responses are looked at before a run begins
 FEW_TEACH = 0.1  # share of prompts that teach, below which the run says so
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
@@ -68,7 +70,7 @@ class Loop:
   Args:
     config: of the run; configs/default.py says what each key means.
     workdir: folder of the run; a folder with checkpoints is resumed.
-    label: for the progress bar.
+    stage: 1 or 2; a stage has an order of prompts of its own (data.draws).
     limits: the run stops when a logged metric passes one of these, or is not a number.
     needs_teacher: without one teacher response that may teach there is nothing to learn.
 
@@ -85,33 +87,39 @@ class Loop:
     self,
     config,
     workdir: str,
-    label: str,
+    stage: int,
     limits: Sequence[Limit] = (),
     needs_teacher: bool = True,
   ):
-    self._config = config
     self._limits = limits
     self._rules = Rules(**config.tasks)
     first = jax.process_index() == 0
     self.mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(self.mesh, config.batch, "config.batch")
-    self._pool = open_pool(config.data.pool, config.data.split)
+    part = part_of(config.data.pool)
+    self._pool = open_pool(config.data.pool, config.data.split, part)
     check_least(config, LEAST)
+    if config.data.draws not in DRAWS:
+      raise UserError(f"data.draws is {config.data.draws!r}; choose one of {', '.join(DRAWS)}")
     self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
     kept = {"write": first, "begun": self._checkpoints.latest() is not None}
+    self._config = config = as_begun(workdir, config, kept["begun"])
+    self._order = stage if config.data.draws == "stage" else 0
     guard_config(workdir, config, config.operational, **kept)
     self._pool.check_reader(config.model.folder, self._rules)
-    guard_config(workdir, self._pool.identity, file="pool.json", **kept)
+    known = guard_config(workdir, self._pool.identity, file="pool.json", **kept)
+    # Here all processes meet, so that no row is used before each has read its part of the pool.
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
     # Last, since it reads all of a checkpoint; everyone starts from the step that is whole.
     self.begin = self._checkpoints.latest_whole() or 0
     if first:
       print(self._pool_line())
-    if needs_teacher:
+    if needs_teacher and not (self.begin and known):
       self._check_teaches()
+    self._streams = []  # of batches, which worker processes may fill
     self._profiler = Profiler(config.profile, workdir)
     self._writer = Writer(workdir, self.begin, first)
-    self._progress = Progress(config.steps, label, self.begin, first)
+    self._progress = Progress(config.steps, f"stage {stage}", self.begin, first)
     self._logged, self._clock = self.begin, time.monotonic()
     # JAX agrees on a step later than the last one asked about, so it must know where a run begins.
     self._checkpoints.preempted(self.begin)
@@ -199,9 +207,11 @@ class Loop:
       limit=config.data.limit,
       num_workers=num_workers,
       prefetch=config.data.prefetch,
+      stage=self._order,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
+    self._streams.append(loaded)
     return ((step, blinded(batch) if config.data.blind else batch) for step, batch in loaded)
 
   def after(self, step: int, state: state_lib.State, metrics: Mapping, note: str) -> None:
@@ -265,12 +275,14 @@ class Loop:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *exc: object) -> None:
-    try:
-      self._profiler.close()
-      self._progress.close()
-      self._writer.close()
-      self._checkpoints.close()
-    finally:  # last: SIGTERM must not end the process while the last save is written
-      if self._handler is not None:
-        signal.signal(signal.SIGTERM, self._handler)
+  def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    peers.ending(error)  # what follows may wait for the other processes
+    with contextlib.ExitStack() as stack:  # from below: all are closed, though a disk be full
+      if self._handler is not None:  # SIGTERM must not end the process while a save is written
+        stack.callback(signal.signal, signal.SIGTERM, self._handler)
+      stack.callback(self._checkpoints.close)
+      stack.callback(self._writer.close)
+      stack.callback(self._progress.close)
+      stack.callback(self._profiler.close)
+      for stream in self._streams:  # an error's traceback would keep them open to the end
+        stack.callback(stream.close)

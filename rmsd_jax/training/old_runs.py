@@ -4,8 +4,9 @@ A name that changes is entered here once; whoever reads a stored file asks here.
 line asks, too.
 """
 
+import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Dotted config keys, old -> new.
@@ -18,7 +19,11 @@ ADDED_KEYS = {
   "discriminator.optim.name": "adamw",
   "tasks.module": "",
   "tasks.reading": "strict",
+  "data.draws": "seed",
 }
+# Those of them whose default is another: a run that was begun without the key goes on with the
+# value above, whatever its config says today, and its stored config stays without the key.
+KEPT_KEYS = ("data.draws",)
 # Metrics of the log, patterns old -> new.
 RENAMED_METRICS = (
   (r"task/(\w+)/accuracy", r"discriminator/accuracy/\1"),
@@ -54,6 +59,26 @@ def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
       target, new_name = _section(now, new)
       target[new_name] = section.pop(name)
   return now
+
+
+def lacking(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """Those of KEPT_KEYS that a stored config lacks, with the values its run goes on with."""
+  sections = {key: _section(dict(stored), key) for key in KEPT_KEYS}
+  return {
+    key: ADDED_KEYS[key]
+    for key, (section, name) in sections.items()
+    if section is None or name not in section
+  }
+
+
+def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+  """A nested config without some dotted keys."""
+  rest = copy.deepcopy(dict(config))
+  for key in keys:
+    section, name = _section(rest, key)
+    if section is not None:
+      section.pop(name, None)
+  return rest
 
 
 def _section(stored: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:

@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rmsd_jax import cli
+from tests.bench import path_to_loss
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -136,3 +137,36 @@ def test_config_keys_of_the_paper_exist():
   assert len(third) > 15
   wanted = dotted | {key for key in third if not key.startswith("test_")}
   assert wanted - keys() == set()
+
+
+# docs/code.md: where ten changes are made, and how far it is from the launch to the loss
+
+CODE = (ROOT / "docs" / "code.md").read_text("utf-8")
+CHANGES = CODE.partition("## Ten changes")[2].partition("\n## ")[0]
+PLACES = [line.split(" | ") for line in CHANGES.splitlines() if line.startswith("| ")][1:]
+MAX_FILES = 4
+MAX_LINES = 350  # of functions, docstrings and comments included
+
+
+def test_ten_changes_are_listed():
+  assert len(PLACES) == 10
+
+
+@pytest.mark.parametrize("change, places", PLACES, ids=[row[0].strip("| ") for row in PLACES])
+def test_the_places_of_a_change_exist(change, places):
+  names = re.findall(r"`([\w/]+(?:/|\.\w+))`", places)
+  paths = [next((p for p in (ROOT / n, ROOT / "rmsd_jax" / n) if p.exists()), None) for n in names]
+  assert None not in paths, names
+  # A folder stands for its modules.
+  files = [file for path in paths for file in ([path] if path.is_file() else path.glob("*.py"))]
+  text = "\n".join(file.read_text("utf-8") for file in files)
+  for name in re.findall(r"`(\w+)`", places):
+    assert re.search(rf"^(?:def |class )?{name}\b", text, re.MULTILINE), name
+  assert files or "config." in places, change
+
+
+@pytest.mark.parametrize("trainer", path_to_loss.PATHS)
+def test_from_the_launch_to_the_loss_is_not_far(trainer):
+  files = path_to_loss.PATHS[trainer]
+  lines = sum(path_to_loss.lines_of(path_to_loss.PACKAGE / f, names) for f, names in files.items())
+  assert len(files) <= MAX_FILES and lines <= MAX_LINES, f"{trainer}: {len(files)}, {lines}"

@@ -44,6 +44,16 @@ def assert_interval(score):
   assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
 
 
+def test_ids_beyond_the_vocabulary_are_refused(trained, monkeypatch):
+  """As in training: held against the model that reads them."""
+  rows = tiny_run.model_of(tiny_run.config("evaluate")).config.text.vocab
+  monkeypatch.setattr(
+    "rmsd_jax.data.rows.fault_of", lambda row, vocabulary: f"has ids for {vocabulary}"
+  )
+  with pytest.raises(UserError, match=f"has ids for {rows}; copy the pool again"):
+    evaluated(monkeypatch, trained, "latest", evaluate__name="ids")
+
+
 def test_the_file_has_every_prompt_once_with_its_responses(base):
   assert (base["checkpoint"], base["step"], base["split"]) == ("base", None, "test")
   prompts = base["prompts"]

@@ -194,6 +194,18 @@ def test_only_finished_rollouts_with_a_survivor_form_pairs_and_identical_ones_ar
     assert metrics[f"discriminator/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
+def test_the_share_of_identical_pairs_is_that_of_the_identical_ones():
+  """With more of them than of others, so that it is not the share of the others, too."""
+  given = case()
+  match_BN = given["pairs"].match_BN.copy()
+  match_BN[2:, 1:] = -1
+  _, _, metrics = discriminate(fresh(), match_BN=match_BN)
+  paired_BN = given["samples"].finished_BR & (match_BN >= 0)
+  wanted = paired_BN[:, 0].sum() / paired_BN.sum()
+  assert 0.6 < wanted < 1
+  assert metrics["discriminator/identical"] == pytest.approx(wanted)
+
+
 def test_a_rollout_without_a_pair_teaches_nothing():
   samples = case()["samples"]
   ids = samples.responses_BRT.copy()
@@ -285,6 +297,16 @@ def test_the_probe_scores_fixed_pairs_by_the_weights_of_the_moment():
   more_rows, again = probe(CONFIG(row_tokens=800))
   assert len(more_rows) > len(rows)
   assert_close(jax.device_get(again), jax.device_get(found))
+
+
+def test_fixed_pairs_are_rollouts_of_the_reference_whatever_the_student_is():
+  c, batch, state = CONFIG(), case()["batch"], tiny_run.rl_state(CONFIG())
+  moved = state | {"student": jax.tree.map(lambda x: 0.5 * x, state["student"])}
+  fixed = train_rl.fixed_pairs(c, tiny_run.mesh(), programs(), moved, batch)
+  samples, _ = programs().rollout(state, put(batch.groups), jax.random.key(c.seed))
+  other, _ = programs().rollout(moved, put(batch.groups), jax.random.key(c.seed))
+  tiny_run.assert_same(fixed, (batch.groups, samples, train_rl.pairs_of(batch, 0, c).match_BN))
+  assert not np.array_equal(samples.responses_BRT, other.responses_BRT)
 
 
 # the policy's step, and both on a mesh

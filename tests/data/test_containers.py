@@ -203,6 +203,9 @@ def test_a_size_that_changes_inside_the_stream_is_refused(folder):
             made.mux(packet)
   with pytest.raises(MediaError, match="changes its size from 64 x 48 to 48 x 80 pixels in frame"):
     media.decode(folder / "both.webm")
+  with pytest.raises(MediaError, match="changes its size from 64 x 48 to 48 x 80 pixels in frame"):
+    media.look(folder / "both.webm")  # as `plan` does
+  assert media.look(folder / "both.webm", 0.0, 1.0).frames_NHWC.shape == (1, 48, 64, 3)
   assert media.decode(folder / "both.webm", 0.0, 1.0).frames_NHWC.shape[1:] == (48, 64, 3)
 
 

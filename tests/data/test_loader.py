@@ -1,12 +1,14 @@
 """Loaders: the order is a function of seed and step; restarts and processes change nothing."""
 
 import dataclasses
+import gc
 from collections import Counter
 
 import numpy as np
 import pytest
 import small_pool
 from absl import flags
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax._src import xla_bridge
@@ -120,6 +122,23 @@ def test_worker_processes_load_the_same_and_leave_jax_alone():
     assert a == b
     same(one, other)
     assert type(other.groups.patches_BFSC) is np.ndarray, "not a view of shared memory"
+  assert shared() == 0
+
+
+def shared() -> int:
+  """Arrays in shared memory that are still held; at exit they would be told as leaked."""
+  return sum(isinstance(one, SharedMemoryArray) for one in gc.get_objects())
+
+
+def test_a_reader_that_stops_early_gives_the_shared_memory_back():
+  flags.FLAGS.mark_as_parsed()
+  pool = small_pool.make_pool(count=16)
+  stream = loader.make(pool, start_step=0, end_step=8, num_workers=1, **GIVEN)
+  kept = next(stream)
+  assert shared() > 0
+  stream.close()
+  assert shared() == 0
+  same(kept[1], take(pool, 0, 1)[0][1])
 
 
 def test_tasks_are_chosen_by_the_index():

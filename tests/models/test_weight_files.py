@@ -1,5 +1,6 @@
 """Folders as people have them: other names, shards, adapters, quantised or damaged weights."""
 
+import argparse
 import json
 
 import jax
@@ -175,6 +176,19 @@ def test_a_quantised_config_is_refused(source, folder, section):
 def test_a_folder_without_weights_says_what_lies_there_instead(folder, file, words):
   (folder / file).write_bytes(b"0")
   refused(folder, words)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_adapters_without_a_config_are_named_as_such(tmp_path, file, capsys):
+  (tmp_path / file).write_text("{}")
+  with pytest.raises(
+    UserError, match="config.json does not exist; the folder holds a LoRA adapter"
+  ):
+    convert.inspect(argparse.Namespace(folder=tmp_path))
+  (tmp_path / file).unlink()
+  with pytest.raises(UserError) as caught:
+    convert.inspect(argparse.Namespace(folder=tmp_path))
+  assert "LoRA" not in str(caught.value)
 
 
 def test_many_wrong_names_are_a_short_line(source, folder):

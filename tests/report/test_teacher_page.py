@@ -1,5 +1,6 @@
 """The teacher's page: complete in one file, its numbers those of the study, nothing invented."""
 
+import html
 import json
 import math
 import re
@@ -149,3 +150,37 @@ def test_histograms_hold_every_question():
   widest = variance.spreads([judged(small_records.ocr("1", [LEVELS[0], LEVELS[3]]))])
   _, right = teacher_plots.spreads(means, widest).axes
   assert sum(bar.get_height() for bar in right.patches) == 1, "the widest spread is in a bin"
+
+
+NAMES = {  # name -> as a figure shows it
+  r"$\frac{": r"$\frac{",
+  "$x": "$x",
+  r"a_b^c\d": r"a_b^c\d",
+  "ocr": "ocr",
+  "_begins": "_begins",
+  "<b>bold</b>&amp;": "<b>bold</b>&amp;",
+  "two\nlines\x00\x1b[31m": "two\N{MIDDLE DOT}lines\N{MIDDLE DOT}\N{MIDDLE DOT}[31m",
+  "\N{RIGHT-TO-LEFT OVERRIDE}gpt": "\N{MIDDLE DOT}gpt",
+  "模型": "模型",
+  "0123456789" * 30 + "end": "012345678901234567\N{HORIZONTAL ELLIPSIS}456789end",
+}
+
+
+def test_teachers_are_shown_by_any_name(tmp_path, recwarn):
+  values = [small_records.ocr(f"q{i}", [LEVELS[i % 2]] * 2) for i, _ in enumerate(NAMES)]
+  for value, name in zip(values, NAMES, strict=True):
+    value["responses"] = [answer | {"teacher": name} for answer in value["responses"]]
+  of = scored(values)
+  page = teacher_page.write_page(str(tmp_path), "names", of).read_text()
+  assert not [str(one.message) for one in recwarn if "rmsd_jax" in one.filename]
+  assert {path.name for path in tmp_path.glob("*.png")} >= {"teachers.png", "faults.png"}
+  by_teacher = variance.by_teacher(of.questions)
+  figure = teacher_plots.teachers(by_teacher)
+  drawn = {text.get_text() for text in figure.axes[0].get_yticklabels()}
+  assert drawn == set(NAMES.values())
+  # The page has them whole, but for what no page can show.
+  for name in set(NAMES) - {"two\nlines\x00\x1b[31m", "\N{RIGHT-TO-LEFT OVERRIDE}gpt"}:
+    assert f"<td>{html.escape(name)}</td>" in page
+  assert "\x00" not in page and "\x1b" not in page and "<b>bold" not in page
+  rows = variance.table(by_teacher, "teacher").split("\n")
+  assert len(rows) == 2 + len(NAMES) and len({len(row) for row in rows}) == 1

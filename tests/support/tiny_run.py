@@ -175,6 +175,7 @@ def run(monkeypatch, module, c: ConfigDict, workdir, stop_after: int = 0, **opti
 
 def batch(c: ConfigDict, step: int = 0) -> batch_lib.Batch:
   """The host batch that a run of config c has at a step."""
+  assert c.data.draws == "seed"
   opened = store.open_pool(c.data.pool, c.data.split)
   return loader.Steps(opened, c.batch, c.seed, c.data.responses, c.data.tasks, c.data.limit)[step]
 

@@ -201,7 +201,7 @@ def timed(id_, task, answer, **media):
 def test_truths_outside_of_what_is_shown_are_unusable(folder, monkeypatch, media):
   """With the length of the file, 0 to 19.8 s, or by the windows alone."""
   monkeypatch.setattr(
-    audit.truth_audit, "spans", lambda jsonl, rules, progress, workers: spans_of(folder)
+    audit.truth_audit, "spans", lambda jsonl, rules, progress, *rest: spans_of(folder)
   )
   values = [
     timed("in", "temporal_grounding", [12, 14], start=10, end=15),
@@ -222,6 +222,24 @@ def test_truths_outside_of_what_is_shown_are_unusable(folder, monkeypatch, media
   assert "most of the truth from 3 to 12 s" in text and "second 90 of the truth" in text
   assert ("line 7" in text) == media
   assert line_of(found, "truths of which a part is not shown").endswith(": 1 (line 4)")
+
+
+@pytest.mark.parametrize("name", ["../out/a.mp4", "linked.mp4"])
+def test_clips_outside_are_not_opened(folder, tmp_path_factory, name):
+  """Their spans are read where the folder is named alone."""
+  outside = folder / "out"
+  outside.mkdir()
+  (outside / "a.mp4").write_bytes(b"no clip")
+  (folder / "in").mkdir()
+  (folder / "in" / "linked.mp4").symlink_to(outside / "a.mp4")
+  jsonl = folder / "in" / "truths.jsonl"
+  value = timed("1", "temporal_grounding", [1, 2])
+  value["media"][0]["path"] = name
+  jsonl.write_text(json.dumps(value) + "\n")
+  given = ([str(jsonl)], Rules(), Read(), 1)
+  assert audit.truth_audit.spans(*given) == {}
+  (reason,) = audit.truth_audit.spans(*given, str(outside)).values()
+  assert "a.mp4" in reason or "linked.mp4" in reason
 
 
 def spans_of(folder):

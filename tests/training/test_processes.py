@@ -6,7 +6,9 @@ own shards of the checkpoint. Gloo carries the collectives.
 
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import pytest
 import tiny_run
 
 from rmsd_jax import cli, train_rl, train_sft
-from rmsd_jax.training import log
+from rmsd_jax.training import log, stored
 
 WRAPPER = """\
 import json
@@ -35,15 +37,32 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
-def run(stage: str, processes: int, folder, workdir=None, steps=2, terminate=False):
-  """Starts a stage in `processes` processes with 8 devices together; returns its work folder.
+def run(stage, processes, folder, workdir=None, steps=2, terminate=False, save_every=0, least=3):
+  """Runs a stage in `processes` processes with 8 devices together; returns its work folder.
 
-  With `terminate`, the last process gets SIGTERM after some steps, and all are to end by it.
+  With `terminate`, the last process gets SIGTERM after `least` steps, and all are to end by it.
   """
+  workdir = workdir or folder / f"{stage}-{processes}"
+  lasts = {"steps": steps, "save_every": save_every or steps}
+  started = start(stage, processes, folder, workdir, lasts)
+  try:
+    if terminate:
+      wait_for_steps(workdir, least)
+      started[-1].terminate()
+    outputs = [process.communicate(timeout=400)[0] for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  for process, output in zip(started, outputs, strict=True):
+    assert process.returncode == (cli.EXIT_TERMINATED if terminate else 0), output[-3000:]
+  return workdir
+
+
+def start(stage, processes, folder, workdir=None, lasts=None, last=(), faulty=False):
+  """The processes of a run; the last has further arguments, and a fault where that is asked for."""
   c = tiny_run.config(
     stage,
-    steps=steps,
-    save_every=steps,
+    **lasts,
     discriminator__probe_every=1,
     discriminator__warmup_steps=1,  # so that one of two steps is the policy's
     mesh__data=2,
@@ -62,8 +81,12 @@ def run(stage: str, processes: int, folder, workdir=None, steps=2, terminate=Fal
     "RMSD_PROCESSES": str(processes),
   }
   command = [sys.executable, "-m", COMMANDS[stage]]
-  command += [f"--config={config}", f"--workdir={workdir}"]
-  started = [
+  arguments = [f"--config={config}", f"--workdir={workdir}"]
+  commands = [[*command, *arguments] for _ in range(processes)]
+  if faulty:
+    commands[-1] = [sys.executable, "-c", FAULTY, COMMANDS[stage], *arguments]
+  commands[-1] += last
+  return [
     subprocess.Popen(
       command,
       cwd=tiny_run.ROOT,
@@ -72,19 +95,77 @@ def run(stage: str, processes: int, folder, workdir=None, steps=2, terminate=Fal
       stderr=subprocess.STDOUT,
       text=True,
     )
-    for i in range(processes)
+    for i, command in enumerate(commands)
   ]
+
+
+# What happens to one of two processes, its exit status, and the words with which the other ends.
+ENDS = {
+  "interrupt": (130, r"ended with process 1: interrupted"),
+  "kill": (-9, r"ended with process 1: it was killed, or its host is gone"),
+  "kill the first": (-9, r"ended with process 0: it was killed, or its host is gone"),
+  "pool": (2, r"ended with process 1: error: /nowhere is not a finished pool: .*"),
+  "flag": (2, r"ended with process 1: error: unknown config key --config\.nothing; .*"),
+  "fault": (1, r"ended with process 1: RuntimeError: of our making"),
+}
+FAULTY = """
+import sys
+from rmsd_jax import train_rl, train_sft
+from rmsd_jax.training import loop
+after = loop.Loop.after
+def fails(self, step, *more, **words):
+  if step == 3:
+    raise RuntimeError("of our making")
+  after(self, step, *more, **words)
+loop.Loop.after = fails
+sys.modules[sys.argv.pop(1)].command()
+"""
+
+
+@pytest.mark.parametrize(
+  ("stage", "how"),
+  [
+    ("sft", "pool"),
+    pytest.param("sft", "kill the first", marks=pytest.mark.slow),
+    *(pytest.param("sft", how, marks=pytest.mark.slow) for how in ("flag", "kill", "interrupt")),
+    *(pytest.param("rl", how, marks=pytest.mark.slow) for how in ("fault", "kill", "interrupt")),
+  ],
+)
+def test_what_ends_one_process_ends_all_soon_in_one_line(stage, how, tmp_path):
+  status, words = ENDS[how]
+  hit = 0 if how == "kill the first" else 1
+  more = {"pool": ["--config.data.pool=/nowhere"], "flag": ["--config.nothing=1"]}
+  lasts = {"steps": 2_000, "save_every": 2}
+  started = start(stage, 2, tmp_path, lasts=lasts, last=more.get(how, []), faulty=how == "fault")
+  workdir = tmp_path / f"{stage}-2"
   try:
-    if terminate:
+    if how not in ("pool", "flag", "fault"):
       wait_for_steps(workdir, 3)
-      started[-1].terminate()
-    outputs = [process.communicate(timeout=400)[0] for process in started]
+      started[hit].send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
+    else:
+      started[1].wait(400)
+    begin = time.monotonic()
+    outputs = [process.communicate(timeout=60)[0] for process in started]
+    assert time.monotonic() - begin < 60
   finally:
     for process in started:
       process.kill()
-  for process, output in zip(started, outputs, strict=True):
-    assert process.returncode == (cli.EXIT_TERMINATED if terminate else 0), output[-3000:]
-  return workdir
+  other = outputs[1 - hit]
+  assert started[hit].returncode == status, outputs[hit][-3000:]
+  assert started[1 - hit].returncode == (2 if status < 0 else status), other[-3000:]
+  assert re.fullmatch(words, other.rstrip().split("\n")[-1]), other[-3000:]
+  assert "race" not in other and other.count("ended with") == 1  # neither Python's nor C++'s trace
+  assert how == "fault" or "Traceback" not in outputs[hit]
+  if how not in (
+    "pool",
+    "flag",
+    "fault",
+  ):  # what is there is whole, and the same command goes on from it
+    assert stored.whole_steps(stored.folder_of(str(workdir)))
+    done = len(log.read(str(workdir)))
+    run(stage, 2, tmp_path, workdir, steps=2_000, save_every=2, terminate=True, least=done + 1)
+    steps = [line["step"] for line in log.read(str(workdir))]
+    assert len(steps) > done and steps == list(range(1, len(steps) + 1))
 
 
 def wait_for_steps(workdir, count: int, seconds: float = 300):

@@ -31,5 +31,5 @@ class Imported:
 def get(name: str) -> Any:
   """What has the `convert` of a format: a module, or an entry of one's FORMATS."""
   module, colon, _ = IMPORTERS[name].partition(":")
-  found = importlib.import_module(module)
-  return found.FORMATS[name] if colon else found
+  imported = importlib.import_module(module)
+  return imported.FORMATS[name] if colon else imported

@@ -113,25 +113,27 @@ def _charades_lines(source: str | os.PathLike) -> Items:
 
 def _charades(line: str) -> list[dict[str, Any]]:
   """A line "VIDEO 0.0 6.9##a person opens a door."."""
-  found = re.fullmatch(r"\s*(\S+)\s+(\S+)\s+(\S+?)\s*##(.*)", line)
-  ends = [answers.number(end) for end in found.groups()[1:3]] if found else [None]
-  if found is None or None in ends:
+  match = re.fullmatch(r"\s*(\S+)\s+(\S+)\s+(\S+?)\s*##(.*)", line)
+  ends = [answers.number(end) for end in match.groups()[1:3]] if match else [None]
+  if match is None or None in ends:
     raise Refused("form", "not a line 'VIDEO start end##sentence'")
-  return [_moment(found[4], ends, found[1])]
+  return [_moment(match[4], ends, match[1])]
 
 
 def _nextgqa_rows(source: str | os.PathLike) -> Items:
   """Rows of val.csv or test.csv, with the spans of gsub_val.json and the paths of
   map_vid_vidorID.json where those lie beside it."""
   beside = pathlib.Path(source).parent
-  spans, paths = {}, {}
+  spans = {}
+  paths = {}
   if (file := beside / f"gsub_{pathlib.Path(source).stem}.json").is_file():
     spans = dict(item for _, item in writing.json_items(file) if isinstance(item, tuple))
   if (file := beside / "map_vid_vidorID.json").is_file():
     paths = _flat(file)
   rows = csv.DictReader(writing.text_of(source).splitlines())
   for number, row in enumerate(rows, 1):
-    video, qid = row.get("video_id") or row.get("video"), row.get("qid")
+    video = row.get("video_id") or row.get("video")
+    qid = row.get("qid")
     located = spans.get(video, {}).get("location", {}).get(qid)
     yield number, row | {"path": paths.get(video, video), "spans": located}
 
@@ -157,7 +159,8 @@ def _nextgqa(row: dict[str, Any]) -> list[dict[str, Any]]:
 def _cgbench(item: Any) -> list[dict[str, Any]]:
   """{"video_uid", "question", "choices": [..], "right_answer": "B", "clue_intervals": [..]}"""
   item = _object(item)
-  question, video = string(item, "question"), string(item, "video_uid")
+  question = string(item, "question")
+  video = string(item, "video_uid")
   asked = _choice(question, item.get("choices"), string(item, "right_answer"), video)
   return [asked, *_evidence(question, item.get("clue_intervals"), video)]
 
@@ -180,6 +183,7 @@ def _said(asked: str, said: str, media: str) -> dict[str, Any]:
   asked = re.sub(r"\s*<(?:image|video)>\s*", "", asked)
   lines = [line.strip() for line in asked.split("\n") if line.strip()]
   options = [line for line in lines if re.match(r"[A-Z][.)]\s*\S", line)]
+  # A single "A. .." is an enumeration, not a choice.
   if len(options) < 2:
     return _record("open_ended", asked, said, media)
   question = "\n".join(line for line in lines if line not in options and not _ASKED.search(line))
@@ -209,7 +213,8 @@ def _got10k(folder: pathlib.Path) -> list[dict[str, Any]]:
     raise Refused("form", f"{type(error).__name__} in meta_info.ini or groundtruth.txt") from error
   if len(size) != 2 or rate is None or not all(map(int, (*size, rate[0]))):
     raise Refused("form", "meta_info.ini names no resolution or anno_fps")
-  boxes, media = {}, []
+  boxes = {}
+  media = []
   step = int(rate[0])
   for second, line in enumerate(lines[::step][: answers.MAX_TRACKED]):
     boxes[str(second)] = _corners(line, int(size[0]), int(size[1]))

@@ -136,10 +136,10 @@ def _answer(item: dict[str, Any], task: str) -> Any:
   value = item["answer"] if "answer" in item else item.get("solution")
   if not isinstance(value, str):
     return value
-  found: Sequence[str] = _ANSWER.findall(value)
-  if len(found) > 1:
-    raise Refused("ground truth", f"{len(found)} answer blocks")
-  text = found[0].strip() if found else value.strip()
+  tagged: Sequence[str] = _ANSWER.findall(value)
+  if len(tagged) > 1:
+    raise Refused("ground truth", f"{len(tagged)} answer blocks")
+  text = tagged[0].strip() if tagged else value.strip()
   if task == "temporal_grounding" and (interval := lenient.interval(text)):
     return {"time": list(interval)}  # also "7.0 to 11.0"
   if task == "spatial_grounding" and (box := lenient.box(text)):

@@ -46,7 +46,9 @@ def write(
   root = os.path.abspath(media_root or os.path.dirname(os.path.abspath(source)))
   base = os.path.dirname(os.path.abspath(out))
   folder = os.path.relpath(root, base)
-  tasks, paths, reasons = collections.Counter(), set(), collections.Counter()
+  tasks = collections.Counter()
+  paths = set()
+  reasons = collections.Counter()
   with json_lines.new_file(out) as file, json_lines.kept_quarantine(out, 1.0) as quarantine:
     for number, item in items:
       try:
@@ -56,6 +58,8 @@ def write(
         for k, record in enumerate(made, 1):
           part = f"-{k}" if len(made) > 1 else ""
           name = f"{pathlib.Path(source).stem}-{number}{part}"
+          # All records of an item before the first is written: an item is taken whole or not at
+          # all.
           made[k - 1] = _checked({"id": name} | record, number, folder, split, rules)
       except (Refused, records.RecordFault) as error:
         kind, reason = error.args if isinstance(error, Refused) else ("record", error.reason)
@@ -87,6 +91,7 @@ def _checked(
     ],
     "split": split,
   }
+  # By the very reader of pools, so that what is written here can be built.
   read = records.parse(json.dumps(record, ensure_ascii=False), number, rules.tasks)
   if fault := rules.validate(read.task, read.answer, read.options):
     raise Refused("ground truth", f"{read.task}: {fault}")
@@ -127,6 +132,7 @@ def _object(text: str) -> dict[str, Any] | None:
     value = json.loads(text)
   except ValueError:
     return None
+  # An object of texts and numbers is the only line of JSON Lines.
   several = value and all(isinstance(inner, dict) for inner in value.values())
   return value if several else None
 
@@ -134,6 +140,7 @@ def _object(text: str) -> dict[str, Any] | None:
 def text_of(source: str | os.PathLike) -> str:
   """The text of a file; UserError where there is none."""
   try:
+    # -sig: files from Windows begin with a mark that JSON refuses.
     return pathlib.Path(source).read_text(encoding="utf-8-sig")
   except (OSError, ValueError) as error:
     raise UserError(_unreadable(source, error)) from error
