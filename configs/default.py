@@ -47,8 +47,8 @@ def get_config() -> ConfigDict:
   # shard's rows, padding included, have their gradient computed at a time: it decides memory.
   c.row_tokens = 24_576
   c.steps = 390  # updates in all; 50,000 prompts / 128 [paper]
-  # Response tokens of each row whose logits exist at a time: computed anew for the backward pass, or
-  # kept for it where a row has no more than that.
+  # Response tokens of each row whose logits exist at a time: computed anew for the backward pass,
+  # or kept for it where a row has no more than that.
   c.logit_chunk = 2_048
 
   c.optim = _optim(learning_rate=2e-6, schedule="cosine", clip_norm=1.0)  # of the student

@@ -217,7 +217,7 @@ def reward_step(config):
 
 
 def policy_steps(config, mesh, model, optims):
-  """The policy's two programs: `improve` adds the gradient of a piece, `policy` makes the update."""
+  """Two programs: `improve` adds the gradient of a piece, `policy` makes the update."""
   c = config.policy
 
   def logps(params, rows: Rows, groups: PromptGroups, visual, **options):

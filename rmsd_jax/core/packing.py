@@ -80,9 +80,7 @@ def _deal(prompt_G, response_G, n: int, most: int) -> list[list[int]]:
 def _pieces(dealt, prompt_SG, response_SG, sizes: Sizes) -> list[Piece]:
   """Rows of equal rank, joined while the size of a piece allows it."""
   shards, n = len(dealt), len(dealt[0])
-  widest = lambda tokens_SG, j: max(
-    int(tokens_SG[s][dealt[s][j]].sum()) for s in range(shards)
-  )
+  widest = lambda tokens_SG, j: max(int(tokens_SG[s][dealt[s][j]].sum()) for s in range(shards))
   P = sizes.P * -(-max(widest(prompt_SG, j) for j in range(n)) // sizes.P)
   W_n = [rounded(widest(response_SG, j), sizes.W) for j in range(n)]
   # As many rows at a time as the largest allows, in pieces of one depth.

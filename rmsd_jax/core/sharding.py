@@ -206,8 +206,8 @@ def add_local(x: jax.Array, index: jax.Array, size: int) -> jax.Array:
   parts = by_prompt(x.reshape(count, -1))
   places = by_prompt(index.reshape(count, -1))
   room = size // count
-  add = lambda part, place: jnp.zeros(room, x.dtype).at[jnp.where(place < 0, room, place)].add(
-    part, mode="drop"
+  add = lambda part, place: (
+    jnp.zeros(room, x.dtype).at[jnp.where(place < 0, room, place)].add(part, mode="drop")
   )
   return by_prompt(by_prompt(jax.vmap(add)(parts, places)).reshape(size))
 

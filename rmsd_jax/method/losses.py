@@ -116,7 +116,9 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
     (hidden_ZMD, targets_ZM, lse_ZM, grad_ZM), scaled_ZMV = xs
     if scaled_ZMV is None:
       scaled_ZMV = layers.logits(hidden_ZMD, kernel_VD) / temperature
-    d_logits_ZMV = _chosen(targets_ZM, scaled_ZMV.shape[-1]) - jnp.exp(scaled_ZMV - lse_ZM[..., None])
+    d_logits_ZMV = _chosen(targets_ZM, scaled_ZMV.shape[-1]) - jnp.exp(
+      scaled_ZMV - lse_ZM[..., None]
+    )
     # The products run in the type of the activations; their sum over chunks stays fp32, where bf16
     # would lose small terms.
     d_logits_ZMV = (d_logits_ZMV * (grad_ZM / temperature)[..., None]).astype(hidden_ZMD.dtype)

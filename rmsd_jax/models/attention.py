@@ -4,11 +4,11 @@ A row holds the prompts of one or several groups in its first P places and their
 behind them (rmsd_jax.core.packed). A token may see its own segment up to itself and, from a
 response, the whole prompt of its group; responses never see each other.
 
-    split    einsums: prompts on prompts; responses on the prompts and on the band of places in which
-             their own tokens can lie, under one softmax. The path on CPU.
+    split    einsums: prompts on prompts; responses on the prompts and on the band of places in
+             which their own tokens can lie, under one softmax. The path on CPU.
     splash   Pallas on TPU (rmsd_jax.models.splash): no scores in HBM, empty blocks skipped.
-    cudnn    cuDNN flash attention on GPU, prompts and responses in a call each. The public API only:
-             merging partial results by their log-sum-exp would be cheaper, but jax drops the
+    cudnn    cuDNN flash attention on GPU, prompts and responses in a call each. The public API
+             only: merging partial results by their log-sum-exp would be cheaper, but jax drops the
              gradient through it (jax 0.10.2).
     dense    one masked softmax over the row: the oracle of the tests.
     auto     splash on TPU, cudnn on GPU, split elsewhere.
@@ -92,7 +92,11 @@ def _cudnn(q_XSNH, k_XKSH, v_XKSH, layout: Layout, implementation="cudnn"):
   attend = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation=implementation)
   # 1. Prompts: as many queries as keys, so that the kernel's own causal mask skips the future.
   o_p = attend(
-    q_XSNH[:, :P], k_XSKH[:, :P], v_XSKH[:, :P], is_causal=True, mask=_same_group(layout, prompt=True)
+    q_XSNH[:, :P],
+    k_XSKH[:, :P],
+    v_XSKH[:, :P],
+    is_causal=True,
+    mask=_same_group(layout, prompt=True),
   )
   if q_XSNH.shape[1] == P:
     return o_p

@@ -1,7 +1,8 @@
 """Attention of packed rows on TPU: Pallas splash attention with a mask made on the device.
 
-Where responses start is data, so that one program serves all lengths of a padded size. Blocks that
-the rule leaves empty (siblings, other groups, the future) are skipped, and no [S, S] mask is stored.
+Where responses start is data, so that one program serves all lengths of a padded size. Blocks
+that the rule leaves empty (siblings, other groups, the future) are skipped, and no [S, S] mask is
+stored.
 Axes: X rows, S = P + W places, N query heads, K key/value heads, H head width, n blocks.
 """
 

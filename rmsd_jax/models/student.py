@@ -1,4 +1,6 @@
-"""Qwen3-VL over packed rows of prompt groups: the student, its reference and the body of the discriminator.
+"""Qwen3-VL over packed rows of prompt groups.
+
+The student, its reference and the body of the discriminator.
 
 Axes: B prompts, R responses, P prompt tokens, T response tokens, X packed rows of S = P + W places,
 F frame pairs, V visual tokens of a prompt (as an axis of `Visual`), L layers, D width, K key/value

@@ -208,8 +208,13 @@ def test_a_run_without_finite_gradients_stops_and_says_so(tmp_path, monkeypatch)
 
   def broken(config, mesh):
     done = iter(range(1, 10))
+    nothing = lambda *_: (None, None)
     return train_sft.Steps(
-      lambda state, groups: (state, {"loss": 0.0, "skipped_in_a_row": next(done)})
+      encode=nothing,
+      nothing=nothing,
+      imitate=nothing,
+      train=lambda state, *_: (state, {"loss": 0.0, "skipped_in_a_row": next(done)}),
+      model=tiny_run.model_of(config),
     )
 
   monkeypatch.setattr(train_sft, "make_steps", broken)

@@ -104,7 +104,7 @@ def test_a_response_token_is_predicted_from_the_token_before_it():
   """In packed rows, of the first group the second prompt, and laid out unpacked."""
   groups = random_groups(B=2, R=3, T=6, P=40)
   piece = packing.Piece(80, 40, 1, (((1, 0),),))
-  ends = {number: place for number, place in zip((1, 0), np.cumsum(groups.prompt_length_B[[1, 0]]))}
+  ends = dict(zip((1, 0), np.cumsum(groups.prompt_length_B[[1, 0]]), strict=True))
   for rows in (packed.pack(groups, piece, slice(0, 1), 6), packed.padded(groups)):
     hidden_XSD = normal(4, *rows.tokens_XS.shape, D)
     got_XWD = np.asarray(losses.predictors(hidden_XSD, rows))

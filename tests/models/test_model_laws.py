@@ -156,7 +156,9 @@ def test_a_response_does_not_notice_other_siblings():
   after = step_of()(PARAMS, groups.with_responses(responses, lengths))[2]
   mask_BRT = np.asarray(groups.response_mask_BRT)
   for r in (0, 2):
-    assert_close(after["logits"][:, r][mask_BRT[:, r]], before["logits"][:, r][mask_BRT[:, r]], 1e-6)
+    assert_close(
+      after["logits"][:, r][mask_BRT[:, r]], before["logits"][:, r][mask_BRT[:, r]], 1e-6
+    )
   mask_BP = np.asarray(groups.prompt_mask_BP)
   assert_close(after["prompt"][mask_BP], before["prompt"][mask_BP], 1e-6)
   assert (np.abs(after["response"][:, 1] - before["response"][:, 1]).max((1, 2)) > 1e-2).all()
@@ -282,9 +284,7 @@ def test_a_decoded_token_attends_like_the_same_place_of_a_row():
 
   @jit
   def both(q, k, v):
-    row = attention.group_attention(q, k, v, layout, "dense")[:, 5:].reshape(
-      B, 3, 4, 4, 8
-    )
+    row = attention.group_attention(q, k, v, layout, "dense")[:, 5:].reshape(B, 3, 4, 4, 8)
     prompt = [x[:, :5].swapaxes(1, 2) for x in (k, v)]
     own = [x[:, 5:].reshape(B, 3, 4, 2, 8).transpose(0, 3, 1, 2, 4) for x in (k, v)]
     own = [x_BKRTH.reshape(B, 2 * 3, 4, 8) for x_BKRTH in own]

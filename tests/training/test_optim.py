@@ -1,4 +1,4 @@
-"""The optimiser's schedule and decay, steps that must not count, gradients over the pieces of a batch."""
+"""The optimiser's schedule and decay, steps that must not count, gradients over pieces."""
 
 import functools
 
