@@ -67,17 +67,15 @@ def make_steps(config, mesh) -> Steps:
   model = hf.load_model(**config.model)
   optims = make_optims(config)
   jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
-  judge, discriminator = discriminator_steps(config, mesh, model, optims)
-  improve, policy = policy_steps(config, mesh, model, optims)
   return Steps(
     # keep_unused: the whole state stays in memory meanwhile, so rmsd_jax.compile must count it.
     rollout=jit(rollout_step(config, model), keep_unused=True),
     nothing=jit(lambda weights: state_lib.pinned(mesh, optim.nothing(weights))),
-    judge=jit(judge, donate_argnums=1, keep_unused=True),
-    discriminator=jit(discriminator, donate_argnums=(0, 1)),
+    judge=jit(judge_step(config, model), donate_argnums=1, keep_unused=True),
+    discriminator=jit(discriminator_step(config, mesh, optims), donate_argnums=(0, 1)),
     reward=jit(reward_step(config)),
-    improve=jit(improve, donate_argnums=1, keep_unused=True),
-    policy=jit(policy, donate_argnums=(0, 1)),
+    improve=jit(improve_step(config, model), donate_argnums=1, keep_unused=True),
+    policy=jit(policy_step(mesh, optims), donate_argnums=(0, 1)),
     probe=jit(probe.probe_step(config, model)),
     model=model,
   )
@@ -110,15 +108,10 @@ def rollout_step(config, model):
   return rollout
 
 
-def discriminator_steps(config, mesh, model, optims):
-  """The discriminator's two programs: `judge` gives the scores of a piece under the old weights and
-  adds the gradient of its pairs, in one pass; `discriminator` makes the update.
-
-  The update counts if `learn` and while teacher and student are not told apart too well already
-  (`pause_above`).
-  """
+def judge_step(config, model):
+  """(state, grads, rows, groups, visual, pairs) -> (grads, figures): the scores of a piece under
+  the old weights, and the gradient of its pairs, in one pass."""
   critic = Discriminator(model)
-  names = Rules(**config.tasks).names
 
   def loss_fn(own, frozen, rows: Rows, groups: PromptGroups, visual, pairs: Pairs):
     params = named.join(frozen, own)
@@ -136,13 +129,24 @@ def discriminator_steps(config, mesh, model, optims):
     own = state["discriminator"]
     return optim.add(loss_fn, own, grads, state["frozen"], rows, groups, visual, pairs)
 
+  return judge
+
+
+def discriminator_step(config, mesh, optims):
+  """(state, grads, figures, teachers, samples, pairs, learn) -> (state, scores_BN, metrics).
+
+  The update counts if `learn` and while teacher and student are not told apart too well already
+  (`pause_above`).
+  """
+  names = Rules(**config.tasks).names
+
   def discriminator(state, grads, figures, teachers, samples: Samples, pairs: Pairs, learn):
     # 1. The update, if it counts; its running accuracy is followed all the same.
     score_BR = figures.parts
     N = pairs.match_BN.shape[1]
     score_BN = score_BR[:, :N]
     teacher_BN = jnp.take_along_axis(score_BR[:, N:], jnp.maximum(pairs.match_BN, 0), 1)
-    grads, metrics = optim.mean(grads, figures)
+    grads, metrics = optim.averaged(grads, figures)
     old = state["discriminator"]
     new, opt_state, health = optim.apply(
       optims["discriminator"], grads, state["discriminator_optim"], old
@@ -178,7 +182,7 @@ def discriminator_steps(config, mesh, model, optims):
     metrics |= shortcuts.by_task(pairs, teacher_BN > score_BN, pairs.differs_BN, names)
     return state_lib.pinned(mesh, state), score_BN, metrics
 
-  return judge, discriminator
+  return discriminator
 
 
 def reward_step(config):
@@ -216,8 +220,8 @@ def reward_step(config):
   return reward
 
 
-def policy_steps(config, mesh, model, optims):
-  """Two programs: `improve` adds the gradient of a piece, `policy` makes the update."""
+def improve_step(config, model):
+  """(state, grads, rows, groups, visual, batch) -> (grads, figures): the gradient of a piece."""
   c = config.policy
 
   def logps(params, rows: Rows, groups: PromptGroups, visual, **options):
@@ -255,8 +259,14 @@ def policy_steps(config, mesh, model, optims):
   def improve(state, grads, rows: Rows, groups: PromptGroups, visual, batch: PolicyBatch):
     return optim.add(loss_fn, state["student"], grads, state, rows, groups, visual, batch)
 
+  return improve
+
+
+def policy_step(mesh, optims):
+  """(state, grads, figures, spread) -> (state, metrics): the policy's update."""
+
   def policy(state, grads, figures, spread):
-    grads, metrics = optim.mean(grads, figures)
+    grads, metrics = optim.averaged(grads, figures)
     new, opt_state, health = optim.apply(
       optims["student"], grads, state["student_optim"], state["student"]
     )
@@ -265,7 +275,7 @@ def policy_steps(config, mesh, model, optims):
     metrics = {f"policy/{k}": v for k, v in (metrics | health).items()}
     return state_lib.pinned(mesh, state | learned), metrics
 
-  return improve, policy
+  return policy
 
 
 def pairs_of(batch: Batch, mine: Samples, step: int, config) -> Pairs:
@@ -383,7 +393,7 @@ def update_policy(
 
 def check_config(config) -> None:
   """Raises UserError for values of stage 2 that make no sense, before any work."""
-  settings.check(config)
+  settings.check_settings(config)
   grading.audit(dict(config.reward), config.reward.gate, Rules(**config.tasks))
 
 

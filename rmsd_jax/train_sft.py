@@ -66,7 +66,7 @@ def make_steps(config, mesh) -> Steps:
     return optim.add(loss_fn, state["student"], grads, state["frozen"], rows, groups, visual)
 
   def train(state, grads, figures):
-    grads, metrics = optim.mean(grads, figures)
+    grads, metrics = optim.averaged(grads, figures)
     student, opt_state, health = optim.apply(
       optims["student"], grads, state["student_optim"], state["student"]
     )

@@ -17,6 +17,7 @@ from etils import epy
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket, PromptGroups
+from rmsd_jax.core.packing import deal
 from rmsd_jax.data import batch
 from rmsd_jax.data.store import Pool
 
@@ -112,6 +113,8 @@ class Steps:
     tasks: names of the tasks to use; empty: all.
     limit: only the first `limit` rows of the chosen tasks; 0: all.
     share: the part of each batch that this process loads.
+    shards: equal contiguous parts of a batch, over which its prompts are dealt by their tokens.
+    samples: responses that a step will have of each prompt, about as long as the teacher's.
 
   Raises:
     UserError: the pool has fewer responses than k, no such task, or too few rows for a batch.
@@ -127,6 +130,8 @@ class Steps:
     limit: int = 0,
     share: Share = Share(),
     stage: int = 0,
+    shards: int = 1,
+    samples: int = 1,
   ):
     share.size(batch_size)
     _check_k(pool, k, 1)
@@ -140,6 +145,8 @@ class Steps:
     self._order = (seed, stage)
     self._k = k
     self._share = share
+    self._shards = shards
+    self._samples = samples
     self._epoch = (0, self._plan(0))
 
   @property
@@ -158,6 +165,15 @@ class Steps:
       self._epoch = (epoch, planned)  # one assignment: other threads see both or neither
     return planned[place]
 
+  def dealt(self, step: int) -> np.ndarray:
+    """The rows of a step in the order in which they lie on the mesh: each shard has about as many
+    tokens, as far as the teacher's lengths tell. A pool of before leaves them as drawn."""
+    rows_B = self.rows(step)
+    if self._pool.tokens_N2 is None:
+      return rows_B
+    prompt_B, response_B = self._pool.tokens_N2[rows_B].T
+    return rows_B[deal(prompt_B + self._samples * response_B, self._shards)]
+
   def _plan(self, epoch: int) -> np.ndarray:
     seed, stage = self._order
     return plan_epoch(self._bucket_N, self._batch_size, seed, epoch, stage)
@@ -168,7 +184,7 @@ class Steps:
 
   def __getitem__(self, step: int) -> batch.Batch:
     # All processes plan the whole batch; each reads and decodes its own rows of it.
-    rows_B = self._share.of(self.rows(step))
+    rows_B = self._share.of(self.dealt(step))
     return _collate(self._pool, rows_B, self.bucket(step), self._k)
 
 
@@ -187,12 +203,14 @@ def make(
   num_workers: int = 0,
   prefetch: int = 2,
   stage: int = 0,
+  shards: int = 1,
+  samples: int = 1,
 ) -> Iterator[tuple[int, batch.Batch]]:
   """Yields (step, this process's share of its batch) for steps start_step .. end_step - 1.
 
   Args:
     pool: one split.
-    batch_size, seed, k, tasks, limit, stage: see `Steps`.
+    batch_size, seed, k, tasks, limit, stage, shards, samples: see `Steps`.
     start_step: the first step; a resumed run starts where it stopped.
     end_step: steps of the whole run.
     process_index, process_count: this process takes the index-th of count equal parts.
@@ -203,7 +221,7 @@ def make(
     UserError: see `Steps`.
   """
   share = Share(process_index, process_count)
-  steps = Steps(pool, batch_size, seed, k, tasks, limit, share, stage)
+  steps = Steps(pool, batch_size, seed, k, tasks, limit, share, stage, shards, samples)
   return _stream(_Window(steps, start_step, end_step), num_workers, prefetch)
 
 

@@ -21,7 +21,7 @@ WITHIN = {f"reward.{name}": "[0, inf)" for name in advantages.TERMS} | {
 }
 
 
-def check(config) -> None:
+def check_settings(config) -> None:
   """Raises UserError for a setting of stage 2 outside of what it may be."""
   for name, value, choices in (
     ("reward.score", config.reward.score, advantages.SCORES),

@@ -69,7 +69,7 @@ def resolve(impl: str, dtype) -> str:
   return "split" if suited == "cudnn" and jnp.dtype(dtype).itemsize > 2 else suited
 
 
-def pairs(P: int, W: int, impl: str, dtype) -> float:
+def crowding(P: int, W: int, impl: str, dtype) -> float:
   """Pairs of places that an implementation computes in a row, without those that are the same
   whatever row a group is in: what other groups of the row cost."""
   impl = resolve(impl, dtype)

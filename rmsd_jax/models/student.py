@@ -157,9 +157,10 @@ class Qwen3VL:
     """FLOPs, up to a constant, of a forward pass over a row of P + W places with logits for W: what
     the packing of rows minimises."""
     c = self.config.text
-    attention_weights = 2 * c.width * c.head * (c.heads + c.kv_heads)
-    linear = (P + W) * c.layers * (attention_weights + 3 * c.width * c.mlp) + W * c.vocab * c.width
-    return linear + c.layers * c.heads * c.head * attention.pairs(P, W, self.attention, self.dtype)
+    layer = 2 * c.width * c.head * (c.heads + c.kv_heads) + 3 * c.width * c.mlp
+    pairs = attention.crowding(P, W, self.attention, self.dtype)
+    attended = 2 * pairs * c.layers * c.heads * c.head
+    return (P + W) * c.layers * layer + W * c.vocab * c.width + attended
 
   def gathered(self, params: dict) -> dict:
     """Parameters for a loop that reads the text weights at every turn: these in the type of the

@@ -92,6 +92,7 @@ class Loop:
     needs_teacher: bool = True,
   ):
     self._limits = limits
+    self._stage = stage
     self._rules = Rules(**config.tasks)
     first = jax.process_index() == 0
     self.mesh = sharding.make_mesh(**config.mesh)
@@ -208,6 +209,8 @@ class Loop:
       num_workers=num_workers,
       prefetch=config.data.prefetch,
       stage=self._order,
+      shards=sharding.batch_shards(self.mesh),
+      samples=config.rollouts.samples + config.data.responses if self._stage == 2 else 1,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )

@@ -167,7 +167,7 @@ def over(pieces: Sequence, grads: dict, add_piece: Callable) -> tuple[dict, Figu
   return grads, figures
 
 
-def mean(grads: dict, figures: Figures) -> tuple[dict, dict]:
+def averaged(grads: dict, figures: Figures) -> tuple[dict, dict]:
   """The gradient of sum(loss) / sum(count) over all pieces, and {"loss" and every sum, divided}.
 
   Sums and counts are added first and divided once, so that a batch in pieces has the gradient of

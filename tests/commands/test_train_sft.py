@@ -13,7 +13,6 @@ import tiny_run
 from tiny_model import assert_close
 
 from rmsd_jax import train_sft
-from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import Terminated, UserError
 from rmsd_jax.data import store
 from rmsd_jax.method import matching

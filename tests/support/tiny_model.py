@@ -74,7 +74,7 @@ def sft_loss(model: Qwen3VL):
 def gradients(loss_fn, params, *arguments):
   """Gradient of the mean loss, metrics and parts of a batch in one piece."""
   grads, figures = optim.add(loss_fn, params, optim.nothing(params), *arguments)
-  return *optim.mean(grads, figures), figures.parts
+  return *optim.averaged(grads, figures), figures.parts
 
 
 def assert_close(got, want, tolerance=1e-5):

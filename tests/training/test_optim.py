@@ -209,7 +209,7 @@ def test_pieces_give_gradient_metrics_and_parts_of_the_whole(ends):
   params, batch = data()
   one = jit(lambda grads, piece: optim.add(loss_fn, params, grads, piece))
   grads, figures = optim.over(cut(batch, *ends), optim.nothing(params), one)
-  grads, metrics = optim.mean(grads, figures)
+  grads, metrics = optim.averaged(grads, figures)
   error = (batch["x"] @ params["w"] - batch["y"]) * batch["counts"]
   n = batch["counts"].sum()
   assert_close(grads["w"], 2 * (error @ batch["x"]) / n)
@@ -221,7 +221,7 @@ def test_pieces_give_gradient_metrics_and_parts_of_the_whole(ends):
 def test_a_batch_that_counts_nothing_has_no_gradient():
   params, batch = data()
   batch["counts"] = np.zeros(12, np.float32)
-  grads, metrics = optim.mean(*optim.add(loss_fn, params, optim.nothing(params), batch))
+  grads, metrics = optim.averaged(*optim.add(loss_fn, params, optim.nothing(params), batch))
   assert (np.asarray(grads["w"]) == 0).all() and metrics["loss"] == 0
 
 
