@@ -148,8 +148,8 @@ MAX_FILES = 4
 MAX_LINES = 350  # of functions, docstrings and comments included
 
 
-def test_ten_changes_are_listed():
-  assert len(PLACES) == 10
+def test_changes_are_listed():
+  assert len(PLACES) >= 10
 
 
 @pytest.mark.parametrize("change, places", PLACES, ids=[row[0].strip("| ") for row in PLACES])
