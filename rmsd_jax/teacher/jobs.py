@@ -109,7 +109,7 @@ class Job:
     for line in self.lines:
       if self.missing(line):
         record = line.read(self.rules)
-        yield line, record, self.rules.prompt_text(record.task, record.question, record.options)
+        yield line, record, record.plain_prompt(self.rules)
 
 
 def _changed(id_: str, path: pathlib.Path, what: str) -> UserError:
@@ -163,7 +163,11 @@ def prepare(
       quarantine.add(line.path, line.number, line.id, "RecordFault", fault)
       continue
     _check_place(line, record, out)
-    text = rules.prompt_text(record.task, record.question, record.options)
+    try:
+      text = record.plain_prompt(rules)
+    except UserError as fault:
+      quarantine.add(line.path, line.number, line.id, "RecordFault", str(fault))
+      continue
     there = sum(response.teacher == asking_.teacher for response in record.responses)
     job.lines.append(line)
     if line.split not in splits:
