@@ -12,8 +12,8 @@ SELECT = (
 )
 FRAMES = f"\nThese are the frames of a video. {SELECT}\n"
 CAREFULLY = (
-  "Carefully watch this video and pay attention to every detail. Based on your observations, select "
-  "the best option that accurately addresses the question."
+  "Carefully watch this video and pay attention to every detail. Based on your observations, "
+  "select the best option that accurately addresses the question."
 )
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 # Open-o3-Video's, between the sentence that says what to select and the one that says how.

@@ -26,7 +26,7 @@ Box = tuple[float, float, float, float]
 Boxes = dict[str, list[Box]]  # by the second as it is written
 
 
-def interval(reply: str, parser: str) -> tuple[float, float] | None:
+def interval_in(reply: str, parser: str) -> tuple[float, float] | None:
   """Start and end in seconds, or None.
 
   Args:
@@ -67,7 +67,7 @@ def _clock(match: re.Match) -> float:
   return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
 
 
-def boxes(reply: str, parser: str) -> Boxes | None:
+def boxes_in(reply: str, parser: str) -> Boxes | None:
   """Boxes by second, as the model wrote them; None where there is no JSON of such a form.
 
   The first fenced block, else the widest [..] or {..}; of the answer block for all parsers but the

@@ -88,11 +88,7 @@ def _by_text(reply: str, letters: str, options: Sequence[str]) -> str | None:
   texts = [option.lower() for option in options]
   if len(reply) > 2 * sum(map(len, texts)):
     return None
-  found = [
-    letter
-    for letter, text in zip(letters, texts, strict=False)
-    if text in reply.lower()
-  ]
+  found = [letter for letter, text in zip(letters, texts, strict=False) if text in reply.lower()]
   return found[0] if len(found) == 1 else None
 
 

@@ -1,14 +1,15 @@
 """rule-v1: MathVista and MathVerse by rules, offline. Ours: no harness scores so.
 
-1. The answer's span: after the thoughts; the answer block; the last \\boxed{}; what follows the last
-   "answer is" or "answer:"; else the last line that is not empty.
-2. Choices: the letter in the span, among the item's; else the one option whose text it is. MathVista
-   alone, extractor "rule-v1:lev": else the option nearest by edit distance, as its own script does.
+1. The answer's span: after the thoughts; the answer block; the last \\boxed{}; what follows the
+   last "answer is" or "answer:"; else the last line that is not empty.
+2. Choices: the letter in the span, among the item's; else the one option whose text it is.
+   MathVista alone, extractor "rule-v1:lev": else the option nearest by edit distance, as its own
+   script does.
 3. Numbers: without commas, currency, per cent, units and degrees. MathVista's integers are cut off,
-   its floats rounded to the item's precision, and compared as texts. MathVerse's may differ by 1e-3,
-   or agree when rounded to the truth's decimals.
+   its floats rounded to the item's precision, and both compared as texts. MathVerse's may differ by
+   1e-3, or agree when rounded to the truth's decimals.
 4. Else by `tasks.symbolic.equal`: formulas, sides of equations, lists, points and intervals.
-5. Truths of MathVerse are cleaned: "(C)" is C, "C\\nD" is both, "False" is the option with that text.
+5. Truths of MathVerse are cleaned: "(C)" is C, "C\\nD" is both, "False" the option of that text.
 
 Figures by these rules read lower than a judge's and are not to be compared with them.
 """
@@ -37,14 +38,14 @@ _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°|\u63b3|\bdegrees?\b"
 _DRESS = re.compile(r"\\[()\[\]]|\*\*|\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
-def check(extractor: str) -> None:
+def check_rules(extractor: str) -> None:
   """Raises UserError where a protocol asks for other rules than these."""
   if extractor not in RULES:
     raise UserError(f"extractor {extractor!r}: this set has {', '.join(RULES)}")
 
 
 def span(reply: str) -> str:
-  """The part of a reply that is its answer; "" where it has none, or one of thousands of letters."""
+  """The part of a reply that is its answer; "" where it has none, or one of great length."""
   text = reply.rpartition("</think>")[2]
   block = extractors.tagged(text)
   text = (text if block is None else block).strip()
@@ -106,7 +107,7 @@ def choice(reply: str, options: Sequence[str], letters: str, nearest: bool = Fal
   return found if found and found in letters else None
 
 
-def number(text: str) -> float | None:
+def number_in(text: str) -> float | None:
   """The number that a span is, or the last one in it; None where there is none."""
   text = cleaned(text)
   if (value := lenient.number(text)) is not None:
@@ -130,7 +131,7 @@ def mathvista(reply: str, kind: str, precision: int | None, answer: str) -> tupl
     found = re.search(r"\[[^\[\]]*\]", said)
     read = _listed(found[0]) if found else None
     return read is not None and read == _listed(answer), None if read is None else str(read)
-  value = number(said)
+  value = number_in(said)
   if value is None:
     return False, None
   read = str(int(value)) if kind == "integer" else str(round(value, precision or 0))
@@ -153,7 +154,7 @@ def mathverse(reply: str, answer: str) -> tuple[bool, str | None]:
   ours = lenient.number(said)
   theirs = lenient.number(truth)
   if ours is None and theirs is not None:
-    ours = number(said.rpartition("=")[2])
+    ours = number_in(said.rpartition("=")[2])
   if ours is not None and theirs is not None:
     return _near(float(ours), float(theirs), truth), said
   return symbolic.equal(said, truth), said
@@ -184,7 +185,7 @@ def mathverse_letters(answer: str, options: Sequence[str]) -> str:
   )
 
 
-def named(reply: str, options: Sequence[str], letters: str) -> str | None:
+def all_letters(reply: str, options: Sequence[str], letters: str) -> str | None:
   """All letters that a reply names, in order, where a question has several right ones."""
   found = sorted(set(re.findall(r"(?<![A-Za-z])([A-Z])(?![A-Za-z])", span(reply))) & set(letters))
   return "".join(found) or choice(reply, options, letters)

@@ -144,7 +144,7 @@ def texts(value: Any, path: Path) -> list[str]:
   raise UserError(f"{path}: {str(value)[:60]!r} is not a list; copy it again from the set")
 
 
-def number(value: Any, name: str, path: Path) -> float:
+def to_number(value: Any, name: str, path: Path) -> float:
   """A number, or its text.
 
   Raises:

@@ -53,7 +53,7 @@ def said(reply: str) -> list[Said]:
 
 
 def normalised(text: str) -> list[Said]:
-  """A number as a float of two decimals; a letter with a space on either side; else small letters."""
+  """A number as a float of two decimals; a letter with a space before, or behind; else a text."""
   text = text.strip()
   try:
     return [round(float(text.replace(",", "")), 2)]

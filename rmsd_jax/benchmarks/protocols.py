@@ -91,11 +91,16 @@ class Protocol:
 
   @property
   def title(self) -> str:
-    """Its name, with a mark where a user has changed it."""
-    return self.name + (f" ({', '.join(self.changed)} changed)" if self.changed else "")
+    """Its name, with what a user has changed."""
+    changes = ", ".join(f"{name}={getattr(self, name)}" for name in self.changed)
+    return f"{self.name} ({changes})" if changes else self.name
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> "Protocol":
+    return cls(**{**values, "changed": tuple(values["changed"])})
 
   def to_json(self) -> dict[str, Any]:
-    """All fields as JSON values; `Protocol(**values)` is the inverse."""
+    """All fields as JSON values; `from_json` is the inverse."""
     return dataclasses.asdict(self) | {"changed": list(self.changed)}
 
   def pool_flags(self) -> list[str]:
@@ -121,8 +126,8 @@ _VLMEVALKIT = Protocol(
   name="vlmevalkit-64f",
   prompt="vlmevalkit",
   max_tokens=16_384,
-  note="VLMEvalKit's Qwen3VLChat with *_64frame sets, no judge (exact_matching), greedy; its config "
-  "samples with temperature 0.7",
+  note="VLMEvalKit's Qwen3VLChat with *_64frame sets, no judge (exact_matching), greedy; its "
+  "config samples with temperature 0.7",
 )
 _OPEN_O3 = Protocol(
   name="open-o3-video-64f",
@@ -187,7 +192,7 @@ PRESETS = {
 }
 
 
-def get(
+def protocol_named(
   name: str,
   of_set: Mapping[str, Mapping[str, Any]],
   overrides: Sequence[str] = (),

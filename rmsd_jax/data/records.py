@@ -64,7 +64,7 @@ class Response:
 class Asked:
   """The words of a prompt, exactly: as a benchmark asks, not as the task would.
 
-      {"text": "Question: ..", "before": "Carefully watch ..", "system": "You are .."}
+  {"text": "Question: ..", "before": "Carefully watch ..", "system": "You are .."}
   """
 
   text: str  # after the media; "": all words stand before them
@@ -92,19 +92,19 @@ class Record:
   benchmark: Any = None  # a JSON object, or None
 
   def plain_prompt(self, rules: Rules) -> str:
-    """What is asked, as the one text after the media.
+    """What is asked, as one text after the media; see `not_plain`."""
+    if self.asked is not None:
+      return self.asked.text
+    return rules.prompt_text(self.task, self.question, self.options)
 
-    Raises:
-      UserError: its words stand in more places than that.
-    """
-    if self.asked is None:
-      return rules.prompt_text(self.task, self.question, self.options)
-    if self.asked.before or self.asked.system:
-      raise UserError(
-        f"record {self.id!r} has a system prompt or words before its media, which can be built into "
-        "a pool but not collected from an endpoint; leave them out of 'asked'"
-      )
-    return self.asked.text
+  def not_plain(self) -> str | None:
+    """Why its prompt is more than one text after the media, or None: no more can be collected."""
+    if self.asked is None or not (self.asked.before or self.asked.system):
+      return None
+    return (
+      "a system prompt or words before the media can be built into a pool, but not be collected "
+      "from an endpoint; leave them out of 'asked'"
+    )
 
 
 def parse(line: str, line_number: int, known_tasks: Collection[str]) -> Record:

@@ -159,15 +159,12 @@ def prepare(
   root = media_root if asking_.media == "frames" else None
   for line in scan(prompts, rules, quarantine, root):
     record = line.read(rules)
-    if fault := rules.validate(record.task, record.answer, record.options):
+    fault = rules.validate(record.task, record.answer, record.options) or record.not_plain()
+    if fault:
       quarantine.add(line.path, line.number, line.id, "RecordFault", fault)
       continue
     _check_place(line, record, out)
-    try:
-      text = record.plain_prompt(rules)
-    except UserError as fault:
-      quarantine.add(line.path, line.number, line.id, "RecordFault", str(fault))
-      continue
+    text = record.plain_prompt(rules)
     there = sum(response.teacher == asking_.teacher for response in record.responses)
     job.lines.append(line)
     if line.split not in splits:

@@ -1,7 +1,7 @@
 """LongVideoBench, validation, without subtitles: 1,337 questions of two to five options.
 
-    lvb_val.json, the table of VLMEvalKit, or the parquet (option0 .. option4 with "N/A")
-    videos/{video_path}
+lvb_val.json, the table of VLMEvalKit, or the parquet (option0 .. option4 with "N/A")
+videos/{video_path}
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _KEPT = (
 )
 
 
-def read(root: Path) -> list[Item]:
+def _read(root: Path) -> list[Item]:
   """The questions of a folder, in the order of the file."""
   (path, *more) = official_files.find(
     root, "lvb_val.json", "LongVideoBench.tsv", "validation*.parquet", "**/validation*.parquet"
@@ -40,7 +40,7 @@ def _options(row: Mapping[str, Any], path: Path) -> list[str]:
 def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
   get = lambda name: official_files.cell(row, name, path)
   options = _options(row, path)
-  right = int(official_files.number(get("correct_choice"), "correct_choice", path))
+  right = int(official_files.to_number(get("correct_choice"), "correct_choice", path))
   file = str(get("video_path")).removeprefix("./").removeprefix("videos/")
   return Item(
     id=str(row.get("id") or place),
@@ -50,7 +50,7 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
     answer=LETTERS[right] if 0 <= right < len(options) else "",
     media=(Picture("video", (f"videos/{file}", file, f"**/{file}")),),
     fields={
-      "duration_group": str(int(official_files.number(get("duration_group"), "group", path))),
+      "duration_group": str(int(official_files.to_number(get("duration_group"), "group", path))),
       "question_category": str(get("question_category")),
       "level": str(get("level")),
     },
@@ -82,7 +82,7 @@ SET = Benchmark(
   name="longvideobench",
   title="LongVideoBench",
   size=1_337,
-  read=read,
+  read=_read,
   prompts={
     "vlmevalkit": _vlmevalkit,
     "qwen": _vlmevalkit,

@@ -1,8 +1,8 @@
 """MathVerse testmini: 788 problems in five versions (and Text Only, apart), by rule-v1.
 
-    testmini.json and testmini_text_only.json, the parquet of CaraJ/MathVerse (-lmmseval), or the
-    tables MathVerse_MINI*.tsv of VLMEvalKit, pictures inside
-    images_version_1-4/.., images_version_5/.., images_version_6/.. below the folder or its images/
+testmini.json and testmini_text_only.json, the parquet of CaraJ/MathVerse (-lmmseval), or the
+tables MathVerse_MINI*.tsv of VLMEvalKit, pictures inside
+images_version_1-4/.., images_version_5/.., images_version_6/.. below the folder or its images/
 """
 
 import ast
@@ -22,7 +22,7 @@ _MARKS = ("Choices:", "Choice:")
 _UNKNOWN = "ABCDEF"  # letters of a choice whose options stand in the picture alone
 
 
-def read(root: Path) -> list[Item]:
+def _read(root: Path) -> list[Item]:
   """The five versions in the order of the file; Text Only where the folder has nothing else."""
   found = official_files.find(
     root,
@@ -129,7 +129,7 @@ def _with_options(items: Sequence[Item]) -> list[Item]:
 
 
 def _plain(item: Item, protocol: Protocol) -> list[Ask]:
-  """VLMEvalKit's: the column "question", which Vision Only has empty but for what its table says."""
+  """VLMEvalKit's: the column "question", which is empty in Vision Only."""
   return choices.ask(item.question or item.extra.get("query_wo", "") or _ABOUT_PICTURE)
 
 
@@ -145,12 +145,12 @@ _ABOUT_PICTURE = "Please answer the question in the picture."
 
 def _grade(item: Item, call: str, reply: str, protocol: Protocol) -> Grade:
   """rule-v1: letters of a cleaned truth, else numbers and formulas."""
-  math_rules.check(protocol.extractor)
+  math_rules.check_rules(protocol.extractor)
   if item.extra["question_type"] == "multi-choice":
     letters = item.letters or _UNKNOWN
     truth = math_rules.mathverse_letters(item.answer, item.options)
     if truth:
-      name = math_rules.named if len(truth) > 1 else math_rules.choice
+      name = math_rules.all_letters if len(truth) > 1 else math_rules.choice
       read = name(reply, item.options, letters)
       return Grade(float(read is not None and read == truth), read)
   right, read = math_rules.mathverse(reply, item.answer)
@@ -162,7 +162,7 @@ SET = Benchmark(
   name="mathverse",
   title="MathVerse",
   size=3_940,
-  read=read,
+  read=_read,
   prompts={
     "vlmevalkit": _plain,
     "vlmevalkit-cot": _query("query_cot"),

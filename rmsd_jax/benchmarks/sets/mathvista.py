@@ -1,8 +1,8 @@
 """MathVista testmini: 1,000 questions about pictures, by rule-v1 (no judge).
 
-    testmini.json (with query.json), the parquet of AI4Math/MathVista, or the table
-    MathVista_MINI.tsv of VLMEvalKit, pictures inside
-    images/{n}.jpg
+testmini.json (with query.json), the parquet of AI4Math/MathVista, or the table
+MathVista_MINI.tsv of VLMEvalKit, pictures inside
+images/{n}.jpg
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ _META = ("task", "context", "grade", "source", "category", "language")
 _BEFORE = {
   "text": "question and provide the correct option letter, e.g., A, B, C, D,",
   "integer": "question requiring an integer answer and provide the final value, e.g., 1, 2, 3,",
-  "float1": "question requiring a floating-point number with one decimal place and provide the final "
-  "value, e.g., 1.2, 1.3, 1.4,",
-  "float2": "question requiring a floating-point number with two decimal places and provide the final "
-  "value, e.g., 1.23, 1.34, 1.45,",
-  "list": "question requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], "
-  "[1.2, 1.3, 1.4],",
+  "float1": "question requiring a floating-point number with one decimal place and provide the "
+  "final value, e.g., 1.2, 1.3, 1.4,",
+  "float2": "question requiring a floating-point number with two decimal places and provide the "
+  "final value, e.g., 1.23, 1.34, 1.45,",
+  "list": "question requiring a Python list as an answer and provide the final list, e.g., [1, 2, "
+  "3], [1.2, 1.3, 1.4],",
 }
 _SHORT = {
   "text": choices.DIRECTLY,
@@ -33,7 +33,7 @@ _SHORT = {
 }
 
 
-def read(root: Path) -> list[Item]:
+def _read(root: Path) -> list[Item]:
   """The questions of a folder, in the order of the file."""
   (path, *more) = official_files.find(
     root, "testmini.json", "data/testmini.json", "MathVista_MINI.tsv", "**/testmini*.parquet"
@@ -65,7 +65,7 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
   extra = {
     "question_type": str(get("question_type")),
     "answer_type": str(get("answer_type")),
-    "precision": int(official_files.number(precision, "precision", path)) if precision else None,
+    "precision": int(official_files.to_number(precision, "precision", path)) if precision else None,
     "unit": str(row.get("unit") or ""),
   }
   if query := row.get("question") if table else row.get("query"):
@@ -136,7 +136,7 @@ def _format(item: Item, protocol: Protocol) -> list[Ask]:
 
 def _grade(item: Item, call: str, reply: str, protocol: Protocol) -> Grade:
   """rule-v1: a choice by the text of the option, which may stand among the options twice."""
-  math_rules.check(protocol.extractor)
+  math_rules.check_rules(protocol.extractor)
   if item.extra["question_type"] != "multi_choice":
     kind, precision = item.extra["answer_type"], item.extra["precision"]
     right, read = math_rules.mathvista(reply, kind, precision, item.answer)
@@ -152,7 +152,7 @@ SET = Benchmark(
   name="mathvista",
   title="MathVista",
   size=1_000,
-  read=read,
+  read=_read,
   prompts={
     "vlmevalkit": _vlmevalkit,
     "qwen": _vlmevalkit,

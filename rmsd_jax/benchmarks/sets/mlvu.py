@@ -1,8 +1,8 @@
 """MLVU_MCQ (dev): seven tasks of four options; 2,175 questions in the published JSON.
 
-    json/1_plotQA.json .. 7_topic_reasoning.json, the table MLVU_MCQ.tsv of VLMEvalKit, or the
-    parquet of MLVU_dev, whose questions hold their options
-    MLVU/video/{n_task}/{video}, video/{n_task}/{video}, or {video} in any folder
+json/1_plotQA.json .. 7_topic_reasoning.json, the table MLVU_MCQ.tsv of VLMEvalKit, or the
+parquet of MLVU_dev, whose questions hold their options
+MLVU/video/{n_task}/{video}, video/{n_task}/{video}, or {video} in any folder
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_re
 _FOLDERS = {task: f"{number}_{task}" for number, task in enumerate(_TASKS, 1)}
 
 
-def read(root: Path) -> list[Item]:
+def _read(root: Path) -> list[Item]:
   """The questions of a folder, task by task."""
   found = official_files.find(
     root,
@@ -113,7 +113,7 @@ SET = Benchmark(
   name="mlvu",
   title="MLVU_MCQ",
   size=2_175,
-  read=read,
+  read=_read,
   prompts={"vlmevalkit": _vlmevalkit, "qwen": _vlmevalkit, "lmms-eval": _lmms},
   grade=_grade,
   presets={

@@ -1,7 +1,7 @@
 """Video-MME without subtitles: 900 videos, three questions of four options each.
 
-    videomme/test-00000-of-00001.parquet, or the table of VLMEvalKit, or the author's nested JSON
-    data/{videoID}.mp4 (lmms-eval), video/{videoID}.mp4 (VLMEvalKit), videos/{videoID}.mp4 (Qwen)
+videomme/test-00000-of-00001.parquet, or the table of VLMEvalKit, or the author's nested JSON
+data/{videoID}.mp4 (lmms-eval), video/{videoID}.mp4 (VLMEvalKit), videos/{videoID}.mp4 (Qwen)
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _FOLDERS = ("data", "video", "videos")
 _FIELDS = ("duration", "domain", "sub_category", "task_type")
 
 
-def read(root: Path) -> list[Item]:
+def _read(root: Path) -> list[Item]:
   """The questions of a folder, in the order of the file."""
   (path, *_) = official_files.find(
     root,
@@ -113,7 +113,7 @@ SET = Benchmark(
   name="videomme",
   title="VideoMME",
   size=2_700,
-  read=read,
+  read=_read,
   prompts={
     "vlmevalkit": _vlmevalkit,
     "official": _official,

@@ -1,8 +1,8 @@
 """Video-MMMU: 300 videos, a question each of perception, comprehension and adaptation.
 
-    {Track}/test-00000-of-00001.parquet, the table VideoMMMU.tsv of VLMEvalKit, or the JSON of the
-    repository ({"Adaptation": {"0": {..}}, ..})
-    {Art|Science|..}/{id}.mp4; the question image of adaptation is in the table, or images/{id}.*
+{Track}/test-00000-of-00001.parquet, the table VideoMMMU.tsv of VLMEvalKit, or the JSON of the
+repository ({"Adaptation": {"0": {..}}, ..})
+{Art|Science|..}/{id}.mp4; the question image of adaptation is in the table, or images/{id}.*
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ _FOLDERS = {
   "Humanities": "History Literature Sociology Psychology",
   "Engineering": "Agriculture Architecture_and_Engineering Computer_Science Electronics "
   "Energy_and_Power Materials Mechanical_Engineering",
-  "Medicine": "Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine Pharmacy "
-  "Public_Health",
+  "Medicine": "Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine "
+  "Pharmacy Public_Health",
   "Business": "Accounting Economics Finance Manage Marketing",
 }
 FOLDER_OF = {subject: folder for folder, names in _FOLDERS.items() for subject in names.split()}
@@ -29,7 +29,7 @@ _CHOICE = ("multiple-choice", "perception")
 _LEARN = "You should watch and learn the video content. Then apply what you learned to "
 
 
-def read(root: Path) -> list[Item]:
+def _read(root: Path) -> list[Item]:
   """The questions of a folder, track by track."""
   found = official_files.find(
     root, "*/test-*.parquet", "VideoMMMU.tsv", "*.parquet", "*ideo*[mM][mM][mM][uU]*.json"
@@ -126,9 +126,7 @@ def _open_o3(item: Item, protocol: Protocol) -> list[Ask]:
   track = item.fields["track"]
   about = "Please ignore the Quiz question in last frame of the video."
   if track == "Adaptation":
-    about = (
-      f"{_LEARN}the question. Some key information of the question is in the input image."
-    )
+    about = f"{_LEARN}the question. Some key information of the question is in the input image."
   options = "\n" + choices.listed(item)
   text = f"{item.question}{options}\nQuestion Category:{track}\n{about}"
   if protocol.thinking:
@@ -160,7 +158,7 @@ SET = Benchmark(
   name="videommmu",
   title="Video-MMMU",
   size=900,
-  read=read,
+  read=_read,
   prompts={
     "vlmevalkit": _vlmevalkit,
     "qwen": _vlmevalkit,
@@ -176,6 +174,6 @@ SET = Benchmark(
   breakdowns=("track", "discipline", "subject"),
   macro="track",
   vlmeval="VideoMMMU",
-  lmms="video_mmmu",
+  lmms="video_mmmu_{track}",
   notes=("the question image comes after the clip, and stands in its last frame, too",),
 )

@@ -3,8 +3,8 @@
     V_STaR_test.json; boxes as [{"timestamp": 5, "xmin": ..}, ..] or [{"5_150": {"xmin": ..}}, ..]
     videos/{vid}.mp4, or in any folder
 
-Every call is a conversation of its own, which is given some of the truth: the interval to "where" of
-chain 1, the number of boxes to that of chain 2, the boxes without times to "when" of chain 2. So
+Every call is a conversation of its own, which is given some of the truth: the interval to "where"
+of chain 1, the number of boxes to that of chain 2, the boxes without times to "when" of chain 2. So
 the chains are conditioned sub-tasks, not answers built on one another.
 """
 
@@ -26,7 +26,7 @@ _PERSON = " \n (If the answer is a person, you don't need to identify the person
 _STAMPS = "`From <t>start_time</t>s to <t>end_time</t>s'"
 
 
-def read(root: Path) -> list[Item]:
+def _read(root: Path) -> list[Item]:
   """The items of a folder, in the order of the file."""
   (path, *_) = official_files.find(root, "V_STaR_test.json", "*V*ST*R*.json")
   rows = official_files.rows(path)
@@ -39,14 +39,14 @@ def _boxes(row: Mapping[str, Any], path: Path) -> list[list[Any]]:
   for box in official_files.cell(row, "bboxes", path):
     entries = [(str(box["timestamp"]), box)] if "timestamp" in box else list(box.items())
     for second, sides in entries:
-      numbers = [official_files.number(sides.get(side), side, path) for side in _SIDES]
+      numbers = [official_files.to_number(sides.get(side), side, path) for side in _SIDES]
       found.append([second.partition("_")[0], *numbers])
   return found
 
 
 def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
   get = lambda name: official_files.cell(row, name, path)
-  number = lambda name: official_files.number(get(name), name, path)
+  number = lambda name: official_files.to_number(get(name), name, path)
   vid = str(get("vid"))
   length = round(number("frame_count") / number("fps"), 2)
   bins = ((60, "under 60 s"), (180, "60 to 180 s"))
@@ -66,7 +66,7 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
       "length": length,
       "width": number("width"),
       "height": number("height"),
-      "interval": [official_files.number(one, "timestamps", path) for one in stamps],
+      "interval": [official_files.to_number(one, "timestamps", path) for one in stamps],
       "boxes": _boxes(row, path),
       **{name: str(get(name)) for name in _QUESTIONS},
     },
@@ -106,8 +106,8 @@ def _given_boxes(item: Item, protocol: Protocol) -> str:
   )
 
 
-def _where(item: Item, call: str, official: bool) -> tuple[str, str]:
-  """(question, what to write) of a spatial call."""
+def _where(item: Item, call: str, part: str) -> tuple[str, str]:
+  """(question, what to write) of a spatial call; `part` names the part that is to hold it."""
   count = len(item.extra["boxes"])
   seconds = _seconds(item)
   field = "spatial_question" if call == WHERE_1 else "spatial_question_2"
@@ -115,23 +115,24 @@ def _where(item: Item, call: str, official: bool) -> tuple[str, str]:
     f"Please answer the question about the video: {item.extra[field]} with a series of bounding "
     "boxes in [x1, y1, x2, y2] format."
   )
-  keys = "The keys should be the whole seconds (as strings), and the values should be the "
+  output = "output a series of bounding boxes of the object in JSON format."
+  keys = "The keys should be the whole seconds (as strings), and the values should be the"
   if call == WHERE_1:
     how = (
-      f"or each whole second within the time range {seconds} provided (inclusive of the boundaries),"
-      f" output a series of bounding boxes of the object in JSON format. {keys}box in [x1, y1, x2, "
-      f'y2] format.\nExample output{{part}}: {{{{"{seconds[0]}": [x1, y1, x2, y2],...}}}}\n'
+      f"or each whole second within the time range {seconds} provided (inclusive of the "
+      f"boundaries), {output} {keys} box in [x1, y1, x2, y2] format.\n"
+      f'Example output{part}: {{"{seconds[0]}": [x1, y1, x2, y2],...}}\n'
     )
-  else:
-    example = f'{{{{"0": [x0,y0,x1,y1], "1":..., ..., "{count}":...}}}}'
-    how = (
-      "or each whole second that may related to the question, output a series of bounding boxes of "
-      f"the object in JSON format. You only need to output {count} bbox(es). You need to determine "
-      "which frame is related to the question, and you don't need to output the bbox for the frames "
-      f"not related to the question.\n{keys}bounding box in [x0,y0,x1,y1] format.\n\nExample output"
-      f"{{part}}:\n{example} (if the frames at 0~{count} second are related to the questions)\n"
-    )
-  return asked, how.format(part="" if official else " of the answer part")
+    return asked, how
+  how = (
+    f"or each whole second that may related to the question, {output} You only need to output "
+    f"{count} bbox(es). You need to determine which frame is related to the question, and you "
+    "don't need to output the bbox for the frames not related to the question.\n"
+    f"{keys} bounding box in [x0,y0,x1,y1] format.\n\nExample output{part}:\n"
+    f'{{"0": [x0,y0,x1,y1], "1":..., ..., "{count}":...}} '
+    f"(if the frames at 0~{count} second are related to the questions)\n"
+  )
+  return asked, how
 
 
 def _official(item: Item, protocol: Protocol) -> list[Ask]:
@@ -144,7 +145,7 @@ def _official(item: Item, protocol: Protocol) -> list[Ask]:
     WHEN_2: f"{_long(item, True)}{when}{_given_boxes(item, protocol)}{ends}",
   }
   for call in (WHERE_1, WHERE_2):
-    asked, how = _where(item, call, official=True)
+    asked, how = _where(item, call, "")
     texts[call] = f"{asked} \nF{how}"
   return [Ask("", texts[call], call) for call in CALLS]
 
@@ -154,10 +155,13 @@ def _open_o3(item: Item, protocol: Protocol) -> list[Ask]:
   think = protocol.thinking
   answer = item.extra["temporal_question"]
   when = f"\nAnswer the question about the video: {answer} \n"
-  form = f"Directly output the start and end moment timestamps. You must follow the following format: {_STAMPS}."
+  follow = f"must follow the following format: {_STAMPS}"
+  form = f"Directly output the start and end moment timestamps. You {follow}."
   if think:
-    form = f"{choices.THINK} The answer must follow the following format: {_STAMPS}"
-  evidence = f"{choices.THINK} {choices.EVIDENCE} Do not use <box>, <obj> and <t> in the answer part."
+    form = f"{choices.THINK} The answer {follow}"
+  evidence = (
+    f"{choices.THINK} {choices.EVIDENCE} Do not use <box>, <obj> and <t> in the answer part."
+  )
   what = f"Answer the question about the video: {item.question}{_PERSON}{evidence if think else ''}"
   asks = {
     WHAT: Ask(what, "", WHAT),
@@ -165,7 +169,7 @@ def _open_o3(item: Item, protocol: Protocol) -> list[Ask]:
     WHEN_2: Ask(f"{when}{_given_boxes(item, protocol)}{form}", _long(item, True), WHEN_2),
   }
   for call in (WHERE_1, WHERE_2):
-    asked, how = _where(item, call, official=not think)
+    asked, how = _where(item, call, " of the answer part" if think else "")
     middle = f"{choices.THINK}\nIn the answer part, f" if think else "F"
     asks[call] = Ask(f"\n{asked}\n{middle}{how}", "", call)
   return [asks[call] for call in CALLS]
@@ -182,11 +186,11 @@ def _grade(item: Item, call: str, reply: str, protocol: Protocol) -> Grade:
     said = choices.letters.answer_span(reply) if parser != "official" else reply.strip()
     return Grade(0.0, said or None)
   if call in (WHEN_1, WHEN_2):
-    found = grounding.interval(reply, parser)
+    found = grounding.interval_in(reply, parser)
     value = grounding.temporal_iou(item.extra["interval"], found)
     more = {f"R@{limit}": float(value >= limit) for limit in grounding.TIME_THRESHOLDS}
     return Grade(value, None if found is None else f"{found[0]:g} - {found[1]:g}", more)
-  boxes = grounding.boxes(reply, parser)
+  boxes = grounding.boxes_in(reply, parser)
   if boxes:
     size = item.extra["width"], item.extra["height"]
     boxes = grounding.in_pixels(boxes, protocol.coord_mode, *size)
@@ -258,7 +262,7 @@ SET = Benchmark(
   name="vstar",
   title="V-STaR",
   size=2_094,
-  read=read,
+  read=_read,
   prompts={"official": _official, "open-o3": _open_o3},
   grade=_grade,
   presets={

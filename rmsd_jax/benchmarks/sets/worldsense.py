@@ -1,7 +1,7 @@
 """WorldSense without sound: 1,662 videos, 3,172 questions of three or four options.
 
-    worldsense_qa.json (nested), the table WorldSense.tsv of VLMEvalKit, or lmms-lab's parquet
-    videos/{video}.mp4
+worldsense_qa.json (nested), the table WorldSense.tsv of VLMEvalKit, or lmms-lab's parquet
+videos/{video}.mp4
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from rmsd_jax.benchmarks.protocols import Protocol
 _SHARED = ("duration", "domain", "sub_category", "audio_class", "video_caption")
 
 
-def read(root: Path) -> list[Item]:
+def _read(root: Path) -> list[Item]:
   """The questions of a folder, in the order of the file."""
   (path, *more) = official_files.find(
     root, "worldsense_qa.json", "WorldSense.tsv", "**/test*.parquet", "*.parquet"
@@ -104,7 +104,7 @@ SET = Benchmark(
   name="worldsense",
   title="WorldSense",
   size=3_172,
-  read=read,
+  read=_read,
   prompts={
     "vlmevalkit": _vlmevalkit,
     "qwen": _vlmevalkit,
