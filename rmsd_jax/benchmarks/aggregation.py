@@ -76,13 +76,13 @@ def macro(
   if not groups:
     nothing = float("nan")
     return {"mean": nothing, "low": nothing, "high": nothing, "n": len(rows), "groups": 0}
-  rng = np.random.default_rng(0)
-  means = []
-  for _ in range(resamples):
-    drawn = np.bincount(rng.integers(len(clusters), size=len(clusters)), minlength=len(clusters))
-    counts_G = drawn @ counts_CG
-    there = counts_G > 0
-    means.append(np.mean((drawn @ sums_CG)[there] / counts_G[there]))
+  # How often each cluster is drawn, once a resample.
+  drawn = np.random.default_rng(0).multinomial(
+    len(clusters), np.full(len(clusters), 1 / len(clusters)), size=resamples
+  )
+  counts = drawn @ counts_CG
+  there = counts > 0
+  means = np.where(there, drawn @ sums_CG / np.maximum(counts, 1), 0).sum(1) / there.sum(1)
   low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
   if len(clusters) == 1:
     low = high = np.nan

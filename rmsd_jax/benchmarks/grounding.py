@@ -30,9 +30,10 @@ def interval_in(reply: str, parser: str) -> tuple[float, float] | None:
   """Start and end in seconds, or None.
 
   Args:
-    parser: "official": exactly two numbers of \\b\\d+(?:\\.\\d+)?\\b, which "12s" is none of and of
-      which "7.2s" is 7. "open-o3": the same on the answer block, mm:ss made seconds before.
-      "robust": the first two times of the answer, as seconds, mm:ss or h:mm:ss, with or without s.
+    parser: "official": exactly two numbers of \\b\\d+(?:\\.\\d+)?\\b, which "12s" is none of and
+      of which "7.2s" is 7. "open-o3": the same on the answer block, mm:ss made seconds before.
+      "robust": the first two times of the answer that are joined, or the only two, as seconds, mm:ss
+      or h:mm:ss, with or without s.
   """
   text = reply[:_MAX_CHARS]
   if parser == "robust":
@@ -50,7 +51,7 @@ def interval_in(reply: str, parser: str) -> tuple[float, float] | None:
 
 
 def _robust_interval(text: str) -> tuple[float, float] | None:
-  """The first two times that "to", a dash or a comma joins; else the first two of all."""
+  """The first two times that "to", a dash or a comma joins; else the only two."""
   found = [(match.start(), match.end(), _clock(match)) for match in _CLOCK.finditer(text)]
   rest = _CLOCK.sub(lambda match: " " * len(match[0]), text)
   found += [(match.start(), match.end(), float(match[1])) for match in _SECONDS.finditer(rest)]
@@ -59,7 +60,7 @@ def _robust_interval(text: str) -> tuple[float, float] | None:
     if start - end <= 40 and _JOINT.fullmatch(text[end:start]) and first <= second:
       return first, second
   values = [value for _, _, value in found]
-  return (values[0], values[1]) if len(values) > 1 and values[0] <= values[1] else None
+  return (values[0], values[1]) if len(values) == 2 and values[0] <= values[1] else None
 
 
 def _clock(match: re.Match) -> float:

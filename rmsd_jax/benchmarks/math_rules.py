@@ -32,8 +32,12 @@ RULES = (VERSION, NEAREST)
 TOLERANCE = 1e-3  # of MathVerse's numbers, absolute and relative
 _MAX_CHARS = 4_000  # of a span; a longer one is no answer
 _LEAD = re.compile(r"answer(?:\s+is)?\s*[:：]|answer\s+is\b", re.IGNORECASE)
-_LABEL = re.compile(r"[\s*_(\[]*([A-Z])[\s*_]*(?:[)\].:,][\s*_]*|\Z)")
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
+_LABEL = re.compile(r"[\s*_(\[]*([A-Z])[\s*_]*(?:[)\].:][\s*_]*|\Z)")
+_ONE_MORE = re.compile(r"[\s,/&]*(?:and|or)?\s*[(*]*[A-Z]\W*")  # after a label: another one
+_NUMBER = re.compile(
+  r"(?<![\d.,])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?(?![\d]|,\d)"
+  r"|(?<![\d.,])[-+]?\.\d+(?![\d,])"
+)
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°|\u63b3|\bdegrees?\b")
 _DRESS = re.compile(r"\\[()\[\]]|\*\*|\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
 
@@ -75,7 +79,8 @@ def _boxed(text: str) -> str | None:
 
 def cleaned(text: str) -> str:
   """A span or truth without what is not compared: degrees, bold, LaTeX's text and brackets."""
-  text = _DRESS.sub(lambda match: match[1] or "", text)
+  text = _DRESS.sub(lambda match: match[1] or "", text.replace("\\$", "").replace("$", ""))
+  text = re.sub(r"(?<=[\w)])\s*\*\s*(?=[\w(\\])", r" \\cdot ", text)
   text = re.sub(r"\\text\{\s*\}", "", _DEGREES.sub("", text).replace("\\%", "%"))
   return text.strip().rstrip(".,;").strip()
 
@@ -91,20 +96,29 @@ def choice(reply: str, options: Sequence[str], letters: str, nearest: bool = Fal
   labelled = [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
   found = lenient.option_letter(said, labelled)
   label = _LABEL.match(said)
+  if label and _ONE_MORE.fullmatch(said[label.end() :]):
+    label = None
   if found is None and label and label[1] in letters:
     found = label[1]
   inside = set(re.findall(r"\(([A-Z])\)", said)) & set(letters)
   if found is None and len(inside) == 1:
     found = inside.pop()
   if found is None and said:
-    plain = cleaned(said).casefold()
-    texts = [cleaned(text).casefold() for text in options]
-    same = [letter for letter, text in zip(letters, texts, strict=False) if text == plain]
-    found = same[0] if len(same) == 1 else extractors.letter("can-infer", said, letters, options)
+    found = _by_value(said, options) or extractors.letter("can-infer", said, letters, options)
   if found is None and nearest and said and options:
     distances = [Levenshtein.distance(said, text) for text in options]
     found = LETTERS[distances.index(min(distances))]
   return found if found and found in letters else None
+
+
+def _by_value(said: str, options: Sequence[str]) -> str | None:
+  """The letter of the one option with that text, else of the one with that number."""
+  for value in (lambda text: cleaned(text).casefold(), lambda text: lenient.number(cleaned(text))):
+    wanted = value(said)
+    same = [x for x, text in zip(LETTERS, options, strict=False) if value(text) == wanted]
+    if wanted is not None and len(same) == 1:
+      return same[0]
+  return None
 
 
 def number_in(text: str) -> float | None:
@@ -146,18 +160,27 @@ def _listed(text: str) -> list[float] | None:
 
 
 def mathverse(reply: str, answer: str) -> tuple[bool, str | None]:
-  """Whether a free-form reply is right, and what was read."""
-  said = cleaned(span(reply))
-  if not said:
+  """Whether a free-form reply is right, and what was read.
+
+  A sentence counts by the last formula in dollars in it, or what follows its last "is".
+  """
+  whole = span(reply)
+  if not cleaned(whole):
     return False, None
   truth = cleaned(answer)
-  ours = lenient.number(said)
-  theirs = lenient.number(truth)
+  inside = re.findall(r"\$([^$]+)\$", whole)
+  tail = whole.rpartition(" is ")[2]
+  spans = dict.fromkeys(map(cleaned, (whole, *inside[-1:], tail)))
+  return any(one and _same(one, truth) for one in spans), cleaned(whole)
+
+
+def _same(said: str, truth: str) -> bool:
+  ours, theirs = lenient.number(said), lenient.number(truth)
   if ours is None and theirs is not None:
     ours = number_in(said.rpartition("=")[2])
   if ours is not None and theirs is not None:
-    return _near(float(ours), float(theirs), truth), said
-  return symbolic.equal(said, truth), said
+    return _near(float(ours), float(theirs), truth)
+  return symbolic.equal(said, truth)
 
 
 def _near(value: float, truth: float, written: str) -> bool:
