@@ -32,8 +32,8 @@ def interval_in(reply: str, parser: str) -> tuple[float, float] | None:
   Args:
     parser: "official": exactly two numbers of \\b\\d+(?:\\.\\d+)?\\b, which "12s" is none of and
       of which "7.2s" is 7. "open-o3": the same on the answer block, mm:ss made seconds before.
-      "robust": the first two times of the answer that are joined, or the only two, as seconds, mm:ss
-      or h:mm:ss, with or without s.
+      "robust": the first two times of the answer that are joined, or the only two, as seconds,
+      mm:ss or h:mm:ss, with or without s.
   """
   text = reply[:_MAX_CHARS]
   if parser == "robust":

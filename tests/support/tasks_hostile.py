@@ -4,6 +4,12 @@ import functools
 import json
 import pathlib
 
+_LONG = (
+  *("<answer>", "<think>", "</think>", "<answer>A</answer>", "```json\n", "\\boxed{", "answer is "),
+  *("9", "1:", "1,", "1.", "e9", "[", '{"a":', "A ", "(A) ", " ", "\n", "'", "$", "is ", "="),
+  *("From 1s to ", "\u63b3", "\U0001f600", "\u0661"),
+)
+_SHORT = ("", " ", "\x00", "\ud800", "\ufeffB", "B\u200b", "NaN", "1e999", "-inf", "0x10", "\u2167")
 _TABLE = pathlib.Path(__file__).parents[1] / "tasks" / "replies.txt"
 
 
@@ -15,22 +21,6 @@ def replies():
     if line and not line.startswith("== "):
       text = line.split(" ", 2)[2].removeprefix("raw ")
       found.append(json.loads(text[5:]) if text.startswith("json ") else text)
-  long_ = ("<answer>", "<think>", "</think>", "9", "1:", "[", '{"a":', "\\boxed{", "A ", "answer is ",
-           "(A) ", " ", "\n", "1,", "1.", "e9", "```json\n", "'", "\u63b3", "$", "is ", "=",
-           "From 1s to ", "\U0001f600", "\u0661", "<answer>A</answer>")  # fmt: skip
-  found += [one * (40_000 // len(one)) for one in long_]
-  found += [
-    "",
-    " ",
-    "\x00",
-    "\ud800",
-    "\ufeffB",
-    "B\u200b",
-    "NaN",
-    "1e999",
-    "-inf",
-    "0x10",
-    "²",
-    "Ⅷ",
-  ]
-  return found
+  for one in _LONG:
+    found.append(one * (40_000 // len(one)))
+  return [*found, *_SHORT]
