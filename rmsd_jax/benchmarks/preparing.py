@@ -26,7 +26,7 @@ from rmsd_jax.tasks import Rules
 
 FORM = 1  # of a prepared folder; raise it with every change that scoring must know
 RECORDS, ITEMS, ABOUT = "records.jsonl", "items.jsonl", "benchmark.json"
-_NO_ANSWER = "(none)"  # where the set itself has none: a record needs one
+_NO_ANSWER = "(none)"  # where the set has none that a record may have; scoring reads items.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +68,15 @@ def prepare(
     allow_missing: go on where items lack a clip or a picture; they are named in benchmark.json.
 
   Raises:
-    UserError: the files are not the set's, media are missing, or `out` is there.
+    UserError: the files are not the set's, media are missing, the set lacks the protocol's prompts
+      or extractor, or `out` is there.
   """
   if out.exists():
     raise UserError(f"{out} is there already; give another --out, or remove it first")
   items = benchmark.read(root)
+  benchmark.asks(items[0], protocol)
+  for call in benchmark.calls:
+    benchmark.grade(items[0], call, "", protocol)  # an extractor that the set lacks is told now
   draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
   try:
     draft.mkdir(parents=True)
@@ -225,7 +229,9 @@ def _record(
     },
   }
   if not options or rules.validate("multiple_choice", answer, options):
-    record |= {"task": "open_ended", "options": [], "answer": str(answer).strip() or _NO_ANSWER}
+    text = str(answer).strip()
+    usable = not rules.validate("open_ended", text, ())
+    record |= {"task": "open_ended", "options": [], "answer": text if usable else _NO_ANSWER}
   records.parse(json.dumps(record, ensure_ascii=False), 0, rules.tasks)
   return record
 

@@ -67,7 +67,7 @@ class Asked:
   {"text": "Question: ..", "before": "Carefully watch ..", "system": "You are .."}
   """
 
-  text: str  # after the media; "": all words stand before them
+  text: str = ""  # after the media; "": all words stand before them
   before: str = ""  # before them, in the same turn; "": the media come first
   system: str = ""  # a turn of its own before it; "": none
 
@@ -211,7 +211,7 @@ def _media(value: Any) -> Media:
 
 
 def _asked(value: Any) -> Asked:
-  fields = _fields(value, Asked, "prompt under 'asked'", required=("text",))
+  fields = _fields(value, Asked, "prompt under 'asked'", required=())
   for name in fields:
     _text(fields[name], f"{name!r} of asked", empty=True)
   asked = Asked(**fields)

@@ -126,7 +126,5 @@ def _distance(a, b):
 
 
 def test_other_extractors_are_refused(tmp_path):
-  _, folder, _ = prepared("mathvista", tmp_path, changes=("extractor=mmmu",))
-  replies = answer(folder, tmp_path / "r.json", lambda n, record: "1")
   with pytest.raises(UserError, match="'mmmu': this set has rule-v1, rule-v1:lev"):
-    scored(folder, replies, tmp_path / "card")
+    prepared("mathvista", tmp_path, changes=("extractor=mmmu",))
