@@ -142,8 +142,9 @@ def _merged(value: Any, robust: bool) -> dict[Any, Any] | None:
   if not isinstance(value, list) or not value:
     return None
   if all(isinstance(one, dict) for one in value):
-    if robust and all(_timed(one) for one in value):
-      return {_timed(one)[0]: _timed(one)[1] for one in value}
+    timed = [pair for pair in map(_timed, value) if pair]
+    if robust and len(timed) == len(value):
+      return dict(timed)
     return {key: box for one in value for key, box in one.items()}
   pairs = [one for one in value if isinstance(one, list) and len(one) >= 2]
   return {str(one[0]): one[1] for one in pairs} if len(pairs) == len(value) else None

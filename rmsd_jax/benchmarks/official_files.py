@@ -132,7 +132,7 @@ def texts(value: Any, path: Path) -> list[str]:
   if isinstance(value, str) and value.strip():
     try:
       value = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
       try:
         value = ast.literal_eval(value)
       except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -73,7 +73,7 @@ def prepare(
   """
   if out.exists():
     raise UserError(f"{out} is there already; give another --out, or remove it first")
-  items = benchmark.read(root)
+  items = _read(benchmark, root)
   benchmark.asks(items[0], protocol)
   for call in benchmark.calls:
     benchmark.grade(items[0], call, "", protocol)  # an extractor that the set lacks is told now
@@ -100,6 +100,17 @@ def prepare(
   finally:
     shutil.rmtree(draft, ignore_errors=True)
   return Prepared(out, benchmark, protocol, about, tuple(items))
+
+
+def _read(benchmark: Benchmark, root: Path) -> list[Item]:
+  try:
+    return benchmark.read(root)
+  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    # A file with the right name whose values are of other kinds than the set's.
+    raise UserError(
+      f"{root} holds a file that is not of {benchmark.title}'s form ({type(error).__name__}: "
+      f"{error}); copy it again from the set"
+    ) from error
 
 
 def load(folder: Path) -> Prepared:

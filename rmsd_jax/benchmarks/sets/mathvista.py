@@ -62,7 +62,7 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
   precision = row.get("precision")
   picture = row.get("decoded_image") or get("image")
   answer = str(get("answer")).strip()
-  extra = {
+  extra: dict[str, Any] = {
     "question_type": str(get("question_type")),
     "answer_type": str(get("answer_type")),
     "precision": int(official_files.to_number(precision, "precision", path)) if precision else None,
@@ -70,6 +70,7 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
   }
   if query := row.get("question") if table else row.get("query"):
     extra["query"] = str(query)
+  fields: dict[str, str | tuple[str, ...]]
   fields = {name: str(about[name]) for name in _META if about.get(name)}
   fields |= {"skills": tuple(skills)} if skills[:1] not in ([], [None]) else {}
   kept = ("question_type", "answer_type", "task", "precision", "unit")

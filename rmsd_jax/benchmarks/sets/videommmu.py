@@ -34,7 +34,7 @@ def _read(root: Path) -> list[Item]:
   found = official_files.find(
     root, "*/test-*.parquet", "VideoMMMU.tsv", "*.parquet", "*ideo*[mM][mM][mM][uU]*.json"
   )
-  items = []
+  items: list[Item] = []
   for path in found:
     if path.suffix == ".json":
       rows = [

@@ -51,6 +51,8 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
   length = round(number("frame_count") / number("fps"), 2)
   bins = ((60, "under 60 s"), (180, "60 to 180 s"))
   stamps = get("timestamps")
+  if not isinstance(stamps, list) or len(stamps) != 2:
+    raise official_files.UserError(f"{path}: timestamps of {vid!r} are {stamps!r}, not two seconds")
   return Item(
     id=f"{vid}-{place}",
     cluster=vid,
