@@ -106,8 +106,7 @@ def _clips(pool: str, prepared: preparing.Prepared) -> dict[str, Any]:
 
 def _compare(args: argparse.Namespace) -> None:
   """The paired difference of two cards of one protocol."""
-  found = [cards.read_card(Path(one)) for one in (args.card, args.other)]
-  ours, theirs = found
+  ours, theirs = (cards.read_card(Path(one)) for one in (args.card, args.other))
   for name in ("set", "protocol_hash", "prompt_hash"):
     if ours[name] != theirs[name]:
       raise UserError(
@@ -118,9 +117,11 @@ def _compare(args: argparse.Namespace) -> None:
   if {(r.item, r.call) for r in rows} != {(r.item, r.call) for r in others}:
     raise UserError("the cards are of different items; complete both runs")
   one = catalogue.the(ours["set"])
+  macro = ours["protocol"]["aggregation"] == "macro"
   for title, call in (one.columns or {one.title: one.calls[0]}).items():
     pair = [[row for row in side if row.call == call] for side in (rows, others)]
-    print(f"{title}: {cards.percent(aggregation.paired(*pair))} ({ours['protocol_title']})")
+    found = aggregation.paired(*pair, one.macro if macro else "")
+    print(f"{title}: {cards.percent(found)} ({ours['protocol_title']})")
 
 
 def _table(args: argparse.Namespace) -> None:

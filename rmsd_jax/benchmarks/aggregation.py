@@ -101,15 +101,18 @@ def breakdown(rows: Sequence[Row], field: str) -> dict[str, dict[str, float]]:
   return {label: micro(found) for label, found in sorted(by_label.items())}
 
 
-def paired(ours: Sequence[Row], theirs: Sequence[Row]) -> dict[str, float]:
+def paired(ours: Sequence[Row], theirs: Sequence[Row], macro_over: str = "") -> dict[str, float]:
   """The mean difference of two runs on the same calls, ours less theirs, and its interval.
 
   Args:
     theirs: of the same items and calls, in any order.
+    macro_over: the field of a macro mean; "": micro.
   """
   other = {(row.item, row.call): row.value for row in theirs}
-  differences = [row.value - other[row.item, row.call] for row in ours]
-  return intervals.mean_interval(differences, [row.cluster for row in ours])
+  differences = [
+    dataclasses.replace(row, values=(row.value - other[row.item, row.call],)) for row in ours
+  ]
+  return macro(differences, macro_over) if macro_over else micro(differences)
 
 
 def unparsed_rate(rows: Sequence[Row]) -> float:

@@ -16,8 +16,8 @@ _MOST_MISSING = 20  # named on the page; card.json names all
 def write_card(folder: Path, card: Mapping[str, Any], rows: Sequence[Row]) -> None:
   """Writes card.json, card.md and rows.jsonl (every graded call, for paired comparisons)."""
   lines = [
-    {"item": r.item, "call": r.call, "cluster": r.cluster, "values": r.values, "read": r.read}
-    for r in rows
+    {name: getattr(row, name) for name in ("item", "call", "cluster", "fields", "values", "read")}
+    for row in rows
   ]
   text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
   replace_text(folder / ROWS, text)
@@ -42,7 +42,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def read_rows(folder: Path) -> list[Row]:
-  """The graded calls beside a card, without what they are broken down by.
+  """The graded calls beside a card.
 
   Raises:
     UserError: they are not there.
@@ -53,7 +53,7 @@ def read_rows(folder: Path) -> list[Row]:
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read ({type(error).__name__}); score it again") from error
   return [
-    Row(v["item"], v["call"], v["cluster"], {}, tuple(v["values"]), tuple(v["read"]), 0)
+    Row(v["item"], v["call"], v["cluster"], v["fields"], tuple(v["values"]), tuple(v["read"]), 0)
     for v in values
   ]
 

@@ -24,7 +24,10 @@ with epy.lazy_imports():
   import pyarrow.parquet
 
 _BACK_REFERENCE = 64  # characters: a shorter picture is the index of the row that has it
-_PICTURES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp"}
+_PICTURES = {
+  **{b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp"},
+  **{b"BM": ".bmp", b"II*\x00": ".tif", b"MM\x00*": ".tif"},
+}
 
 
 def find(root: Path, *patterns: str) -> list[Path]:
@@ -94,8 +97,6 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     return pyarrow.parquet.read_table(path).to_pylist()
   except (OSError, ValueError, pyarrow.ArrowException) as error:
     raise UserError(f"{path} is no parquet file ({error}); copy it again from the set") from error
-  except ImportError as error:
-    raise UserError(f"{path}: pip install 'rmsd_jax[benchmarks]' to read parquet") from error
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
@@ -187,7 +188,9 @@ def embedded(value: Any, name: str, path: Path) -> Picture:
 
 
 def _no_picture(path: Path) -> Any:
-  raise UserError(f"{path}: a cell holds no picture (PNG, JPEG, GIF, WebP); copy it again")
+  raise UserError(
+    f"{path}: a cell holds no picture (PNG, JPEG, GIF, WebP, BMP, TIFF); copy it again"
+  )
 
 
 def shared_pictures(table: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:

@@ -107,6 +107,13 @@ def test_intervals_cover_the_truth_in_95_percent_with_clusters(kind):
   assert 0.90 <= covered / trials <= 0.99
 
 
+def test_a_paired_difference_is_of_the_same_mean_as_the_scores():
+  ours = [row(n, [1.0], task="a") for n in range(6)] + [row(9, [0.0], task="b")]
+  theirs = [row(9, [1.0], task="b")] + [row(n, [float(n > 2)], task="a") for n in range(6)]
+  assert aggregation.paired(ours, theirs)["mean"] == pytest.approx(3 / 7 - 1 / 7)
+  assert aggregation.paired(ours, theirs, "task")["mean"] == pytest.approx((0.5 - 1) / 2)
+
+
 def test_clusters_make_an_interval_wider():
   rng = np.random.default_rng(0)
   values = [float(rng.random() < 0.5) for _ in range(40) for _ in range(1)]
