@@ -88,6 +88,8 @@ def _score(args: argparse.Namespace) -> None:
   clips = _clips(args.pool, prepared) if args.pool else None
   card = scoring.card(prepared, responses, protocol, rows, judge, clips)
   cards.write_card(out, card, rows)
+  for difference in card["differs"]:
+    print(f"not as {protocol.name} says: {difference}")
   for title, shown in card["scores"].items():
     print(f"{title}: {cards.percent(shown)} ({protocol.title}; {card['answered']} items)")
   print(f"wrote {out / cards.CARD} and {cards.PAGE}")
@@ -107,11 +109,11 @@ def _clips(pool: str, prepared: preparing.Prepared) -> dict[str, Any]:
 def _compare(args: argparse.Namespace) -> None:
   """The paired difference of two cards of one protocol."""
   ours, theirs = (cards.read_card(Path(one)) for one in (args.card, args.other))
-  for name in ("set", "protocol_hash", "prompt_hash"):
+  for name in ("set", "protocol_hash", "prompt_hash", "differs"):
     if ours[name] != theirs[name]:
       raise UserError(
-        f"the cards differ in {name.replace('_', ' ')} ({ours['protocol_title']}, "
-        f"{theirs['protocol_title']}): rows of different protocols are not subtracted"
+        f"the cards differ in {name} ({paper_tables.protocol_name(ours)}; "
+        f"{paper_tables.protocol_name(theirs)}): rows of different protocols are not subtracted"
       )
   rows, others = (cards.read_rows(Path(one)) for one in (args.card, args.other))
   if {(r.item, r.call) for r in rows} != {(r.item, r.call) for r in others}:

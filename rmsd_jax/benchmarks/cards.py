@@ -77,7 +77,7 @@ def page(card: Mapping[str, Any]) -> str:
   lines += [f"- {name}: {_plain(value)}" for name, value in shown.items()]
   lines += [f"- changed by the user: {', '.join(protocol['changed']) or 'nothing'}"]
   lines += [f"- judge: {card['judge']}", f"- prompts: {card['prompt_hash']}"]
-  lines += [f"- items: {card['items_hash']}", f"- decoding: {_plain(card['decoding'])}"]
+  lines += [f"- items: {card['items_hash']}"]
   lines += [f"- replies: {_plain(card['replies'])}"]
   lines += [f"- clips: {_plain(card['clips']) if card['clips'] else 'not looked at (--pool)'}"]
   lines += [f"- {name}: {_plain(value)}" for name, value in card["run"].items()]
@@ -98,11 +98,8 @@ def _answered(card: Mapping[str, Any]) -> list[str]:
       lines += [f"- and {len(missing) - _MOST_MISSING} more, in {CARD}"]
   lines += ["", "Unparsed, and so wrong:"]
   lines += [f"{name} {100 * (rate or 0):.1f} %" for name, rate in card["unparsed"].items()]
-  if card["decoding"]["differs"]:
-    lines += [
-      "",
-      f"**Not decoded as the protocol says: {', '.join(card['decoding']['differs'])}.**",
-    ]
+  if card["differs"]:
+    lines += ["", f"**Not as the protocol says: {'; '.join(card['differs'])}.**"]
   return lines
 
 

@@ -44,6 +44,12 @@ def run_name(card: Mapping[str, Any]) -> str:
   return shown + (f" ({run['way']})" if run["way"] != "greedy" else "")
 
 
+def protocol_name(card: Mapping[str, Any]) -> str:
+  """Of a card, with what of the run was otherwise."""
+  differs = "; ".join(card["differs"])
+  return card["protocol_title"] + (f", but {differs}" if differs else "")
+
+
 def tables(found: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
   """The main table, that of V-STaR, and one of further sets if there are cards of such."""
   titles = list(dict.fromkeys(title for card in found for title in card["scores"]))
@@ -65,7 +71,7 @@ def _table(
   for card in found:
     scores = {title: score for title, score in card["scores"].items() if title in columns}
     if scores:
-      row = ours.setdefault((run_name(card), card["protocol_title"]), {})
+      row = ours.setdefault((run_name(card), protocol_name(card)), {})
       for title, score in scores.items():
         some = "*" if card["answered"] < card["size"] else ""
         row.setdefault(title, []).append(cards.percent(score) + some)

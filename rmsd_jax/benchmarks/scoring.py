@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsd_jax.benchmarks import aggregation, protocols
+from rmsd_jax.benchmarks import adherence, aggregation, protocols
 from rmsd_jax.benchmarks.aggregation import Row
 from rmsd_jax.benchmarks.answered import Reply, Responses
 from rmsd_jax.benchmarks.item import Benchmark, Grade, Item, digest
@@ -171,7 +171,7 @@ def card(
     "curves": _curves(benchmark, of_call),
     "judge": judge or ("none: " + ", ".join(benchmark.judged) if benchmark.judged else "none"),
     "notes": [*benchmark.notes, protocol.note],
-    "decoding": _decoding(responses, protocol),
+    "differs": adherence.differences(prepared, responses.run, protocol),
     "replies": _lengths(responses),
     "clips": clips,
     "run": dict(responses.run) | {"responses_sha256": responses.sha256, "way": responses.way},
@@ -209,20 +209,6 @@ def _curves(benchmark: Benchmark, of_call: Mapping[str, Sequence[Row]]) -> dict[
     return {}
   (rows,) = of_call.values()
   return aggregation.pass_curves(rows) if min(len(row.values) for row in rows) > 1 else {}
-
-
-def _decoding(responses: Responses, protocol: protocols.Protocol) -> dict[str, Any]:
-  """How replies were drawn, and where that is not the protocol's."""
-  drawn = responses.run.get("rollouts")
-  if not isinstance(drawn, dict):
-    return {"known": False, "differs": []}
-  asked = {name: getattr(protocol, name) for name in ("temperature", "top_p", "top_k")}
-  differs = [
-    f"{name} {drawn[name]:g} instead of {value:g}"
-    for name, value in asked.items()
-    if name in drawn and drawn[name] != value and (name == "temperature" or drawn["temperature"])
-  ]
-  return {"known": True, **drawn, "seed": responses.run.get("seed"), "differs": differs}
 
 
 def _lengths(responses: Responses) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import hashlib
 import io
 import json
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from benchmark_runs import answer, prepared, records_of, scored
 
+from rmsd_jax.benchmarks import paper_tables
 from rmsd_jax.benchmarks.__main__ import main
 from rmsd_jax.core.errors import UserError
 
@@ -28,7 +30,7 @@ def test_a_card_says_how_it_was_obtained(tmp_path):
   assert card["protocol"]["frames"] == 16 and card["protocol"]["changed"] == ["frames"]
   assert card["run"]["weights"] == "step 7" and card["run"]["folder"] == "m/Qwen3-VL-4B"
   assert len(card["prompt_hash"]) == len(card["items_hash"]) == 16
-  assert card["decoding"] == {"known": True, "temperature": 0.0, "seed": 0, "differs": []}
+  assert card["differs"] == [] and card["run"]["rollouts"] == {"temperature": 0.0}
   assert {"commit", "numpy", "transformers"} <= card["software"].keys()
   assert card["replies"]["samples"] == 24 and card["clips"] is None
   page = (tmp_path / "card" / "card.md").read_text("utf-8")
@@ -126,10 +128,65 @@ def test_several_samples_give_pass_and_majority(tmp_path):
   assert curves["4"]["pass"]["mean"] == 1 and curves["4"]["majority"]["mean"] == 0.5
   assert curves["4"]["chance"] == pytest.approx(1 - 0.75**4)
   assert curves["2"]["pass"]["mean"] == pytest.approx((1 + 0.5) / 2)
-  assert card["decoding"]["differs"] == []
+  assert card["differs"] == []
   greedy = scored(folder, path, tmp_path / "greedy")
-  assert greedy["decoding"]["differs"] == ["temperature 0 instead of 0.7"]
-  assert "Not decoded as the protocol says" in (tmp_path / "greedy/card.md").read_text("utf-8")
+  assert greedy["differs"] == ["temperature 0 instead of 0.7"]
+  assert "**Not as the protocol says: temperature 0 instead of 0.7.**" in (
+    tmp_path / "greedy/card.md"
+  ).read_text("utf-8")
+
+
+def pool_of(folder, **changes):
+  """What an evaluation says of a pool that was built as paper-64f has it."""
+  of_file = hashlib.sha256((folder / "records.jsonl").read_bytes()).digest()
+  sha256 = hashlib.sha256(of_file).hexdigest()
+  sampling = {"fps": 2.0, "min_frames": 4, "max_frames": 768, "frames": 64, "times": "stamps"}
+  video = {"style": "utils_video", "min_pixels": 131072, "max_pixels": 262144}
+  image = {"style": "hf_image", "min_pixels": 4096, "max_pixels": 16777216}
+  processor = {
+    "sampling": sampling | changes.get("sampling", {}),
+    "video": video | changes.get("video", {}),
+    "image": image,
+  }
+  buckets = [[9000, 8192, 32, 512], [9000, changes.get("response", 8192), 32, 512]]
+  return {"source_sha256": sha256, "processor": processor, "buckets": buckets}
+
+
+@pytest.mark.parametrize(
+  "changes, differs",
+  [
+    ({}, []),
+    ({"sampling": {"frames": 16}}, ["frames 16 instead of 64"]),
+    ({"sampling": {"frames": None}}, ["frames 0 instead of 64"]),
+    ({"sampling": {"fps": 1.0}}, []),  # not used where frames are given
+    ({"sampling": {"times": "index"}}, ["times index instead of stamps"]),
+    ({"video": {"style": "hf_video"}}, ["video_style hf_video instead of utils_video"]),
+    ({"video": {"max_pixels": 1024}}, ["video_max_pixels 1024 instead of 262144"]),
+    ({"response": 512}, ["replies of at most 512 tokens instead of 8192"]),
+  ],
+)
+def test_a_pool_that_is_not_the_protocols_is_told(changes, differs, tmp_path):
+  _, folder, _ = prepared("videomme", tmp_path, "paper-64f")
+  path = answer(folder, tmp_path / "r.json", right_but(2))
+  whole = json.loads(path.read_text("utf-8"))
+  path.write_text(json.dumps(whole | {"pool_identity": pool_of(folder, **changes)}), "utf-8")
+  card = scored(folder, path, tmp_path / "card")
+  assert card["differs"] == differs
+  assert paper_tables.protocol_name(card) == "".join(
+    ["paper-64f", *(f", but {d}" for d in differs)]
+  )
+
+
+def test_replies_to_the_prompts_of_another_protocol_are_refused(tmp_path):
+  _, folder, _ = prepared("videomme", tmp_path, "paper-64f")
+  other = tmp_path / "other"
+  main(["prepare", "videomme", str(tmp_path / "set"), "--protocol", "qwen-2fps", "--out",
+        str(other)])  # fmt: skip
+  path = answer(folder, tmp_path / "r.json", right_but(2))
+  whole = json.loads(path.read_text("utf-8")) | {"pool_identity": pool_of(folder)}
+  path.write_text(json.dumps(whole), "utf-8")
+  with pytest.raises(UserError, match="was not built from .*other/records.jsonl alone"):
+    scored(other, path, tmp_path / "card")
 
 
 def test_two_runs_are_compared_in_pairs(tmp_path, capsys):

@@ -60,9 +60,13 @@ def test_a_built_pool_holds_the_words_of_the_protocol(model, tmp_path):
     pairs = 3 if row.id.startswith("Adaptation") else 2  # the question image after the clip
     assert len(row.grid_F2) == pairs
   replies = answer(folder, tmp_path / "r.json", lambda n, record: "Answer: A")
+  whole = json.loads(replies.read_text("utf-8")) | {"pool_identity": built.identity}
+  replies.write_text(json.dumps(whole), "utf-8")
   card = scored(folder, replies, tmp_path / "card", "--pool", str(out))
   assert card["clips"]["frame_pairs"] == {"least": 2, "mean": pytest.approx(56 / 24), "most": 3}
   assert card["clips"]["visual_tokens"]["least"] >= 2
+  assert "frames 4 instead of 64" in card["differs"]
+  assert "replies of at most 16 tokens instead of 16384" in card["differs"]
 
 
 def test_words_before_the_clip_stand_before_it(model, tmp_path):
