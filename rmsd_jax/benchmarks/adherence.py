@@ -8,6 +8,7 @@ from rmsd_jax.benchmarks.preparing import RECORDS, Prepared
 from rmsd_jax.benchmarks.protocols import Protocol
 from rmsd_jax.core.errors import UserError
 
+_ENDS = ("min", "max")
 _DRAWN = ("temperature", "top_p", "top_k")
 
 
@@ -25,7 +26,12 @@ def differences(prepared: Prepared, run: Mapping[str, Any], protocol: Protocol) 
   if not isinstance(pool, dict):
     return found
   _check_prompts(prepared, str(pool.get("source_sha256", "")), run)
-  found += _frames(pool["processor"], protocol)
+  kinds = prepared.about["kinds"]
+  if "video" in kinds:
+    found += _frames(pool["processor"], protocol)
+  for kind in kinds:
+    given = {f"{kind}_{end}_pixels": pool["processor"][kind][f"{end}_pixels"] for end in _ENDS}
+    found += _otherwise(given, protocol)
   shortest = min(sizes[1] for sizes in pool["buckets"])
   if shortest < protocol.max_tokens:
     found.append(f"replies of at most {shortest} tokens instead of {protocol.max_tokens}")
@@ -60,13 +66,15 @@ def _decoding(run: Mapping[str, Any], protocol: Protocol) -> list[str]:
 
 
 def _frames(shown: Mapping[str, Any], protocol: Protocol) -> list[str]:
-  """Of the settings of a pool's processor."""
-  sampling, video, image = shown["sampling"], shown["video"], shown["image"]
+  """Frames and clock, of the settings of a pool's processor."""
+  sampling = shown["sampling"]
   names = ("frames",) if protocol.frames else ("frames", "fps", "min_frames", "max_frames")
   given = {name: sampling[name] or 0 for name in names}
-  given |= {"times": sampling.get("times", "index"), "video_style": video["style"]}
-  for kind, budget in (("video", video), ("image", image)):
-    given |= {f"{kind}_{end}_pixels": budget[f"{end}_pixels"] for end in ("min", "max")}
+  given |= {"times": sampling.get("times", "index"), "video_style": shown["video"]["style"]}
+  return _otherwise(given, protocol)
+
+
+def _otherwise(given: Mapping[str, Any], protocol: Protocol) -> list[str]:
   return [
     f"{name} {value} instead of {getattr(protocol, name)}"
     for name, value in given.items()

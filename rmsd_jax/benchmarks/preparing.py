@@ -157,6 +157,7 @@ def _about(
     "protocol": protocol.to_json(),
     "root": str(root.absolute()),
     "missing": list(missing),
+    "kinds": sorted({medium["type"] for line in lines for medium in line["media"]}),
   }
 
 

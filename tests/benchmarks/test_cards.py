@@ -177,6 +177,20 @@ def test_a_pool_that_is_not_the_protocols_is_told(changes, differs, tmp_path):
   )
 
 
+def test_frames_do_not_matter_where_no_clip_is_shown(tmp_path):
+  _, folder, _ = prepared("mathvista", tmp_path, "paper-64f")
+  path = answer(folder, tmp_path / "r.json", lambda n, record: "7")
+  pool = pool_of(folder, sampling={"frames": 2}, video={"max_pixels": 9}, response=16_384)
+  pool["buckets"] = pool["buckets"][1:]
+  whole = json.loads(path.read_text("utf-8")) | {"pool_identity": pool}
+  path.write_text(json.dumps(whole), "utf-8")
+  assert scored(folder, path, tmp_path / "card")["differs"] == []
+  pool["processor"]["image"]["max_pixels"] = 9
+  path.write_text(json.dumps(whole), "utf-8")
+  card = scored(folder, path, tmp_path / "other")
+  assert card["differs"] == ["image_max_pixels 9 instead of 16777216"]
+
+
 def test_replies_to_the_prompts_of_another_protocol_are_refused(tmp_path):
   _, folder, _ = prepared("videomme", tmp_path, "paper-64f")
   other = tmp_path / "other"
