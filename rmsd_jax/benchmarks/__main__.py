@@ -121,8 +121,8 @@ def _compare(args: argparse.Namespace) -> None:
   one = catalogue.the(ours["set"])
   macro = ours["protocol"]["aggregation"] == "macro"
   for title, call in (one.columns or {one.title: one.calls[0]}).items():
-    pair = [[row for row in side if row.call == call] for side in (rows, others)]
-    found = aggregation.paired(*pair, one.macro if macro else "")
+    one_side, other_side = ([row for row in side if row.call == call] for side in (rows, others))
+    found = aggregation.paired(one_side, other_side, one.macro if macro else "")
     print(f"{title}: {cards.percent(found)} ({ours['protocol_title']})")
 
 

@@ -57,8 +57,9 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
   name = str(row.get("pid") or row.get("index") or place)
   options = official_files.texts(row.get("choices"), path)
   about = row.get("metadata") or row
-  skills = about.get("skills")
-  skills = official_files.texts(skills, path) if str(skills).startswith(("[", "(")) else [skills]
+  told = about.get("skills") or []
+  listed = not isinstance(told, str) or told.startswith(("[", "("))
+  skills = official_files.texts(told, path) if listed else [str(told)]
   precision = row.get("precision")
   picture = row.get("decoded_image") or get("image")
   answer = str(get("answer")).strip()
@@ -72,7 +73,7 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
     extra["query"] = str(query)
   fields: dict[str, str | tuple[str, ...]]
   fields = {name: str(about[name]) for name in _META if about.get(name)}
-  fields |= {"skills": tuple(skills)} if skills[:1] not in ([], [None]) else {}
+  fields |= {"skills": tuple(skills)} if skills else {}
   kept = ("question_type", "answer_type", "task", "precision", "unit")
   item = Item(
     id=name,
