@@ -159,8 +159,8 @@ def prepare(
   root = media_root if asking_.media == "frames" else None
   for line in scan(prompts, rules, quarantine, root):
     record = line.read(rules)
-    fault = rules.validate(record.task, record.answer, record.options) or record.not_plain()
-    if fault:
+    fault = rules.validate(record.task, record.answer, record.options)
+    if fault := fault or (line.split in splits and record.not_plain()):
       quarantine.add(line.path, line.number, line.id, "RecordFault", fault)
       continue
     _check_place(line, record, out)
