@@ -6,7 +6,8 @@
                     "finish_reason": "stop"}], "source": "...", "split": "train", "clip": "1"}
 
 `alternatives` (further right answers) and `eps_abs`, `eps_rel` or `decimals` (how near a number
-must be) may stand beside `answer`: see `tasks.truths`.
+must be) may stand beside `answer`: see `tasks.truths`. `asked` replaces the words of the task (see
+`Asked`); `benchmark` is a JSON object for a benchmark's scorer, which a pool passes over.
 
 `parse` is strict: a line is understood whole or refused with the reason.
 """
@@ -18,7 +19,7 @@ from collections.abc import Collection
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.tasks import truths
+from rmsd_jax.tasks import Rules, truths
 
 SPLITS = ("train", "test")
 FINISH_REASONS = ("stop", "length")
@@ -61,6 +62,18 @@ class Response:
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+  """The words of a prompt, exactly: as a benchmark asks, not as the task would.
+
+  {"text": "Question: ..", "before": "Carefully watch ..", "system": "You are .."}
+  """
+
+  text: str = ""  # after the media; "": all words stand before them
+  before: str = ""  # before them, in the same turn; "": the media come first
+  system: str = ""  # a turn of its own before it; "": none
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
   """One prompt: media, question and ground truth, with the teacher's responses to it."""
 
@@ -76,6 +89,23 @@ class Record:
   # Questions of one clip share it. Default: the first media path (where it lies, once the file is
   # known: see json_lines.read), else the id.
   clip: str = ""
+  asked: Asked | None = None  # None: question, options and the task's instruction
+  benchmark: Any = None  # a JSON object, or None
+
+  def plain_prompt(self, rules: Rules) -> str:
+    """What is asked, as one text after the media; see `not_plain`."""
+    if self.asked is not None:
+      return self.asked.text
+    return rules.prompt_text(self.task, self.question, self.options)
+
+  def not_plain(self) -> str | None:
+    """Why its prompt is more than one text after the media, or None: no more can be collected."""
+    if self.asked is None or not (self.asked.before or self.asked.system):
+      return None
+    return (
+      "a system prompt or words before the media can be built into a pool, but not be collected "
+      "from an endpoint; leave them out of 'asked'"
+    )
 
 
 def parse(line: str, line_number: int, known_tasks: Collection[str]) -> Record:
@@ -147,6 +177,10 @@ def _record(value: Any, known_tasks: Collection[str]) -> Record:
   lists = {name: _list(fields.pop(name, []), name) for name in ("options", "media", "responses")}
   for option in lists["options"]:
     _text(option, "an option")
+  if fields.get("asked") is not None:
+    fields["asked"] = _asked(fields["asked"])
+  if not isinstance(fields.get("benchmark", {}), dict | None):
+    raise _Reason(f"benchmark must be an object, not {_kind(fields['benchmark'])}")
   record = Record(
     options=tuple(lists["options"]),
     media=tuple(_media(item) for item in lists["media"]),
@@ -175,6 +209,16 @@ def _media(value: Any) -> Media:
   if media.end is not None and media.end <= (media.start or 0.0):
     raise _Reason(f"media ends at {media.end} s, not after its start at {media.start or 0.0} s")
   return media
+
+
+def _asked(value: Any) -> Asked:
+  fields = _fields(value, Asked, "prompt under 'asked'", required=())
+  for name in fields:
+    _text(fields[name], f"{name!r} of asked", empty=True)
+  asked = Asked(**fields)
+  if not asked.text.strip() and not asked.before.strip():
+    raise _Reason("'asked' has no words; give a 'text', or one 'before' the media")
+  return asked
 
 
 def _response(value: Any) -> Response:

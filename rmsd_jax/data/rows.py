@@ -20,7 +20,7 @@ from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data import clip_truths
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.data.prompts import Prompt
-from rmsd_jax.data.records import Media, Record, RecordFault
+from rmsd_jax.data.records import Asked, Media, Record, RecordFault
 from rmsd_jax.tasks import Rules
 
 with epy.lazy_imports():
@@ -249,10 +249,13 @@ def unpack(row: Row) -> list[np.ndarray]:
 
 
 def messages(record: Record, folder: str, rules: Rules) -> list[dict[str, Any]]:
-  """The conversation that a record's prompt is: one user turn, media first."""
-  text = rules.prompt_text(record.task, record.question, record.options)
-  content = [_item(media, folder) for media in record.media] + [{"type": "text", "text": text}]
-  return [{"role": "user", "content": content}]
+  """The conversation that a record's prompt is: one user turn, media first, or as it is `asked`."""
+  asked = record.asked or Asked(rules.prompt_text(record.task, record.question, record.options))
+  words = lambda text: [{"type": "text", "text": text}] if text else []
+  shown = [_item(media, folder) for media in record.media]
+  content = [*words(asked.before), *shown, *words(asked.text)]
+  turns = [{"role": "system", "content": asked.system}] if asked.system else []
+  return [*turns, {"role": "user", "content": content}]
 
 
 def _item(media: Media, folder: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _by_answers(job: Job) -> Likely | None:
     entries = [e for e in job.answers[line.id] if e.finish_reason != endings.LOST]
     if entries:
       record = line.read(job.rules)
-      text = job.rules.prompt_text(record.task, record.question, record.options)
+      text = record.plain_prompt(job.rules)
       per_call = job.asking.bound(record, text)
       told = [e.tokens for e in entries if e.tokens != per_call]  # the bound: it was not told
       bound += len(told) * per_call.read
@@ -107,5 +107,5 @@ class _Count:
 
   def __call__(self, line: Line) -> int:
     record = line.read(self._rules)
-    text = self._rules.prompt_text(record.task, record.question, record.options)
+    text = record.plain_prompt(self._rules)
     return self._asking.likely(record, line.folder, text)

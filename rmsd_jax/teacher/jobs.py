@@ -109,7 +109,7 @@ class Job:
     for line in self.lines:
       if self.missing(line):
         record = line.read(self.rules)
-        yield line, record, self.rules.prompt_text(record.task, record.question, record.options)
+        yield line, record, record.plain_prompt(self.rules)
 
 
 def _changed(id_: str, path: pathlib.Path, what: str) -> UserError:
@@ -160,11 +160,12 @@ def prepare(
   root = media_root if asking_.media == "frames" else None
   for line in scan(prompts, rules, quarantine, root):
     record = line.read(rules)
-    if fault := rules.validate(record.task, record.answer, record.options):
+    fault = rules.validate(record.task, record.answer, record.options)
+    if fault := fault or (line.split in splits and record.not_plain()):
       quarantine.add(line.path, line.number, line.id, "RecordFault", fault)
       continue
     _check_place(line, record, out)
-    text = rules.prompt_text(record.task, record.question, record.options)
+    text = record.plain_prompt(rules)
     there = sum(response.teacher == asking_.teacher for response in record.responses)
     job.lines.append(line)
     if line.split not in splits:

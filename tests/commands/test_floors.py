@@ -18,7 +18,7 @@ FLOORS = {
   0: {"core"},
   1: {"models", "tasks", "data"},
   2: {"method", "teacher"},
-  3: {"rollouts", "training"},
+  3: {"rollouts", "training", "benchmarks"},
   4: {"report"},
   5: {
     "cli", "train_sft", "train_rl", "evaluate", "pool", "pool_collect", "convert", "compile",
@@ -91,7 +91,7 @@ def allowed(here: str, there: str, module: str) -> bool:
   if here == "data" and there == "tasks":
     return True
   if there == "cli":
-    return FLOOR_OF[here] == 5 or here == "report"  # `python -m rmsd_jax.report` is a command, too
+    return FLOOR_OF[here] == 5 or here in ("report", "benchmarks")  # commands, too
   return (here, there) in SAME_FLOOR
 
 

@@ -123,6 +123,11 @@ REFUSED = [
   ({**GOOD, "media": [{"type": "video", "path": "a", "end": 10**400}]}, "at most 1e+09"),
   ({**GOOD, "media": [{"type": "video", "path": "a", "start": 4, "end": 4}]}, "ends at 4.0 s"),
   ({**GOOD, "responses": [{"teacher": "big"}]}, "response key 'text' is missing"),
+  ({**GOOD, "asked": "What?"}, "prompt under 'asked' must be an object, not a string"),
+  ({**GOOD, "asked": {"text": " "}}, "'asked' has no words"),
+  ({**GOOD, "asked": {"text": "x", "after": "y"}}, "unknown prompt under 'asked' key 'after'"),
+  ({**GOOD, "asked": {"text": "x", "system": 3}}, "'system' of asked must be a string"),
+  ({**GOOD, "benchmark": "videomme"}, "benchmark must be an object, not a string"),
   ({**GOOD, "responses": [{"text": None}]}, "response text must be a string, not null"),
   (
     {**GOOD, "responses": [{"text": "", "finish_reason": "eos"}]},

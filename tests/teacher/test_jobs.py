@@ -68,6 +68,18 @@ def test_held_out_prompts_are_not_paid_for_unless_asked(tmp_path, teacher, capsy
   assert counts(tmp_path) == [2, 2, 2] and len(teacher.requests) == 6
 
 
+def test_the_words_of_a_prompt_are_asked_as_they_are(tmp_path, teacher):
+  placed = {"before": "Look.", "text": "Read."}
+  put(tmp_path, {"asked": {"text": "Read it."}}, {"asked": placed, "split": "test"})
+  job = collect(tmp_path, teacher)
+  sent = [request["messages"][0]["content"][-1]["text"] for request in teacher.requests]
+  assert sent == ["Read it."] * 2
+  assert counts(tmp_path) == [2, 0] and job.held == {"1"}  # what is held out is passed on
+  put(tmp_path, {"asked": placed})
+  with pytest.raises(UserError, match="can be built into a pool, but not be collected"):
+    collect(tmp_path, teacher)
+
+
 def test_held_out_prompts_are_told_and_no_others_are_an_error(tmp_path, teacher, capsys):
   put(tmp_path, {"split": "test"}, {})
   run(tmp_path, teacher, "--dry-run")

@@ -1,0 +1,264 @@
+"""Prepared set and responses -> graded rows and the contents of a score card."""
+
+import dataclasses
+import importlib.metadata
+import math
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmsd_jax.benchmarks import adherence, aggregation, protocols
+from rmsd_jax.benchmarks.aggregation import Row
+from rmsd_jax.benchmarks.answered import Reply, Responses
+from rmsd_jax.benchmarks.item import Benchmark, Grade, Item, digest
+from rmsd_jax.benchmarks.judging import Judgements
+from rmsd_jax.benchmarks.preparing import Prepared
+from rmsd_jax.core.errors import UserError
+
+# What of a protocol is about reading a reply: it may be changed after the fact.
+OF_READING = ("extractor", "aggregation", "gold")
+_VERSIONS = ("rmsd_jax", "jax", "transformers", "numpy", "sympy", "math-verify", "rapidfuzz")
+
+
+def reread(protocol: protocols.Protocol, overrides: Sequence[str]) -> protocols.Protocol:
+  """A prepared protocol, read in another way.
+
+  Raises:
+    UserError: a field that decides what the model saw.
+  """
+  fields = [text.partition("=")[0] for text in overrides]
+  if other := [field for field in fields if field not in OF_READING]:
+    raise UserError(
+      f"--set {other[0]}: the replies are there; only {', '.join(OF_READING)} can be changed now. "
+      "Prepare the set again for the others"
+    )
+  preset = protocols.protocol_named(protocol.name, {})
+  whole = dataclasses.replace(protocol, changed=())
+  changed = protocols.protocol_named(
+    protocol.name, {protocol.name: _differences(whole, preset)}, overrides
+  )
+  names = sorted({*protocol.changed, *changed.changed})
+  return dataclasses.replace(changed, changed=tuple(names))
+
+
+def _differences(one: protocols.Protocol, other: protocols.Protocol) -> dict[str, Any]:
+  fields = [field.name for field in dataclasses.fields(one) if field.name != "changed"]
+  return {name: getattr(one, name) for name in fields if getattr(one, name) != getattr(other, name)}
+
+
+def grade(
+  prepared: Prepared,
+  responses: Responses,
+  protocol: protocols.Protocol,
+  allow_missing: bool = False,
+  judgements: Judgements | None = None,
+) -> list[Row]:
+  """Every answered call, graded.
+
+  Raises:
+    UserError: responses are of other prompts, or some are missing.
+  """
+  asked = prepared.ids()
+  known = {id_ for _, _, id_ in asked}
+  if stray := [id_ for id_ in responses.replies if id_ not in known]:
+    raise UserError(
+      f"{responses.path} answers {stray[0]!r} and {len(stray) - 1} more that {prepared.folder} "
+      "does not ask; give the responses to this prepared set"
+    )
+  lacking = [id_ for id_ in dict.fromkeys(i for _, _, i in asked) if not responses.replies.get(id_)]
+  if lacking and not allow_missing:
+    raise UserError(
+      f"{len(lacking)} of {len(asked)} prompts have no response in {responses.path}, the first "
+      f"{lacking[0]!r}; finish the evaluation, or give --allow-missing to name them in the card"
+    )
+  rows = []
+  for item, call, id_ in asked:
+    replies = responses.replies.get(id_, ())
+    grades = [
+      _graded(prepared.benchmark, item, call, id_, place, reply, protocol, judgements)
+      for place, reply in enumerate(replies)
+    ]
+    if grades and None not in grades:
+      rows.append(_row(item, call, [one for one in grades if one is not None]))
+  if not rows:
+    raise UserError(f"{responses.path} holds no response that can be graded")
+  return rows
+
+
+def _graded(
+  benchmark: Benchmark,
+  item: Item,
+  call: str,
+  id_: str,
+  place: int,
+  reply: Reply,
+  protocol: protocols.Protocol,
+  judgements: Judgements | None,
+) -> Grade | None:
+  """None: only a judge can tell, and none has."""
+  found = benchmark.grade(item, call, reply.text, protocol)
+  rating = judgements.ratings.get((id_, place)) if judgements else None
+  if call in benchmark.judged:
+    if rating is None:
+      return None
+    return dataclasses.replace(found, value=float(rating >= 2), more={"rating": float(rating)})
+  if rating is None or benchmark.judged:
+    return found
+  return dataclasses.replace(found, value=float(rating >= 1), read=found.read or "(judged)")
+
+
+def _row(item: Item, call: str, grades: Sequence[Grade]) -> Row:
+  return Row(
+    item=item.id,
+    call=call,
+    cluster=item.cluster,
+    fields=item.fields,
+    values=tuple(one.value for one in grades),
+    read=tuple(one.read for one in grades),
+    options=len(item.options),
+    more=tuple(one.more for one in grades),
+  )
+
+
+def card(
+  prepared: Prepared,
+  responses: Responses,
+  protocol: protocols.Protocol,
+  rows: Sequence[Row],
+  judge: str = "",
+  clips: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """The contents of card.json; all scores are shares of 1.
+
+  Args:
+    clips: frames and tokens as they really were, see `clips_of`; None: not known.
+  """
+  benchmark, about = prepared.benchmark, prepared.about
+  columns = benchmark.columns or {benchmark.title: benchmark.calls[0]}
+  of_call = {call: [row for row in rows if row.call == call] for call in benchmark.calls}
+  scores = {title: _headline(benchmark, of_call[call], protocol) for title, call in columns.items()}
+  found = {
+    "set": benchmark.name,
+    "title": benchmark.title,
+    "items_hash": about["items_hash"],
+    "size": benchmark.size,
+    "items": about["items"],
+    "answered": len({row.item for row in rows}),
+    "missing": [*about["missing"], *_unanswered(prepared, responses)],
+    "protocol": protocol.to_json(),
+    "protocol_title": protocol.title,
+    "protocol_hash": digest(protocol.to_json()),
+    "prompt_hash": about["prompt_hash"],
+    "scores": scores,
+    "aggregates": _aggregates(benchmark, of_call[benchmark.calls[0]]),
+    "missing_as_wrong": {
+      title: sum(row.value for row in of_call[call]) / about["items"]
+      for title, call in columns.items()
+    },
+    "unparsed": {
+      call or benchmark.title: aggregation.unparsed_rate(found)
+      for call, found in of_call.items()
+      if found
+    },
+    "breakdowns": {
+      title: {field: aggregation.breakdown(of_call[call], field) for field in benchmark.breakdowns}
+      for title, call in columns.items()
+    },
+    "further": benchmark.further(rows) if benchmark.further else {},
+    "curves": _curves(benchmark, of_call),
+    "judge": judge or ("none: " + ", ".join(benchmark.judged) if benchmark.judged else "none"),
+    "notes": [*benchmark.notes, protocol.note],
+    "differs": adherence.differences(prepared, responses.run, protocol),
+    "replies": _lengths(responses),
+    "clips": clips,
+    "run": dict(responses.run) | {"responses_sha256": responses.sha256, "way": responses.way},
+    "software": software(),
+  }
+  return _finite(found)
+
+
+def _unanswered(prepared: Prepared, responses: Responses) -> list[dict[str, str]]:
+  asked = [id_ for _, _, id_ in prepared.ids()]
+  return [{"id": i, "reason": "no response"} for i in asked if not responses.replies.get(i)]
+
+
+def _headline(
+  benchmark: Benchmark, rows: Sequence[Row], protocol: protocols.Protocol
+) -> dict[str, float]:
+  if benchmark.macro and protocol.aggregation == "macro":
+    return aggregation.macro(rows, benchmark.macro)
+  return aggregation.micro(rows)
+
+
+def _aggregates(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
+  """Both means where harnesses differ."""
+  if not rows or not benchmark.macro:
+    return {}
+  return {
+    "micro": aggregation.micro(rows),
+    f"macro over {benchmark.macro}": aggregation.macro(rows, benchmark.macro),
+  }
+
+
+def _curves(benchmark: Benchmark, of_call: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+  """pass@k and majority@k where there are several samples of an answer that is right or wrong."""
+  if len(benchmark.calls) > 1:
+    return {}
+  (rows,) = of_call.values()
+  return aggregation.pass_curves(rows) if min(len(row.values) for row in rows) > 1 else {}
+
+
+def _lengths(responses: Responses) -> dict[str, Any]:
+  """Samples, their mean tokens, and the share that came to its end by itself."""
+  replies = [reply for given in responses.replies.values() for reply in given]
+  tokens = [reply.tokens for reply in replies if reply.tokens is not None]
+  return {
+    "samples": len(replies),
+    "mean_tokens": float(np.mean(tokens)) if tokens else None,
+    "finished": float(np.mean([reply.finished for reply in replies])),
+  }
+
+
+def clips_of(frames: Sequence[int], tokens: Sequence[int]) -> dict[str, Any]:
+  """Least, mean and most of what prompts really had.
+
+  Args:
+    frames: frame pairs of clips and pictures, of each prompt.
+    tokens: visual tokens, of each prompt.
+  """
+  names = {"frame_pairs": frames, "visual_tokens": tokens}
+  return {
+    name: {"least": int(min(v)), "mean": float(np.mean(v)), "most": int(max(v))}
+    for name, v in names.items()
+  }
+
+
+def software() -> dict[str, str]:
+  """The commit of this checkout, where it is one, and versions of what decides a score."""
+  found = {}
+  for name in _VERSIONS:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  try:
+    asked = ["git", "rev-parse", "HEAD"]
+    here = Path(__file__).parent
+    done = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=False)
+  except OSError:
+    return found | {"commit": "unknown"}
+  return found | {"commit": done.stdout.strip() or "unknown"}
+
+
+def _finite(value: Any) -> Any:
+  """NaN and infinities, which JSON does not have, become null and "inf"."""
+  if isinstance(value, dict):
+    return {str(key): _finite(one) for key, one in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(one) for one in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+  return value
