@@ -16,6 +16,7 @@ from rmsd_jax.method import losses
 from rmsd_jax.models.student import PARTITION, Qwen3VL
 from rmsd_jax.rollouts.generate import (
   BLOCK,
+  _each,
   _invert,
   _response_keys,
   _restrict,
@@ -159,9 +160,7 @@ def test_every_place_is_drawn_with_its_own_key(params):
 
 def test_no_two_responses_or_places_share_a_key():
   keys_BR = _response_keys(jax.random.key(5), 6, 4)
-  keys = [
-    jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys_BR, t) for t in range(9)
-  ]
+  keys = [_each(jax.random.fold_in)(keys_BR, t) for t in range(9)]
   drawn = np.concatenate([jax.random.key_data(key).reshape(-1, 2) for key in keys])
   assert len(np.unique(drawn, axis=0)) == 6 * 4 * 9
 
