@@ -164,7 +164,8 @@ def _sums(params):
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     bits = bits.astype(jnp.uint32)
     while bits.ndim:  # odd factors, by the place: every bit counts, and weights that change places
-      bits = (bits * (jnp.arange(bits.shape[-1], dtype=jnp.uint32) * 2_654_435_761 | 1)).sum(-1)
+      factor = jnp.arange(bits.shape[-1], dtype=jnp.uint32) * jnp.uint32(2_654_435_761) | 1
+      bits = (bits * factor).sum(-1, dtype=jnp.uint32)
     return bits
 
   return sharding.constrained(jnp.stack(jax.tree.leaves(jax.tree.map(of, params))), P())

@@ -131,7 +131,7 @@ def test_checkpoints_are_restored_by_name(trained, base, monkeypatch):
   first = evaluated(monkeypatch, trained, "1", evaluate__name="first")
   assert first["step"] == 1 and first["prompts"] != latest["prompts"]
   assert sorted(path.name for path in (trained / "evaluate").iterdir()) == [
-    "first.json", "test.json"
+    "first", "first.json", "test", "test.json"
   ]  # fmt: skip
 
 
