@@ -1,6 +1,7 @@
 """An evaluation that is killed goes on where it stopped; stored replies are graded anew."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -234,7 +235,15 @@ def test_killed_at_random_moments_the_result_is_the_same(kills, tmp_path):
   config = tmp_path / "config.json"
   config.write_text(json.dumps(c.to_dict()))
   command = [sys.executable, DRILL, config, tmp_path, str(kills), str(random.Random(7).random())]
-  done = subprocess.run(command, capture_output=True, text=True, cwd=tiny_run.ROOT, check=False)
+  environment = os.environ | {
+    "PYTHONPATH": str(tiny_run.ROOT),
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",  # one device
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
   assert done.returncode == 0, done.stderr[-2000:]
   assert json.loads(done.stdout)["killed"] == kills
   results = [tmp_path / name / "evaluate" / "test.json" for name in ("alone", "killed")]
