@@ -9,7 +9,7 @@ Axes: N rows of a split, B prompts of a batch.
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -236,29 +236,43 @@ def sequential(
   process_count: int = 1,
   num_workers: int = 0,
   prefetch: int = 2,
+  done: Collection[int] = (),
 ) -> Iterator[batch.Batch]:
-  """Every row once, for evaluation: bucket by bucket, in stored order.
+  """Every row once, for evaluation, in the order of `in_turn`.
 
   The last batch of a bucket is filled with repeats of its first row, which `real_B` marks False, so
   that every process sees as many batches.
 
   Args:
     limit: only the first `limit` rows of the chosen tasks; 0: all.
+    done: rows that are answered; a batch of such rows alone is left out, and others stay as they
+      are, so that an evaluation that goes on has the batches of one that was not interrupted.
     Others: as in `make`.
   """
   share = Share(process_index, process_count)
   share.size(batch_size)
   _check_k(pool, k, 0)
-  rows_N = np.flatnonzero(chosen(pool, tasks))
-  rows_N = rows_N[: limit or len(rows_N)]
+  rows_N = in_turn(pool, tasks, limit)
   turns = []
   # Bucket by bucket, so that each padded size is compiled once and no batch mixes two.
   for bucket in np.unique(pool.bucket_N[rows_N]):
     inside = rows_N[pool.bucket_N[rows_N] == bucket]
     for start in range(0, len(inside), batch_size):
       turns.append(inside[start : start + batch_size])
+  answered = frozenset(done)
+  turns = [turn for turn in turns if not answered.issuperset(turn.tolist())]
   window = _Turns(pool, turns, batch_size, k, share)
   return (loaded for _, loaded in _stream(window, num_workers, prefetch))
+
+
+def in_turn(pool: Pool, tasks: Sequence[str] = (), limit: int = 0) -> np.ndarray:
+  """int64 [N] rows of an evaluation in its order: bucket by bucket, in stored order.
+
+  Args:
+    tasks, limit: see `sequential`.
+  """
+  rows_N = np.flatnonzero(chosen(pool, tasks))[: limit or None]
+  return rows_N[np.argsort(pool.bucket_N[rows_N], kind="stable")]
 
 
 @dataclasses.dataclass(frozen=True)
