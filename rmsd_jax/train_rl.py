@@ -22,6 +22,7 @@ from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rmsd_jax import cli
 from rmsd_jax.core import masked, named, sharding
@@ -189,20 +190,14 @@ def reward_step(config):
   """(state, scores_BN, samples, rule terms, pairs) -> (batch, spread, metrics): what the policy's
   loss reads, and the tasks' running spread of rewards."""
   rules = Rules(**config.tasks)
-  settings = dict(
-    weights={name: config.reward[name] for name in advantages.TERMS},
-    score=config.reward.score,
-    gate=config.reward.gate,
-    dead_below=config.reward.dead_below,
-    scale=config.policy.scale,
-    scale_decay=config.policy.scale_decay,
-    kl_of_dead=config.policy.kl_of_dead,
-    mask_cut_off=config.policy.mask_cut_off,
-  )
+  settings = {name: config.reward[name] for name in ("score", "gate", "dead_below")}
+  of_policy = ("scale", "scale_decay", "kl_of_dead", "mask_cut_off")
+  settings |= {name: config.policy[name] for name in of_policy}
+  weights = {name: config.reward[name] for name in advantages.TERMS}
 
   def reward(running, score_BN, samples: Samples, terms: RuleTerms, pairs: Pairs):
     gained, spread, metrics = advantages.from_rewards(
-      score_BN, samples.finished_BR, terms, pairs, running["spread"], **settings
+      score_BN, samples.finished_BR, terms, pairs, running["spread"], weights=weights, **settings
     )
     batch = PolicyBatch(
       advantage_BN=gained.advantage_BN,
@@ -325,7 +320,9 @@ def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, b
   # 1. Rollouts, and which teacher response each is paired with.
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), step)
   groups = sharding.put_batch(mesh, batch.groups)
-  samples, visual = steps.rollout(state, groups, key)
+  # By rows of the pool: what is drawn depends neither on the mesh nor on the order of a batch.
+  row_B = sharding.put_batch(mesh, batch.row_B.astype(np.uint32))
+  samples, visual = steps.rollout(state, groups, generate.prompt_keys(key, row_B))
   mine = jax.tree.map(sharding.local_rows, samples)  # of this process, on the host
   rollouts = batch.groups.with_responses(mine.responses_BRT, mine.length_BR)
   my_pairs = pairs_of(batch, mine, step, config)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rmsd_jax.core import sharding
 from rmsd_jax.core.groups import PromptGroups
@@ -58,6 +59,8 @@ def fixed_pairs(config, mesh, steps, state, batch: Batch, pairs_of: Callable) ->
   """
   groups = sharding.put_batch(mesh, batch.groups)
   key = jax.random.key(config.seed)
+  row_B = sharding.put_batch(mesh, batch.row_B.astype(np.uint32))
+  key = jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)  # as in a step, of no step
   samples, _ = steps.rollout(state | {"student": state["reference"]}, groups, key)
   mine = jax.tree.map(sharding.local_rows, samples)
   pairs = pairs_of(batch, mine, 0, config)

@@ -279,11 +279,11 @@ def test_the_probe_scores_fixed_pairs_by_the_weights_of_the_moment():
   given = case()
   loaded, samples, pairs = given["batch"], given["samples"], given["pairs"]
 
-  def probe(c):
+  def probed(c):
     rows = pair_rows(tiny_run.mesh(), c, loaded.groups, samples, pairs)
     return rows, programs(c=c).probe(fresh(), rows, *put((loaded.groups, pairs)))
 
-  rows, found = probe(CONFIG())
+  rows, found = probed(CONFIG())
   student_BN, teacher_BN = scores()
   differs_BN = samples.finished_BR & (pairs.match_BN >= 0)
   differs_BN[:, 0] = False
@@ -293,7 +293,7 @@ def test_the_probe_scores_fixed_pairs_by_the_weights_of_the_moment():
   margin = (teacher_BN - student_BN)[differs_BN]
   assert float(found["probe/margin"]) == pytest.approx(margin.mean(), rel=1e-3, abs=1e-6)
   assert float(found["probe/accuracy"]) == pytest.approx((margin > 0).mean())
-  more_rows, again = probe(CONFIG(row_tokens=800))
+  more_rows, again = probed(CONFIG(row_tokens=800))
   assert len(more_rows) > len(rows)
   assert_close(jax.device_get(again), jax.device_get(found))
 
@@ -301,11 +301,13 @@ def test_the_probe_scores_fixed_pairs_by_the_weights_of_the_moment():
 def test_fixed_pairs_are_rollouts_of_the_reference_whatever_the_student_is():
   c, batch, state = CONFIG(), case()["batch"], tiny_run.rl_state(CONFIG())
   moved = state | {"student": jax.tree.map(lambda x: 0.5 * x, state["student"])}
-  fixed = train_rl.fixed_pairs(c, tiny_run.mesh(), programs(), moved, batch)
-  samples, _ = programs().rollout(state, put(batch.groups), jax.random.key(c.seed))
-  other, _ = programs().rollout(moved, put(batch.groups), jax.random.key(c.seed))
-  tiny_run.assert_same(fixed, (batch.groups, samples, train_rl.pairs_of(batch, 0, c).match_BN))
-  assert not np.array_equal(samples.responses_BRT, other.responses_BRT)
+  of = lambda state: probe.fixed_pairs(
+    c, tiny_run.mesh(), programs(), state, batch, train_rl.pairs_of
+  )
+  fixed = of(moved)
+  tiny_run.assert_same(fixed, of(state))
+  others, *_ = of(state | {"reference": moved["student"]})
+  assert not np.array_equal(fixed[0][0].tokens_XS, others[0].tokens_XS)
 
 
 # the policy's step, and both on a mesh
