@@ -18,7 +18,7 @@ from rmsd_jax.method.carriers import RuleTerms
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.rollouts import grading
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import pieces
+from rmsd_jax.training import pieces, probe
 from rmsd_jax.training import state as state_lib
 
 RULES = Rules()
