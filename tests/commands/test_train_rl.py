@@ -317,7 +317,7 @@ def test_sampler_and_trainer_agree_and_dead_groups_are_counted():
   sampled = case()["sampled"]
   score_BN = updated()[1]
   state, metrics = improve(fresh(), score_BN, sampled)
-  assert 0 < float(metrics["policy/sampler_trainer_gap"]) < 1e-5
+  assert 0 < float(metrics["policy/sampler_trainer_gap"]) < 2e-5  # rounding of some 6 nats
   assert float(metrics["policy/kl"]) == pytest.approx(0, abs=1e-6)  # still the reference
   assert metrics["reward/dead_groups"] == metrics["policy/ratio_clipped"] == 0
   shares = [metrics[f"reward/{name}/variance_share"] for name in ("outer", "inner", "content")]
