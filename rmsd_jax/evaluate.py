@@ -140,14 +140,15 @@ def _graded(journal: ReplyJournal, order: list[int], rules: Rules) -> list[dict]
   return [prompts[row] for row in order]
 
 
-def _check_same(path, there: dict, asked: dict) -> None:
+def _check_same(path: str, there: dict, asked: dict) -> None:
   """Refuses to write over, or to go on with, an evaluation of something else."""
   if differ := reply_journal.changes(there, asked):
     names = {change.partition(" ")[0] for change in differ}
     rescore = "add --rescore to grade its replies anew, " if names <= set(RULES) else ""
+    name = os.path.basename(path).removesuffix(".json")
     raise UserError(
       f"{path} is an evaluation of something else: {', '.join(differ)}; {rescore}give another "
-      "--config.evaluate.name, or remove it"
+      f"--config.evaluate.name, or remove {name}.json and {name}/"
     )
 
 

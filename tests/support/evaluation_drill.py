@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 
 from rmsd_jax import cli, evaluate
 
+BATCHES = 11  # of the config
+
 
 def start(config: ConfigDict, workdir: pathlib.Path) -> int:
   """The number of a new process that evaluates."""
@@ -43,11 +45,11 @@ def main(config_file: str, folder: str, kills: int, seed: str) -> None:
   found = []
   while len(found) < kills:
     number, before = start(config, killed), parts()
-    end = time.monotonic() + seconds * rng.uniform(0.3, 1)
-    soon = len(found) % 3 == 0  # after a batch was written; else whenever it may be
-    while time.monotonic() < end and not (soon and parts() > before):
+    # Soon after a batch was written, as long as there is one to write; else whenever it may be.
+    end = time.monotonic() + seconds * (1 if before < BATCHES - 1 else rng.uniform(0.1, 0.6))
+    while time.monotonic() < end and parts() == before:
       time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.05))
+    time.sleep(rng.uniform(0, 0.02))
     os.kill(number, signal.SIGKILL)  # one that has ended waits for the next line
     os.waitpid(number, 0)
     found.append(parts())
