@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 # Keys that change how a run is done, not what it computes: they may differ on resuming.
 OPERATIONAL = (
   "mesh",
-  "microbatches",
+  "row_tokens",
   "logit_chunk",
   "model.attention",
   "model.remat",
@@ -43,11 +43,13 @@ def get_config() -> ConfigDict:
   _model_and_data(c)
 
   c.batch = 128  # prompts per step
-  c.microbatches = 1  # pieces the gradient of a step is summed over
+  # Prompts and responses are packed into rows of tokens (rmsd_jax.core.packed). So many places of a
+  # shard's rows, padding included, have their gradient computed at a time: it decides memory.
+  c.row_tokens = 24_576
   c.steps = 390  # updates in all; 50,000 prompts / 128 [paper]
-  # Tokens of each response whose logits exist at a time: computed anew for the backward pass, or
-  # kept for it where a response has no more tokens than that.
-  c.logit_chunk = 256
+  # Response tokens of each row whose logits exist at a time: computed anew for the backward pass,
+  # or kept for it where a row has no more than that.
+  c.logit_chunk = 2_048
 
   c.optim = _optim(learning_rate=2e-6, schedule="cosine", clip_norm=1.0)  # of the student
 

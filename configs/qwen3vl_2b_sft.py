@@ -13,7 +13,6 @@ from rmsd_jax.cli import base_config
 
 def get_config() -> ConfigDict:
   c = base_config(__file__, "qwen3vl_4b_sft.py")()
-  c.microbatches = 4
   c.model.folder = "2b"  # the size, to compile with; give the folder of the weights to train
   c.compile.topology = "v5e:2x4"
   return c

@@ -22,7 +22,7 @@ from rmsd_jax.cli import base_config
 def get_config() -> ConfigDict:
   c = base_config(__file__, "default.py")()
   c.model.folder = "4b"  # the size, to compile with; give the folder of the weights to train
-  c.microbatches = 2
+  c.row_tokens = 13_312  # 4 full prompts of a chip at a time
   c.compile.stage = "sft"
   c.compile.topology = "v5e:4x4"
   return c

@@ -18,7 +18,7 @@ import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -59,7 +59,7 @@ def run(main: Callable[[], object]) -> NoReturn:
 
 def config_app(
   main: Callable[..., object],
-  options: Mapping[str, tuple[str, str]] | None = None,
+  options: Mapping[str, tuple[str | bool, str]] | None = None,
   workdir: bool = True,
 ) -> NoReturn:
   """Runs a command that is driven by an ml_collections config file; the end of its module.
@@ -67,7 +67,8 @@ def config_app(
   Args:
     main: called as `main(config, workdir, **options)`; config is a locked ConfigDict with every
       `--config.key=value` applied, workdir an absolute path.
-    options: further string flags of this command, name -> (default, help).
+    options: further flags of this command, name -> (default, help); strings, or switches where the
+      default is False.
     workdir: False for a command without `--workdir`; then called as `main(config, **options)`.
   """
 
@@ -130,11 +131,11 @@ def join_processes() -> bool:
 
 
 def parse_config(
-  argv: Sequence[str], options: Mapping[str, tuple[str, str]], workdir: bool = True
-) -> tuple[ConfigDict, dict[str, str]]:
+  argv: Sequence[str], options: Mapping[str, tuple[str | bool, str]], workdir: bool = True
+) -> tuple[ConfigDict, dict[str, Any]]:
   """Reads `prog --config=FILE [--workdir=DIR] [--option=..] [--config.key=value ...]`.
 
-  Returns the locked config with its overrides, and the string flags by name (workdir among them).
+  Returns the locked config with its overrides, and the other flags by name (workdir among them).
 
   Raises:
     UserError: a flag or config key that does not exist (with close matches), a value of the wrong
@@ -145,7 +146,8 @@ def parse_config(
   for name in required:
     flags.DEFINE_string(name, None, "", flag_values=plain)
   for name, (default, text) in options.items():
-    flags.DEFINE_string(name, default, text, flag_values=plain)
+    define = flags.DEFINE_boolean if isinstance(default, bool) else flags.DEFINE_string
+    define(name, default, text, flag_values=plain)
   overridable = flags.FlagValues()
   try:
     rest = [_under_todays_name(argument) for argument in plain(list(argv), known_only=True)]
@@ -337,7 +339,7 @@ def _close(name: str, known: Sequence[str]) -> str:
 
 
 def _help(
-  main: Callable[..., object], options: Mapping[str, tuple[str, str]], workdir: bool
+  main: Callable[..., object], options: Mapping[str, tuple[str | bool, str]], workdir: bool
 ) -> str:
   """The docstring of the command's module and its flags."""
   module = inspect.getmodule(main)
@@ -345,7 +347,9 @@ def _help(
   if workdir:
     rows.append(("--workdir=DIR", _WORKDIR_HELP))
   rows += [
-    (f"--{option}={option.upper()}", f"{text} (default: {default or 'none'})")
+    (f"--{option}", text)
+    if isinstance(default, bool)
+    else (f"--{option}={option.upper()}", f"{text} (default: {default or 'none'})")
     for option, (default, text) in options.items()
   ]
   rows.append(("--config.KEY=VALUE", "overrides one value of the config; may be repeated"))

@@ -6,9 +6,12 @@
     ... --checkpoint=blind              no model: the best constant answer of each task, a bound
                                         on what can be had without looking at the clip
 
+    ... --rescore               grades the stored replies anew, without model, pool or device
+
 Writes WORKDIR/evaluate/NAME.json (config.evaluate.name, or the split's name): greedy and sampled
 scores per task with 95 % bootstrap intervals over clips, format rate, pass@k, lengths, and every
-prompt's scores for paired comparisons. A file of another checkpoint or pool is not written over.
+prompt's scores for paired comparisons. Replies are stored batch by batch in WORKDIR/evaluate/NAME/,
+and the same command goes on from there. What is of another checkpoint or pool is not written over.
 
 Axes: B prompts, N samples of a prompt.
 """
@@ -18,6 +21,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
@@ -26,17 +30,19 @@ import numpy as np
 from etils import epath
 
 from rmsd_jax import cli
-from rmsd_jax.core import intervals, sharding
+from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError, check_least, check_within
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.core.progress import Progress
-from rmsd_jax.data import loader
+from rmsd_jax.data import loader, reply_journal
 from rmsd_jax.data.batch import blinded
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.data.store import open_pool
+from rmsd_jax.data.reply_journal import ReplyJournal
+from rmsd_jax.data.store import Pool, open_pool
 from rmsd_jax.models import hf
 from rmsd_jax.rollouts import generate, grading
-from rmsd_jax.tasks import Rules, registry
+from rmsd_jax.rollouts.held_out import INFO, WAYS, blind, grade, summary
+from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import find_step
 from rmsd_jax.training.guard import part_of
@@ -46,7 +52,11 @@ WITHIN = {
   "rollouts.top_p": "(0, 1]",
   "evaluate.pass_above": "[0, 1]",
 }
-OPTIONS = {"checkpoint": ("latest", "latest, best, a step, base or blind; see above")}
+OPTIONS = {
+  "checkpoint": ("latest", "latest, best, a step, base or blind; see above"),
+  "rescore": (False, "grade the stored replies anew; see above"),
+}
+RULES = ("rules", "pass_above")  # of what is asked; replies do not depend on them
 
 
 class Steps(NamedTuple):
@@ -77,152 +87,153 @@ def make_steps(config, mesh) -> Steps:
   )
 
 
-def grade(
-  steps: Steps, params, mesh, batches, tokenizer, rules: Rules, seed: int, progress: Progress
-) -> list[dict]:
-  """Per prompt: id, clip, task, question, options, answer, closed, and under "greedy" and "sampled"
-  lists over responses of quality, outer, inner (R_outer, R_task), length, finished, text."""
-  prompts = []
-  for number, batch in enumerate(batches):
+def answer(
+  steps: Steps,
+  params,
+  mesh,
+  batches,
+  tokenizer,
+  seed: int,
+  journal: ReplyJournal,
+  progress: Progress,
+) -> None:
+  """Adds the replies to the prompts of this process to the journal, batch by batch.
+
+  A line has row, id, clip, task, question, options, answer, closed, and under "greedy" and
+  "sampled" lists over responses of length, finished, text.
+  """
+  for batch in batches:
     groups = sharding.put_batch(mesh, batch.groups)
-    # By the number of the batch: the same samples on any number of devices, and no two batches
-    # alike.
-    key = jax.random.fold_in(jax.random.key(seed), number)
-    rows = [
-      {name: info[name] for name in ("id", "clip", "task", "question", "options", "answer")}
-      | {"closed": bool(closed)}
-      for info, closed in zip(batch.info, batch.closed_B, strict=True)
+    # By the row of the pool: the same samples in any batch and on any number of devices.
+    row_B = sharding.put_batch(mesh, batch.row_B.astype(np.uint32))
+    key_B = generate.prompt_keys(jax.random.key(seed), row_B)
+    lines = [
+      {"row": int(row), **{name: info[name] for name in INFO}, "closed": bool(closed)}
+      for row, info, closed in zip(batch.row_B, batch.info, batch.closed_B, strict=True)
     ]
     for how, run in steps._asdict().items():
-      samples = run(params, groups, key)
+      samples = jax.tree.map(sharding.local_rows, run(params, groups, key_B))
       replies = grading.replies_of(samples, tokenizer)
-      finished_BN = sharding.local_rows(samples.finished_BR)
-      terms = grading.rule_terms(replies, batch.info, finished_BN, rules)
-      columns = {
-        "quality": rules.quality(terms.outer_BN, terms.inner_BN, terms.content_BN),
-        "outer": terms.outer_BN,
-        "inner": terms.inner_BN,
-        "length": sharding.local_rows(samples.length_BR),
-        "finished": finished_BN,
-      }
-      for b, row in enumerate(rows):
-        row[how] = {name: column[b].tolist() for name, column in columns.items()}
-        row[how]["text"] = replies[b]
-    # The last batch is filled up with rows that were graded before; they are not counted twice.
-    graded = sharding.gathered([r for r, real in zip(rows, batch.real_B, strict=True) if real])
-    prompts += graded
-    progress.update(len(graded))
-  return prompts
+      length_BN = samples.length_BR.tolist()
+      finished_BN = samples.finished_BR.tolist()
+      for line, *columns in zip(lines, length_BN, finished_BN, replies, strict=True):
+        line[how] = dict(zip(("length", "finished", "text"), columns, strict=True))
+    # The last batch is filled up with rows that were answered before; they do not count twice.
+    real = [line for line, is_real in zip(lines, batch.real_B, strict=True) if is_real]
+    new = sum(line["row"] not in journal.rows for line in real)
+    journal.add(real)
+    progress.update(sum(sharding.gathered([new])))
 
 
-def summary(prompts: list[dict], how: str, pass_above: float, rules: Rules) -> dict:
-  """Scores of one way to respond: closed-ended quality overall and by task, format, lengths."""
-  per_prompt = lambda name, rows: [float(np.mean(row[how][name])) for row in rows]
-  interval = lambda name, rows: intervals.mean_interval(
-    per_prompt(name, rows), [row["clip"] for row in rows]
+def _graded(journal: ReplyJournal, order: list[int], rules: Rules) -> list[dict]:
+  """The graded prompts of all processes, in the order of an evaluation."""
+  lines = list(journal.rows.values())
+  graded = sharding.gathered(
+    [[line["row"], prompt] for line, prompt in zip(lines, grade(lines, rules), strict=True)]
   )
-  closed = [row for row in prompts if row["closed"]]
-  terms = ((np.array(row[how]["outer"]), np.array(row[how]["inner"])) for row in prompts)
-  result = {
-    "closed": interval("quality", closed),
-    "format": float(np.mean([rules.is_valid(outer, inner) for outer, inner in terms])),
-    "finished": float(np.mean(per_prompt("finished", prompts))),
-    "length": float(np.mean(per_prompt("length", prompts))),
-    "tasks": {},
-  }
-  for task in sorted({row["task"] for row in prompts}):
-    rows = [row for row in prompts if row["task"] == task]
-    result["tasks"][task] = interval("quality" if rows[0]["closed"] else "inner", rows)
-  count = len(prompts[0][how]["quality"])
-  if count > 1 and closed:
-    # Qualities are float32: 0.9 of them is below the 0.9 of a config.
-    quality_BN = np.array([row[how]["quality"] for row in closed], np.float32)
-    passed_BN = quality_BN >= np.float32(pass_above)
-    ks = [k for k in (1, 2, 4, 8, 16) if k <= count]
-    result["pass_at"] = {str(k): float(intervals.pass_at_k(passed_BN, k).mean()) for k in ks}
-  return result
-
-
-def blind(prompts: list[dict], rules: Rules, candidates: int = 400) -> list[dict]:
-  """The best constant answer of each closed-ended task, chosen on these very prompts: a bound.
-
-  Candidates are the tasks' right answers (the first `candidates` different ones).
-  """
-  graded = []
-  if not any(row["closed"] for row in prompts):
-    raise UserError("the best constant answers are of closed-ended prompts, and there is none")
-  for name in sorted({row["task"] for row in prompts if row["closed"]}):
-    task = rules.task(name)
-    rows = [row for row in prompts if row["task"] == name]
-    answers = list(dict.fromkeys(registry.spelled(row["answer"]) for row in rows))[:candidates]
-    scores = np.array(
-      [
-        [
-          rules.is_valid(1, task.check(a, row["options"], row["answer"]))
-          * task.metric(a, row["options"], row["answer"])
-          for row in rows
-        ]
-        for a in answers
-      ]
+  prompts = dict(graded)
+  if lacking := len(set(order) - prompts.keys()):
+    raise UserError(
+      f"{journal.folder} has no whole replies to {lacking} of {len(order)} prompts; run the same "
+      "command without --rescore"
     )
-    best = int(scores.mean(1).argmax())
-    for row, score in zip(rows, scores[best], strict=True):
-      alone = dict(quality=[float(score)], outer=[1.0], inner=[1.0], length=[0], finished=[True])
-      graded.append(row | {"greedy": alone | {"text": [answers[best]]}})
-  return graded
+  return [prompts[row] for row in order]
+
+
+def _check_same(path: str, there: dict, asked: dict) -> None:
+  """Refuses to write over, or to go on with, an evaluation of something else."""
+  if differ := reply_journal.changes(there, asked):
+    names = {change.partition(" ")[0] for change in differ}
+    rescore = "add --rescore to grade its replies anew, " if names <= set(RULES) else ""
+    name = os.path.basename(path).removesuffix(".json")
+    raise UserError(
+      f"{path} is an evaluation of something else: {', '.join(differ)}; {rescore}give another "
+      f"--config.evaluate.name, or remove {name}.json and {name}/"
+    )
 
 
 def _check_free(path: str, asked: dict) -> None:
-  """Refuses to write over an evaluation of something else."""
+  """Refuses where the result of another evaluation has the name."""
   if not epath.Path(path).exists():
     return
   there = json.loads(epath.Path(path).read_text())
-  shown = lambda value: "other contents" if isinstance(value, dict) else value
   if "pool_identity" in there:  # which was scored by the rules of the evaluation
     there.setdefault("rules", there["pool_identity"]["scorer"])
-  differ = [name for name, value in asked.items() if there.get(name) != value]
-  if changes := [f"{name} {shown(there.get(name))} -> {shown(asked[name])}" for name in differ]:
-    raise UserError(
-      f"{path} is an evaluation of something else: {', '.join(changes)}; give another "
-      "--config.evaluate.name, or remove it"
-    )
+  _check_same(path, there, asked)
 
 
-def main(config, workdir: str, checkpoint: str) -> None:
-  """Evaluates one checkpoint."""
-  first = jax.process_index() == 0
-  path = os.path.join(workdir, "evaluate", f"{config.evaluate.name or config.data.split}.json")
-  check_least(config, {"evaluate.samples": 1, "rollouts.top_k": 0, "data.limit": 0})
-  check_within(config, WITHIN)
-  rules = Rules(**config.tasks)
-  mesh = sharding.make_mesh(**config.mesh)
-  sharding.check_batch(mesh, config.batch, 1, "config.batch")
-  pool = open_pool(config.data.pool, config.data.split, part_of(config.data.pool))
-  step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
-  drawn = {name: value for name, value in config.rollouts.items() if name != "gather"}
-  # All that a score depends on: a file of the same name that differs in any of it is another
-  # evaluation.
-  asked = {
-    "weights": checkpoint if step is None else f"step {step}",
+def _settings(config, rules: Rules) -> dict:
+  """What a score depends on beside the weights and the pool."""
+  return {
     "folder": config.model.folder,
     "seed": config.seed,
     **{name: config.data[name] for name in ("split", "blind", "limit")},
     "tasks": list(config.data.tasks),
     "samples": config.evaluate.samples,
     "pass_above": config.evaluate.pass_above,
-    "rollouts": drawn,
+    "rollouts": {name: value for name, value in config.rollouts.items() if name != "gather"},
     "rules": rules.version,
-    "pool_identity": pool.identity,
   }
-  # Before the model is loaded: an hour of samples must not end in a refusal.
-  _check_free(path, asked)
-  if checkpoint != "blind":
-    pool.check_reader(config.model.folder, rules)
-    model = hf.load_model(**config.model)
-    # From here on ids are held against the model that reads them.
-    pool = dataclasses.replace(pool, vocabulary=model.config.text.vocab)
-  chosen = int(loader.chosen(pool, config.data.tasks).sum())
-  total = min(config.data.limit or chosen, chosen)
+
+
+def _of_replies(asked: dict) -> dict:
+  return {name: value for name, value in asked.items() if name not in RULES}
+
+
+def _begin(journal: ReplyJournal, about: dict, begun: dict | None, params) -> None:
+  """Stores what the replies to come depend on; on process 0."""
+  mark = state_lib.mark(params)
+  if jax.process_index() == 0:
+    if begun and begun["parameters"] != mark:
+      raise UserError(
+        f"{journal.folder} has replies of other weights of the same name; give another "
+        "--config.evaluate.name, or remove it"
+      )
+    if journal.damaged:
+      names = ", ".join(journal.damaged)
+      print(f"damaged in {journal.folder}, answered again: {names}", file=sys.stderr)
+    journal.begin(about | {"parameters": mark})
+
+
+def _answered(config, workdir: str, folder: str, checkpoint: str, rules: Rules):
+  """What the evaluation of a model is of, and its graded prompts."""
+  mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_batch(mesh, config.batch, "config.batch")
+  about, pool = _about(config, workdir, folder, checkpoint, rules)
+  journal = ReplyJournal(folder, jax.process_index(), jax.process_count())
+  begun = journal.asked() if jax.process_index() == 0 else None
+  if begun:
+    _check_same(folder, begun["asked"], _of_replies(about["asked"]))
+  pool.check_reader(config.model.folder, rules)
+  model = hf.load_model(**config.model)
+  # From here on ids are held against the model that reads them.
+  pool = dataclasses.replace(pool, vocabulary=model.config.text.vocab)
+  with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    init_from = "" if checkpoint == "base" else workdir
+    state = state_lib.load_student(
+      mesh, model, config.model.folder, init_from, config.trained, about["step"]
+    )
+    params = state_lib.weights(state)
+    tokenizer = ChatTokenizer(config.model.folder)
+    grading.check_ends(tokenizer, model.config.stop_ids)
+    _begin(journal, about, begun, params)
+    done = sharding.gathered(list(journal.rows))  # nobody adds before `_begin` is over
+    batches = stack.enter_context(contextlib.closing(_batches(config, pool, done)))
+    progress = stack.enter_context(
+      Progress(
+        len(about["order"]),
+        f"evaluate {checkpoint}",
+        start=len(done),
+        write=jax.process_index() == 0,
+      )
+    )
+    steps = make_steps(config, mesh)
+    answer(steps, params, mesh, batches, tokenizer, config.seed, journal, progress)
+  return about, _graded(journal, about["order"], rules)
+
+
+def _batches(config, pool: Pool, done=()):
+  """This process's batches, but those of rows that are done."""
   batches = loader.sequential(
     pool,
     batch_size=config.batch,
@@ -232,53 +243,90 @@ def main(config, workdir: str, checkpoint: str) -> None:
     process_count=jax.process_count(),
     num_workers=config.data.workers,
     prefetch=config.data.prefetch,
+    done=done,
   )
-  batches = (blinded(batch) if config.data.blind else batch for batch in batches)
-  ways = ("greedy", "sampled")
-  if checkpoint == "blind":
+  return (blinded(batch) if config.data.blind else batch for batch in batches)
+
+
+def _about(config, workdir: str, folder: str, checkpoint: str, rules: Rules) -> tuple[dict, Pool]:
+  """What an evaluation is of, as its journal stores it, and the pool."""
+  pool = open_pool(config.data.pool, config.data.split, part_of(config.data.pool))
+  step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
+  # All that a score depends on: a file of the same name that differs in any of it is another
+  # evaluation.
+  asked = {
+    "weights": checkpoint if step is None else f"step {step}",
+    **_settings(config, rules),
+    "pool_identity": pool.identity,
+  }
+  # Before the model is loaded: an hour of samples must not end in a refusal.
+  _check_free(f"{folder}.json", asked)
+  order = loader.in_turn(pool, config.data.tasks, config.data.limit).tolist()
+  return {"asked": asked, "pool": config.data.pool, "step": step, "order": order}, pool
+
+
+def _constant(config, workdir: str, folder: str, rules: Rules):
+  """The same of the best constant answers."""
+  about, pool = _about(config, workdir, folder, "blind", rules)
+  with contextlib.closing(_batches(config, pool)) as batches:
     rows = [
       info | {"closed": bool(closed)}
       for batch in batches
       for info, closed, real in zip(batch.info, batch.closed_B, batch.real_B, strict=True)
       if real
     ]
-    # By id, as the candidates are the first answers: on two processes rows come in another order.
-    rows = sorted(sharding.gathered(rows), key=lambda row: row["id"])
-    prompts = blind(rows, rules)
-    ways = ("greedy",)
+  # By id, as the candidates are the first answers: on two processes rows come in another order.
+  return about, blind(sorted(sharding.gathered(rows), key=lambda row: row["id"]), rules)
+
+
+def _rescored(config, folder: str, checkpoint: str, rules: Rules):
+  """The same of the replies that are there."""
+  journal = ReplyJournal(folder, jax.process_index(), jax.process_count())
+  about = journal.asked()
+  if about is None:
+    raise UserError(f"{folder} has no replies to grade; run the same command without --rescore")
+  settings = _settings(config, rules)
+  # "latest" and "best" may be other steps by now, and the replies say which they are of.
+  named = {"base": "base"} | ({checkpoint: f"step {checkpoint}"} if checkpoint.isdecimal() else {})
+  given = {"weights": named[checkpoint]} if checkpoint in named else {}
+  there = about["asked"] | {"pool": about["pool"]}
+  _check_same(folder, there, given | _of_replies(settings) | {"pool": config.data.pool})
+  _check_free(f"{folder}.json", _of_replies(about["asked"]))
+  about["asked"] |= {name: settings[name] for name in RULES}
+  return about, _graded(journal, about["order"], rules)
+
+
+def main(config, workdir: str, checkpoint: str, rescore: bool = False) -> None:
+  """Evaluates one checkpoint, or grades its stored replies anew."""
+  if rescore:
+    jax.config.update("jax_platforms", "cpu")  # no accelerator is taken, nor waited for
+  folder = os.path.join(workdir, "evaluate", config.evaluate.name or config.data.split)
+  check_least(config, {"evaluate.samples": 1, "rollouts.top_k": 0, "data.limit": 0})
+  check_within(config, WITHIN)
+  rules = Rules(**config.tasks)
+  if rescore and checkpoint == "blind":
+    raise UserError("--checkpoint=blind has no replies to grade anew; leave out --rescore")
+  if rescore:
+    about, prompts = _rescored(config, folder, checkpoint, rules)
+  elif checkpoint == "blind":
+    about, prompts = _constant(config, workdir, folder, rules)
   else:
-    init_from = "" if checkpoint == "base" else workdir
-    progress = Progress(total, f"evaluate {checkpoint}", write=first)
-    with jax.set_mesh(mesh), contextlib.closing(batches), progress:
-      state = state_lib.load_student(
-        mesh, model, config.model.folder, init_from, config.trained, step
-      )
-      tokenizer = ChatTokenizer(config.model.folder)
-      grading.check_ends(tokenizer, model.config.stop_ids)
-      prompts = grade(
-        make_steps(config, mesh),
-        state_lib.weights(state),
-        mesh,
-        batches,
-        tokenizer,
-        rules,
-        config.seed,
-        progress,
-      )
-  if not first:
+    about, prompts = _answered(config, workdir, folder, checkpoint, rules)
+  if jax.process_index():
     return
+  ways = ("greedy",) if checkpoint == "blind" else WAYS
   result = {
-    **asked,
+    **about["asked"],
     "checkpoint": checkpoint,
-    "pool": config.data.pool,
-    "step": step,
+    "pool": about["pool"],
+    "step": about["step"],
     **{how: summary(prompts, how, config.evaluate.pass_above, rules) for how in ways},
     "prompts": prompts,
   }
-  replace_text(path, json.dumps(result) + "\n")
+  replace_text(f"{folder}.json", json.dumps(result) + "\n")
   for how in ways:
     print(f"{how}: {_line(result[how])}")
-  print(f"wrote {path}")
+  print(f"wrote {folder}.json")
 
 
 def _line(scores: dict) -> str:

@@ -22,50 +22,45 @@ from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rmsd_jax import cli
 from rmsd_jax.core import masked, named, sharding
-from rmsd_jax.core.errors import UserError, check_least, check_within
-from rmsd_jax.core.groups import PromptGroups, join_responses
+from rmsd_jax.core.groups import PromptGroups
+from rmsd_jax.core.packed import Rows
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.method import advantages, losses, matching, shortcuts
-from rmsd_jax.method.carriers import PairBatch, Pairs, PolicyBatch, RuleTerms
+from rmsd_jax.method import advantages, losses, matching, settings, shortcuts
+from rmsd_jax.method.carriers import Pairs, PolicyBatch, RuleTerms
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
+from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.rollouts import generate, grading
 from rmsd_jax.rollouts.generate import Samples
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import optim
+from rmsd_jax.training import optim, pieces, probe
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Limit, Loop
 
-LEAST = {
-  "log_every": 1,
-  "reward.dead_below": 0,
-  "rollouts.samples": 2,  # each is compared with the others of its prompt
-  "policy.kl": 0,
-  "policy.max_kl": 0,
-  "discriminator.warmup_steps": 0,
-  "discriminator.probe_every": 0,
-  "discriminator.frozen_after": 0,
-}
-WITHIN = {f"reward.{name}": "[0, inf)" for name in advantages.TERMS} | {
-  "rollouts.temperature": "(0, inf)",
-  "policy.clip": "(0, inf)",
-  "policy.scale_decay": "[0, 1)",
-  "discriminator.pause_above": "[0, inf)",
-}
 ACCURACY_DECAY = 0.9  # of the running accuracy, per step: a mean of about 10 steps
 
 
 class Steps(NamedTuple):
-  """The jitted programs of stage 2; each is explained where it is made."""
+  """The jitted programs of stage 2; each is explained where it is made.
+
+  The two updates go over their batch piece by piece, each piece one shape of packed rows: a program
+  adds a piece's gradient, the next one makes the update.
+  """
 
   rollout: Callable  # (state, groups, key) -> (samples, visual)
-  discriminator: Callable  # (state, teachers, samples, visual, pairs, learn) -> (state, scores, ..)
-  policy: Callable  # (state, groups, samples, visual, scores, terms, pairs) -> (state, metrics)
-  probe: Callable  # (state, teachers, samples, match) -> metrics
+  nothing: Callable  # (weights) -> gradients to add to
+  judge: Callable  # (state, grads, rows, groups, visual, pairs) -> (grads, figures)
+  discriminator: Callable  # (state, grads, figures, teachers, samples, pairs, learn) -> (state, ..)
+  reward: Callable  # (state, scores, samples, terms, pairs) -> (batch, spread, metrics)
+  improve: Callable  # (state, grads, rows, groups, visual, batch) -> (grads, figures)
+  policy: Callable  # (state, grads, figures, spread) -> (state, metrics)
+  probe: Callable  # (state, pieces, groups, pairs) -> metrics
+  model: Qwen3VL  # that they compute
 
 
 def make_steps(config, mesh) -> Steps:
@@ -76,9 +71,14 @@ def make_steps(config, mesh) -> Steps:
   return Steps(
     # keep_unused: the whole state stays in memory meanwhile, so rmsd_jax.compile must count it.
     rollout=jit(rollout_step(config, model), keep_unused=True),
-    discriminator=jit(discriminator_step(config, mesh, model, optims), donate_argnums=0),
-    policy=jit(policy_step(config, mesh, model, optims), donate_argnums=0),
-    probe=jit(probe_step(config, model)),
+    nothing=jit(lambda weights: state_lib.pinned(mesh, optim.nothing(weights))),
+    judge=jit(judge_step(config, model), donate_argnums=1, keep_unused=True),
+    discriminator=jit(discriminator_step(config, mesh, optims), donate_argnums=(0, 1)),
+    reward=jit(reward_step(config)),
+    improve=jit(improve_step(config, model), donate_argnums=1, keep_unused=True),
+    policy=jit(policy_step(mesh, optims), donate_argnums=(0, 1)),
+    probe=jit(probe.probe_step(config, model)),
+    model=model,
   )
 
 
@@ -109,44 +109,46 @@ def rollout_step(config, model):
   return rollout
 
 
-def discriminator_step(config, mesh, model, optims):
-  """(state, teachers, samples, visual, pairs, learn) -> (state, scores_BN, metrics).
-
-  One pass gives the scores under the old weights and the update on pairs, which counts if `learn`
-  and while it does not tell teacher and student apart too well already (`pause_above`).
-  """
+def judge_step(config, model):
+  """(state, grads, rows, groups, visual, pairs) -> (grads, figures): the scores of a piece under
+  the old weights, and the gradient of its pairs, in one pass."""
   critic = Discriminator(model)
+
+  def loss_fn(own, frozen, rows: Rows, groups: PromptGroups, visual, pairs: Pairs):
+    params = named.join(frozen, own)
+    score_XW = critic.scores(params, rows, model.encoded(params, groups, visual))
+    # Of each response at its last token; 0 for those of other pieces.
+    B, N = pairs.match_BN.shape
+    score_BR = rows.to_responses(score_XW, B, N + config.data.responses)
+    here_BR = rows.to_responses(jnp.ones_like(score_XW), B, N + config.data.responses) > 0
+    teacher_BN = jnp.take_along_axis(score_BR[:, N:], jnp.maximum(pairs.match_BN, 0), 1)
+    counts_BN = pairs.differs_BN & here_BR[:, :N]
+    (loss, count), sums = losses.pairs(score_BR[:, :N], teacher_BN, pairs.weight_BN, counts_BN)
+    return loss, optim.Figures(count, {"loss": loss, **sums}, parts=score_BR)
+
+  def judge(state, grads, rows: Rows, groups: PromptGroups, visual, pairs: Pairs):
+    own = state["discriminator"]
+    return optim.add(loss_fn, own, grads, state["frozen"], rows, groups, visual, pairs)
+
+  return judge
+
+
+def discriminator_step(config, mesh, optims):
+  """(state, grads, figures, teachers, samples, pairs, learn) -> (state, scores_BN, metrics).
+
+  The update counts if `learn` and while teacher and student are not told apart too well already
+  (`pause_above`).
+  """
   names = Rules(**config.tasks).names
 
-  def loss_fn(frozen, own, batch: PairBatch):
-    N = batch.match_BN.shape[1]
-    score_BR = critic(named.join(frozen, own), batch.groups, batch.visual)
-    student_BN = score_BR[:, :N]
-    teacher_BN = jnp.take_along_axis(score_BR[:, N:], jnp.maximum(batch.match_BN, 0), 1)
-    loss, metrics = losses.pairs(student_BN, teacher_BN, batch.weight_BN, batch.pair_BN)
-    return loss, (metrics, (student_BN, teacher_BN))
-
-  def discriminator(state, teachers: PromptGroups, samples: Samples, visual, pairs: Pairs, learn):
-    # 1. Pairs that count: both responses ended, and they differ.
-    students = teachers.with_responses(samples.responses_BRT, samples.length_BR)
-    matched = matching.matched(teachers, pairs.match_BN)
-    paired_BN = (pairs.match_BN >= 0) & samples.finished_BR
-    differs_BN = paired_BN & ~matching.identical(students, *matched)
-
-    # 2. Scores and gradient in one pass, both of the old weights.
-    batch = PairBatch(
-      groups=join_responses(students, teachers),
-      visual=visual,
-      match_BN=pairs.match_BN,
-      weight_BN=pairs.weight_BN,
-      pair_BN=differs_BN,
-    )
+  def discriminator(state, grads, figures, teachers, samples: Samples, pairs: Pairs, learn):
+    # 1. The update, if it counts; its running accuracy is followed all the same.
+    score_BR = figures.parts
+    N = pairs.match_BN.shape[1]
+    score_BN = score_BR[:, :N]
+    teacher_BN = jnp.take_along_axis(score_BR[:, N:], jnp.maximum(pairs.match_BN, 0), 1)
+    grads, metrics = optim.averaged(grads, figures)
     old = state["discriminator"]
-    grads, metrics, (score_BN, teacher_BN) = optim.gradients(
-      functools.partial(loss_fn, state["frozen"]), old, batch, config.microbatches
-    )
-
-    # 3. The update, if it counts; its running accuracy is followed all the same.
     new, opt_state, health = optim.apply(
       optims["discriminator"], grads, state["discriminator_optim"], old
     )
@@ -156,149 +158,130 @@ def discriminator_step(config, mesh, model, optims):
     before = {name: state[name] for name in learned}
     state = state | jax.tree.map(lambda n, o: jnp.where(learn, n, o), learned, before)
     moved = ACCURACY_DECAY * running["accuracy"] + (1 - ACCURACY_DECAY) * metrics["accuracy"]
-    accuracy = jnp.where(differs_BN.any(), moved, running["accuracy"])
+    accuracy = jnp.where(pairs.differs_BN.any(), moved, running["accuracy"])
     state["running"] = running | {"accuracy": accuracy}
 
-    # 4. Figures.
+    # 2. Figures.
     metrics |= health | {
       "learns": learn.astype(jnp.float32),
       "accuracy_running": accuracy,
-      "pairs": jnp.mean(paired_BN),
-      "identical": masked.mean(~differs_BN, paired_BN),
+      "pairs": jnp.mean(pairs.paired_BN),
+      "identical": masked.mean(~pairs.differs_BN, pairs.paired_BN),
       "score_student": masked.mean(score_BN, samples.finished_BR),
-      "score_teacher": masked.mean(teacher_BN, paired_BN),
+      "score_teacher": masked.mean(teacher_BN, pairs.paired_BN),
     }
-    margin_BN = jnp.where(differs_BN, teacher_BN - score_BN, jnp.nan)
+    margin_BN = jnp.where(pairs.differs_BN, teacher_BN - score_BN, jnp.nan)
     metrics |= {f"margin_q{q}": jnp.nanquantile(margin_BN, q / 100) for q in (10, 50, 90)}
     metrics = {f"discriminator/{k}": v for k, v in metrics.items()}
     metrics |= shortcuts.of_pairs(
-      samples.responses_BRT, samples.length_BR, *matched, margin_BN, differs_BN
+      samples.responses_BRT,
+      samples.length_BR,
+      *matching.matched(teachers, pairs.match_BN),
+      margin_BN,
+      pairs.differs_BN,
     )
-    metrics |= shortcuts.by_task(pairs, teacher_BN > score_BN, differs_BN, names)
+    metrics |= shortcuts.by_task(pairs, teacher_BN > score_BN, pairs.differs_BN, names)
     return state_lib.pinned(mesh, state), score_BN, metrics
 
   return discriminator
 
 
-def policy_step(config, mesh, model, optims):
-  """(state, groups, samples, visual, scores_BN, rule terms, pairs) -> (state, metrics)."""
+def reward_step(config):
+  """(state, scores_BN, samples, rule terms, pairs) -> (batch, spread, metrics): what the policy's
+  loss reads, and the tasks' running spread of rewards."""
   rules = Rules(**config.tasks)
-  c = config.policy
-  settings = dict(
-    weights={name: config.reward[name] for name in advantages.TERMS},
-    score=config.reward.score,
-    gate=config.reward.gate,
-    dead_below=config.reward.dead_below,
-    scale=c.scale,
-    scale_decay=c.scale_decay,
-    kl_of_dead=c.kl_of_dead,
-    mask_cut_off=c.mask_cut_off,
-  )
+  settings = {name: config.reward[name] for name in ("score", "gate", "dead_below")}
+  of_policy = ("scale", "scale_decay", "kl_of_dead", "mask_cut_off")
+  settings |= {name: config.policy[name] for name in of_policy}
+  weights = {name: config.reward[name] for name in advantages.TERMS}
 
-  def logps(params, batch: PolicyBatch, **options):
-    prompt_BPD, response_BRTD = model(params, batch.groups, batch.visual)
-    # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
-    hidden_BRTD = losses.predictors(prompt_BPD, batch.groups.prompt_length_B, response_BRTD)
-    targets_BRT = batch.groups.responses_BRT
-    temperature = config.rollouts.temperature
-    return losses.token_logps(
-      hidden_BRTD,
-      model.unembedding(params),
-      targets_BRT,
-      temperature,
-      config.logit_chunk,
-      **options,
+  def reward(running, score_BN, samples: Samples, terms: RuleTerms, pairs: Pairs):
+    gained, spread, metrics = advantages.from_rewards(
+      score_BN, samples.finished_BR, terms, pairs, running["spread"], weights=weights, **settings
     )
-
-  def loss_fn(state, student, batch: PolicyBatch):
-    mask_BNT = batch.groups.response_mask_BRT & batch.counts_BN[..., None]
-    params = named.join(state["frozen"], student)
-    logp_BNT, entropy_BNT = logps(params, batch, entropy=True)
-    ref_BNT = logps(state_lib.weights(state, "reference"), batch)
-    old_BNT = jax.lax.stop_gradient(logp_BNT)  # one update per rollout batch: the ratio is 1
-    loss, metrics = losses.policy_gradient(
-      logp_BNT,
-      old_BNT,
-      ref_BNT,
-      batch.advantage_BN,
-      mask_BNT,
-      batch.keep_kl_BN,
-      c.clip,
-      c.kl,
-      c.kl_estimator,
-    )
-    metrics |= {"entropy": masked.total(entropy_BNT, mask_BNT)}
-    gap_BNT = jnp.where(mask_BNT, jnp.abs(logp_BNT - batch.sampled_BNT), 0.0)
-    return loss, (metrics, gap_BNT.max((1, 2)))
-
-  def policy(state, groups, samples: Samples, visual, score_BN, terms: RuleTerms, pairs: Pairs):
-    # 1. Reward to advantage.
-    running = state["running"]
-    gained, spread, rewards = advantages.from_rewards(
-      score_BN, samples.finished_BR, terms, pairs, running["spread"], **settings
-    )
-
-    # 2. Gradient and update.
     batch = PolicyBatch(
-      groups=groups.with_responses(samples.responses_BRT, samples.length_BR),
-      visual=visual,
       advantage_BN=gained.advantage_BN,
       counts_BN=gained.counts_BN,
       keep_kl_BN=gained.keep_kl_BN,
       sampled_BNT=samples.logp_BRT,
     )
-    old = state["student"]
-    grads, metrics, gap_B = optim.gradients(
-      functools.partial(loss_fn, state), old, batch, config.microbatches
-    )
-    new, opt_state, health = optim.apply(optims["student"], grads, state["student_optim"], old)
-
-    # 3. Figures.
-    metrics = {f"policy/{k}": v for k, v in (metrics | health).items()} | rewards
-    metrics["policy/sampler_trainer_gap"] = gap_B.max()  # nats; same weights, so rounding only
     quality_BN = rules.quality(terms.outer_BN, terms.inner_BN, terms.content_BN)
     closed_BN = jnp.broadcast_to(pairs.closed_B[:, None], quality_BN.shape)
     metrics |= shortcuts.by_label(
       "rollout/quality", quality_BN, closed_BN, pairs.task_B, rules.names
     )
-    learned = {"student": new, "student_optim": opt_state, "running": running | {"spread": spread}}
+    return batch, spread, metrics
+
+  return reward
+
+
+def improve_step(config, model):
+  """(state, grads, rows, groups, visual, batch) -> (grads, figures): the gradient of a piece."""
+  c = config.policy
+
+  def logps(params, rows: Rows, groups: PromptGroups, visual, **options):
+    hidden_XSD = model.hidden(params, rows, model.encoded(params, groups, visual))
+    # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
+    hidden_XWD = losses.predictors(hidden_XSD, rows)
+    temperature = config.rollouts.temperature
+    table_VD = model.unembedding(params)
+    return losses.token_logps(
+      hidden_XWD, table_VD, rows.targets_XW, temperature, config.logit_chunk, **options
+    )
+
+  def loss_fn(student, state, rows: Rows, groups: PromptGroups, visual, batch: PolicyBatch):
+    mask_XW = rows.mask_XW & rows.of_responses(batch.counts_BN)
+    params = named.join(state["frozen"], student)
+    logp_XW, entropy_XW = logps(params, rows, groups, visual, entropy=True)
+    ref_XW = logps(state_lib.weights(state, "reference"), rows, groups, visual)
+    old_XW = jax.lax.stop_gradient(logp_XW)  # one update per rollout batch: the ratio is 1
+    (loss, count), sums = losses.policy_gradient(
+      logp_XW,
+      old_XW,
+      ref_XW,
+      rows.of_responses(batch.advantage_BN),
+      mask_XW,
+      rows.of_responses(batch.keep_kl_BN),
+      c.clip,
+      c.kl,
+      c.kl_estimator,
+    )
+    sums |= {"loss": loss, "entropy": masked.total(entropy_XW, mask_XW)}
+    # Nats; of the same weights, so it is rounding only.
+    gap_XW = jnp.where(mask_XW, jnp.abs(logp_XW - rows.of_tokens(batch.sampled_BNT)), 0.0)
+    return loss, optim.Figures(count, sums, {"sampler_trainer_gap": gap_XW.max()})
+
+  def improve(state, grads, rows: Rows, groups: PromptGroups, visual, batch: PolicyBatch):
+    return optim.add(loss_fn, state["student"], grads, state, rows, groups, visual, batch)
+
+  return improve
+
+
+def policy_step(mesh, optims):
+  """(state, grads, figures, spread) -> (state, metrics): the policy's update."""
+
+  def policy(state, grads, figures, spread):
+    grads, metrics = optim.averaged(grads, figures)
+    new, opt_state, health = optim.apply(
+      optims["student"], grads, state["student_optim"], state["student"]
+    )
+    running = state["running"] | {"spread": spread}
+    learned = {"student": new, "student_optim": opt_state, "running": running}
+    metrics = {f"policy/{k}": v for k, v in (metrics | health).items()}
     return state_lib.pinned(mesh, state | learned), metrics
 
   return policy
 
 
-def probe_step(config, model):
-  """(state, teachers, samples, match_BN) -> metrics of fixed pairs: how far D has drifted."""
-  critic = Discriminator(model)
-
-  def probe(state, teachers: PromptGroups, samples: Samples, match_BN):
-    students = teachers.with_responses(samples.responses_BRT, samples.length_BR)
-    groups = join_responses(students, teachers)
-    critic_of = functools.partial(critic, state_lib.weights(state, "discriminator"))
-    score_BR = optim.mapped(critic_of, groups, config.microbatches)
-    student_BN, teacher_BK = jnp.split(score_BR, [match_BN.shape[1]], 1)
-    teacher_BN = jnp.take_along_axis(teacher_BK, jnp.maximum(match_BN, 0), 1)
-    differs_BN = (match_BN >= 0) & samples.finished_BR
-    differs_BN &= ~matching.identical(students, *matching.matched(teachers, match_BN))
-    margin_BN = teacher_BN - student_BN
-    figures = {
-      "accuracy": margin_BN > 0,
-      "margin": margin_BN,
-      "score_student": student_BN,
-      "score_teacher": teacher_BN,
-    }
-    return {f"probe/{name}": shortcuts.mean(x_BN, differs_BN) for name, x_BN in figures.items()}
-
-  return probe
-
-
-def pairs_of(batch: Batch, step: int, config) -> Pairs:
-  """The pairs of a step, by the settings of the config."""
+def pairs_of(batch: Batch, mine: Samples, step: int, config) -> Pairs:
+  """The pairs of a step, by the settings of the config. `mine`: this process's rollouts, numpy."""
   return matching.draw_pairs(
     batch,
+    mine.responses_BRT,
+    mine.length_BR,
+    mine.finished_BR,
     seed=config.seed,
     step=step,
-    samples=config.rollouts.samples,
     names=Rules(**config.tasks).names,
     **config.supervision,
   )
@@ -334,70 +317,80 @@ def make_optims(config) -> dict:
 
 def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, batch: Batch):
   """One step of stage 2 from a host batch: (state, metrics). `grade` as `grading.rule_terms`."""
-  # 1. Rollouts.
+  # 1. Rollouts, and which teacher response each is paired with.
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), step)
-  teachers = sharding.put_batch(mesh, batch.groups)
-  samples, visual = steps.rollout(state, teachers, key)
+  groups = sharding.put_batch(mesh, batch.groups)
+  # By rows of the pool: what is drawn depends neither on the mesh nor on the order of a batch.
+  row_B = sharding.put_batch(mesh, batch.row_B.astype(np.uint32))
+  samples, visual = steps.rollout(state, groups, generate.prompt_keys(key, row_B))
+  mine = jax.tree.map(sharding.local_rows, samples)  # of this process, on the host
+  rollouts = batch.groups.with_responses(mine.responses_BRT, mine.length_BR)
+  my_pairs = pairs_of(batch, mine, step, config)
+  pairs = sharding.put_batch(mesh, my_pairs)
 
-  # 2. On the host: a teacher response for each, and the rules' terms.
-  pairs = sharding.put_batch(mesh, pairs_of(batch, step, config))
-  replies = grading.replies_of(samples, tokenizer)
-  finished_BN = sharding.local_rows(samples.finished_BR)
-  terms = sharding.put_batch(mesh, grade(replies, batch.info, finished_BN))
-  metrics = grading.figures(samples, terms, pairs, Rules(**config.tasks))
-
-  # 3. The discriminator: scores of its old weights, and its update.
+  # 2. The discriminator: scores of its old weights, and its update. It is under way on the devices
+  # while texts are graded on the host.
   score_BN = jnp.zeros(samples.length_BR.shape)
+  metrics = {}
   if config.reward.discriminator:
     learn = not config.discriminator.frozen_after or step < config.discriminator.frozen_after
-    state, score_BN, more = steps.discriminator(state, teachers, samples, visual, pairs, learn)
-    metrics |= more
+    rows = pieces.of_pairs(
+      mesh, steps.model, batch.groups, rollouts, mine.finished_BR, my_pairs, config.row_tokens
+    )
+    state, score_BN, metrics = update_discriminator(
+      steps, state, rows, groups, samples, visual, pairs, learn
+    )
+
+  # 3. The rules' terms.
+  replies = grading.replies_of(mine, tokenizer)
+  terms = sharding.put_batch(mesh, grade(replies, batch.info, mine.finished_BR))
+  metrics |= grading.figures(samples, terms, pairs, Rules(**config.tasks))
 
   # 4. The policy, once the discriminator has had its warm-up.
   if not config.reward.discriminator or step >= config.discriminator.warmup_steps:
-    state, more = steps.policy(state, teachers, samples, visual, score_BN, terms, pairs)
+    rows = pieces.rows_of(mesh, steps.model, rollouts, config.row_tokens)
+    state, more = update_policy(steps, state, rows, groups, samples, visual, score_BN, terms, pairs)
     metrics |= more
   return state, metrics
 
 
-def fixed_pairs(config, mesh, steps: Steps, state, batch: Batch) -> tuple:
-  """The first batch, rollouts of the stage 1 student and their pairs: what `probe` looks at.
+def update_discriminator(
+  steps: Steps, state, rows: list[Rows], groups, samples: Samples, visual, pairs: Pairs, learn
+):
+  """(state, scores_BN, metrics) from the pieces of the batch."""
+  grads, figures = optim.over(
+    rows,
+    steps.nothing(state["discriminator"]),
+    lambda grads, piece: steps.judge(state, grads, piece, groups, visual, pairs),
+  )
+  return steps.discriminator(state, grads, figures, groups, samples, pairs, learn)
 
-  They follow from the state of any step, so a resumed run looks at the same ones.
-  """
-  teachers = sharding.put_batch(mesh, batch.groups)
-  key = jax.random.key(config.seed)
-  samples, _ = steps.rollout(state | {"student": state["reference"]}, teachers, key)
-  return teachers, samples, sharding.put_batch(mesh, pairs_of(batch, 0, config).match_BN)
+
+def update_policy(
+  steps: Steps,
+  state,
+  rows: list[Rows],
+  groups,
+  samples: Samples,
+  visual,
+  score_BN,
+  terms: RuleTerms,
+  pairs: Pairs,
+):
+  """(state, metrics) from the pieces of the batch."""
+  batch, spread, rewards = steps.reward(state["running"], score_BN, samples, terms, pairs)
+  grads, figures = optim.over(
+    rows,
+    steps.nothing(state["student"]),
+    lambda grads, piece: steps.improve(state, grads, piece, groups, visual, batch),
+  )
+  state, metrics = steps.policy(state, grads, figures, spread)
+  return state, metrics | rewards
 
 
 def check_config(config) -> None:
   """Raises UserError for values of stage 2 that make no sense, before any work."""
-  for name, value, choices in (
-    ("reward.score", config.reward.score, advantages.SCORES),
-    ("policy.scale", config.policy.scale, advantages.SCALES),
-    ("policy.kl_estimator", config.policy.kl_estimator, losses.KL_ESTIMATORS),
-  ):
-    if value not in choices:
-      raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-  matching.check_supervision(**config.supervision)
-  if config.reward.discriminator and config.discriminator.warmup_steps >= config.steps:
-    raise UserError(
-      f"discriminator.warmup_steps={config.discriminator.warmup_steps} of steps={config.steps} "
-      "leave the student none; raise steps or lower the warm-up"
-    )
-  if config.rollouts.top_p != 1 or config.rollouts.top_k != 0:
-    raise UserError(
-      "rollouts.top_p and top_k must be 1 and 0 in stage 2: the policy gradient is of the whole "
-      "distribution that the rollouts are drawn from"
-    )
-  check_within(config, WITHIN)
-  check_least(config, LEAST)
-  if config.reward.discriminator and config.discriminator.probe_every % config.log_every:
-    raise UserError(
-      f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "
-      f"log_every={config.log_every}: its figures would not be logged; give one, or 0 for none"
-    )
+  settings.check_settings(config)
   grading.audit(dict(config.reward), config.reward.gate, Rules(**config.tasks))
 
 
@@ -436,7 +429,9 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
     for step, batch in loop.batches():
       state, metrics = train_step(config, loop.mesh, steps, tokenizer, grade, state, step, batch)
       if every and (step + 1) % every == 0:
-        fixed = fixed or fixed_pairs(config, loop.mesh, steps, state, loop.first_batch())
+        fixed = fixed or probe.fixed_pairs(
+          config, loop.mesh, steps, state, loop.first_batch(), pairs_of
+        )
         metrics |= steps.probe(state, *fixed)
       loop.after(step, state, metrics, note="rollout/quality")
 

@@ -6,9 +6,11 @@
 
 The same command on the same folder resumes at the last checkpoint.
 From here to the loss: this file, method/matching.py, method/losses.py.
-Axes: B prompts, K teacher responses, R = 1 target, P prompt tokens, T response tokens, D width.
+Axes: B prompts, K teacher responses, R = 1 target, X packed rows of S places, W of them for
+responses, D width.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
@@ -17,45 +19,80 @@ import jax
 from rmsd_jax import cli
 from rmsd_jax.core import named, sharding
 from rmsd_jax.core.groups import PromptGroups
+from rmsd_jax.core.packed import Rows
 from rmsd_jax.method import losses, matching
 from rmsd_jax.models import hf
-from rmsd_jax.training import optim
+from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.training import optim, pieces
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Loop
 
 
 class Steps(NamedTuple):
-  """The jitted program of stage 1."""
+  """The jitted programs of stage 1. A step goes over its batch piece by piece, each piece one shape
+  of packed rows: `imitate` adds its gradient, `train` makes the update."""
 
-  train: Callable  # (state, groups) -> (state, metrics)
+  encode: Callable  # (state, groups) -> the encoded media
+  nothing: Callable  # (weights) -> gradients to add to
+  imitate: Callable  # (state, grads, rows, groups, visual) -> (grads, figures)
+  train: Callable  # (state, grads, figures) -> (state, metrics)
+  model: Qwen3VL  # that they compute
 
 
 def make_steps(config, mesh) -> Steps:
   """Compiled when first called. The update gives the memory of the old state to the new one."""
   model = hf.load_model(**config.model)
   optims = make_optims(config)
+  jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
 
-  def train(state, groups: PromptGroups):
-    def loss_fn(student, groups):
-      params = named.join(state["frozen"], student)
-      prompt_BPD, response_BRTD = model(params, groups)
-      # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
-      hidden_BRTD = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-      logp_BRT = losses.token_logps(
-        hidden_BRTD, model.unembedding(params), groups.responses_BRT, 1.0, config.logit_chunk
-      )
-      loss, metrics = losses.sft(logp_BRT, groups.response_mask_BRT)
-      return loss, (metrics, None)
+  def encode(state, groups: PromptGroups):
+    # None where the tower learns: its gradient goes through the encoding, piece by piece.
+    if "vision" in state["student"]:
+      return None
+    return model.encode(state_lib.weights(state), groups)
 
-    grads, metrics, _ = optim.gradients(loss_fn, state["student"], groups, config.microbatches)
+  def loss_fn(student, frozen, rows: Rows, groups: PromptGroups, visual):
+    params = named.join(frozen, student)
+    hidden_XSD = model.hidden(params, rows, model.encoded(params, groups, visual))
+    # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
+    hidden_XWD = losses.predictors(hidden_XSD, rows)
+    logp_XW = losses.token_logps(
+      hidden_XWD, model.unembedding(params), rows.targets_XW, 1.0, config.logit_chunk
+    )
+    loss, tokens = losses.sft(logp_XW, rows.mask_XW)
+    return loss, optim.Figures(tokens, {"loss": loss})
+
+  def imitate(state, grads, rows: Rows, groups: PromptGroups, visual):
+    return optim.add(loss_fn, state["student"], grads, state["frozen"], rows, groups, visual)
+
+  def train(state, grads, figures):
+    grads, metrics = optim.averaged(grads, figures)
     student, opt_state, health = optim.apply(
       optims["student"], grads, state["student_optim"], state["student"]
     )
     state = {**state, "student": student, "student_optim": opt_state}
     return state_lib.pinned(mesh, state), metrics | health
 
-  options = sharding.compiler_options(mesh)
-  return Steps(train=jax.jit(train, donate_argnums=0, compiler_options=options))
+  return Steps(
+    encode=jit(encode),
+    nothing=jit(lambda weights: state_lib.pinned(mesh, optim.nothing(weights))),
+    # keep_unused: the moments stay in memory meanwhile, so rmsd_jax.compile must count them.
+    imitate=jit(imitate, donate_argnums=1, keep_unused=True),
+    train=jit(train, donate_argnums=(0, 1)),
+    model=model,
+  )
+
+
+def train_step(config, mesh, steps: Steps, state, groups: PromptGroups):
+  """One step of stage 1 from the targets of this process's prompts: (state, metrics)."""
+  media = sharding.put_batch(mesh, groups)
+  visual = steps.encode(state, media)
+  grads, figures = optim.over(
+    pieces.rows_of(mesh, steps.model, groups, config.row_tokens),
+    steps.nothing(state["student"]),
+    lambda grads, rows: steps.imitate(state, grads, rows, media, visual),
+  )
+  return steps.train(state, grads, figures)
 
 
 def make_optims(config) -> dict:
@@ -82,11 +119,11 @@ def main(config, workdir: str) -> None:
     for step, batch in loop.batches():
       # Drawn anew at each step, so that over epochs equally good responses take turns.
       groups = matching.targets(batch, seed=config.seed, step=step, **config.supervision)
-      groups = sharding.put_batch(loop.mesh, groups)
-      state, metrics = steps.train(state, groups)
+      state, metrics = train_step(config, loop.mesh, steps, state, groups)
       metrics["learning_rate"] = rate(step)
-      metrics["target_tokens"] = groups.response_length_BR.mean()
-      metrics["without_target"] = (groups.response_length_BR == 0).mean()
+      length_BR = sharding.put_batch(loop.mesh, groups.response_length_BR)
+      metrics["target_tokens"] = length_BR.mean()
+      metrics["without_target"] = (length_BR == 0).mean()
       loop.after(step, state, metrics, note="loss")
 
 

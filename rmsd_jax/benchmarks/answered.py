@@ -1,4 +1,4 @@
-"""Stored responses: a result of `evaluate`, or JSON Lines of a pool with responses."""
+"""Stored responses: a result of `evaluate`, its journal, or JSON Lines of a pool with responses."""
 
 import dataclasses
 import hashlib
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.data.reply_journal import read_journal
 
 WAYS = ("greedy", "sampled")
 _OF_RUN = (
@@ -34,7 +35,7 @@ class Responses:
     way: "greedy" or "sampled".
     replies: record id -> its samples.
     run: what the file says of the run: checkpoint, model folder, decoding, pool, seed.
-    sha256: of the file.
+    sha256: of the file; of a folder, of what it holds.
   """
 
   path: Path
@@ -45,7 +46,7 @@ class Responses:
 
 
 def read_responses(path: Path, way: str = "greedy") -> Responses:
-  """Reads a file of responses.
+  """Reads a file of responses, or the folder WORKDIR/evaluate/NAME of an evaluation.
 
   Args:
     way: which replies of an evaluation; JSON Lines have one kind.
@@ -55,6 +56,11 @@ def read_responses(path: Path, way: str = "greedy") -> Responses:
   """
   if way not in WAYS:
     raise UserError(f"--way {way!r}: use one of {', '.join(WAYS)}")
+  if path.is_dir():
+    about, lines = read_journal(path)
+    whole = about["asked"] | {name: about[name] for name in ("pool", "step")} | {"prompts": lines}
+    sha256 = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+    return _evaluation(path, way, whole, sha256)
   try:
     content = path.read_bytes()
     text = content.decode("utf-8")

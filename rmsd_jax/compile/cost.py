@@ -6,9 +6,13 @@ costs one forward pass more. Causal attention counts the pairs that may see each
 Axes: B prompts, P prompt tokens, R responses (N rollouts, K teacher's), T response tokens.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from rmsd_jax.core.groups import Bucket
+from rmsd_jax.core.packing import Piece
 from rmsd_jax.models.config import ModelConfig, TextConfig, VisionConfig
 
 
@@ -50,54 +54,73 @@ def vision(v: VisionConfig, frames: int, patches: int) -> Work:
   return Work(vision=linear + 4 * frames * patches**2 * v.width * v.depth)
 
 
-def pairs(P: int, R: int, T: int) -> float:
-  """Pairs of tokens that see each other in one group."""
+class Size(NamedTuple):
+  """How large the rows of a batch are, all pieces together."""
+
+  tokens: float  # places of the rows, padding included
+  responses: float  # places for responses: those whose logits are made
+  pairs: float  # pairs of tokens that see each other; others are skipped
+  longest: int  # response places of the largest row
+
+
+def pairs(prompt_B, response_BR) -> float:
+  """Pairs of tokens that see each other in groups of these lengths."""
   # Each token sees itself and what stands before it; a response also sees the whole prompt.
-  return P * (P + 1) / 2 + R * (T * P + T * (T + 1) / 2)
+  p_B1 = np.asarray(prompt_B, float)[:, None]
+  n_BR = np.asarray(response_BR, float)
+  return float((p_B1 * (p_B1 + 1) / 2).sum() + (n_BR * p_B1 + n_BR * (n_BR + 1) / 2).sum())
 
 
-def forward(c: ModelConfig, B: int, bucket: Bucket, R: int, with_logits: bool) -> Work:
-  """The decoder over B groups of R responses; logits of response tokens only."""
-  P = bucket.prompt
-  T = bucket.response
-  t = c.text
-  # Norms, rotations and softmax are left out: they are small beside the matrix products.
-  return Work(
-    linear=2 * B * (P + R * T) * t.layers * layer_weights(t),
-    attention=4 * B * pairs(P, R, T) * t.layers * t.heads * t.head,
-    logits=2 * B * R * T * t.vocab * t.width * with_logits,
+def size(pieces: Sequence[Piece], prompt_B, response_BR) -> Size:
+  """Of a plan for groups of these lengths."""
+  rows = lambda piece: len(piece.rows) * piece.deep
+  return Size(
+    tokens=sum(rows(piece) * (piece.P + piece.W) for piece in pieces),
+    responses=sum(rows(piece) * piece.W for piece in pieces),
+    pairs=pairs(prompt_B, response_BR),
+    longest=max(piece.W for piece in pieces),
   )
 
 
-def recomputed(forward_pass: Work, T: int, remat: bool, chunk: int) -> Work:
+def forward(c: ModelConfig, size: Size, with_logits: bool) -> Work:
+  """The decoder over packed rows; logits of response tokens only."""
+  t = c.text
+  # Norms, rotations and softmax are left out: they are small beside the matrix products.
+  return Work(
+    linear=2 * size.tokens * t.layers * layer_weights(t),
+    attention=4 * size.pairs * t.layers * t.heads * t.head,
+    logits=2 * size.responses * t.vocab * t.width * with_logits,
+  )
+
+
+def recomputed(forward_pass: Work, longest: int, remat: bool, chunk: int) -> Work:
   """What a backward pass computes a second time: layers with remat, logits of several chunks.
 
   Args:
     forward_pass: its work.
-    chunk: `logit_chunk`, tokens of a response whose logits exist at a time (losses.token_logps).
+    longest: response places of a row.
+    chunk: `logit_chunk`, those of which the logits exist at a time (losses.token_logps).
   """
   # A single chunk keeps its logits for the backward pass, whatever remat does with the layers.
   layers = forward_pass if remat else Work()
-  return layers._replace(logits=forward_pass.logits if T > chunk else 0.0)
+  return layers._replace(logits=forward_pass.logits if longest > chunk else 0.0)
 
 
-def sft(c: ModelConfig, B: int, bucket: Bucket, remat: bool, chunk: int) -> Work:
-  """One step of stage 1 with a frozen tower."""
-  once = forward(c, B, bucket, 1, True)
-  step = once.times(3).plus(recomputed(once, bucket.response, remat, chunk))
-  return step.plus(vision(c.vision, B * bucket.frames, bucket.patches))
+def sft(c: ModelConfig, size: Size, remat: bool, chunk: int) -> Work:
+  """The gradient of stage 1, without the encoding of the media."""
+  once = forward(c, size, True)
+  return once.times(3).plus(recomputed(once, size.longest, remat, chunk))
 
 
-def policy(c: ModelConfig, B: int, bucket: Bucket, N: int, remat: bool, chunk: int) -> Work:
-  """The update of stage 2: the student forward and backward, the reference forward."""
-  once = forward(c, B, bucket, N, True)
-  return once.times(4).plus(recomputed(once, bucket.response, remat, chunk))
+def policy(c: ModelConfig, size: Size, remat: bool, chunk: int) -> Work:
+  """The gradient of the policy: the student forward and backward, the reference forward."""
+  once = forward(c, size, True)
+  return once.times(4).plus(recomputed(once, size.longest, remat, chunk))
 
 
-def discriminator(c: ModelConfig, B: int, bucket: Bucket, R: int, remat: bool) -> Work:
-  """Scores of N + K responses and the update on pairs, in one pass."""
-  once = forward(c, B, bucket, R, False)
-  return once.times(4 if remat else 3)
+def discriminator(c: ModelConfig, size: Size, remat: bool) -> Work:
+  """Scores of N + K responses and the gradient of the pairs, in one pass."""
+  return forward(c, size, False).times(4 if remat else 3)
 
 
 def rollout(c: ModelConfig, B: int, bucket: Bucket, N: int) -> Work:
@@ -105,7 +128,7 @@ def rollout(c: ModelConfig, B: int, bucket: Bucket, N: int) -> Work:
   P = bucket.prompt
   T = bucket.response
   t = c.text
-  prefill = forward(c, B, bucket._replace(response=0), 0, False)
+  prefill = forward(c, Size(B * P, 0, B * P * (P + 1) / 2, 0), False)
   decode = Work(
     linear=2 * B * N * T * t.layers * layer_weights(t),
     attention=4 * B * N * (T * P + T * (T + 1) / 2) * t.layers * t.heads * t.head,

@@ -1,6 +1,8 @@
 """Text files of a run, on a local disk or in a bucket: whole writes, and reads past a torn end."""
 
 import os
+import pathlib
+import shutil
 
 from etils import epath
 
@@ -36,3 +38,13 @@ def complete_lines(path: epath.Path) -> list[str]:
   # Damaged bytes are left for whoever reads the line they stand in.
   text = path.read_bytes().decode("utf-8", "replace")
   return [f"{line}\n" for line in text.split("\n")[:-1]]
+
+
+def replace_folder(stage: pathlib.Path, out: pathlib.Path) -> None:
+  """Puts a whole folder in its place; what was there goes last."""
+  old = out.with_name(f".{out.name}.old")
+  shutil.rmtree(old, ignore_errors=True)
+  if out.exists():
+    os.replace(out, old)
+  os.replace(stage, out)
+  shutil.rmtree(old, ignore_errors=True)

@@ -67,6 +67,12 @@ class PromptGroups:
       self, responses_BRT=responses_BRT, response_length_BR=response_length_BR
     )
 
+  def prompts_alone(self) -> "PromptGroups":
+    """The same prompts without a response."""
+    B = len(self.tokens_BP)
+    empty = jnp.zeros if isinstance(self.tokens_BP, jax.Array) else np.zeros
+    return self.with_responses(empty((B, 0, 0), jnp.int32), empty((B, 0), jnp.int32))
+
   def without_media(self) -> "PromptGroups":
     """The blind control: every frame is mid-grey (patch value 127.5 is 0 after normalising)."""
     # Bytes have no 127.5; the difference to 0 is half a grey level.
@@ -75,8 +81,8 @@ class PromptGroups:
 
 
 def join_responses(a: PromptGroups, b: PromptGroups) -> PromptGroups:
-  """One group with the responses of both (R = R_a + R_b). T must agree."""
+  """One group with the responses of both (R = R_a + R_b), as numpy. T must agree."""
   return a.with_responses(
-    jnp.concatenate([a.responses_BRT, b.responses_BRT], 1),
-    jnp.concatenate([a.response_length_BR, b.response_length_BR], 1),
+    np.concatenate([a.responses_BRT, b.responses_BRT], 1),
+    np.concatenate([a.response_length_BR, b.response_length_BR], 1),
   )

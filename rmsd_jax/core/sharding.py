@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -67,13 +68,12 @@ def batch_shards(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch(mesh: Mesh, batch: int, microbatches: int, name: str) -> None:
-  """Raises UserError unless batch / microbatches prompts divide evenly over the mesh."""
+def check_batch(mesh: Mesh, batch: int, name: str) -> None:
+  """Raises UserError unless the prompts of a batch divide evenly over the mesh."""
   shards = batch_shards(mesh)
-  if batch < 1 or microbatches < 1 or batch % (shards * microbatches):
+  if batch < 1 or batch % shards:
     raise UserError(
-      f"{name}={batch} is not a multiple of {shards * microbatches} ({shards} mesh shards x"
-      f" {microbatches} microbatches); change it, config.microbatches or config.mesh"
+      f"{name}={batch} is not a multiple of {shards} mesh shards; change it or config.mesh"
     )
 
 
@@ -160,6 +160,13 @@ def gathered(values: list) -> list:
   return [v for t, size in zip(texts, sizes, strict=True) for v in json.loads(bytes(t[:size]))]
 
 
+def every_row(x_B: np.ndarray) -> np.ndarray:
+  """The rows of all processes, in the order of the processes, on every process."""
+  if jax.process_count() == 1:
+    return x_B
+  return np.concatenate(np.asarray(multihost_utils.process_allgather(x_B)))
+
+
 def by_prompt(x: jax.Array) -> jax.Array:
   """Inside jit under `jax.set_mesh`: keeps the leading axis split over the prompts' shards."""
   return constrained(x, BATCH)
@@ -170,6 +177,39 @@ def constrained(x: jax.Array, spec: P) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+def shards_here() -> int:
+  """`batch_shards` of the mesh that is set, 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else batch_shards(mesh)
+
+
+def take_local(x: jax.Array, index: jax.Array) -> jax.Array:
+  """x[index] inside each prompts' shard: nothing moves between devices.
+
+  Args:
+    x: [A, ..], its leading axis split over the shards.
+    index: int32 [X, ..], split likewise; places count from where the own shard's part of x begins.
+      A place outside of it reads the nearest.
+  """
+  count = shards_here()
+  parts = by_prompt(x.reshape(count, -1, *x.shape[1:]))
+  places = by_prompt(index.reshape(count, -1))
+  taken = jax.vmap(lambda part, place: jnp.take(part, place, axis=0, mode="clip"))(parts, places)
+  return by_prompt(by_prompt(taken).reshape(*index.shape, *x.shape[1:]))
+
+
+def add_local(x: jax.Array, index: jax.Array, size: int) -> jax.Array:
+  """The inverse: [size] sums of x by place inside each shard; places below 0 are left out."""
+  count = shards_here()
+  parts = by_prompt(x.reshape(count, -1))
+  places = by_prompt(index.reshape(count, -1))
+  room = size // count
+  add = lambda part, place: (
+    jnp.zeros(room, x.dtype).at[jnp.where(place < 0, room, place)].add(part, mode="drop")
+  )
+  return by_prompt(by_prompt(jax.vmap(add)(parts, places)).reshape(size))
 
 
 def whole(tree, rules: Rules):

@@ -9,7 +9,7 @@ Axes: N rows of a split, B prompts of a batch.
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from etils import epy
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket, PromptGroups
+from rmsd_jax.core.packing import deal
 from rmsd_jax.data import batch
 from rmsd_jax.data.store import Pool
 
@@ -112,6 +113,8 @@ class Steps:
     tasks: names of the tasks to use; empty: all.
     limit: only the first `limit` rows of the chosen tasks; 0: all.
     share: the part of each batch that this process loads.
+    shards: equal contiguous parts of a batch, over which its prompts are dealt by their tokens.
+    samples: responses that a step will have of each prompt, about as long as the teacher's.
 
   Raises:
     UserError: the pool has fewer responses than k, no such task, or too few rows for a batch.
@@ -127,6 +130,8 @@ class Steps:
     limit: int = 0,
     share: Share = Share(),
     stage: int = 0,
+    shards: int = 1,
+    samples: int = 1,
   ):
     share.size(batch_size)
     _check_k(pool, k, 1)
@@ -140,6 +145,8 @@ class Steps:
     self._order = (seed, stage)
     self._k = k
     self._share = share
+    self._shards = shards
+    self._samples = samples
     self._epoch = (0, self._plan(0))
 
   @property
@@ -158,6 +165,15 @@ class Steps:
       self._epoch = (epoch, planned)  # one assignment: other threads see both or neither
     return planned[place]
 
+  def dealt(self, step: int) -> np.ndarray:
+    """The rows of a step in the order in which they lie on the mesh: each shard has about as many
+    tokens, as far as the teacher's lengths tell. A pool of before leaves them as drawn."""
+    rows_B = self.rows(step)
+    if self._pool.tokens_N2 is None:
+      return rows_B
+    prompt_B, response_B = self._pool.tokens_N2[rows_B].T
+    return rows_B[deal(prompt_B + self._samples * response_B, self._shards)]
+
   def _plan(self, epoch: int) -> np.ndarray:
     seed, stage = self._order
     return plan_epoch(self._bucket_N, self._batch_size, seed, epoch, stage)
@@ -168,7 +184,7 @@ class Steps:
 
   def __getitem__(self, step: int) -> batch.Batch:
     # All processes plan the whole batch; each reads and decodes its own rows of it.
-    rows_B = self._share.of(self.rows(step))
+    rows_B = self._share.of(self.dealt(step))
     return _collate(self._pool, rows_B, self.bucket(step), self._k)
 
 
@@ -187,12 +203,14 @@ def make(
   num_workers: int = 0,
   prefetch: int = 2,
   stage: int = 0,
+  shards: int = 1,
+  samples: int = 1,
 ) -> Iterator[tuple[int, batch.Batch]]:
   """Yields (step, this process's share of its batch) for steps start_step .. end_step - 1.
 
   Args:
     pool: one split.
-    batch_size, seed, k, tasks, limit, stage: see `Steps`.
+    batch_size, seed, k, tasks, limit, stage, shards, samples: see `Steps`.
     start_step: the first step; a resumed run starts where it stopped.
     end_step: steps of the whole run.
     process_index, process_count: this process takes the index-th of count equal parts.
@@ -203,7 +221,7 @@ def make(
     UserError: see `Steps`.
   """
   share = Share(process_index, process_count)
-  steps = Steps(pool, batch_size, seed, k, tasks, limit, share, stage)
+  steps = Steps(pool, batch_size, seed, k, tasks, limit, share, stage, shards, samples)
   return _stream(_Window(steps, start_step, end_step), num_workers, prefetch)
 
 
@@ -218,29 +236,43 @@ def sequential(
   process_count: int = 1,
   num_workers: int = 0,
   prefetch: int = 2,
+  done: Collection[int] = (),
 ) -> Iterator[batch.Batch]:
-  """Every row once, for evaluation: bucket by bucket, in stored order.
+  """Every row once, for evaluation, in the order of `in_turn`.
 
   The last batch of a bucket is filled with repeats of its first row, which `real_B` marks False, so
   that every process sees as many batches.
 
   Args:
     limit: only the first `limit` rows of the chosen tasks; 0: all.
+    done: rows that are answered; a batch of such rows alone is left out, and others stay as they
+      are, so that an evaluation that goes on has the batches of one that was not interrupted.
     Others: as in `make`.
   """
   share = Share(process_index, process_count)
   share.size(batch_size)
   _check_k(pool, k, 0)
-  rows_N = np.flatnonzero(chosen(pool, tasks))
-  rows_N = rows_N[: limit or len(rows_N)]
+  rows_N = in_turn(pool, tasks, limit)
   turns = []
   # Bucket by bucket, so that each padded size is compiled once and no batch mixes two.
   for bucket in np.unique(pool.bucket_N[rows_N]):
     inside = rows_N[pool.bucket_N[rows_N] == bucket]
     for start in range(0, len(inside), batch_size):
       turns.append(inside[start : start + batch_size])
+  answered = frozenset(done)
+  turns = [turn for turn in turns if not answered.issuperset(turn.tolist())]
   window = _Turns(pool, turns, batch_size, k, share)
   return (loaded for _, loaded in _stream(window, num_workers, prefetch))
+
+
+def in_turn(pool: Pool, tasks: Sequence[str] = (), limit: int = 0) -> np.ndarray:
+  """int64 [N] rows of an evaluation in its order: bucket by bucket, in stored order.
+
+  Args:
+    tasks, limit: see `sequential`.
+  """
+  rows_N = np.flatnonzero(chosen(pool, tasks))[: limit or None]
+  return rows_N[np.argsort(pool.bucket_N[rows_N], kind="stable")]
 
 
 @dataclasses.dataclass(frozen=True)

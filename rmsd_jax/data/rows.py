@@ -106,6 +106,13 @@ def encode(row: Row) -> dict[str, Any]:
   return stored
 
 
+def tokens(stored: Mapping[str, Any]) -> tuple[int, int]:
+  """Tokens of a stored row's prompt, and of its responses on average."""
+  lengths_K = stored["response_lengths_K"]
+  lengths_K = lengths_K[lengths_K > 0]
+  return len(stored["ids_P"]), round(lengths_K.mean()) if len(lengths_K) else 0
+
+
 def decode(stored: Mapping[str, Any]) -> Row:
   """The inverse of `encode`, from what a TFDS data source returns."""
   values = dict(stored)

@@ -1,7 +1,7 @@
 """The teacher pool on disk: built once from JSON Lines, then read row by row.
 
     DIR/rmsd_pool/1.0.0/...    a TFDS data set in ArrayRecord; its rows are `rows.Row`
-    DIR/index-SPLIT.npz        bucket and task of every row, so that filters read no row
+    DIR/index-SPLIT.npz        bucket, task and lengths of every row, so that plans read no row
     DIR/quarantine.jsonl       the lines that could not be used, each with the reason
     DIR/metadata.json          versions, sizes and counts
     DIR/SHA256SUMS             digests of all of these, see `rmsd_jax.core.digests`
@@ -30,6 +30,7 @@ from etils import epath, epy
 from rmsd_jax.core import digests
 from rmsd_jax.core.digests import DamageError
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.files import replace_folder
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data import chat, children, oddities, prompts, records, rows
 from rmsd_jax.data.json_lines import Line, Progress, Quarantine, scan, usable
@@ -72,6 +73,8 @@ class Pool:
   Attributes:
     metadata: the contents of metadata.json.
     bucket_N, task_N: bucket index (int32) and task name of each row.
+    tokens_N2: int32 tokens of each row's prompt, and of its responses on average; None in a pool of
+      before they were kept.
   """
 
   directory: str
@@ -81,6 +84,7 @@ class Pool:
   bucket_N: np.ndarray
   task_N: np.ndarray
   digest: str = ""  # of the list of digests; "": of a pool from before there was one
+  tokens_N2: np.ndarray | None = None
   vocabulary: int = 0  # rows of the reader's embedding, above all ids; 0: not known
 
   def __len__(self) -> int:
@@ -175,6 +179,7 @@ def open_pool(directory: str | os.PathLike, split: str, part: tuple[int, int] = 
     with np.load(folder / f"index-{split}.npz") as index:
       bucket_N = index["bucket_N"]
       task_N = index["task_N"]
+      tokens_N2 = index.get("tokens_N2")
   except (
     ValueError,
     KeyError,
@@ -193,7 +198,7 @@ def open_pool(directory: str | os.PathLike, split: str, part: tuple[int, int] = 
       f"the pool {folder} holds {len(source)} rows but its index {len(bucket_N)}; files are "
       "missing or mixed: copy it again or build it again"
     )
-  return Pool(str(folder), split, metadata, source, bucket_N, task_N, digest)
+  return Pool(str(folder), split, metadata, source, bucket_N, task_N, digest, tokens_N2)
 
 
 def _checked(folder: pathlib.Path, metadata: Mapping[str, Any], part: tuple[int, int]) -> str:
@@ -278,7 +283,7 @@ def build(
     metadata = settings | {**_settings(jsonl, processor, rules, buckets), **counts}
     (stage / _METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     digests.write_list(epath.Path(stage), [_QUARANTINE])
-    _publish(stage, out)
+    replace_folder(stage, out)
     kept.unlink(missing_ok=True)  # of a build that failed
   except UserError:
     if (stage / _QUARANTINE).exists():
@@ -429,21 +434,16 @@ def _index(stage: pathlib.Path, split: str) -> dict[str, int]:
   """Reads the split back, writes its index and returns the number of rows of each task."""
   source = _source(stage, split)
   stored = (source[i] for i in range(len(source)))
-  pairs = [(int(row["bucket"]), row["task"].decode("utf-8")) for row in stored]
-  buckets, names = zip(*pairs, strict=True)
-  np.savez(stage / f"index-{split}.npz", bucket_N=np.array(buckets, np.int32), task_N=names)
+  kept = [(int(row["bucket"]), row["task"].decode("utf-8"), rows.tokens(row)) for row in stored]
+  buckets, names, tokens = zip(*kept, strict=True)
+  np.savez(
+    stage / f"index-{split}.npz",
+    bucket_N=np.array(buckets, np.int32),
+    task_N=names,
+    tokens_N2=np.array(tokens, np.int32),
+  )
   return dict(sorted(collections.Counter(names).items()))
 
 
 def _source(folder: pathlib.Path, split: str) -> Any:
   return tfds.builder_from_directory(folder / _NAME / _VERSION).as_data_source(split=split)
-
-
-def _publish(stage: pathlib.Path, out: pathlib.Path) -> None:
-  """Puts a whole pool in its place; what was there goes last."""
-  old = out.with_name(f".{out.name}.old")
-  shutil.rmtree(old, ignore_errors=True)
-  if out.exists():
-    os.replace(out, old)
-  os.replace(stage, out)
-  shutil.rmtree(old, ignore_errors=True)

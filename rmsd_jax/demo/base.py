@@ -34,7 +34,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rmsd_jax import cli
-from rmsd_jax.core import masked
+from rmsd_jax.core import masked, packed
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import media, prompts
@@ -191,24 +191,20 @@ def make_step(model: Qwen3VL, tx, steps: int, words: list[np.ndarray]):
     # prototype without this still read digits at chance after 465 steps.
     cells_weight = jnp.maximum(1.0 - 2.0 * count / steps, 0.02)
 
-    def loss_fn(params, batch):
-      groups, learned_BRT, labels = batch
+    def loss_fn(params):
       visual = model.encode(params, groups)
       table_VD = model.unembedding(params)
-      prompt_BPD, response_BRTD = model(params, groups, visual)
-      hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-      logp_BRT = losses.token_logps(hidden, table_VD, groups.responses_BRT)
+      rows = packed.padded(groups)  # replies of a batch are about as long as each other
+      hidden_XWD = losses.predictors(model.hidden(params, rows, visual), rows)
+      logp_XW = losses.token_logps(hidden_XWD, table_VD, rows.targets_XW)
+      logp_BRT = logp_XW.reshape(learned_BRT.shape)
       # Each reply counts alike: the long lists would drown the one word that a lookup must find.
       nll = -masked.mean(masked.mean(logp_BRT, learned_BRT, -1), learned_BRT.any(-1))
-      cells, right = _cells([table_VD[ids] for ids in words], visual, labels.swapaxes(0, 1))
-      return (nll + cells_weight * cells, 1.0), (
-        {"reply": nll, "cells": cells, "cells_right": right},
-        None,
-      )
+      cells, right = _cells([table_VD[ids] for ids in words], visual, labels)
+      loss = nll + cells_weight * cells
+      return loss, {"loss": loss, "reply": nll, "cells": cells, "cells_right": right}
 
-    grads, metrics, _ = optim.gradients(
-      loss_fn, params, (groups, learned_BRT, labels.swapaxes(0, 1)), 1
-    )
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(params)
     params, opt_state, health = optim.apply(tx, grads, opt_state, params)
     return params, opt_state, metrics | health
 

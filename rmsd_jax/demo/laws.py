@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as rmsd_jax.demo.run
@@ -75,6 +76,7 @@ def uncertain_pool(demo: pathlib.Path, out: pathlib.Path) -> int:
   if not (out / "pool").exists():  # of another stage 1 or pool
     for name in ("train", "law_a"):
       (demo / "sft" / "evaluate" / f"{name}.json").unlink(missing_ok=True)
+      shutil.rmtree(demo / "sft" / "evaluate" / name, ignore_errors=True)
   rows = evaluated(demo / "sft", "train", **{
     "data.pool": str(demo / "pool"), "data.split": "train", "data.limit": 1_000,
     "evaluate.samples": 8,

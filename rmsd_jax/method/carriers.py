@@ -9,9 +9,6 @@ import dataclasses
 import jax
 import numpy as np
 
-from rmsd_jax.core.groups import PromptGroups
-from rmsd_jax.models.student import Visual
-
 Array = jax.Array | np.ndarray
 
 
@@ -39,6 +36,8 @@ class Pairs:
   """Which teacher response each rollout is paired with, and what the step knows of the prompts."""
 
   match_BN: Array  # int32 m(i), the teacher slot of rollout i; -1: no pair
+  paired_BN: Array  # bool, both responses of the pair ended by themselves
+  differs_BN: Array  # bool, and they are not the same token by token: the pair counts
   weight_BN: Array  # fp32 q of that response; 1 where pairs are not weighed
   survivors_B: Array  # fp32, teacher responses that may supervise
   closed_B: Array  # bool, the prompt's task has a metric
@@ -47,23 +46,9 @@ class Pairs:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PairBatch:
-  """What the discriminator's loss reads; the groups hold N rollouts, then K teacher responses."""
-
-  groups: PromptGroups
-  visual: Visual | None  # the encoded media; None: encode them here
-  match_BN: Array  # int32 as in `Pairs`
-  weight_BN: Array  # fp32 as in `Pairs`
-  pair_BN: Array  # bool, the pair counts
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class PolicyBatch:
-  """What the policy's loss reads; the groups hold the N rollouts."""
+  """What the policy's loss reads of each rollout."""
 
-  groups: PromptGroups
-  visual: Visual | None  # the encoded media; None: encode them here
   advantage_BN: Array  # fp32, 0 for a dead group
   counts_BN: Array  # bool, the rollout is part of its group and of the loss
   keep_kl_BN: Array  # bool, its KL term counts

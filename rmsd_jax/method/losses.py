@@ -3,8 +3,8 @@
 Every loss returns ((sum, count), metrics): the caller adds sums and counts over micro-batches and
 hosts and divides once. Log-probabilities are in nats, of the temperature-scaled distribution.
 
-Axes: B prompts, R responses, T response tokens, P prompt tokens, D width, V vocabulary, c tokens
-of a chunk, M = B * R * c.
+Axes: B prompts, R responses, X packed rows of S places, W of them for responses, D width, V
+vocabulary, Z shards of the prompts, M tokens of a chunk on a shard.
 """
 
 import functools
@@ -14,63 +14,62 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as Spec
 
 from rmsd_jax.core import masked, sharding
+from rmsd_jax.core.packed import Rows
 from rmsd_jax.models import layers
 
 
-def predictors(prompt_BPD, prompt_length_B, response_BRTD):
-  """The hidden state that predicts each response token: the one-token shift.
+def predictors(hidden_XSD, rows: Rows):
+  """The hidden state that predicts each response token, [X, W, D]: the one-token shift.
 
   response token        0               1            2
   predicted from        last of prompt  response 0   response 1
   """
-  B, R, _, D = response_BRTD.shape
-  last_BD = prompt_BPD[jnp.arange(B), prompt_length_B - 1]
-  first_BR1D = jnp.broadcast_to(last_BD[:, None, None], (B, R, 1, D))
-  return jnp.concatenate([first_BR1D, response_BRTD[:, :, :-1]], 2)
+  return jnp.take_along_axis(hidden_XSD, rows.from_XW[..., None], 1)
 
 
 def token_logps(
-  hidden_BRTD,
+  hidden_XWD,
   unembedding_VD,
-  targets_BRT,
+  targets_XW,
   temperature: float = 1.0,
-  chunk: int = 512,
+  chunk: int = 2048,
   entropy: bool = False,
 ):
-  """log softmax(hidden @ unembedding^T / temperature) at the targets, fp32 [B, R, T].
+  """log softmax(hidden @ unembedding^T / temperature) at the targets, fp32 [X, W].
 
-  Logits exist for `chunk` tokens of each response at a time, forward and backward, so memory does
-  not grow with V x T. The backward pass recomputes them once; a single chunk (T <= chunk) is kept.
+  Logits exist for `chunk` tokens of each row at a time, forward and backward, so memory does not
+  grow with V x W. The backward pass recomputes them once; a single chunk (W <= chunk) is kept.
 
   Args:
     entropy: return (log-probs, entropy of each token's distribution in nats); no gradient flows
       through the entropy.
   """
-  logp_BRT, entropy_BRT = _token_logps(
-    hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy
+  logp_XW, entropy_XW = _token_logps(
+    hidden_XWD, unembedding_VD, targets_XW, temperature, chunk, entropy
   )
-  return (logp_BRT, jax.lax.stop_gradient(entropy_BRT)) if entropy else logp_BRT
+  return (logp_XW, jax.lax.stop_gradient(entropy_XW)) if entropy else logp_XW
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _token_logps(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy):
-  return _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy)[0]
+def _token_logps(hidden_XWD, unembedding_VD, targets_XW, temperature, chunk, entropy):
+  return _logps_forward(hidden_XWD, unembedding_VD, targets_XW, temperature, chunk, entropy)[0]
 
 
 def _chunks(x, chunk: int):
-  """[B, R, T, ..] -> [T / chunk, M = B * R * chunk, ..], zero-padded to whole chunks."""
-  B, R, T = x.shape[:3]
-  count = -(-T // chunk)
-  x = jnp.pad(x, [(0, 0), (0, 0), (0, count * chunk - T)] + [(0, 0)] * (x.ndim - 3))
-  x = jnp.moveaxis(x.reshape(B, R, count, chunk, *x.shape[3:]), 2, 0)
-  return x.reshape(count, B * R * chunk, *x.shape[4:])
+  """[X, W, ..] -> [W / chunk, Z, M = X / Z * chunk, ..], zero-padded to whole chunks."""
+  Z = sharding.shards_here()
+  X, W = x.shape[:2]
+  count = -(-W // chunk)
+  x = jnp.pad(x, [(0, 0), (0, count * chunk - W)] + [(0, 0)] * (x.ndim - 2))
+  x = jnp.moveaxis(x.reshape(X, count, chunk, *x.shape[2:]), 1, 0)
+  return x.reshape(count, Z, X // Z * chunk, *x.shape[3:])
 
 
-def _unchunk(x, like_BRT):
-  """The inverse of `_chunks`, for an array whose first axes are those of `like_BRT`."""
-  B, R, T = like_BRT.shape
-  x = jnp.moveaxis(x.reshape(len(x), B, R, -1, *x.shape[2:]), 0, 2)
-  return x.reshape(B, R, -1, *x.shape[4:])[:, :, :T]
+def _unchunk(x, like_XW):
+  """The inverse of `_chunks`, for an array whose first axes are those of `like_XW`."""
+  X, W = like_XW.shape
+  x = jnp.moveaxis(x.reshape(len(x), X, -1, *x.shape[3:]), 0, 1)
+  return x.reshape(X, -1, *x.shape[3:])[:, :W]
 
 
 def _table(unembedding_VD, dtype):
@@ -79,72 +78,76 @@ def _table(unembedding_VD, dtype):
   return sharding.constrained(unembedding_VD.astype(dtype), Spec("tensor"))
 
 
-def _chosen(targets_M, vocabulary: int):
+def _chosen(targets_ZM, vocabulary: int):
   """True at the target. An iota, not a gather, so that V may be sharded."""
-  return jnp.arange(vocabulary) == targets_M[:, None]
+  return jnp.arange(vocabulary) == targets_ZM[..., None]
 
 
-def _logps_forward(hidden_BRTD, unembedding_VD, targets_BRT, temperature, chunk, entropy):
-  T = hidden_BRTD.shape[2]
-  chunk = min(chunk, T)
-  kernel_VD = _table(unembedding_VD, hidden_BRTD.dtype)
+def _logps_forward(hidden_XWD, unembedding_VD, targets_XW, temperature, chunk, entropy):
+  W = hidden_XWD.shape[1]
+  chunk = min(chunk, W)
+  kernel_VD = _table(unembedding_VD, hidden_XWD.dtype)
 
   def body(_, xs):
-    hidden_MD, targets_M = xs
-    scaled_MV = layers.logits(hidden_MD, kernel_VD) / temperature
-    lse_M = jax.nn.logsumexp(scaled_MV, -1)
-    chosen_M = jnp.sum(jnp.where(_chosen(targets_M, scaled_MV.shape[1]), scaled_MV, 0), -1)
-    entropy_M = lse_M  # a placeholder, unless asked for
+    hidden_ZMD, targets_ZM = xs
+    scaled_ZMV = layers.logits(hidden_ZMD, kernel_VD) / temperature
+    lse_ZM = jax.nn.logsumexp(scaled_ZMV, -1)
+    chosen_ZM = jnp.sum(jnp.where(_chosen(targets_ZM, scaled_ZMV.shape[-1]), scaled_ZMV, 0), -1)
+    entropy_ZM = lse_ZM  # a placeholder, unless asked for
     if entropy:
-      entropy_M -= jnp.sum(jnp.exp(scaled_MV - lse_M[:, None]) * scaled_MV, -1)
-    return None, (chosen_M - lse_M, entropy_M, lse_M, scaled_MV if chunk == T else None)
+      entropy_ZM -= jnp.sum(jnp.exp(scaled_ZMV - lse_ZM[..., None]) * scaled_ZMV, -1)
+    return None, (chosen_ZM - lse_ZM, entropy_ZM, lse_ZM, scaled_ZMV if chunk == W else None)
 
-  xs = _chunks(hidden_BRTD, chunk), _chunks(targets_BRT, chunk)
-  _, (*chunks, kept_1MV) = jax.lax.scan(body, None, xs)
-  logp_BRT, entropy_BRT, lse_BRT = (_unchunk(x, targets_BRT) for x in chunks)
-  saved = hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT, kept_1MV
-  return (logp_BRT, entropy_BRT), saved
+  xs = _chunks(hidden_XWD, chunk), _chunks(targets_XW, chunk)
+  _, (*figures, kept_1ZMV) = jax.lax.scan(body, None, xs)
+  logp_XW, entropy_XW, lse_XW = (_unchunk(x, targets_XW) for x in figures)
+  saved = hidden_XWD, unembedding_VD, targets_XW, lse_XW, kept_1ZMV
+  return (logp_XW, entropy_XW), saved
 
 
 def _logps_backward(temperature, chunk, entropy, saved, grads):
-  grad_BRT, _ = grads
-  hidden_BRTD, unembedding_VD, targets_BRT, lse_BRT, kept_1MV = saved
-  T = hidden_BRTD.shape[2]
-  chunk = min(chunk, T)
-  kernel_VD = _table(unembedding_VD, hidden_BRTD.dtype)
+  grad_XW, _ = grads
+  hidden_XWD, unembedding_VD, targets_XW, lse_XW, kept_1ZMV = saved
+  W = hidden_XWD.shape[1]
+  chunk = min(chunk, W)
+  kernel_VD = _table(unembedding_VD, hidden_XWD.dtype)
 
-  def body(d_kernel_VD, xs):
-    (hidden_MD, targets_M, lse_M, grad_M), scaled_MV = xs
-    if scaled_MV is None:
-      scaled_MV = layers.logits(hidden_MD, kernel_VD) / temperature
-    d_logits_MV = _chosen(targets_M, scaled_MV.shape[1]) - jnp.exp(scaled_MV - lse_M[:, None])
+  def body(d_kernel_ZVD, xs):
+    (hidden_ZMD, targets_ZM, lse_ZM, grad_ZM), scaled_ZMV = xs
+    if scaled_ZMV is None:
+      scaled_ZMV = layers.logits(hidden_ZMD, kernel_VD) / temperature
+    d_logits_ZMV = _chosen(targets_ZM, scaled_ZMV.shape[-1]) - jnp.exp(
+      scaled_ZMV - lse_ZM[..., None]
+    )
     # The products run in the type of the activations; their sum over chunks stays fp32, where bf16
     # would lose small terms.
-    d_logits_MV = (d_logits_MV * (grad_M / temperature)[:, None]).astype(hidden_MD.dtype)
-    d_kernel_VD += jnp.einsum(
-      "MV,MD->VD", d_logits_MV, hidden_MD, preferred_element_type=jnp.float32
+    d_logits_ZMV = (d_logits_ZMV * (grad_ZM / temperature)[..., None]).astype(hidden_ZMD.dtype)
+    d_kernel_ZVD += jnp.einsum(
+      "ZMV,ZMD->ZVD", d_logits_ZMV, hidden_ZMD, preferred_element_type=jnp.float32
     )
-    return d_kernel_VD, d_logits_MV @ kernel_VD
+    return d_kernel_ZVD, d_logits_ZMV @ kernel_VD
 
-  xs = tuple(_chunks(x, chunk) for x in (hidden_BRTD, targets_BRT, lse_BRT, grad_BRT))
-  nothing_VD = jnp.zeros(unembedding_VD.shape, jnp.float32)
-  # Split from the start: whole, these V x D x 4 bytes would lie on every device.
-  nothing_VD = sharding.constrained(nothing_VD, Spec("tensor", "fsdp"))
-  d_kernel_VD, d_hidden = jax.lax.scan(body, nothing_VD, (xs, kept_1MV))
-  return _unchunk(d_hidden, targets_BRT), d_kernel_VD.astype(unembedding_VD.dtype), None
+  # Every shard adds up its own tokens' gradient of the table; it is summed over the mesh once, not
+  # for each chunk.
+  xs = tuple(_chunks(x, chunk) for x in (hidden_XWD, targets_XW, lse_XW, grad_XW))
+  nothing_ZVD = jnp.zeros((sharding.shards_here(), *unembedding_VD.shape), jnp.float32)
+  nothing_ZVD = sharding.constrained(nothing_ZVD, Spec(*sharding.BATCH, "tensor"))
+  d_kernel_ZVD, d_hidden = jax.lax.scan(body, nothing_ZVD, (xs, kept_1ZMV))
+  d_kernel_VD = sharding.constrained(d_kernel_ZVD.sum(0), Spec("tensor", "fsdp"))
+  return _unchunk(d_hidden, targets_XW), d_kernel_VD.astype(unembedding_VD.dtype), None
 
 
 _token_logps.defvjp(_logps_forward, _logps_backward)
 
 
-def sft(logp_BRT, mask_BRT):
+def sft(logp_XW, mask_XW):
   """Negative log-likelihood of the targets: L_SFT = -log pi_S(T_best | V, Q).
 
-  Returns ((sum, count), metrics); the count is in tokens.
+  Returns (sum, count in tokens).
   """
-  loss = -masked.total(logp_BRT, mask_BRT)
-  tokens = jnp.sum(mask_BRT)
-  return (loss, tokens.astype(jnp.float32)), {}
+  loss = -masked.total(logp_XW, mask_XW)
+  tokens = jnp.sum(mask_XW)
+  return loss, tokens.astype(jnp.float32)
 
 
 # One token far off must not decide a whole step: exp(20) is still far from overflow in float32, and
@@ -166,12 +169,12 @@ KL_ESTIMATORS = {  # of KL(pi_S || pi_ref) from samples of pi_S, with d = log pi
 
 
 def policy_gradient(
-  logp_BRT,
-  old_logp_BRT,
-  ref_logp_BRT,
-  advantage_BR,
-  mask_BRT,
-  keep_kl_BR,
+  logp_XW,
+  old_logp_XW,
+  ref_logp_XW,
+  advantage_XW,
+  mask_XW,
+  keep_kl_XW,
   clip: float,
   kl_weight: float,
   kl_estimator: str,
@@ -185,25 +188,25 @@ def policy_gradient(
   gradient is the plain policy gradient (GAD's setting, arXiv 2511.10643).
 
   Args:
-    advantage_BR: per response; 0 for a dead group.
-    keep_kl_BR: bool, False where the KL term is dropped too.
+    advantage_XW: of the token's response; 0 for a dead group.
+    keep_kl_XW: bool, False where the KL term is dropped too.
   Returns:
     ((sum, count in tokens), metrics as sums over tokens).
   """
-  ratio = jnp.exp(logp_BRT - old_logp_BRT)
-  advantage = advantage_BR[..., None]
-  gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+  ratio = jnp.exp(logp_XW - old_logp_XW)
+  clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
+  gain = jnp.minimum(ratio * advantage_XW, clipped * advantage_XW)
 
   def kl(mask):  # masked before the estimator: where it overflows, its gradient is not finite
-    gap_BRT = jnp.where(mask, ref_logp_BRT - logp_BRT, 0)
-    return masked.total(KL_ESTIMATORS[kl_estimator](gap_BRT), mask)
+    gap_XW = jnp.where(mask, ref_logp_XW - logp_XW, 0)
+    return masked.total(KL_ESTIMATORS[kl_estimator](gap_XW), mask)
 
-  loss = -masked.total(gain, mask_BRT) + kl_weight * kl(mask_BRT & keep_kl_BR[..., None])
+  loss = -masked.total(gain, mask_XW) + kl_weight * kl(mask_XW & keep_kl_XW)
   metrics = {
-    "kl": kl(mask_BRT),
-    "ratio_clipped": masked.total(jnp.abs(ratio - 1) > clip, mask_BRT),
+    "kl": kl(mask_XW),
+    "ratio_clipped": masked.total(jnp.abs(ratio - 1) > clip, mask_XW),
   }
-  return (loss, jnp.sum(mask_BRT).astype(jnp.float32)), metrics
+  return (loss, jnp.sum(mask_XW).astype(jnp.float32)), metrics
 
 
 def pairs(student_BR, teacher_BR, weight_BR, pair_BR):

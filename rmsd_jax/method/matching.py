@@ -7,7 +7,6 @@ Axes: B prompts, K teacher responses of one prompt.
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +14,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.rows import Row
-from rmsd_jax.method.carriers import Pairs
+from rmsd_jax.method.carriers import Array, Pairs
 
 # Stage 1 target rules: best is R-MSD's; the others make its ablations.
 RULES = ("best", "random_survivor", "random", "first")
@@ -209,10 +208,12 @@ def targets(
 
 def draw_pairs(
   batch: Batch,
+  ids_BNT: np.ndarray,
+  length_BN: np.ndarray,
+  finished_BN: np.ndarray,
   *,
   seed: int,
   step: int,
-  samples: int,
   names: Sequence[str],
   tau: float,
   closed: str,
@@ -226,7 +227,7 @@ def draw_pairs(
   Drawn anew at each step by (seed, step, row), so alike on any number of processes.
 
   Args:
-    samples: N, rollouts of a prompt.
+    ids_BNT, length_BN, finished_BN: the rollouts, see `rollouts.generate.Samples`.
     names: of the run's tasks; `Pairs.task_B` indexes them.
     tau, closed, open_ended: see `survivors` and `judged`.
     match_by_quality: see `draw`.
@@ -236,6 +237,7 @@ def draw_pairs(
   quality_BK, graded_B = judged(
     batch.quality_BK, batch.rouge_BK, batch.closed_B, closed, open_ended
   )
+  samples = length_BN.shape[1]
   match_BN = np.full((len(batch.row_B), samples), -1, np.int32)
   survivors_B = np.zeros(len(batch.row_B), np.float32)
   for b, row in enumerate(batch.row_B):
@@ -246,8 +248,11 @@ def draw_pairs(
     match_BN[b] = draw(quality_BK[b], keep_K, graded, match_by_quality, samples, rng)
   quality_BN = np.take_along_axis(quality_BK, np.maximum(match_BN, 0), 1)
   weighed_B1 = graded_B[:, None] & loss_by_quality
+  paired_BN = (match_BN >= 0) & finished_BN
   return Pairs(
     match_BN=match_BN,
+    paired_BN=paired_BN,
+    differs_BN=paired_BN & ~identical(ids_BNT, length_BN, *matched(batch.groups, match_BN)),
     weight_BN=np.where(weighed_B1, quality_BN, 1.0).astype(np.float32),
     survivors_B=survivors_B,
     closed_B=batch.closed_B,
@@ -255,20 +260,21 @@ def draw_pairs(
   )
 
 
-def matched(teachers: PromptGroups, match_BN) -> tuple[jax.Array, jax.Array]:
+def matched(teachers: PromptGroups, match_BN: Array) -> tuple[Array, Array]:
   """Ids [B, N, T] and lengths [B, N] of each pair's teacher response; without one, of slot 0."""
+  xp = np if isinstance(match_BN, np.ndarray) else jnp
   # -1 would read the last slot; its result is masked by the caller, whatever is read.
-  slot_BN = jnp.maximum(match_BN, 0)
-  length_BN = jnp.take_along_axis(teachers.response_length_BR, slot_BN, 1)
-  return jnp.take_along_axis(teachers.responses_BRT, slot_BN[..., None], 1), length_BN
+  slot_BN = xp.maximum(match_BN, 0)
+  length_BN = xp.take_along_axis(teachers.response_length_BR, slot_BN, 1)
+  return xp.take_along_axis(teachers.responses_BRT, slot_BN[..., None], 1), length_BN
 
 
-def identical(students: PromptGroups, ids_BNT, length_BN) -> jax.Array:
-  """bool [B, N]: the rollout is, token by token, the response with these ids and lengths."""
+def identical(ids_BNT, length_BN, other_ids_BNT, other_length_BN) -> np.ndarray:
+  """bool [B, N]: the two responses are the same, token by token."""
   # Behind its end a response is padding, which may differ between a pool and a sampler.
-  beyond_BNT = jnp.arange(ids_BNT.shape[2]) >= length_BN[..., None]
-  same_BN = jnp.all((ids_BNT == students.responses_BRT) | beyond_BNT, -1)
-  return same_BN & (length_BN == students.response_length_BR)
+  beyond_BNT = np.arange(ids_BNT.shape[2]) >= length_BN[..., None]
+  same_BN = np.all((ids_BNT == other_ids_BNT) | beyond_BNT, -1)
+  return same_BN & (length_BN == other_length_BN)
 
 
 def check_supervision(

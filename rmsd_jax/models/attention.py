@@ -1,21 +1,22 @@
-"""Attention of a prompt group behind one function.
+"""Attention inside packed rows behind one function.
 
-A packed row holds P prompt tokens and R responses of T tokens. A token may see its own segment
-up to itself and, from a response, the whole prompt; responses never see each other.
+A row holds the prompts of one or several groups in its first P places and their responses in the W
+behind them (rmsd_jax.core.packed). A token may see its own segment up to itself and, from a
+response, the whole prompt of its group; responses never see each other.
 
-    split    three einsums (prompt-prompt, response-prompt, response-response) that share one
-             softmax: no score between siblings is ever computed. The path on CPU.
+    split    einsums: prompts on prompts; responses on the prompts and on the band of places in
+             which their own tokens can lie, under one softmax. The path on CPU.
     splash   Pallas on TPU (rmsd_jax.models.splash): no scores in HBM, empty blocks skipped.
-    cudnn    cuDNN flash attention on GPU: the prompt by itself, then each response behind a copy of
-             the prompt's keys. The public API only: merging partial results by their log-sum-exp
-             would be cheaper, but jax drops the gradient through it (jax 0.10.2).
-    dense    one masked softmax over the packed row: the oracle of the tests.
+    cudnn    cuDNN flash attention on GPU, prompts and responses in a call each. The public API
+             only: merging partial results by their log-sum-exp would be cheaper, but jax drops the
+             gradient through it (jax 0.10.2).
+    dense    one masked softmax over the row: the oracle of the tests.
     auto     splash on TPU, cudnn on GPU, split elsewhere.
 
-Axes: B prompts, S = P + R*T packed tokens, N query heads, K key/value heads, G = N / K query heads
-of one key/value head, H head width, q queries, s keys.
-Softmax in fp32. Padding needs no mask among responses and inside the prompt, since it stands to
-the right of every token that counts.
+Axes: X rows (B prompts where a row is one), P places for prompts, W for responses, S = P + W, N
+query heads, K key/value heads, G = N / K query heads of one key/value head, H head width, q
+queries, s keys.
+Softmax in fp32.
 """
 
 import functools
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.packed import Rows
 
 IMPLEMENTATIONS = ("auto", "split", "splash", "cudnn", "dense")
 BY_BACKEND = {"tpu": "splash", "gpu": "cudnn"}
@@ -32,23 +34,29 @@ NEVER = -1e30  # a finite "minus infinity": a row that sees nothing yields a mea
 
 
 class Layout(NamedTuple):
-  """How a packed row is cut: P prompt tokens, then R responses of T tokens."""
+  """Who may see whom, of `Rows`: what attention needs to know of them."""
 
+  group_XS: jax.Array  # int32, -1 for padding
+  start_XS: jax.Array  # int32 place at which a response starts, 0 in the first P places
   P: int
-  R: int
-  T: int
+  longest: int  # most tokens of a response
+
+  @classmethod
+  def of(cls, rows: Rows) -> "Layout":
+    prompt_XP = jnp.zeros_like(rows.visual_XP)
+    return cls(rows.group_XS, jnp.concatenate([prompt_XP, rows.start_XW], 1), rows.P, rows.longest)
 
 
-def group_attention(q_BSNH, k_BSKH, v_BSKH, layout: Layout, prompt_length_B, impl: str = "split"):
-  """Attention under the group rule; o_BSNH in q's dtype. `impl` is one of IMPLEMENTATIONS."""
+def group_attention(q_XSNH, k_XSKH, v_XSKH, layout: Layout, impl: str = "split"):
+  """Attention under the group rule; o_XSNH in q's dtype. `impl` is one of IMPLEMENTATIONS."""
   attend = {"split": _split, "splash": _splash, "cudnn": _cudnn, "dense": _dense}[
-    resolve(impl, q_BSNH.dtype)
+    resolve(impl, q_XSNH.dtype)
   ]
   # The queries are scaled here, once for all implementations: none of them scales again.
-  q_BSNH = q_BSNH * q_BSNH.shape[-1] ** -0.5
-  # Keys and values with heads first, [B, K, S, H], as the caches of decoding store them.
-  o_BSNH = attend(q_BSNH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), layout, prompt_length_B)
-  return o_BSNH.astype(q_BSNH.dtype)
+  q_XSNH = q_XSNH * q_XSNH.shape[-1] ** -0.5
+  # Keys and values with heads first, [X, K, S, H], as the caches of decoding store them.
+  o_XSNH = attend(q_XSNH, k_XSKH.swapaxes(1, 2), v_XSKH.swapaxes(1, 2), layout)
+  return o_XSNH.astype(q_XSNH.dtype)
 
 
 def resolve(impl: str, dtype) -> str:
@@ -61,82 +69,130 @@ def resolve(impl: str, dtype) -> str:
   return "split" if suited == "cudnn" and jnp.dtype(dtype).itemsize > 2 else suited
 
 
-def _splash(q_BSNH, k_BKSH, v_BKSH, layout: Layout, prompt_length_B):
+def crowding(P: int, W: int, impl: str, dtype) -> float:
+  """Pairs of places that an implementation computes in a row, without those that are the same
+  whatever row a group is in: what other groups of the row cost."""
+  impl = resolve(impl, dtype)
+  if impl == "splash":
+    return 0.0  # it skips their blocks
+  own = W * W if impl in ("cudnn", "dense") else 0  # split: a band
+  return float(P * P + W * P + own)
+
+
+def _splash(q_XSNH, k_XKSH, v_XKSH, layout: Layout):
   from rmsd_jax.models import splash  # Pallas for TPU: imported where it is used
 
-  q_BNSH = q_BSNH.swapaxes(1, 2)
-  return splash.attention(q_BNSH, k_BKSH, v_BKSH, layout, prompt_length_B).swapaxes(1, 2)
+  return splash.attention(q_XSNH.swapaxes(1, 2), k_XKSH, v_XKSH, layout).swapaxes(1, 2)
 
 
-def _cudnn(q_BSNH, k_BKSH, v_BKSH, layout: Layout, prompt_length_B, implementation="cudnn"):
-  P, R, T = layout
-  B, _, N, H = q_BSNH.shape
-  k_BSKH = k_BKSH.swapaxes(1, 2)
-  v_BSKH = v_BKSH.swapaxes(1, 2)
+def _cudnn(q_XSNH, k_XKSH, v_XKSH, layout: Layout, implementation="cudnn"):
+  P = layout.P
+  k_XSKH = k_XKSH.swapaxes(1, 2)
+  v_XSKH = v_XKSH.swapaxes(1, 2)
   attend = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation=implementation)
-  # 1. Prompt on prompt: as many queries as keys, so the kernel's own causal mask is the rule.
-  o_p = attend(q_BSNH[:, :P], k_BSKH[:, :P], v_BSKH[:, :P], is_causal=True)
-  if R == 0:
+  # 1. Prompts: as many queries as keys, so that the kernel's own causal mask skips the future.
+  o_p = attend(
+    q_XSNH[:, :P],
+    k_XSKH[:, :P],
+    v_XSKH[:, :P],
+    is_causal=True,
+    mask=_same_group(layout, prompt=True),
+  )
+  if q_XSNH.shape[1] == P:
     return o_p
-  # 2. Each response is a row of its own: [B * R, T] queries on [B * R, P + T] keys. Here padding of
-  # the prompt needs a mask, since it stands to the left of tokens that count.
-  own = lambda x: x[:, P:].reshape(B * R, T, -1, H)
-  behind_prompt = lambda x: jnp.concatenate([jnp.repeat(x[:, :P], R, 0), own(x)], 1)
-  seen_BP = jnp.arange(P) < prompt_length_B[:, None]
-  to_prompt = jnp.broadcast_to(jnp.repeat(seen_BP, R, 0)[:, None], (B * R, T, P))
-  mask = jnp.concatenate([to_prompt, jnp.broadcast_to(_causal(T), (B * R, T, T))], 2)
-  o_r = attend(own(q_BSNH), behind_prompt(k_BSKH), behind_prompt(v_BSKH), mask=mask[:, None])
-  return jnp.concatenate([o_p, o_r.reshape(B, R * T, N, H)], 1)
+  # 2. Responses: W queries on all P + W keys.
+  mask = jnp.concatenate([_same_group(layout, prompt=False), _own(layout)], 3)
+  return jnp.concatenate([o_p, attend(q_XSNH[:, P:], k_XSKH, v_XSKH, mask=mask)], 1)
 
 
-def _split(q_BSNH, k_BKSH, v_BKSH, layout: Layout, prompt_length_B):
-  P, R, T = layout
-  B, _, N, H = q_BSNH.shape
-  K = k_BKSH.shape[1]
+def _same_group(layout: Layout, prompt: bool):
+  """bool [X, 1, P or W, P]: prompt tokens of the query's group. Padding is a group of its own."""
+  group_XS, P = layout.group_XS, layout.P
+  query = group_XS[:, :P] if prompt else group_XS[:, P:]
+  return query[:, None, :, None] == group_XS[:, None, None, :P]
+
+
+def _own(layout: Layout):
+  """bool [X, 1, W, W]: tokens of the query's response up to the query. Padding is a response."""
+  start_XW = _marked(layout)
+  own_XWW = start_XW[:, :, None] == start_XW[:, None]
+  return (own_XWW & _causal(own_XWW.shape[1]))[:, None]
+
+
+def _marked(layout: Layout):
+  """Where each response starts, [X, W]; -1 for padding, which thereby is a segment of its own."""
+  P = layout.P
+  return jnp.where(layout.group_XS[:, P:] < 0, -1, layout.start_XS[:, P:])
+
+
+def _split(q_XSNH, k_XKSH, v_XKSH, layout: Layout):
+  P = layout.P
+  X, S, N, H = q_XSNH.shape
+  K = k_XKSH.shape[1]
   G = N // K
-  k_p = k_BKSH[:, :, :P]
-  v_p = v_BKSH[:, :, :P]
-  # 1. Prompt on prompt. Query heads that share keys stand in one row of G * P queries, so that
-  # every product is a plain batched one; the causal mask is repeated for each of the G heads.
-  q_p = q_BSNH[:, :P].reshape(B, P, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * P, H)
-  scores = _scores("BKqH,BKsH->BKqs", q_p, k_p, jnp.tile(_causal(P), (G, 1)))
-  (weights,), total = _softmax(scores)
-  o_p = jnp.einsum("BKqs,BKsH->BKqH", weights.astype(v_p.dtype), v_p) / total
-  # [B, K, G * P, H] -> [B, P, N, H]
-  o_p = o_p.reshape(B, K, G, P, H).transpose(0, 3, 1, 2, 4).reshape(B, P, N, H)
-  if R == 0:
+  k_p = k_XKSH[:, :, :P]
+  v_p = v_XKSH[:, :, :P]
+  # 1. Prompts on prompts. Query heads that share keys stand in one row of G * P queries, so that
+  # every product is a plain batched one; the mask is repeated for each of the G heads.
+  q_p = q_XSNH[:, :P].reshape(X, P, K, G, H).transpose(0, 2, 3, 1, 4).reshape(X, K, G * P, H)
+  see_X1PP = _same_group(layout, prompt=True) & _causal(P)
+  (weights,), total = _softmax(_scores("XKqH,XKsH->XKqs", q_p, k_p, jnp.tile(see_X1PP, (G, 1))))
+  o_p = jnp.einsum("XKqs,XKsH->XKqH", weights.astype(v_p.dtype), v_p) / total
+  # [X, K, G * P, H] -> [X, P, N, H]
+  o_p = o_p.reshape(X, K, G, P, H).transpose(0, 3, 1, 2, 4).reshape(X, P, N, H)
+  if S == P:
     return o_p
-  # 2. Responses, G * T queries each, on the one copy of the prompt's keys and on their own. Joining
-  # the two under one softmax is the whole point: [B, S, N, H] -> [B, K, R, G * T, H].
-  k_r, v_r = (x[:, :, P:].reshape(B, K, R, T, H) for x in (k_BKSH, v_BKSH))
-  q_r = q_BSNH[:, P:].reshape(B, R, T, K, G, H).transpose(0, 3, 1, 4, 2, 5)
-  q_r = q_r.reshape(B, K, R, G * T, H)
-  # Padding of the prompt stands to the left of the responses, so that here it needs a mask.
-  seen_BP = jnp.arange(P) < prompt_length_B[:, None]
-  to_prompt = _scores("BKRqH,BKsH->BKRqs", q_r, k_p, seen_BP[:, None, None, None])
-  to_own = _scores("BKRqH,BKRsH->BKRqs", q_r, k_r, jnp.tile(_causal(T), (G, 1)))
+  # 2. Responses, in blocks of c places, on the prompts' keys and on their own. A response has at
+  # most c tokens, so that its keys lie in the block of the query or in the one before.
+  c = layout.longest
+  blocks = -(-(S - P) // c)
+  cut = lambda x, fill=0: _blocks(x, blocks, c, fill)
+  # [X, W, N, H] -> [X, K, U blocks, G * c, H]
+  q_r = cut(q_XSNH[:, P:]).reshape(X, blocks, c, K, G, H).transpose(0, 3, 1, 4, 2, 5)
+  q_r = q_r.reshape(X, K, blocks, G * c, H)
+  k_r, v_r = (cut(x[:, :, P:].swapaxes(1, 2)).transpose(0, 3, 1, 2, 4) for x in (k_XKSH, v_XKSH))
+  k_r, v_r = (_with_previous(x, axis=2) for x in (k_r, v_r))  # [X, K, U, 2 * c, H]
+  group_XUc = cut(layout.group_XS[:, P:], -1)
+  seen = group_XUc[:, None, :, :, None] == layout.group_XS[:, None, None, None, :P]
+  start_XUc = cut(_marked(layout), -1)
+  own = start_XUc[..., None] == _with_previous(start_XUc, axis=1, fill=-2)[:, :, None]
+  own &= jnp.arange(c)[:, None] + c >= jnp.arange(2 * c)
+  repeated = lambda mask: jnp.tile(mask, (G, 1))
+  to_prompt = _scores("XKUqH,XKsH->XKUqs", q_r, k_p, repeated(seen))
+  to_own = _scores("XKUqH,XKUsH->XKUqs", q_r, k_r, repeated(own[:, None]))
   (to_prompt, to_own), total = _softmax(to_prompt, to_own)
-  o_r = jnp.einsum("BKRqs,BKsH->BKRqH", to_prompt.astype(v_p.dtype), v_p)
-  o_r = (o_r + jnp.einsum("BKRqs,BKRsH->BKRqH", to_own.astype(v_r.dtype), v_r)) / total
-  # [B, K, R, G * T, H] -> [B, R * T, N, H]
-  o_r = o_r.reshape(B, K, R, G, T, H).transpose(0, 2, 4, 1, 3, 5).reshape(B, R * T, N, H)
-  return jnp.concatenate([o_p, o_r], 1)
+  o_r = jnp.einsum("XKUqs,XKsH->XKUqH", to_prompt.astype(v_p.dtype), v_p)
+  o_r = (o_r + jnp.einsum("XKUqs,XKUsH->XKUqH", to_own.astype(v_r.dtype), v_r)) / total
+  # [X, K, U, G * c, H] -> [X, W, N, H]
+  o_r = o_r.reshape(X, K, blocks, G, c, H).transpose(0, 2, 4, 1, 3, 5)
+  return jnp.concatenate([o_p, o_r.reshape(X, blocks * c, N, H)[:, : S - P]], 1)
 
 
-def _dense(q_BSNH, k_BKSH, v_BKSH, layout: Layout, prompt_length_B):
-  P, R, T = layout
-  B, S, N, H = q_BSNH.shape
-  index_S = jnp.arange(S)
-  # -1 is the prompt's segment; T = 0 comes with R = 0, where nothing is divided.
-  segment_S = jnp.where(index_S < P, -1, (index_S - P) // max(T, 1))
-  own_SS = segment_S[:, None] == segment_S[None]
-  prompt_BS = index_S < prompt_length_B[:, None]
-  see_BSS = own_SS | ((segment_S >= 0)[:, None] & prompt_BS[:, None])
-  see_BSS &= index_S[:, None] >= index_S[None]
-  q_BSKGH = q_BSNH.reshape(B, S, k_BKSH.shape[1], -1, H)
-  scores = _scores("BsKGH,BKuH->BKGsu", q_BSKGH, k_BKSH, see_BSS[:, None, None])
-  weights = jax.nn.softmax(scores, -1).astype(v_BKSH.dtype)
-  return jnp.einsum("BKGsu,BKuH->BsKGH", weights, v_BKSH).reshape(B, S, N, H)
+def _blocks(x, blocks: int, c: int, fill):
+  """[X, W, ..] -> [X, blocks, c, ..], filled up at the end."""
+  room = [(0, 0), (0, blocks * c - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+  return jnp.pad(x, room, constant_values=fill).reshape(len(x), blocks, c, *x.shape[2:])
+
+
+def _with_previous(x, axis: int, fill=0):
+  """Every block behind the one before it: the axis after `axis` is twice as long."""
+  room = [(0, 0)] * x.ndim
+  room[axis] = (1, 0)
+  before = jax.lax.slice_in_dim(jnp.pad(x, room, constant_values=fill), 0, x.shape[axis], axis=axis)
+  return jnp.concatenate([before, x], axis + 1)
+
+
+def _dense(q_XSNH, k_XKSH, v_XKSH, layout: Layout):
+  X, S, N, H = q_XSNH.shape
+  place_S = jnp.arange(S)
+  start_XS1 = layout.start_XS[..., None]
+  see_XSS = (place_S < layout.P) | (place_S >= start_XS1)
+  see_XSS &= layout.group_XS[..., None] == layout.group_XS[:, None]
+  see_XSS &= _causal(S)
+  q_XSKGH = q_XSNH.reshape(X, S, k_XKSH.shape[1], -1, H)
+  scores = _scores("XsKGH,XKuH->XKGsu", q_XSKGH, k_XKSH, see_XSS[:, None, None])
+  weights = jax.nn.softmax(scores, -1).astype(v_XKSH.dtype)
+  return jnp.einsum("XKGsu,XKuH->XsKGH", weights, v_XKSH).reshape(X, S, N, H)
 
 
 def decode_attention(q_BRNH, prompt_kv, own_kv, prompt_length_B, t):

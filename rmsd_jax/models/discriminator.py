@@ -2,6 +2,7 @@
 
 R-MSD (arXiv 2603.11423) takes it from GAD (arXiv 2511.10643): a critic of the student's size that
 scores a whole response by one number, read at the response's end-of-turn token.
+Axes: B prompts, R responses, X packed rows with W places for responses, D width.
 """
 
 import dataclasses
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as Spec
 
+from rmsd_jax.core import packed
 from rmsd_jax.core.groups import PromptGroups
+from rmsd_jax.core.packed import Rows
 from rmsd_jax.models.student import Qwen3VL, Visual
 
 # The body's weights follow the student's rules.
@@ -36,12 +39,14 @@ class Discriminator:
 
   def __call__(self, params: dict, groups: PromptGroups, visual: Visual | None = None) -> jax.Array:
     """Scores fp32 [B, R], read at the last token of each response; 0 for an empty slot."""
+    rows = packed.padded(groups)
+    score_XW = self.scores(params, rows, self.body.encoded(params, groups, visual))
+    return rows.to_responses(score_XW, *groups.response_length_BR.shape)
+
+  def scores(self, params: dict, rows: Rows, visual: Visual) -> jax.Array:
+    """Scores fp32 [X, W] at every response token. The one at the last token is the response's."""
     body = {"text": params["text"], "vision": params["vision"]}
-    # The prompt's own hidden states are not read: a score is of a response.
-    _, response_BRTD = self.body(body, groups, visual)
-    # An empty slot has no last token; it reads place 0 and is dropped by the last line.
-    last_BR = jnp.maximum(groups.response_length_BR - 1, 0)
-    last_BRD = jnp.take_along_axis(response_BRTD, last_BR[..., None, None], 2)[:, :, 0]
+    # The prompts' own hidden states are not read: a score is of a response.
+    hidden_XWD = self.body.hidden(body, rows, visual)[:, rows.P :]
     # In fp32 whatever the activations are: of scores only differences count.
-    score_BR = last_BRD.astype(jnp.float32) @ params["value_head"]["kernel"]
-    return jnp.where(groups.response_length_BR > 0, score_BR, 0.0)
+    return hidden_XWD.astype(jnp.float32) @ params["value_head"]["kernel"]

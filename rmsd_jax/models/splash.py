@@ -1,121 +1,131 @@
-"""Group attention on TPU: Pallas splash attention with the group rule as a lazily computed mask.
+"""Attention of packed rows on TPU: Pallas splash attention with a mask made on the device.
 
-Blocks that the rule leaves empty (siblings, the future) are skipped, and no [S, S] mask is stored.
-Axes: B prompts, S = P + R*T packed tokens, N query heads, K key/value heads, H head width.
+Where responses start is data, so that one program serves all lengths of a padded size. Blocks
+that the rule leaves empty (siblings, other groups, the future) are skipped, and no [S, S] mask is
+stored.
+Axes: X rows, S = P + W places, N query heads, K key/value heads, H head width, n blocks.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jax.sharding import PartitionSpec as Spec
 
 from rmsd_jax.core.errors import UserError
 
-LANES = 128  # P and T must be multiples: a segment starts where a register of the TPU does
-_PLACE_BITS = 18  # low bits of a query's number: its place; above: its segment's start / LANES
-
-
-class GroupMask(mask_lib._ComputableMask):
-  """The group rule for splash attention: prompt P, then R responses of T tokens.
-
-  A query's number packs its place and where its segment starts, so the kernel needs no division.
-  """
-
-  def __init__(self, P: int, R: int, T: int):
-    self._key = (P, R, T)
-    size = P + R * T
-    super().__init__((size, size), _rule(P))
-    place_S = np.arange(size)
-    # The prompt's segment starts at 0. Starts are multiples of LANES (see `check_sizes`), so that
-    # dividing by LANES loses nothing and both numbers fit in an int32.
-    start_S = np.where(place_S < P, 0, P + (place_S - P) // max(T, 1) * T)
-    self.q_sequence = (place_S | start_S // LANES << _PLACE_BITS).astype(np.int32)
-
-  # The library tells the masks of heads apart by these two: equal masks are summed up once.
-  def __eq__(self, other: object) -> bool:
-    return isinstance(other, GroupMask) and self._key == other._key
-
-  def __hash__(self) -> int:
-    return hash(self._key)
+LANES = 128  # P and W must be multiples: blocks are
+MOST = 1 << 15  # places of a row
+_PLACE_BITS = 16  # low bits of a query's number: its place; above: where its segment starts
 
 
 @functools.lru_cache(maxsize=64)
 def _rule(P: int):
-  """The mask function; one object per P, because the kernel takes it as a static argument."""
+  """The mask function; one object per P, because the kernel takes it as a static argument. Groups
+  are the kernel's segments."""
 
   def may_see(query, key):
     place = query & ((1 << _PLACE_BITS) - 1)
-    start = query >> _PLACE_BITS << 7  # * LANES
+    start = query >> _PLACE_BITS
     return (key <= place) & ((key < P) | (key >= start))
 
   return may_see
 
 
-def check_sizes(P: int, R: int, T: int) -> None:
+def check_sizes(P: int, W: int) -> None:
   """Raises UserError where the kernel cannot run."""
-  if P % LANES or R and T % LANES or P + R * T >= 1 << _PLACE_BITS:
+  if P % LANES or W % LANES or P + W > MOST:
     raise UserError(
-      f"attention 'splash' needs P and T to be multiples of {LANES} and at most "
-      f"{1 << _PLACE_BITS:,} tokens in a group, got P = {P}, R = {R}, T = {T}; build the pool with "
-      "such buckets, or set model.attention to 'split'"
+      f"attention 'splash' needs P and W to be multiples of {LANES} and rows of at most {MOST:,} "
+      f"places, got P = {P}, W = {W}; build the pool with such buckets, or set model.attention to "
+      "'split'"
     )
 
 
-def block_of(P: int, R: int, T: int) -> int:
-  """The largest block of 512, 256 or 128 that divides the packed row."""
-  # Larger blocks are fewer turns of the kernel: at P = 4,096, R = 8, T = 512 a head's forward pass
-  # takes 16 x 9 with 512 and 64 x 36 with 128. With 1,024 more is computed for nothing (47 % of all
-  # blocks instead of 42 %).
-  return next(block for block in (512, 256, LANES) if (P + R * T) % block == 0)
+def block_of(S: int) -> int:
+  """The largest block of 512, 256 or 128 that divides the row."""
+  # Larger blocks are fewer turns of the kernel; with 1,024 more is computed for nothing.
+  return next(block for block in (512, 256, LANES) if S % block == 0)
 
 
-def _kernel(P: int, R: int, T: int, heads: int, interpret: bool):
-  """The kernel for [N, S, H] queries. Its mask is summed up on the host: O(S^2) numpy work, which
-  the library keeps for equal masks (1.4 s for 8,192 tokens, 29 s for 49,152).
+def mask_infos(start_S, group_S, P: int, block: int) -> tuple[MaskInfo, MaskInfo]:
+  """What the kernel has to know of a row's mask: for the forward pass and dq, and for dk and dv.
+
+  For each block of queries and keys whether anything in it may be seen, and which block of keys
+  (of queries, for dk and dv) comes next, so that it is fetched in time.
+  """
+  S = len(start_S)
+  n = S // block
+  place_S = jnp.arange(S, dtype=jnp.int32)
+  first_n = jnp.arange(n) * block
+  last_n = first_n + block - 1
+  earliest_n = start_S.reshape(n, block).min(1)
+  lowest_n = group_S.reshape(n, block).min(1)
+  highest_n = group_S.reshape(n, block).max(1)
+  need_nn = first_n[None] <= last_n[:, None]
+  need_nn &= (first_n[None] < P) | (last_n[None] >= earliest_n[:, None])
+  need_nn &= (lowest_n[:, None] <= highest_n[None]) & (lowest_n[None] <= highest_n[:, None])
+  # A block of padding sees itself: a row of queries without any key would be NaN.
+  need_nn |= jnp.eye(n, dtype=bool)
+  block_mask = need_nn.astype(jnp.int32)
+  queries_S = place_S | start_S.astype(jnp.int32) << _PLACE_BITS
+  info = lambda data_next: MaskInfo(data_next[None], None, block_mask[None], None, queries_S, None)
+  return info(_next(block_mask)), info(_next(block_mask.T).T)
+
+
+def _next(block_mask):
+  """For each block, row by row, the column of the next one that is needed; wraps around."""
+  n = len(block_mask)
+  flat = block_mask.reshape(-1)
+  index = jnp.where(flat > 0, jnp.arange(flat.size), flat.size)
+  upcoming = jax.lax.cummin(index, reverse=True)
+  return (jnp.where(upcoming == flat.size, 0, upcoming) % n).reshape(n, n).astype(jnp.int32)
+
+
+def attention(q_XNSH, k_XKSH, v_XKSH, layout, interpret: bool = False):
+  """o_XNSH under the group rule; queries come scaled. Heads lie on the mesh's "tensor" axis.
 
   The fused backward pass is off: it writes dq once per key block (1,157 instead of 337 MB of
-  temporaries at P = 4,096, R = 8, T = 512 on a v5e).
+  temporaries at P = 4,096, W = 4,096 on a v5e).
   """
-  b = block_of(P, R, T)
+  P = layout.P
+  S = q_XNSH.shape[2]
+  check_sizes(P, S - P)
+  b = block_of(S)
   blocks = kernel_lib.BlockSizes(
     block_q=b, block_kv=b, block_kv_compute=b, block_q_dkv=b, block_kv_dkv=b,
     block_kv_dkv_compute=b, block_q_dq=b, block_kv_dq=b,
   )  # fmt: skip
-  mask = mask_lib.MultiHeadMask([GroupMask(P, R, T)] * heads)
-  return kernel_lib.make_splash_mha(
-    mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
-  )
-
-
-def attention(q_BNSH, k_BKSH, v_BKSH, layout, prompt_length_B, interpret: bool = False):
-  """o_BNSH under the group rule; queries come scaled. Heads lie on the mesh's "tensor" axis.
-
-  Padding of the prompt is a segment of its own, so nothing that counts sees it.
-  """
-  check_sizes(*layout)
   mesh = jax.sharding.get_abstract_mesh()
 
-  def local(q_BNSH, k_BKSH, v_BKSH, prompt_length_B):
-    # Inside shard_map the arrays are this device's: the kernel is made for its share of the heads.
-    run = _kernel(*layout, q_BNSH.shape[1], interpret)
-    place_S = jnp.arange(q_BNSH.shape[2])
-    padding_BS = (place_S >= prompt_length_B[:, None]) & (place_S < layout.P)
-    # Padding sees padding, itself at least: a row without any key would be NaN.
-    segments = jnp.where(padding_BS, 0, 1).astype(jnp.int32)
-    row = lambda q, k, v, s: run(q, k, v, kernel_lib.SegmentIds(s, s))
-    return jax.vmap(row)(q_BNSH, k_BKSH, v_BKSH, segments)
+  def row(x):
+    q_NSH, k_KSH, v_KSH, start_S, group_S = x
+    forward, backward = mask_infos(start_S, group_S, P, b)
+    kernel = kernel_lib.SplashAttentionKernel(
+      forward,
+      forward,
+      backward,
+      block_sizes=blocks,
+      is_mqa=False,
+      save_residuals=False,
+      mask_value=kernel_lib.DEFAULT_MASK_VALUE,
+      attn_logits_soft_cap=None,
+      residual_checkpoint_name=None,
+      mask_function=_rule(P),
+      interpret=interpret,
+    )
+    return kernel(q_NSH, k_KSH, v_KSH, kernel_lib.SegmentIds(group_S, group_S))
 
+  # Row by row: the kernel reads one mask.
+  local = lambda *x: jax.lax.map(row, x)
+  arguments = q_XNSH, k_XKSH, v_XKSH, layout.start_XS, layout.group_XS
   if mesh.empty or mesh.size == 1:
-    return local(q_BNSH, k_BKSH, v_BKSH, prompt_length_B)
+    return local(*arguments)
   # XLA's partitioner cannot look into a Pallas kernel, so the split is written out.
   heads = Spec(("data", "fsdp"), "tensor", None, None)
+  places = Spec(("data", "fsdp"))
   return jax.shard_map(
-    local,
-    in_specs=(heads, heads, heads, Spec(("data", "fsdp"))),
-    out_specs=heads,
-    check_vma=False,
-  )(q_BNSH, k_BKSH, v_BKSH, prompt_length_B)
+    local, in_specs=(heads, heads, heads, places, places), out_specs=heads, check_vma=False
+  )(*arguments)

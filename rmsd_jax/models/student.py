@@ -1,8 +1,10 @@
-"""Qwen3-VL over prompt groups: the student, its reference and the body of the discriminator.
+"""Qwen3-VL over packed rows of prompt groups.
 
-Axes: B prompts, R responses, P prompt tokens, T response tokens, S = P + R*T, F frame pairs,
-V visual tokens of a prompt (as an axis of `Visual`), L layers, D width, K key/value heads,
-M = K * R, H head width, n DeepStack levels.
+The student, its reference and the body of the discriminator.
+
+Axes: B prompts, R responses, P prompt tokens, T response tokens, X packed rows of S = P + W places,
+F frame pairs, V visual tokens of a prompt (as an axis of `Visual`), L layers, D width, K key/value
+heads, M = K * R, H head width, n DeepStack levels.
 """
 
 import dataclasses
@@ -12,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as Spec
 
-from rmsd_jax.core import sharding
+from rmsd_jax.core import packed, sharding
 from rmsd_jax.core.groups import PromptGroups
+from rmsd_jax.core.packed import Rows
 from rmsd_jax.models import attention, layers
 from rmsd_jax.models.config import ModelConfig
 from rmsd_jax.models.decoder import Decoder
@@ -116,32 +119,48 @@ class Qwen3VL:
     """Runs the vision tower. It always runs, padding frames included: shapes are static."""
     return Visual(*self.vision(params["vision"], groups.patches_BFSC, groups.grid_BF2))
 
+  def encoded(self, params: dict, groups: PromptGroups, visual: Visual | None) -> Visual:
+    """`visual`, or where it is None the media as these weights encode them: each set of weights
+    for itself where the tower learns."""
+    return self.encode(params, groups) if visual is None else visual
+
   def unembedding(self, params: dict) -> jax.Array:
     """The matrix fp32 [V, D] that turns hidden states into logits."""
     return params["text"]["embed" if self.config.text.tied else "head"]
 
   def __call__(self, params: dict, groups: PromptGroups, visual: Visual | None = None):
-    """Hidden states after the last norm: of the prompt [B, P, D] and the responses [B, R, T, D]."""
-    B, R, T = groups.responses_BRT.shape
-    P = groups.tokens_BP.shape[1]
-    layout = attention.Layout(P, R, T)
-    # 1. Prompt and responses head to tail in one packed row: [B, P + R * T, D]. Every response goes
-    # on at the same position, so that one set of angles serves all R.
-    x_BPD, deep_nBPD, angles_BPE = self._prompt(params, groups, visual)
-    own_BRTD = self.text.embed(params["text"], groups.responses_BRT)
-    own_BTE = self._response_angles(groups.response_positions_BT)
-    x_BSD = jnp.concatenate([x_BPD, own_BRTD.reshape(B, R * T, self.config.text.width)], 1)
-    angles_BSE = jnp.concatenate([angles_BPE, jnp.tile(own_BTE, (1, R, 1))], 1)
+    """Hidden states after the last norm: of the prompts [B, P, D] and the responses [B, R, T, D].
 
-    # 2. All layers. Only attention knows where the row is cut.
+    A row for each prompt, padding included; the trainers pack their rows and call `hidden`.
+    """
+    rows = packed.padded(groups)
+    hidden_BSD = self.hidden(params, rows, self.encoded(params, groups, visual))
+    shape = *groups.responses_BRT.shape, self.config.text.width
+    return hidden_BSD[:, : rows.P], hidden_BSD[:, rows.P :].reshape(shape)
+
+  def hidden(self, params: dict, rows: Rows, visual: Visual):
+    """Hidden states after the last norm, [X, S, D] in the places of the rows.
+
+    Args:
+      visual: of the whole batch that the rows are of, see `encode`.
+    """
+    layout = attention.Layout.of(rows)
+
     def attend(q, k, v):
-      return attention.group_attention(
-        q, k, v, layout, groups.prompt_length_B, self.attention
-      ), None
+      return attention.group_attention(q, k, v, layout, self.attention), None
 
-    x_BSD, _ = self.text(params["text"], x_BSD, angles_BSE, deep_nBPD, attend)
-    x_BSD = self.text.norm(params["text"], x_BSD)
-    return x_BSD[:, :P], x_BSD[:, P:].reshape(B, R, T, self.config.text.width)
+    x_XSD, deep_nXPD, angles_XSE = self._embedded(params, rows, visual)
+    x_XSD, _ = self.text(params["text"], x_XSD, angles_XSE, deep_nXPD, attend)
+    return self.text.norm(params["text"], x_XSD)
+
+  def row_cost(self, P: int, W: int) -> float:
+    """FLOPs, up to a constant, of a forward pass over a row of P + W places with logits for W: what
+    the packing of rows minimises."""
+    c = self.config.text
+    layer = 2 * c.width * c.head * (c.heads + c.kv_heads) + 3 * c.width * c.mlp
+    pairs = attention.crowding(P, W, self.attention, self.dtype)
+    attended = 2 * pairs * c.layers * c.heads * c.head
+    return (P + W) * c.layers * layer + W * c.vocab * c.width + attended
 
   def gathered(self, params: dict) -> dict:
     """Parameters for a loop that reads the text weights at every turn: these in the type of the
@@ -163,13 +182,14 @@ class Qwen3VL:
       the Cache.
     """
     c = self.config.text
-    B, P = groups.tokens_BP.shape
-    x_BPD, deep_nBPD, angles_BPE = self._prompt(params, groups, visual)
+    B = len(groups.tokens_BP)
+    visual = self.encoded(params, groups, visual)
+    rows = packed.padded(groups.prompts_alone())
+    layout = attention.Layout.of(rows)
+    x_BPD, deep_nBPD, angles_BPE = self._embedded(params, rows, visual)
 
     def attend(q, k, v):
-      o = attention.group_attention(
-        q, k, v, attention.Layout(P, 0, 0), groups.prompt_length_B, self.attention
-      )
+      o = attention.group_attention(q, k, v, layout, self.attention)
       # Heads before tokens, [B, K, P, H]: in this order XLA updates and reads the caches in place,
       # where with [.., R, T, K, H] it kept a second copy of all of them.
       return o, (k.swapaxes(1, 2), v.swapaxes(1, 2))
@@ -210,18 +230,22 @@ class Qwen3VL:
     cache = dataclasses.replace(cache, own_k_LBMTH=own[0], own_v_LBMTH=own[1])
     return self.text.norm(params["text"], x_BRD), cache
 
-  def _prompt(self, params: dict, groups: PromptGroups, visual: Visual | None):
-    """The prompt's embeddings, with visual tokens in their places, DeepStack, and angles."""
-    visual = self.encode(params, groups) if visual is None else visual
-    # Text places index token 0 and throw away what they read there: shapes stay static.
-    seen_BP1 = groups.visual_BP[..., None] >= 0
-    place_BP1 = jnp.maximum(groups.visual_BP, 0)[..., None]
-    at_places = lambda x_BVD: jnp.take_along_axis(x_BVD.astype(self.dtype), place_BP1, 1)
-    text_BPD = self.text.embed(params["text"], groups.tokens_BP)
-    x_BPD = jnp.where(seen_BP1, at_places(visual.tokens_BVD), text_BPD)
-    # [B, n, V, D] -> [n, B, P, D]: a layer of the decoder's scan takes its level by index.
-    deep_nBPD = jnp.where(seen_BP1, jax.vmap(at_places, 1)(visual.deep_BnVD), 0)
-    return x_BPD, deep_nBPD, self.text.angles(groups.positions_B3P)
+  def _embedded(self, params: dict, rows: Rows, visual: Visual):
+    """Embeddings [X, S, D] with visual tokens in their places, DeepStack [n, X, P, D], angles."""
+    P = rows.P
+    V = visual.tokens_BVD.shape[1]
+    # Text places read some visual token and throw it away: shapes stay static.
+    seen_XP1 = rows.visual_XP[..., None] >= 0
+    place_XP = rows.group_XS[:, :P] * V + rows.visual_XP
+    flat = lambda x_BVD: x_BVD.reshape(-1, x_BVD.shape[-1])
+    at_places = lambda x_BVD: sharding.take_local(flat(x_BVD.astype(self.dtype)), place_XP)
+    x_XSD = self.text.embed(params["text"], rows.tokens_XS)
+    x_XPD = jnp.where(seen_XP1, at_places(visual.tokens_BVD), x_XSD[:, :P])
+    x_XSD = jnp.concatenate([x_XPD, x_XSD[:, P:]], 1)
+    # [B, n, V, D] -> [n, X, P, D]: a layer of the decoder's scan takes its level by index.
+    levels = [at_places(visual.deep_BnVD[:, i]) for i in range(visual.deep_BnVD.shape[1])]
+    deep_nXPD = jnp.where(seen_XP1, jnp.stack(levels), 0)
+    return x_XSD, deep_nXPD, self.text.angles(rows.positions_X3S)
 
   def _response_angles(self, positions_BT):
     # Text advances time, row and column together.
@@ -232,5 +256,5 @@ class Qwen3VL:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: Qwen3VL, params: dict, groups: PromptGroups) -> jax.Array:
-  prompt_BPD, _ = model(params, groups)
+  prompt_BPD, _ = model(params, groups.prompts_alone())
   return layers.logits(prompt_BPD, model.unembedding(params))

@@ -4,6 +4,9 @@
     out = generate(model, params, groups, key, samples=8, max_tokens=64, temperature=0.8)
     out.responses_BRT, out.length_BR, out.logp_BRT, out.finished_BR
 
+Every response draws with a key of its own, which follows from its prompt's: what is drawn does not
+depend on who else is in the batch, in which order, on how many devices or processes.
+
 Axes: B prompts, R responses, T response tokens, V vocabulary.
 """
 
@@ -59,7 +62,8 @@ def generate(
   """Samples responses. Jitted: each new model, shape or option is compiled once.
 
   Args:
-    key: of the random draws; not needed when greedy.
+    key: of the random draws, one for all or one per prompt [B] (see `prompt_keys`); not needed when
+      greedy. Of one for all, each prompt's is that of its place in the batch.
     samples: R, responses per prompt.
     max_tokens: T, most tokens of a response, the one that ends it included.
     stop_ids: tokens that end a response; None: those of the model's folder.
@@ -76,7 +80,7 @@ def generate(
   if temperature and key is None:
     raise ValueError("sampling at a temperature above 0 needs a key, e.g. jax.random.key(0)")
   _check_sampling(temperature, top_p, top_k)
-  key = jax.random.key(0) if key is None else key
+  key_BR = _response_keys(key, len(groups.prompt_length_B), samples) if temperature else None
   stop_ids = model.config.stop_ids if stop_ids is None else stop_ids
   pad_id = model.config.pad_id if pad_id is None else pad_id
   if gather:
@@ -91,14 +95,39 @@ def generate(
     return jnp.isin(token_BR, jnp.array(stop_ids, jnp.int32))
 
   def draw(hidden_BRD, t, done_BR):
-    # A key for each place, of the given one and the place alone.
-    key_t = jax.random.fold_in(key, t)
+    # A key for each place, of the response's own and the place alone.
+    key_t_BR = None if key_BR is None else _each(jax.random.fold_in)(key_BR, t)
     logits_BRV = layers.logits(hidden_BRD, table_VD)
-    token_BR, logp_BR = sample_token(logits_BRV, key_t, temperature, top_p, top_k)
+    token_BR, logp_BR = sample_token(logits_BRV, key_t_BR, temperature, top_p, top_k)
     return jnp.where(done_BR, pad_id, token_BR), jnp.where(done_BR, 0.0, logp_BR)
 
   started = model.prefill(params, groups, samples, max_tokens, visual)
   return _grow(model, params, groups, started, (samples, max_tokens, pad_id), draw, ends)
+
+
+def prompt_keys(key: jax.Array, row_B: jax.Array) -> jax.Array:
+  """Keys [B] for `generate`: that of a prompt follows from `key` and its number alone.
+
+  Args:
+    key: one for all, such as that of a seed, or of a seed and a step.
+    row_B: int, what tells prompts apart for good, such as their rows in the pool.
+  """
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)
+
+
+def _response_keys(key: jax.Array, B: int, samples: int) -> jax.Array:
+  """The keys [B, R] of responses: the r-th of a prompt has fold_in(the prompt's, r), whatever R."""
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
+  key_B = key if key.ndim else prompt_keys(key, jnp.arange(B))
+  if key_B.shape != (B,):
+    raise ValueError(f"{len(key_B)} keys for {B} prompts; give one for all, or one per prompt")
+  return jax.vmap(prompt_keys, (0, None))(key_B, jnp.arange(samples))
+
+
+def _each(draw):
+  """`draw(key, ..)` of one response, for keys [B, R]; the other arguments are shared."""
+  return jax.vmap(jax.vmap(draw, (0, None)), (0, None))
 
 
 def _check_sampling(temperature: float, top_p: float, top_k: int) -> None:
@@ -161,19 +190,25 @@ def ended_by(samples: Samples, token: int) -> Samples:
   return dataclasses.replace(samples, finished_BR=samples.finished_BR & (last_BR == token))
 
 
-def sample_token(logits_BRV, key: jax.Array, temperature: float, top_p: float, top_k: int):
-  """One token per response, int32 [B, R], and its log-prob, fp32 [B, R]; see `generate`."""
+def sample_token(
+  logits_BRV, key_BR: jax.Array | None, temperature: float, top_p: float, top_k: int
+):
+  """One token per response, int32 [B, R], and its log-prob, fp32 [B, R]; see `generate`.
+
+  Each response is drawn with its own key, which a greedy one does without.
+  """
   logits_BRV = _restrict(logits_BRV / (temperature or 1.0), top_p, top_k)
   # One pass of exponentials serves the draw and the log-prob: [B, R, V] weights, never normalised.
   top_BR = logits_BRV.max(-1)
   weights_BRV = jnp.exp(logits_BRV - top_BR[..., None])
-  token_BR = categorical(key, weights_BRV) if temperature else jnp.argmax(logits_BRV, -1)
+  token_BR = categorical(key_BR, weights_BRV) if temperature else jnp.argmax(logits_BRV, -1)
   chosen_BR = jnp.take_along_axis(logits_BRV, token_BR[..., None], -1)[..., 0]
   return token_BR, chosen_BR - top_BR - jnp.log(weights_BRV.sum(-1))
 
 
-def categorical(key: jax.Array, weights: jax.Array) -> jax.Array:
-  """Draws an index of the last axis in proportion to weights >= 0 (fp32 [..., V], sum above 0).
+def categorical(keys: jax.Array, weights: jax.Array) -> jax.Array:
+  """Draws an index of the last axis in proportion to weights >= 0 (fp32 [B, R, V], sum above 0),
+  each with its own key of keys [B, R].
 
   By inversion: first a block of `BLOCK` neighbours, then a place in it. Two uniforms a row instead
   of the V of `jax.random.categorical`, whose noise costs more than the logits on a CPU.
@@ -182,9 +217,9 @@ def categorical(key: jax.Array, weights: jax.Array) -> jax.Array:
   padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -V % BLOCK)])
   blocks = padded.reshape(*weights.shape[:-1], -1, BLOCK)
   # [.., V] -> [.., blocks, BLOCK]; places that fill up the last block weigh 0 and are never drawn.
-  u = jax.random.uniform(key, (2, *weights.shape[:-1]))
-  block = _invert(blocks.sum(-1), u[0])
-  place = _invert(jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :], u[1])
+  u = _each(jax.random.uniform)(keys, (2,))
+  block = _invert(blocks.sum(-1), u[..., 0])
+  place = _invert(jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :], u[..., 1])
   return block * BLOCK + place
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.core.sharding import local_rows
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.method import advantages, shortcuts
 from rmsd_jax.method.carriers import Pairs, RuleTerms
@@ -41,15 +40,14 @@ def check_ends(tokenizer: ChatTokenizer, stop_ids: Sequence[int]) -> None:
 
 
 def replies_of(samples: Samples, tokenizer: ChatTokenizer) -> list[list[str]]:
-  """The B x R texts of this process's prompts, see `ChatTokenizer.decode`.
+  """The B x R texts of this process's responses, as numpy; see `ChatTokenizer.decode`.
 
   One with a control token in it, even inside the reasoning, gets a mark before it, with which no
   rule accepts it. A teacher's response with one is refused.
   """
-  ids_BRT = local_rows(samples.responses_BRT)
-  length_BR = local_rows(samples.length_BR)
   mark = lambda reply: CONTROL_MARK + reply if tokenizer.has_control(reply) else reply
-  return [[mark(reply) for reply in row] for row in tokenizer.decode_groups(ids_BRT, length_BR)]
+  texts = tokenizer.decode_groups(samples.responses_BRT, samples.length_BR)
+  return [[mark(reply) for reply in row] for row in texts]
 
 
 def rule_terms(

@@ -41,6 +41,7 @@ LEAST = {
   "save_every": 1,
   "steps": 1,
   "logit_chunk": 1,
+  "row_tokens": 1,
   "max_skipped": 0,
 }
 DRAWS = ("stage", "seed")
@@ -91,10 +92,11 @@ class Loop:
     needs_teacher: bool = True,
   ):
     self._limits = limits
+    self._stage = stage
     self._rules = Rules(**config.tasks)
     first = jax.process_index() == 0
     self.mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_batch(self.mesh, config.batch, config.microbatches, "config.batch")
+    sharding.check_batch(self.mesh, config.batch, "config.batch")
     part = part_of(config.data.pool)
     self._pool = open_pool(config.data.pool, config.data.split, part)
     check_least(config, LEAST)
@@ -207,6 +209,8 @@ class Loop:
       num_workers=num_workers,
       prefetch=config.data.prefetch,
       stage=self._order,
+      shards=sharding.batch_shards(self.mesh),
+      samples=config.rollouts.samples + config.data.responses if self._stage == 2 else 1,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )

@@ -1,10 +1,7 @@
-"""Optimizers by name, gradients over micro-batches, and updates that must not count.
+"""Optimizers by name, gradients over the pieces of a batch, and updates that must not count."""
 
-`losses` return sums and counts: `gradients` adds both over micro-batches and divides once, so a
-batch cut in pieces gives the gradient of the whole.
-"""
-
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -125,60 +122,60 @@ def _never_decayed(name: str) -> bool:
   return name.endswith(("norm", "bias", "scale"))
 
 
-def gradients(loss_fn: Callable, params: dict, batch, microbatches: int):
-  """Gradient of sum(loss) / sum(count) over the whole batch.
+class Figures(NamedTuple):
+  """What pieces of a batch say of themselves; `joined` makes one of two."""
+
+  count: jax.Array  # fp32, by which the loss and the sums are divided: tokens, or pairs
+  sums: dict  # fp32, "loss" among them
+  most: dict = {}  # fp32, of which the largest counts
+  parts: Any = None  # arrays of the whole batch, in which each piece fills its own places; 0 else
+
+
+def nothing(params: dict) -> dict:
+  """Gradients to add to: zeros."""
+  return jax.tree.map(jnp.zeros_like, params)
+
+
+def add(loss_fn: Callable, params: dict, grads: dict, *arguments) -> tuple[dict, Figures]:
+  """(grads + the gradient of a piece's loss, what the piece says of itself).
 
   Args:
-    loss_fn: (params, batch) -> ((sum, count), (metrics, outputs)); metrics are sums of the same
-      unit as count, outputs have the leading axis B.
-    batch: pytree with leading axis B everywhere, a multiple of `microbatches`.
-
-  Returns:
-    gradients, {"loss" and every metric, divided by count}, outputs of the whole batch.
+    loss_fn: (params, *arguments) -> (sum of the loss, Figures).
   """
-
-  def piece(params, batch):
-    (total, count), (metrics, outputs) = loss_fn(params, batch)
-    return total, ({"loss": total, "count": count, **metrics}, outputs)
-
-  if microbatches == 1:
-
-    def mean(params, batch):  # dividing the gradient instead would hold it twice on the CPU
-      total, (sums, outputs) = piece(params, batch)
-      return total / jnp.maximum(sums["count"], 1), (sums, outputs)
-
-    grads, (sums, outputs) = jax.grad(mean, has_aux=True)(params, batch)
-    count = jnp.maximum(sums.pop("count"), 1)
-  else:
-    one = jax.grad(piece, has_aux=True)
-
-    def body(grads, piece_of_batch):
-      more, (sums, outputs) = one(params, piece_of_batch)
-      return jax.tree.map(jnp.add, grads, more), (sums, outputs)
-
-    zero = jax.tree.map(jnp.zeros_like, params)
-    grads, (sums, outputs) = jax.lax.scan(body, zero, _cut(batch, microbatches))
-    sums = jax.tree.map(lambda x: x.sum(0), sums)
-    outputs = _join(outputs)
-    count = jnp.maximum(sums.pop("count"), 1)
-    grads = jax.tree.map(lambda g: g / count, grads)
-  return grads, {k: v / count for k, v in sums.items()}, outputs
+  more, figures = jax.grad(loss_fn, has_aux=True)(params, *arguments)
+  return jax.tree.map(jnp.add, grads, more), figures
 
 
-def mapped(f: Callable, batch, microbatches: int):
-  """f(batch) by micro-batches, one after the other; outputs have the leading axis B."""
-  return _join(jax.lax.map(f, _cut(batch, microbatches))) if microbatches > 1 else f(batch)
+@jax.jit
+def joined(a: Figures, b: Figures) -> Figures:
+  """Of two pieces together."""
+  plus = functools.partial(jax.tree.map, jnp.add)
+  most = jax.tree.map(jnp.maximum, a.most, b.most)
+  return Figures(a.count + b.count, plus(a.sums, b.sums), most, plus(a.parts, b.parts))
 
 
-def _cut(batch, microbatches: int):
-  """Row b goes to micro-batch b % microbatches: every device keeps its own rows."""
-  cut = lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
-  return jax.tree.map(cut, batch)
+def over(pieces: Sequence, grads: dict, add_piece: Callable) -> tuple[dict, Figures]:
+  """Adds up all pieces of a batch, one program's run after the other.
+
+  Args:
+    add_piece: (grads, piece) -> (grads, Figures).
+  """
+  grads, figures = add_piece(grads, pieces[0])
+  for piece in pieces[1:]:
+    grads, more = add_piece(grads, piece)
+    figures = joined(figures, more)
+  return grads, figures
 
 
-def _join(pieces):
-  """The inverse of `_cut`."""
-  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), pieces)
+def averaged(grads: dict, figures: Figures) -> tuple[dict, dict]:
+  """The gradient of sum(loss) / sum(count) over all pieces, and {"loss" and every sum, divided}.
+
+  Sums and counts are added first and divided once, so that a batch in pieces has the gradient of
+  the whole.
+  """
+  count = jnp.maximum(figures.count, 1)
+  metrics = {name: value / count for name, value in figures.sums.items()}
+  return jax.tree.map(lambda g: g / count, grads), metrics | figures.most
 
 
 def apply(tx: optax.GradientTransformation, grads: dict, opt_state, params: dict):

@@ -11,6 +11,7 @@ resumes.
 """
 
 import argparse
+import functools
 import os
 import resource
 import statistics
@@ -31,7 +32,7 @@ from rmsd_jax.models import config as config_lib
 from rmsd_jax.models import layers
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.rollouts.generate import generate
-from rmsd_jax.training import optim
+from rmsd_jax.training import optim, pieces
 
 TOKENS = convert.Tokens(151_655, 151_656, 151_652, 151_653)
 TOKEN_IDS = {  # of config.json
@@ -105,26 +106,34 @@ def our_step(cases, responses):
     responses[:, None], np.full((len(cases), 1), RESPONSE, np.int32)
   )
 
-  def step(student, opt_state, groups):
-    def loss_fn(student, groups):
-      params = named.join(frozen, student)
-      prompt_BPD, response_BRTD = model(params, groups)
-      hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-      logp = losses.token_logps(
-        hidden, model.unembedding(params), groups.responses_BRT, 1.0, RESPONSE
-      )
-      loss, metrics = losses.sft(logp, groups.response_mask_BRT)
-      return loss, (metrics, None)
+  def loss_fn(student, rows, visual):
+    params = named.join(frozen, student)
+    hidden_XWD = losses.predictors(model.hidden(params, rows, visual), rows)
+    table_VD = model.unembedding(params)
+    logp_XW = losses.token_logps(hidden_XWD, table_VD, rows.targets_XW, 1.0, rows.targets_XW.size)
+    loss, count = losses.sft(logp_XW, rows.mask_XW)
+    return loss, optim.Figures(count, {"loss": loss})
 
-    grads, metrics, _ = optim.gradients(loss_fn, student, groups, 1)
+  def update(student, opt_state, grads, figures):
+    grads, metrics = optim.averaged(grads, figures)
     student, opt_state, _ = optim.apply(tx, grads, opt_state, student)
     return student, opt_state, metrics["loss"]
 
-  options = sharding.compiler_options(sharding.make_mesh(1, 1, 1))  # those of the trainers
-  step = jax.jit(step, donate_argnums=(0, 1), compiler_options=options)
+  # The programs of the trainer, compiled with its options.
+  mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+  jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
+  encode = jit(lambda groups: model.encode(params, groups))
+  nothing = jit(optim.nothing)
+  add = jit(functools.partial(optim.add, loss_fn), donate_argnums=1)
+  update = jit(update, donate_argnums=(0, 1, 2))
 
   def run() -> float:
-    state[0], state[1], loss = step(*state, groups)
+    visual = encode(groups)
+    rows = pieces.rows_of(mesh, model, groups, 24_576)
+    grads, figures = optim.over(
+      rows, nothing(state[0]), lambda grads, piece: add(state[0], grads, piece, visual)
+    )
+    state[0], state[1], loss = update(*state, grads, figures)
     return float(loss)
 
   return run

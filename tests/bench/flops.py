@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmsd_jax.compile import cost
-from rmsd_jax.core.groups import Bucket, PromptGroups
+from rmsd_jax.core import packed
+from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.method import losses
 from rmsd_jax.models.config import PRESETS, TextConfig
 from rmsd_jax.models.discriminator import Discriminator
@@ -53,21 +54,22 @@ def shapes(model: Qwen3VL, B: int, P: int, R: int, T: int) -> tuple[PromptGroups
 
 def policy(model, params, groups, visual):
   """-mean log-prob: the part of the policy update that costs."""
-  prompt_BPD, response_BRTD = model(params, groups, visual)
-  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-  T = groups.responses_BRT.shape[2]
-  logp = losses.token_logps(hidden, model.unembedding(params), groups.responses_BRT, 1.0, T)
-  return jnp.sum(logp)
+  rows = packed.padded(groups)
+  hidden_XWD = losses.predictors(model.hidden(params, rows, visual), rows)
+  W = rows.targets_XW.shape[1]
+  return jnp.sum(losses.token_logps(hidden_XWD, model.unembedding(params), rows.targets_XW, 1.0, W))
 
 
 def counted(f, *arguments) -> float:
   return jax.jit(f).lower(*arguments).compile().cost_analysis()["flops"]
 
 
-def squares(work: cost.Work, P: int, R: int, T: int) -> float:
-  """Total with attention's pairs counted as full blocks."""
-  full = P**2 + R * T * (P + T)
-  return work._replace(attention=work.attention * full / cost.pairs(P, R, T)).total
+def squares(c, B: int, P: int, R: int, T: int, with_logits: bool) -> float:
+  """FLOPs of a forward pass, attention's pairs counted as the full blocks that are computed: of a
+  response its own and the one before."""
+  computed = B * (P**2 + R * T * (P + 2 * T))
+  size = cost.Size(B * (P + R * T), B * R * T, computed, R * T)
+  return cost.forward(c, size, with_logits).total
 
 
 def update(B: int, P: int, R: int, T: int, K: int) -> tuple[float, float]:
@@ -88,9 +90,8 @@ def update(B: int, P: int, R: int, T: int, K: int) -> tuple[float, float]:
   found = counted(student, params, groups, visual)
   found += counted(lambda p, g, v: policy(model, p, g, v), params, groups, visual)
   found += counted(judge, params | critic.abstract_head(), both, visual)
-  bucket, c = Bucket(P, T, 0, 0), model.config
-  least = 4 * squares(cost.forward(c, B, bucket, R, True), P, R, T)
-  least += 3 * squares(cost.forward(c, B, bucket, R + K, False), P, R + K, T)
+  least = 4 * squares(model.config, B, P, R, T, True)
+  least += 3 * squares(model.config, B, P, R + K, T, False)
   return found, least
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from rmsd_jax import train_sft
 from rmsd_jax.compile import cost
-from rmsd_jax.core import sharding
+from rmsd_jax.core import packed, sharding
+from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.models import attention as attention_lib
 from rmsd_jax.models import hf
 from tests.bench.measure import Out, peak_flops, seconds_of
@@ -43,15 +44,16 @@ def attention(size: Size, out: Out) -> dict:
   """Every path on bfloat16 inputs against the dense oracle in fp32 on the same numbers."""
   B, P, R, T, N, K = size.attention
   H = 128
-  layout = attention_lib.Layout(P, R, T)
+  # Responses end to end, as long as T or a third shorter; the second row's prompt is shorter.
+  rows = padded_rows(B, P, R, T, jnp.array([P, P - 37]), T - T // 3)
+  layout = attention_lib.Layout.of(rows)
   keys = jax.random.split(jax.random.key(0), 4)
   shapes = [(B, P + R * T, heads, H) for heads in (N, K, K, N)]
   q, k, v, weight = (
     jax.random.normal(key, s, jnp.bfloat16) for key, s in zip(keys, shapes, strict=True)
   )
-  length_B = jnp.array([P, P - 37])
-  # What stands in padding of the prompt is nobody's input: neither compared nor differentiated.
-  counts_BS = (jnp.arange(P + R * T) >= P) | (jnp.arange(P + R * T) < length_B[:, None])
+  # What stands in padding is nobody's input: neither compared nor differentiated.
+  counts_BS = rows.group_XS >= 0
   weight = jnp.where(counts_BS[..., None, None], weight, 0)
 
   def values(attend, q, k, v):
@@ -64,12 +66,10 @@ def attention(size: Size, out: Out) -> dict:
     )
     return dict(zip(("o", "dq", "dk", "dv"), (o, *d), strict=True))
 
-  path = lambda impl: lambda q, k, v: attention_lib.group_attention(q, k, v, layout, length_B, impl)
+  path = lambda impl: lambda q, k, v: attention_lib.group_attention(q, k, v, layout, impl)
 
   def xla(q, k, v):  # the cuDNN path's masks, by XLA's own attention
-    o = attention_lib._cudnn(
-      q * H**-0.5, k.swapaxes(1, 2), v.swapaxes(1, 2), layout, length_B, "xla"
-    )
+    o = attention_lib._cudnn(q * H**-0.5, k.swapaxes(1, 2), v.swapaxes(1, 2), layout, "xla")
     return o.astype(q.dtype)
 
   with jax.default_matmul_precision("highest"):
@@ -87,21 +87,40 @@ def attention(size: Size, out: Out) -> dict:
   return found | {"seconds": _attention_seconds(size, paths, out)}
 
 
+def padded_rows(B: int, P: int, R: int, T: int, prompt_B, shortest: int) -> packed.Rows:
+  """Rows of one group each; of two responses one is full and the next of `shortest` tokens."""
+  zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
+  length_R = jnp.where(jnp.arange(R) % 2 == 0, T, shortest)
+  return packed.padded(
+    PromptGroups(
+      tokens_BP=zeros(B, P),
+      positions_B3P=zeros(B, 3, P),
+      prompt_length_B=prompt_B,
+      next_position_B=zeros(B),
+      visual_BP=zeros(B, P) - 1,
+      patches_BFSC=zeros(B, 1, 4, 1),
+      grid_BF2=zeros(B, 1, 2),
+      responses_BRT=zeros(B, R, T),
+      response_length_BR=jnp.broadcast_to(length_R, (B, R)),
+    )
+  )
+
+
 def _attention_seconds(size: Size, paths: dict, out: Out) -> dict:
   """Forward and backward of one layer at the size of a policy micro-batch, by path."""
   t = model_config(size).text
   P, T, _, _ = size.bucket
-  B, R = size.batch // size.microbatches, size.samples
+  B, R = size.batch // 2, size.samples
+  rows = padded_rows(B, P, R, T, jnp.full(B, P), T)
+  layout = attention_lib.Layout.of(rows)
   make = lambda heads: jax.random.normal(
     jax.random.key(heads), (B, P + R * T, heads, t.head), jnp.bfloat16
   )
   qkv = make(t.heads), make(t.kv_heads), make(t.kv_heads)
-  flops = 3 * 4 * B * cost.pairs(P, R, T) * t.heads * t.head
+  flops = 3 * 4 * cost.pairs(np.full(B, P), np.full((B, R), T)) * t.heads * t.head
   seconds = {}
   for name in paths.keys() & {"cudnn", "split"}:
-    attend = lambda *x, name=name: attention_lib.group_attention(
-      *x, attention_lib.Layout(P, R, T), jnp.full(B, P), name
-    )
+    attend = lambda *x, name=name: attention_lib.group_attention(*x, layout, name)
     run = jax.jit(jax.grad(lambda *x, f=attend: f(*x).astype(jnp.float32).sum(), (0, 1, 2)))
     seconds[name] = seconds_of(lambda run=run: run(*qkv), size.repeats)
     out.say(
@@ -134,7 +153,8 @@ def parity(size: Size, out: Out) -> dict:
           state[part] = jax.tree.map(put, state[part], wanted)
         batch = sharding.put_batch(mesh, groups)
         logits = model.logits(jax.device_put(params, device), batch)
-        state, metrics = train_sft.make_steps(config, mesh).train(state, batch)
+        steps = train_sft.make_steps(config, mesh)
+        state, metrics = train_sft.train_step(config, mesh, steps, state, groups)
         moments = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(
           state["student_optim"]) if "mu" in jax.tree_util.keystr(path)]  # fmt: skip
         # The first moment of the first step is the gradient up to a factor.

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmsd_jax import train_rl, train_sft
-from rmsd_jax.compile.__main__ import abstract_rewards, programs
+from rmsd_jax.compile.programs import abstract_rewards, programs
 from rmsd_jax.core import sharding
 from rmsd_jax.models import hf
 from rmsd_jax.tasks import Rules
+from rmsd_jax.training import pieces
 from tests.bench.measure import GIB, Out, peak_bytes, peak_flops, seconds_of
 from tests.bench.random_model import Size, make_config, make_groups, make_state, write_folder
 
@@ -41,9 +42,7 @@ class Program:
 
 def compiled_programs(config, mesh, out: Out) -> Iterator[Program]:
   """Compiles what rmsd_jax.compile plans, in its order."""
-  for name, (function, arguments, work, least) in programs(config, mesh).items():
-    if name == "probe":
-      continue
+  for name, (function, arguments, _, work, least) in programs(config, mesh).items():
     began = time.perf_counter()
     executable = function.lower(*arguments).compile()
     memory = executable.memory_analysis()
@@ -79,7 +78,7 @@ def measured(program: Program, seconds: float, tokens: int, what: str, out: Out)
   return program.report
 
 
-def timed_updates(program: Program, call: Callable, state, repeats: int):
+def timed_updates(call: Callable, state, repeats: int):
   """(state, metrics of the first call, median seconds) of an update that takes over the memory of
   the old state. Further calls go on from the state before: their metrics are of moved weights."""
   state, *_, metrics = call(state)
@@ -90,8 +89,6 @@ def timed_updates(program: Program, call: Callable, state, repeats: int):
     state, *_ = call(state)
     jax.block_until_ready(state)
     taken.append(time.perf_counter() - began)
-  if program.trace:
-    (state, *_), program.report["trace"] = traced(program, lambda: call(state))
   return state, jax.device_get(metrics), statistics.median(taken)
 
 
@@ -139,63 +136,80 @@ def begun(size: Size, stage: str, trainer, out: Out) -> Iterator[tuple]:
 
 
 def sft(size: Size, out: Out) -> dict:
-  """Stage 1's update on full rows."""
+  """Stage 1's step on full rows."""
   with begun(size, "sft", train_sft, out) as (config, mesh, state):
-    (program,) = compiled_programs(config, mesh, out)
-    batch = sharding.put_batch(mesh, make_groups(size, 1))
+    made = {program.name: program for program in compiled_programs(config, mesh, out)}
+    steps = train_sft.make_steps(config, mesh)
+    steps = steps._replace(**{name: program.run for name, program in made.items()})
+    groups = make_groups(size, 1)
     state, metrics, seconds = timed_updates(
-      program, lambda state: program.run(state, batch), state, size.repeats
+      lambda state: train_sft.train_step(config, mesh, steps, state, groups), state, size.repeats
     )
+    made["imitate"].work = made["imitate"].work.plus(made["encode"].work)
     tokens = size.batch * (size.bucket[0] + size.bucket[1])
-    found = measured(program, seconds, tokens, "row", out)
+    found = measured(made["imitate"], seconds, tokens, "row", out)
     loss = float(metrics["loss"])
     return found | {"loss": loss, "ok": bool(np.isfinite(loss))}
 
 
 def rl(size: Size, out: Out) -> dict:
-  """Stage 2's three programs, each on what the one before made."""
+  """Stage 2's rollouts and updates, each on what the one before made."""
   B, N = size.batch, size.samples
   P, T, _, _ = size.bucket
   found = {}
   with begun(size, "rl", train_rl, out) as (config, mesh, state):
-    groups = sharding.put_batch(mesh, make_groups(size, N))
+    host = make_groups(size, N)
+    groups = sharding.put_batch(mesh, host)
     # Scores, rule terms and pairs of a step: random numbers, every rollout matched.
     rng = np.random.default_rng(0)
     make = lambda x: np.asarray(
       rng.random(x.shape) if x.dtype == jnp.float32 else np.zeros(x.shape), x.dtype
     )
-    score_BN, terms, pairs = jax.tree.map(make, abstract_rewards(mesh, B, N))
-    terms, pairs = sharding.put_batch(mesh, (terms, pairs))
-    steps = compiled_programs(config, mesh, out)
+    score_BN, terms, my_pairs = jax.tree.map(make, abstract_rewards(mesh, B, N))
+    everyone_BN = np.ones((B, N), bool)
+    slot_BN = np.broadcast_to(np.arange(N, dtype=np.int32), (B, N))
+    my_pairs = dataclasses.replace(
+      my_pairs, match_BN=slot_BN, paired_BN=everyone_BN, differs_BN=everyone_BN
+    )
+    scores, terms, pairs = sharding.put_batch(mesh, (score_BN, terms, my_pairs))
+    made = {program.name: program for program in compiled_programs(config, mesh, out)}
+    steps = train_rl.make_steps(config, mesh)
+    steps = steps._replace(**{name: program.run for name, program in made.items()})
 
-    rollout = next(steps)
     key = jax.random.key(0)
+    rollout = made["rollout"]
     seconds = seconds_of(lambda: rollout.run(state, groups, key), min(2, size.repeats))
     samples, visual = rollout.run(state, groups, key)
     count = int(samples.length_BR.sum())
     if rollout.trace:
       _, rollout.report["trace"] = traced(rollout, lambda: rollout.run(state, groups, key))
     found["rollout"] = measured(rollout, seconds, count, "sampled", out)
-    samples = samples.__class__(
-      samples.responses_BRT, samples.length_BR, samples.logp_BRT, jnp.ones((B, N), bool)
-    )  # as if each had ended by itself, so that all are paired
+    # As if each had ended by itself, so that all are paired.
+    samples = dataclasses.replace(samples, finished_BR=sharding.put_batch(mesh, everyone_BN))
+    students = host.with_responses(*map(np.asarray, (samples.responses_BRT, samples.length_BR)))
 
-    tokens = B * (P + N * T)
-    scores, learn = sharding.put_batch(mesh, score_BN), jnp.array(True)
-    for program in steps:
-      if program.name == "policy":
-        call = lambda s, run=program.run: run(s, groups, samples, visual, scores, terms, pairs)
-        row = tokens
-      else:
-        call = lambda s, run=program.run: run(s, groups, samples, visual, pairs, learn)
-        row = tokens + B * N * T
-      state, metrics, seconds = timed_updates(program, call, state, size.repeats)
-      found[program.name] = measured(program, seconds, row, "row", out)
-      found[program.name]["metrics"] = {
-        name: float(value) for name, value in metrics.items() if not np.isnan(value)
-      }
-      del program
+    rows = pieces.rows_of(mesh, steps.model, students, config.row_tokens)
+    call = lambda state: train_rl.update_policy(
+      steps, state, rows, groups, samples, visual, scores, terms, pairs
+    )
+    state, metrics, seconds = timed_updates(call, state, size.repeats)
+    found["policy"] = measured(made["improve"], seconds, B * (P + N * T), "row", out)
+    found["policy"]["metrics"] = _numbers(metrics)
+    del rows
+    rows = pieces.of_pairs(
+      mesh, steps.model, host, students, everyone_BN, my_pairs, config.row_tokens
+    )
+    call = lambda state: train_rl.update_discriminator(
+      steps, state, rows, groups, samples, visual, pairs, jnp.array(True)
+    )
+    state, metrics, seconds = timed_updates(call, state, size.repeats)
+    found["discriminator"] = measured(made["judge"], seconds, B * (P + 2 * N * T), "row", out)
+    found["discriminator"]["metrics"] = _numbers(metrics)
   gap = found["policy"]["metrics"]["policy/sampler_trainer_gap"]
   out.say(f"sampler against trainer: largest gap {gap:.1e} nats of a token")
   fine = np.isfinite(found["policy"]["metrics"]["policy/grad_norm"]) and gap <= MOST_GAP
   return found | {"ok": bool(fine)}
+
+
+def _numbers(metrics: dict) -> dict[str, float]:
+  return {name: float(value) for name, value in metrics.items() if not np.isnan(value)}

@@ -15,6 +15,8 @@ from tests.bench import against_torch
 from tests.bench.measure import GIB, Out
 from tests.bench.random_model import Size, make_cases, make_responses, write_folder
 
+MICROBATCHES = 2  # of torch's step, each padded to the same length
+
 
 def torch_sft(size: Size, out: Out) -> dict:
   """One update by transformers + torch: fp32 weights, bfloat16 autocast, layers recomputed, fused
@@ -28,7 +30,7 @@ def torch_sft(size: Size, out: Out) -> dict:
   adam = torch.optim.AdamW(learned, lr=1e-6, weight_decay=0.01, fused=device == "cuda")
   responses = make_responses(size, 1)[:, 0]
   T = responses.shape[1]
-  pieces = np.array_split(np.arange(size.batch), size.microbatches)
+  pieces = np.array_split(np.arange(size.batch), MICROBATCHES)
   cases = make_cases(size)
   batches = [their_batch([cases[i] for i in piece], responses[piece], device) for piece in pieces]
 

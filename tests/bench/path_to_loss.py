@@ -13,19 +13,19 @@ PACKAGE = Path(__file__).parents[2] / "rmsd_jax"
 LOG_PROBS = ("predictors", "token_logps", "_token_logps", "_logps_forward")
 PATHS = {
   "train_sft": {
-    "train_sft.py": ("main", "make_steps"),
-    "training/optim.py": ("gradients",),
+    "train_sft.py": ("main", "train_step", "make_steps"),
+    "training/optim.py": ("over", "add"),
     "method/losses.py": (*LOG_PROBS, "sft"),
   },
   "train_rl, policy": {
-    "train_rl.py": ("main", "train_step", "make_steps", "policy_step"),
-    "training/optim.py": ("gradients",),
+    "train_rl.py": ("main", "train_step", "update_policy", "make_steps", "improve_step"),
+    "training/optim.py": ("over", "add"),
     "method/advantages.py": ("from_rewards",),
     "method/losses.py": (*LOG_PROBS, "policy_gradient"),
   },
   "train_rl, discriminator": {
-    "train_rl.py": ("main", "train_step", "make_steps", "discriminator_step"),
-    "training/optim.py": ("gradients",),
+    "train_rl.py": ("main", "train_step", "update_discriminator", "make_steps", "judge_step"),
+    "training/optim.py": ("over", "add"),
     "method/losses.py": ("pairs",),
   },
 }

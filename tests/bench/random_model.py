@@ -33,14 +33,14 @@ class Size(NamedTuple):
   grid: tuple[int, int]  # rows, columns of visual tokens of a frame pair
   attention: tuple[int, int, int, int, int, int]  # B, P, R, T, N, K of the parity check
   logit_chunk: int
-  microbatches: int
+  row_tokens: int  # places of rows whose gradient is computed at a time
   repeats: int
 
 
 SIZES = {
   # A clip of 16 frames at 252 visual tokens a pair, as configs/qwen3vl_2b_rl.py plans it.
-  "2b": Size("2b", 8, 8, (2304, 256, 8, 1008), (14, 18), (2, 384, 4, 128, 16, 8), 64, 2, 5),
-  "tiny": Size("tiny", 2, 2, (128, 16, 2, 16), (2, 2), (2, 128, 2, 64, 4, 2), 16, 1, 2),
+  "2b": Size("2b", 8, 8, (2304, 256, 8, 1008), (14, 18), (2, 384, 4, 128, 16, 8), 512, 18_000, 5),
+  "tiny": Size("tiny", 2, 2, (128, 16, 2, 16), (2, 2), (2, 128, 2, 64, 4, 2), 16, 400, 2),
 }
 
 
@@ -87,7 +87,7 @@ def make_config(size: Size, stage: str, folder: str, **model):
   c = runpy.run_path(str(ROOT / "configs" / f"qwen3vl_2b_{stage}.py"))["get_config"]()
   c.model.folder = folder
   c.model.update(model)
-  c.batch, c.microbatches, c.logit_chunk = size.batch, size.microbatches, size.logit_chunk
+  c.batch, c.row_tokens, c.logit_chunk = size.batch, size.row_tokens, size.logit_chunk
   c.rollouts.samples = c.data.responses = size.samples
   c.compile.bucket = size.bucket
   # Two optimizers beside three sets of weights: the first moments in 16 bits, or 80 GB overflow.

@@ -142,14 +142,14 @@ def test_config_keys_of_the_paper_exist():
 # docs/code.md: where ten changes are made, and how far it is from the launch to the loss
 
 CODE = (ROOT / "docs" / "code.md").read_text("utf-8")
-CHANGES = CODE.partition("## Ten changes")[2].partition("\n## ")[0]
+CHANGES = CODE.partition("## Changes, and where")[2].partition("\n## ")[0]
 PLACES = [line.split(" | ") for line in CHANGES.splitlines() if line.startswith("| ")][1:]
 MAX_FILES = 4
 MAX_LINES = 350  # of functions, docstrings and comments included
 
 
-def test_ten_changes_are_listed():
-  assert len(PLACES) == 10
+def test_changes_are_listed():
+  assert len(PLACES) >= 10
 
 
 @pytest.mark.parametrize("change, places", PLACES, ids=[row[0].strip("| ") for row in PLACES])

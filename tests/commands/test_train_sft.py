@@ -13,7 +13,6 @@ import tiny_run
 from tiny_model import assert_close
 
 from rmsd_jax import train_sft
-from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import Terminated, UserError
 from rmsd_jax.data import store
 from rmsd_jax.method import matching
@@ -31,7 +30,7 @@ def start(c, devices=1):
 
 def step(c, state, groups, devices=1):
   on = tiny_run.mesh(devices)
-  return tiny_run.steps(train_sft, c, on).train(state, sharding.put_batch(on, groups))
+  return train_sft.train_step(c, on, tiny_run.steps(train_sft, c, on), state, groups)
 
 
 def groups_of(c, number=0):
@@ -40,9 +39,9 @@ def groups_of(c, number=0):
 
 
 @functools.cache
-def two_steps(devices=1, microbatches=1):
+def two_steps(devices=1, row_tokens=24_576):
   """State and metrics after two steps."""
-  c = tiny_run.config("sft", microbatches=microbatches)
+  c = tiny_run.config("sft", row_tokens=row_tokens)
   state, losses = start(c, devices), []
   for number in range(2):
     state, metrics = step(c, state, groups_of(c, number), devices)
@@ -50,7 +49,7 @@ def two_steps(devices=1, microbatches=1):
   return jax.device_get(state), losses
 
 
-@pytest.mark.parametrize("other", [{"devices": 8}, {"microbatches": 2}], ids=str)
+@pytest.mark.parametrize("other", [{"devices": 8}, {"row_tokens": 600}], ids=str)
 def test_any_mesh_and_any_pieces_give_the_same_step(other):
   """Loss, gradient norm and moments (sums of gradients) to 1e-5 of their largest value.
 
@@ -165,8 +164,8 @@ def test_a_changed_config_is_refused_by_name_unless_the_key_is_operational(strai
   c = functools.partial(tiny_run.config, "sft", data__limit=8)
   with pytest.raises(UserError, match=r"optim\.b1 0\.9 -> 0\.8; undo the change or use a new work"):
     tiny_run.run(monkeypatch, train_sft, c(optim__b1=0.8), straight)
-  tiny_run.run(monkeypatch, train_sft, c(keep=2, microbatches=2), straight)
-  assert json.loads((straight / "config.json").read_text())["microbatches"] == 2
+  tiny_run.run(monkeypatch, train_sft, c(keep=2, row_tokens=600), straight)
+  assert json.loads((straight / "config.json").read_text())["row_tokens"] == 600
 
 
 def test_a_first_start_that_failed_does_not_bind_the_folder(tmp_path, monkeypatch):
@@ -208,8 +207,13 @@ def test_a_run_without_finite_gradients_stops_and_says_so(tmp_path, monkeypatch)
 
   def broken(config, mesh):
     done = iter(range(1, 10))
+    nothing = lambda *_: (None, None)
     return train_sft.Steps(
-      lambda state, groups: (state, {"loss": 0.0, "skipped_in_a_row": next(done)})
+      encode=nothing,
+      nothing=nothing,
+      imitate=nothing,
+      train=lambda state, *_: (state, {"loss": 0.0, "skipped_in_a_row": next(done)}),
+      model=tiny_run.model_of(config),
     )
 
   monkeypatch.setattr(train_sft, "make_steps", broken)

@@ -27,25 +27,37 @@ def config(stage):
 
 @pytest.mark.parametrize(
   ("stage", "names"),
-  [("sft", ["sft step"]), ("rl", ["rollout", "policy", "discriminator", "probe"])],
+  [
+    ("sft", ["encode", "imitate", "train"]),
+    ("rl", ["rollout", "improve", "policy", "judge", "discriminator"]),
+  ],
 )
 def test_every_program_of_a_stage_is_reported(stage, names, here, tmp_path, capsys):
-  compile_command.main(config(stage), topology="", json=str(tmp_path / "report.json"))
+  path = tmp_path / "report.json"
+  compile_command.main(config(stage), topology="", json=str(path), mean_length="0.3")
   report = json.loads((tmp_path / "report.json").read_text())
   assert [program["name"] for program in report["programs"]] == names
   assert report["devices"] == 8 and report["topology"] == "v5e:4x4"
   for program in report["programs"]:
     assert program["peak"] >= program["arguments"] > 0 and not program["fault"]
-    assert program["hbm_bytes"] > 0 and set(program["seconds"]) == {"compute", "hbm", "network"}
-    assert program["collectives"]
-  assert capsys.readouterr().out.count("fits") == len(names)
+    assert set(program["seconds"]) == {"compute", "hbm", "network"}
+    assert program["name"] == "encode" or program["hbm_bytes"] > 0 and program["collectives"]
+  said = capsys.readouterr().out
+  assert said.count("fits") == len(names)
+  # Shorter responses take less of what is packed, and no less of what is not.
+  usual = report["usual_lengths"]["seconds"]
+  assert list(usual) == names and "responses of 0.3 T on average" in said
+  for program in report["programs"]:
+    least = max(program["seconds"][name] for name in ("compute", "hbm"))
+    packed = program["name"] in ("imitate", "improve", "judge")
+    assert usual[program["name"]] < least if packed else usual[program["name"]] == least
 
 
 def test_a_chip_or_a_stage_that_does_not_exist_is_refused(here):
   c = config("sft").unlock()
   c.compile.stage = "dpo"
   with pytest.raises(UserError, match="choose sft or rl"):
-    compile_command.main(c, topology="", json="")
+    compile_command.main(c, topology="", json="", mean_length="0")
 
 
 def test_an_unknown_chip_is_refused():

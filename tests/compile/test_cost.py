@@ -3,10 +3,12 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from small import CONFIG, random_groups
 
 from rmsd_jax.compile import cost
+from rmsd_jax.core import packed
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.method import losses
 from rmsd_jax.models.config import PRESETS
@@ -29,9 +31,9 @@ def counted(f, *arguments) -> float:
 
 
 def scores(model, params, groups, visual):
-  prompt_BPD, response_BRTD = model(params, groups, visual)
-  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-  return losses.token_logps(hidden, model.unembedding(params), groups.responses_BRT, 1.0, 32).sum()
+  rows = packed.padded(groups)
+  hidden_XWD = losses.predictors(model.hidden(params, rows, visual), rows)
+  return losses.token_logps(hidden_XWD, model.unembedding(params), rows.targets_XW, 1.0, 96).sum()
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +42,32 @@ def abstract():
   return MODEL.abstract(), GROUPS, visual
 
 
+def size_of(B, bucket, R):
+  """Of B groups whose responses are all full, laid out unpacked."""
+  P, T = bucket.prompt, bucket.response
+  pairs = cost.pairs(np.full(B, P), np.full((B, R), T))
+  return cost.Size(B * (P + R * T), B * R * T, pairs, R * T)
+
+
+SIZE = size_of(B, BUCKET, R)
+
+
 def full_blocks(work: cost.Work) -> float:
-  """The formula counts pairs that see each other; plain XLA computes the square of each block."""
+  """The formula counts pairs that see each other; plain XLA computes whole blocks: of a response
+  its own and the one before."""
   P, T = BUCKET.prompt, BUCKET.response
-  return work._replace(
-    attention=work.attention * (P**2 + R * T * (P + T)) / cost.pairs(P, R, T)
-  ).total
+  computed = B * (P**2 + R * T * (P + 2 * T))
+  return work._replace(attention=work.attention * computed / SIZE.pairs).total
 
 
 def test_a_forward_pass(abstract):
-  formula = full_blocks(cost.forward(C, B, BUCKET, R, True))
+  formula = full_blocks(cost.forward(C, SIZE, True))
   found = counted(lambda *a: scores(MODEL, *a), *abstract)
   assert formula <= found <= 1.1 * formula
 
 
 def test_a_gradient_is_three_forward_passes_and_the_logits_again(abstract):
-  one = cost.forward(C, B, BUCKET, R, True)
+  one = cost.forward(C, SIZE, True)
   formula = full_blocks(one.times(3).plus(cost.Work(logits=one.logits)))
   found = counted(jax.grad(lambda *a: scores(MODEL, *a)), *abstract)
   assert 0.97 * formula <= found <= 1.15 * formula
@@ -76,21 +88,22 @@ def test_figures_of_the_4b_model():
   t = PRESETS["4b"].text
   assert t.layers * cost.layer_weights(t) + t.vocab * t.width == pytest.approx(4.02e9, rel=0.01)
   bucket = Bucket(2304, 1024, 8, 1008)
-  one = cost.forward(PRESETS["4b"], 1, bucket, 8, True)
+  size = size_of(1, bucket, 8)
+  one = cost.forward(PRESETS["4b"], size, True)
   assert one.linear == pytest.approx(76e12, rel=0.01)  # 10,496 tokens
   assert one.logits == pytest.approx(6.4e12, rel=0.01)
-  step = cost.policy(PRESETS["4b"], 1, bucket, 8, remat=True, chunk=256)
+  step = cost.policy(PRESETS["4b"], size, remat=True, chunk=2048)
   assert step.total > 4.5 * (one.linear + one.attention)
 
 
 def test_what_the_backward_pass_computes_again():
-  """Layers with remat; logits where a response has more than one chunk of them."""
-  bucket, c = Bucket(128, 16, 1, 4), PRESETS["2b"]
-  step = lambda remat, chunk: cost.policy(c, 1, bucket, 8, remat, chunk)
-  one, least = cost.forward(c, 1, bucket, 8, True), step(False, 16)
+  """Layers with remat; logits where a row has more than one chunk of them."""
+  size, c = size_of(1, Bucket(128, 16, 1, 4), 8), PRESETS["2b"]
+  step = lambda remat, chunk: cost.policy(c, size, remat, chunk)
+  one, least = cost.forward(c, size, True), step(False, 128)
   assert least.total == pytest.approx(4 * one.total)
-  assert step(False, 15).total - least.total == pytest.approx(one.logits)
-  assert step(True, 16).total - least.total == pytest.approx(one.linear + one.attention)
+  assert step(False, 127).total - least.total == pytest.approx(one.logits)
+  assert step(True, 128).total - least.total == pytest.approx(one.linear + one.attention)
 
 
 def test_decoding_reads_the_weights_once_a_token():

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as Spec
 from ml_collections import ConfigDict
 from small import CONFIG as LARGER
 from small import random_groups
-from tiny_model import CONFIG, MODEL, QUICK, assert_close, random_params, sft_loss
+from tiny_model import CONFIG, MODEL, QUICK, assert_close, gradients, random_params, sft_loss
 
 from rmsd_jax.core import named, sharding
 from rmsd_jax.core.errors import UserError
@@ -68,16 +68,14 @@ def test_a_mesh_that_does_not_fit_is_refused_with_sizes_devices_and_remedy(sizes
     assert part in str(error.value)
 
 
-def test_a_batch_must_divide_over_shards_and_micro_batches(mesh):
+def test_a_batch_must_divide_over_shards(mesh):
   assert sharding.batch_shards(mesh) == 4
-  sharding.check_batch(mesh, 16, 2, "config.batch")
-  for batch, microbatches in ((6, 1), (12, 2), (0, 1), (4, 2)):
+  sharding.check_batch(mesh, 16, "config.batch")
+  for batch in (6, 0, 2):
     with pytest.raises(UserError) as error:
-      sharding.check_batch(mesh, batch, microbatches, "config.batch")
-    for part in (f"config.batch={batch} ", f"{4 * microbatches} ", "config.microbatches", "mesh"):
+      sharding.check_batch(mesh, batch, "config.batch")
+    for part in (f"config.batch={batch} ", "4 mesh shards", "config.mesh"):
       assert part in str(error.value)
-  with pytest.raises(UserError, match="config.batch=4"):
-    sharding.check_batch(mesh, 4, 0, "config.batch")
 
 
 # rules
@@ -186,12 +184,12 @@ def test_by_prompt_splits_rows_under_a_mesh_and_is_nothing_without_one(mesh):
 # a train step
 
 
-def train(mesh, microbatches):
+def train(mesh):
   """Two updates on a mesh: gradients of the first, then parameters and optimizer state."""
   params, tx = random_params(MODEL.abstract()), optim.make(OPTIM, 10)
 
   def step(params, opt_state, groups):
-    grads, metrics, outputs = optim.gradients(sft_loss(MODEL), params, groups, microbatches)
+    grads, metrics, outputs = gradients(sft_loss(MODEL), params, groups)
     params, opt_state, health = optim.apply(tx, grads, opt_state, params)
     return params, opt_state, (grads, metrics, health, outputs["logp"])
 
@@ -209,16 +207,12 @@ def train(mesh, microbatches):
 
 @functools.cache
 def one_device():
-  return train(sharding.make_mesh(1, 1, 1, jax.devices()[:1]), 1)
+  return train(sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
 
 
-@pytest.mark.parametrize(
-  "microbatches",
-  [1, 2],
-)
-def test_a_train_step_on_eight_devices_equals_one_device(mesh, microbatches):
+def test_a_train_step_on_eight_devices_equals_one_device(mesh):
   """Loss, gradients, log-probs, clipping, moments and updated weights."""
-  eight = train(mesh, microbatches)
+  eight = train(mesh)
   for got, want in zip(eight, one_device(), strict=True):
     assert_close(got, want)
   grads, _, health, _ = eight[0]

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from small import random_groups
 from tiny_model import assert_close, jit
 
+from rmsd_jax.core import packed, packing
 from rmsd_jax.method import losses
 
 B, R, T, D, V = 2, 3, 7, 8, 19
@@ -17,8 +19,9 @@ def normal(seed, *shape):
   return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-HIDDEN, TABLE, WEIGHT = normal(0, B, R, T, D), normal(1, V, D), normal(2, B, R, T)
-TARGETS = np.random.default_rng(3).integers(0, V, (B, R, T))
+X, W = 6, 7
+HIDDEN, TABLE, WEIGHT = normal(0, X, W, D), normal(1, V, D), normal(2, X, W)
+TARGETS = np.random.default_rng(3).integers(0, V, (X, W))
 MASK = np.arange(T) < np.array([[7, 4, 1], [2, 0, 5]])[..., None]
 
 
@@ -26,14 +29,14 @@ MASK = np.arange(T) < np.array([[7, 4, 1], [2, 0, 5]])[..., None]
 
 
 def plain_logps(hidden, table, temperature):
-  logits_BRTV = hidden @ table.T / temperature
-  return jnp.take_along_axis(jax.nn.log_softmax(logits_BRTV), TARGETS[..., None], -1)[..., 0]
+  logits_XWV = hidden @ table.T / temperature
+  return jnp.take_along_axis(jax.nn.log_softmax(logits_XWV), TARGETS[..., None], -1)[..., 0]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 512])
 def test_token_logps_are_log_softmax_in_value_and_gradient(chunk, temperature):
-  """Whatever the chunk: one token, a size that does not divide T, T itself, more than T."""
+  """Whatever the chunk: one token, a size that does not divide W, W itself, more than W."""
 
   @jit
   def both(hidden, table):
@@ -60,15 +63,15 @@ def test_token_logps_of_large_logits_are_finite():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_entropy_is_that_of_the_distribution_and_has_no_gradient(temperature):
-  logp_BRT, entropy_BRT = losses.token_logps(HIDDEN, TABLE, TARGETS, temperature, 3, entropy=True)
-  plain_BRT = losses.token_logps(HIDDEN, TABLE, TARGETS, temperature, 3)
-  np.testing.assert_array_equal(logp_BRT, plain_BRT)
+  logp_XW, entropy_XW = losses.token_logps(HIDDEN, TABLE, TARGETS, temperature, 3, entropy=True)
+  plain_XW = losses.token_logps(HIDDEN, TABLE, TARGETS, temperature, 3)
+  np.testing.assert_array_equal(logp_XW, plain_XW)
   p = jax.nn.softmax(HIDDEN @ TABLE.T / temperature)
-  np.testing.assert_allclose(entropy_BRT, scipy.stats.entropy(p, axis=-1), atol=2e-5)
+  np.testing.assert_allclose(entropy_XW, scipy.stats.entropy(p, axis=-1), atol=2e-5)
 
   def both(hidden):
-    logp_BRT, entropy_BRT = losses.token_logps(hidden, TABLE, TARGETS, temperature, 3, True)
-    return logp_BRT.sum() + 5 * entropy_BRT.sum()
+    logp_XW, entropy_XW = losses.token_logps(hidden, TABLE, TARGETS, temperature, 3, True)
+    return logp_XW.sum() + 5 * entropy_XW.sum()
 
   wanted = jax.grad(lambda h: losses.token_logps(h, TABLE, TARGETS, temperature, 3).sum())(HIDDEN)
   np.testing.assert_array_equal(jax.grad(both)(HIDDEN), wanted)
@@ -88,9 +91,9 @@ def test_token_logps_keep_the_dtypes_of_the_weights():
 def test_a_single_chunk_of_logits_is_computed_once(dtype):
   """Three products with the table (forward, d hidden, d table) by XLA's count, not four."""
   tokens, width, vocabulary = 64, 32, 512
-  hidden = jax.ShapeDtypeStruct((1, 2, tokens, width), dtype)
+  hidden = jax.ShapeDtypeStruct((2, tokens, width), dtype)
   table = jax.ShapeDtypeStruct((vocabulary, width), dtype)
-  targets = jax.ShapeDtypeStruct((1, 2, tokens), jnp.int32)
+  targets = jax.ShapeDtypeStruct((2, tokens), jnp.int32)
   value = lambda h, e, t: jnp.sum(losses.token_logps(h, e, t, 1.0, tokens))
   compiled = jax.jit(jax.value_and_grad(value, (0, 1))).lower(hidden, table, targets).compile()
   product = 2 * 2 * tokens * width * vocabulary
@@ -98,12 +101,20 @@ def test_a_single_chunk_of_logits_is_computed_once(dtype):
 
 
 def test_a_response_token_is_predicted_from_the_token_before_it():
-  prompt_BPD, response_BRTD = normal(4, B, 5, D), normal(5, B, R, T, D)
-  got = np.asarray(losses.predictors(prompt_BPD, np.array([5, 2]), response_BRTD))
-  for r in range(R):
-    np.testing.assert_array_equal(got[0, r, 0], prompt_BPD[0, 4])
-    np.testing.assert_array_equal(got[1, r, 0], prompt_BPD[1, 1])
-  np.testing.assert_array_equal(got[:, :, 1:], response_BRTD[:, :, :-1])
+  """In packed rows, of the first group the second prompt, and laid out unpacked."""
+  groups = random_groups(B=2, R=3, T=6, P=40)
+  piece = packing.Piece(80, 40, 1, (((1, 0),),))
+  ends = dict(zip((1, 0), np.cumsum(groups.prompt_length_B[[1, 0]]), strict=True))
+  for rows in (packed.pack(groups, piece, slice(0, 1), 6), packed.padded(groups)):
+    hidden_XSD = normal(4, *rows.tokens_XS.shape, D)
+    got_XWD = np.asarray(losses.predictors(hidden_XSD, rows))
+    for x, w in np.argwhere(rows.mask_XW):
+      b = int(rows.group_XS[x, rows.P + w])
+      first = rows.P + w == rows.start_XW[x, w]
+      end = ends[b] if len(hidden_XSD) == 1 else groups.prompt_length_B[b]
+      place = end - 1 if first else rows.P + w - 1
+      if len(hidden_XSD) == 1 or b == x:
+        np.testing.assert_array_equal(got_XWD[x, w], hidden_XSD[x, place])
 
 
 # Stage 1
@@ -111,14 +122,19 @@ def test_a_response_token_is_predicted_from_the_token_before_it():
 
 def test_sft_is_the_sum_over_target_tokens_and_their_number():
   logp = normal(6, B, R, T)
-  (loss, count), _ = losses.sft(np.where(MASK, logp, np.nan), MASK)
+  loss, count = losses.sft(np.where(MASK, logp, np.nan), MASK)
   np.testing.assert_allclose(loss, -logp[MASK].sum(dtype=np.float64), rtol=1e-6)
   assert count == MASK.sum() and count.dtype == jnp.float32
-  (loss, count), _ = losses.sft(logp, np.zeros_like(MASK))
+  loss, count = losses.sft(logp, np.zeros_like(MASK))
   assert loss == 0 and count == 0
 
 
 # Stage 2
+
+
+def by_token(x_BR, like_BRT):
+  """Each token of a response has what its response has."""
+  return jnp.broadcast_to(jnp.asarray(x_BR)[..., None], like_BRT.shape)
 
 
 def policy(logp, old=None, ref=None, advantage=None, keep=None, kl_weight=0.0, kl="k3", mask=MASK):
@@ -127,9 +143,9 @@ def policy(logp, old=None, ref=None, advantage=None, keep=None, kl_weight=0.0, k
     logp,
     jax.lax.stop_gradient(logp) if old is None else old,
     logp if ref is None else ref,
-    np.ones((B, R), np.float32) if advantage is None else advantage,
+    np.ones_like(logp) if advantage is None else by_token(advantage, logp),
     mask,
-    np.ones((B, R), bool) if keep is None else keep,
+    np.ones(logp.shape, bool) if keep is None else by_token(keep, logp),
     clip=CLIP,
     kl_weight=kl_weight,
     kl_estimator=kl,
@@ -241,9 +257,9 @@ def test_loss_and_gradient_are_those_of_verl_and_trl():
   beta = 0.04
   theirs, mask = torch.tensor(logp, requires_grad=True), torch.tensor(MASK)
   ratio = torch.exp(theirs - torch.tensor(old))
-  by_token = torch.tensor(advantage)[..., None]
+  of_token = torch.tensor(advantage)[..., None]
   clipped = torch.clamp(ratio, 1 - CLIP, 1 + CLIP)
-  loss = torch.max(-by_token * ratio, -by_token * clipped)
+  loss = torch.max(-of_token * ratio, -of_token * clipped)
   gap = torch.tensor(ref) - theirs
   loss = ((loss + beta * (torch.exp(gap) - gap - 1)) * mask).sum() / mask.sum()
   loss.backward()

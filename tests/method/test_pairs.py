@@ -8,12 +8,21 @@ import tiny_run
 
 from rmsd_jax import train_rl
 from rmsd_jax.method import matching
+from rmsd_jax.rollouts.generate import Samples
 
 CONFIG = functools.partial(tiny_run.config, "rl")
 
 
+def rollouts(loaded, c):
+  """Of one token each, that came to their end."""
+  shape = len(loaded.row_B), c.rollouts.samples
+  ids_BNT = np.zeros((*shape, loaded.groups.responses_BRT.shape[2]), np.int32)
+  one_BN = np.ones(shape, np.int32)
+  return Samples(ids_BNT, one_BN, np.zeros(ids_BNT.shape, np.float32), one_BN > 0)
+
+
 def matched(loaded, step, c):
-  pairs = train_rl.pairs_of(loaded, step, c)
+  pairs = train_rl.pairs_of(loaded, rollouts(loaded, c), step, c)
   return pairs.match_BN, pairs.weight_BN
 
 
@@ -40,12 +49,11 @@ def test_pairs_are_drawn_among_survivors_and_weighed_where_the_task_has_a_metric
 def test_identical_is_token_by_token_up_to_the_lengths():
   """Right values by comparing lists; padding behind the end does not count."""
   rng = np.random.default_rng(0)
-  loaded = tiny_run.batch(CONFIG())
-  shape = (8, 3, loaded.groups.responses_BRT.shape[2])
+  shape = (8, 3, 48)
   ids, others = rng.integers(0, 2, (2, *shape)).astype(np.int32)
   others[:, :, :3] = ids[:, :, :3]
   length, other_length = rng.integers(1, 4, (2, 8, 3)).astype(np.int32)
-  got = matching.identical(loaded.groups.with_responses(ids, length), others, other_length)
+  got = matching.identical(ids, length, others, other_length)
   wanted = [
     [list(ids[b, n, : length[b, n]]) == list(others[b, n, : other_length[b, n]]) for n in range(3)]
     for b in range(8)

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import random_groups
-from tiny_model import CONFIG, MODEL, assert_close, jit, random_params, sft_loss
+from tiny_model import CONFIG, MODEL, assert_close, gradients, jit, random_params, sft_loss
 
+from rmsd_jax.core import packed
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import join_responses
 from rmsd_jax.models import attention, splash
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.models.student import Visual
-from rmsd_jax.training import optim
 
 B, R, T, P = 4, 3, 6, 40
 CRITIC = Discriminator(MODEL)
@@ -38,10 +38,10 @@ def with_(groups, **arrays):
 
 
 @functools.cache
-def step_of(microbatches=1, **options):
+def step_of(**options):
   """(params, groups) -> gradients, {"loss"}, outputs of stage 1, compiled once per variant."""
   loss_fn = sft_loss(dataclasses.replace(MODEL, **options))
-  return jit(lambda params, groups: optim.gradients(loss_fn, params, groups, microbatches))
+  return jit(lambda params, groups: gradients(loss_fn, params, groups))
 
 
 @functools.cache
@@ -72,8 +72,9 @@ def test_a_group_equals_its_responses_one_by_one():
   loss, summed = 0.0, jax.tree.map(np.zeros_like, PARAMS)
   for b, r, single in one_by_one(groups):
     own_grads, own_metrics, own_outputs = step_of()(PARAMS, single)
+    n = groups.response_length_BR[b, r]
     for name in ("response", "logits", "logp"):
-      assert_close(own_outputs[name][0, 0], outputs[name][b, r])
+      assert_close(own_outputs[name][0, 0, :n], outputs[name][b, r, :n])
     share = groups.response_length_BR[b, r] / tokens
     loss += share * own_metrics["loss"]
     summed = jax.tree.map(lambda a, g, w=share: a + w * g, summed, own_grads)
@@ -119,8 +120,8 @@ def test_every_token_sees_what_the_group_rule_says_and_nothing_else():
 
   def hidden(embed, tokens_BVD, deep_BnVD):
     params = {**PARAMS, "text": {**PARAMS["text"], "embed": embed}}
-    prompt_BPD, response_BRTD = MODEL(params, groups, Visual(tokens_BVD, deep_BnVD))
-    return jnp.concatenate([prompt_BPD[0], response_BRTD[0].reshape(R * T, -1)]) @ look_D
+    hidden_BSD = MODEL.hidden(params, packed.padded(groups), Visual(tokens_BVD, deep_BnVD))
+    return hidden_BSD[0] @ look_D
 
   jacobian = jit(jax.jacrev(hidden, (0, 1, 2)))(PARAMS["text"]["embed"], tokens_BVD, deep_BnVD)
   by_id, by_visual, by_deep = (np.abs(x).max(-1).reshape(S, -1) for x in jacobian)
@@ -129,6 +130,9 @@ def test_every_token_sees_what_the_group_rule_says_and_nothing_else():
   segment = np.where(place < P, -1, (place - P) // T)
   sees = (segment[:, None] == segment) | ((segment >= 0)[:, None] & (place < n))
   sees &= place[:, None] >= place
+  counts = np.append(place[:P] < n, np.asarray(groups.response_mask_BRT).reshape(-1))
+  sees, by_id, by_visual, by_deep = (x[counts] for x in (sees, by_id, by_visual, by_deep))
+  sees[:, ~counts] = False
   visual_P = groups.visual_BP[0]
   is_visual = np.append(visual_P >= 0, np.zeros(R * T, bool))
   text = by_id[:, :S]
@@ -150,30 +154,64 @@ def test_a_response_does_not_notice_other_siblings():
   responses[:, 1] = (responses[:, 1] + 7) % 140
   lengths[:, 1] = T - lengths[:, 1]
   after = step_of()(PARAMS, groups.with_responses(responses, lengths))[2]
+  mask_BRT = np.asarray(groups.response_mask_BRT)
   for r in (0, 2):
-    assert_close(after["logits"][:, r], before["logits"][:, r], 1e-6)
-  assert_close(after["prompt"], before["prompt"], 1e-6)
+    assert_close(
+      after["logits"][:, r][mask_BRT[:, r]], before["logits"][:, r][mask_BRT[:, r]], 1e-6
+    )
+  mask_BP = np.asarray(groups.prompt_mask_BP)
+  assert_close(after["prompt"][mask_BP], before["prompt"][mask_BP], 1e-6)
   assert (np.abs(after["response"][:, 1] - before["response"][:, 1]).max((1, 2)) > 1e-2).all()
 
 
-@pytest.mark.parametrize("layout", [(7, 3, 4), (7, 1, 1), (7, 0, 0), (7, 0, 4)], ids=str)
+def random_layout(P, W, prompts, responses, longest):
+  """Rows of several groups: lengths of their prompts and of their responses, in order."""
+  X = len(prompts)
+  group_XS = np.full((X, P + W), -1, np.int32)
+  start_XS = np.zeros((X, P + W), np.int32)
+  for x in range(X):
+    at = np.cumsum([0, *prompts[x]])
+    start = P
+    for g, lengths in enumerate(responses[x]):
+      group_XS[x, at[g] : at[g + 1]] = g
+      for n in lengths:
+        group_XS[x, start : start + n] = g
+        start_XS[x, start : start + n] = start
+        start += n
+  return attention.Layout(jnp.asarray(group_XS), jnp.asarray(start_XS), P, longest)
+
+
+def random_heads(layout, head):
+  """Queries, keys, values and weights of the outputs, which are 0 where padding stands."""
+  rng = np.random.default_rng(1)
+  shape = layout.group_XS.shape
+  q, k, v, weight = (
+    rng.standard_normal((*shape, heads, head)).astype(np.float32) for heads in (4, 2, 2, 4)
+  )
+  counts = np.asarray(layout.group_XS >= 0)[..., None, None]
+  return q, k, v, weight * counts, counts  # what padding attends to is nobody's business
+
+
+@pytest.mark.parametrize(
+  "layout",
+  [
+    random_layout(12, 10, [[7, 4], [12]], [[[3, 1], [2, 2, 1]], [[4, 4]]], longest=4),
+    random_layout(12, 9, [[3], [5, 5]], [[[9]], [[1], [3, 2]]], longest=9),
+    random_layout(12, 16, [[3], [5, 5]], [[[]], [[5], [5, 2]]], longest=5),
+    random_layout(7, 0, [[7], [3], [1]], [[[]], [[]], [[]]], longest=1),
+  ],
+  ids=["several groups", "one block", "blocks that cut responses", "prompts alone"],
+)
 def test_split_attention_equals_the_dense_mask(layout):
   """Values and gradients, with ragged prompts, and with no response at all."""
-  layout, rng = attention.Layout(*layout), np.random.default_rng(1)
-  length_B = np.array([7, 3, 1])
-  S = layout.P + layout.R * layout.T
-  sizes = {"q": (3, S, 4, 8), "k": (3, S, 2, 8), "v": (3, S, 2, 8), "o": (3, S, 4, 8)}
-  q, k, v, weight = (rng.standard_normal(s).astype(np.float32) for s in sizes.values())
-  counts = np.ones((3, S), bool)
-  counts[:, : layout.P] = np.arange(layout.P) < length_B[:, None]
-  weight *= counts[..., None, None]  # what padding attends to is nobody's business
+  q, k, v, weight, counts = random_heads(layout, 8)
 
   @jit
   def both(q, k, v):
     def one(impl):
       def value(q, k, v):
-        o = attention.group_attention(q, k, v, layout, length_B, impl)
-        return jnp.sum(o * weight), o * counts[..., None, None]
+        o = attention.group_attention(q, k, v, layout, impl)
+        return jnp.sum(o * weight), o * counts
 
       return jax.value_and_grad(value, (0, 1, 2), has_aux=True)(q, k, v)
 
@@ -188,38 +226,47 @@ def test_split_attention_equals_the_dense_mask(layout):
 def test_the_kernels_of_tpu_and_gpu_equal_the_dense_mask(kernel):
   """Values and gradients: splash in interpret mode, cuDNN's call through its plain XLA twin.
 
-  Ragged prompts; grouped queries; a response length that is no power of two.
+  Several groups in a row, grouped queries, responses that begin and end inside blocks.
   """
-  layout, rng = attention.Layout(256, 3, 384), np.random.default_rng(1)
-  length_B, S = np.array([256, 130]), 256 + 3 * 384
-  q, k, v, weight = (
-    rng.standard_normal((2, S, heads, 16)).astype(np.float32) for heads in (4, 2, 2, 4)
+  layout = random_layout(
+    384,
+    640,
+    [[100, 180, 77], [301]],
+    [[[90, 41, 120], [33, 150], [60, 60, 7]], [[200, 11, 64, 90]]],
+    longest=200,
   )
-  counts = np.ones((2, S), bool)
-  counts[:, : layout.P] = np.arange(layout.P) < length_B[:, None]
-  weight *= counts[..., None, None]
+  q, k, v, weight, counts = random_heads(layout, 16)
 
   def run(q, k, v):
-    k_BKSH, v_BKSH = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    k_XKSH, v_XKSH = k.swapaxes(1, 2), v.swapaxes(1, 2)
     if kernel == "cudnn":
-      return attention._cudnn(q / 4, k_BKSH, v_BKSH, layout, length_B, implementation="xla")
-    q_BNSH = q.swapaxes(1, 2) / 4
-    return splash.attention(q_BNSH, k_BKSH, v_BKSH, layout, length_B, interpret=True).swapaxes(1, 2)
+      return attention._cudnn(q / 4, k_XKSH, v_XKSH, layout, implementation="xla")
+    q_XNSH = q.swapaxes(1, 2) / 4
+    return splash.attention(q_XNSH, k_XKSH, v_XKSH, layout, interpret=True).swapaxes(1, 2)
 
-  dense = lambda q, k, v: attention.group_attention(q, k, v, layout, length_B, "dense")
+  dense = lambda q, k, v: attention.group_attention(q, k, v, layout, "dense")
 
   def graded(f):
-    value = lambda q, k, v: (jnp.sum(f(q, k, v) * weight), f(q, k, v) * counts[..., None, None])
+    value = lambda q, k, v: (jnp.sum(f(q, k, v) * weight), f(q, k, v) * counts)
     return jax.jit(jax.value_and_grad(value, (0, 1, 2), has_aux=True))(q, k, v)
 
   assert_close(graded(run), graded(dense), 3e-5)
 
 
-def test_splash_refuses_buckets_it_cannot_run():
-  splash.check_sizes(256, 0, 7)
-  for layout in ((200, 2, 128), (256, 2, 100), (1 << 17, 2, 1 << 16)):
+def test_splash_leaves_out_blocks_that_nothing_sees():
+  """Of two groups of one response each: no block of the other group, none of the future."""
+  layout = random_layout(512, 512, [[256, 256]], [[[256], [256]]], longest=256)
+  forward, backward = splash.mask_infos(layout.start_XS[0], layout.group_XS[0], 512, 256)
+  want = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]])
+  np.testing.assert_array_equal(forward.block_mask[0], want)
+  np.testing.assert_array_equal(backward.block_mask[0], want)
+
+
+def test_splash_refuses_rows_it_cannot_run():
+  splash.check_sizes(256, 0)
+  for sizes in ((200, 256), (256, 200), (1 << 15, 128)):
     with pytest.raises(UserError, match="set model.attention to 'split'"):
-      splash.check_sizes(*layout)
+      splash.check_sizes(*sizes)
 
 
 def test_an_unknown_attention_is_refused_with_the_choices():
@@ -229,16 +276,15 @@ def test_an_unknown_attention_is_refused_with_the_choices():
 
 
 def test_a_decoded_token_attends_like_the_same_place_of_a_row():
-  layout, rng = attention.Layout(5, 3, 4), np.random.default_rng(2)
+  layout = random_layout(5, 12, [[5], [2]], [[[4, 4, 4]]] * 2, longest=4)
+  rng = np.random.default_rng(2)
   B, S, length_B = 2, 17, np.array([5, 2])
   normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   q, k, v = normal(B, S, 4, 8), normal(B, S, 2, 8), normal(B, S, 2, 8)
 
   @jit
   def both(q, k, v):
-    row = attention.group_attention(q, k, v, layout, length_B, "dense")[:, 5:].reshape(
-      B, 3, 4, 4, 8
-    )
+    row = attention.group_attention(q, k, v, layout, "dense")[:, 5:].reshape(B, 3, 4, 4, 8)
     prompt = [x[:, :5].swapaxes(1, 2) for x in (k, v)]
     own = [x[:, 5:].reshape(B, 3, 4, 2, 8).transpose(0, 3, 1, 2, 4) for x in (k, v)]
     own = [x_BKRTH.reshape(B, 2 * 3, 4, 8) for x_BKRTH in own]
@@ -254,12 +300,8 @@ def test_a_decoded_token_attends_like_the_same_place_of_a_row():
   "option", [{"unroll": True}, {"remat": True}, {"attention": "dense"}], ids=str
 )
 def test_how_it_is_computed_does_not_change_what(option):
-  assert_close(step_of(**option)(PARAMS, make_groups()), whole())
-
-
-def test_micro_batches_give_the_gradients_of_the_whole_batch():
-  """Prompts have unequal token counts here, so a mean per micro-batch would be seen."""
-  assert_close(step_of(microbatches=2)(PARAMS, make_groups()), whole())
+  groups = make_groups()
+  assert_close(counted(step_of(**option)(PARAMS, groups), groups), counted(whole(), groups))
 
 
 @pytest.mark.parametrize("bigger", [{"P": P + 9, "T": T + 3}, {"F": 5, "S": 32}], ids=str)

@@ -1,6 +1,7 @@
 """Cached sampling against the training forward, and the laws of restricted sampling."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +10,19 @@ import pytest
 from scipy import stats
 from small import CONFIG, END, random_groups
 
-from rmsd_jax.core import sharding
+from rmsd_jax.core import packed, sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.method import losses
 from rmsd_jax.models.student import PARTITION, Qwen3VL
 from rmsd_jax.rollouts.generate import (
   BLOCK,
+  _each,
   _invert,
+  _response_keys,
   _restrict,
   categorical,
   generate,
+  prompt_keys,
   sample_token,
 )
 
@@ -37,15 +41,22 @@ def sample(params, groups, seed=0, **options):
   return jax.jit(lambda p, g: run(p, g, key=jax.random.key(seed)))(params, groups)
 
 
+def predictors(params, groups):
+  """Rows laid out unpacked, and the trainer's hidden states [B, W, D] that predict them."""
+  rows = packed.padded(jax.tree.map(jnp.asarray, groups))
+  return rows, losses.predictors(MODEL.hidden(params, rows, MODEL.encode(params, groups)), rows)
+
+
 def test_sampler_and_trainer_agree(params):
   """Step 0: the importance ratio is 1, at any temperature."""
   groups = random_groups(B=3)
   for temperature in (1.0, 0.7):
     out = sample(params, groups, temperature=temperature)
     scored = groups.with_responses(out.responses_BRT, out.length_BR)
-    prompt_BPD, response_BRTD = MODEL(params, scored)
-    hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
-    logp = losses.token_logps(hidden, MODEL.unembedding(params), out.responses_BRT, temperature)
+    rows, hidden_BWD = predictors(params, scored)
+    table_VD = MODEL.unembedding(params)
+    logp_BW = losses.token_logps(hidden_BWD, table_VD, rows.targets_XW, temperature)
+    logp = logp_BW.reshape(out.responses_BRT.shape)
     ratio = jnp.exp(jnp.where(scored.response_mask_BRT, logp - out.logp_BRT, 0))
     np.testing.assert_allclose(ratio, 1, atol=1e-5)
 
@@ -53,8 +64,8 @@ def test_sampler_and_trainer_agree(params):
 def test_greedy_is_the_argmax_of_the_full_forward(params):
   groups = random_groups(B=3)
   out = sample(params, groups, temperature=0.0)
-  prompt_BPD, response_BRTD = MODEL(params, groups.with_responses(out.responses_BRT, out.length_BR))
-  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+  _, hidden_BWD = predictors(params, groups.with_responses(out.responses_BRT, out.length_BR))
+  hidden = hidden_BWD.reshape(*out.responses_BRT.shape, -1)
   best = np.argmax(hidden @ MODEL.unembedding(params).T, -1)
   mask = np.arange(12) < np.asarray(out.length_BR)[..., None]
   np.testing.assert_array_equal(np.where(mask, best, 0), np.where(mask, out.responses_BRT, 0))
@@ -121,7 +132,8 @@ def test_draws_follow_the_weights(V):
   weights = np.exp(rng.normal(0, 1.5, V)) * (rng.random(V) < 0.6)
   weights[-1] = 0.0
   drawn = jax.jit(categorical)(
-    jax.random.key(V), jnp.broadcast_to(jnp.asarray(weights, jnp.float32), (4, n // 4, V))
+    jax.random.split(jax.random.key(V), (4, n // 4)),
+    jnp.broadcast_to(jnp.asarray(weights, jnp.float32), (4, n // 4, V)),
   )
   counts = np.bincount(np.asarray(drawn).ravel(), minlength=V)
   possible = weights > 0
@@ -137,17 +149,83 @@ def test_a_uniform_close_to_one_still_finds_a_possible_index():
 
 
 def test_every_place_is_drawn_with_its_own_key(params):
-  """By hand: place t with fold_in(key, t), from the trainer's forward of what came before."""
+  """By hand: place t of response r of prompt b with fold_in(fold_in(fold_in(key, b), r), t), the
+  first one included, from the trainer's forward of what came before."""
   groups = random_groups(B=2)
   out = sample(params, groups, seed=7)
-  prompt_BPD, response_BRTD = MODEL(params, groups.with_responses(out.responses_BRT, out.length_BR))
-  hidden = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+  _, hidden_BWD = predictors(params, groups.with_responses(out.responses_BRT, out.length_BR))
+  hidden = hidden_BWD.reshape(*out.responses_BRT.shape, -1)
   logits_BRTV = hidden @ MODEL.unembedding(params).T
-  for t in range(4):
-    key = jax.random.fold_in(jax.random.key(7), t)
-    token_BR, _ = sample_token(logits_BRTV[:, :, t], key, 1.0, 1.0, 0)
-    there_BR = t < np.asarray(out.length_BR)
-    np.testing.assert_array_equal(token_BR[there_BR], out.responses_BRT[:, :, t][there_BR])
+  of = jax.random.fold_in
+  for b, r, t in itertools.product(range(2), range(5), range(4)):
+    key = of(of(of(jax.random.key(7), b), r), t)
+    one = logits_BRTV[b, r, t][None, None]
+    token_11, _ = sample_token(one, key.reshape(1, 1), 1.0, 1.0, 0)
+    if t < out.length_BR[b, r]:
+      assert token_11[0, 0] == out.responses_BRT[b, r, t]
+
+
+def test_no_two_responses_or_places_share_a_key():
+  keys_BR = _response_keys(jax.random.key(5), 6, 4)
+  keys = [_each(jax.random.fold_in)(keys_BR, t) for t in range(9)]
+  drawn = np.concatenate([jax.random.key_data(key).reshape(-1, 2) for key in keys])
+  assert len(np.unique(drawn, axis=0)) == 6 * 4 * 9
+
+
+@pytest.fixture(scope="module")
+def six(params):
+  """Six prompts, their keys by numbers in a pool, and nine responses of each."""
+  groups, keys = random_groups(B=6), prompt_keys(jax.random.key(5), np.arange(100, 106))
+  run = functools.partial(generate, MODEL, stop_ids=(END,), temperature=1.0)
+  out = jax.device_get(run(params, groups, keys, samples=9, max_tokens=10))
+  assert len(np.unique(out.length_BR)) > 1  # some ended, and others went on
+  return groups, keys, run, out
+
+
+@pytest.mark.parametrize(
+  "rows, samples, places",
+  [([4, 2, 0, 5, 3, 1], 9, 10), ([3], 9, 10), ([1, 5, 1], 2, 6)],
+  ids=["another order", "alone", "others, fewer samples and places"],
+)
+def test_a_response_does_not_depend_on_who_else_is_drawn(params, six, rows, samples, places):
+  groups, keys, run, out = six
+  rows = np.array(rows)
+  some = run(
+    params,
+    jax.tree.map(lambda x: x[rows], groups),
+    keys[rows],
+    samples=samples,
+    max_tokens=places,
+  )
+  cut = lambda x: x[rows, :samples]
+  np.testing.assert_array_equal(some.responses_BRT, cut(out.responses_BRT)[..., :places])
+  np.testing.assert_array_equal(some.length_BR, np.minimum(cut(out.length_BR), places))
+  np.testing.assert_allclose(some.logp_BRT, cut(out.logp_BRT)[..., :places], atol=1e-5)
+
+
+def test_a_response_is_the_same_on_eight_devices(params, six):
+  groups, keys, run, out = six
+  rows = np.array([5, 1, 0, 2])
+  mesh = sharding.make_mesh(2, 2, 2)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(params, sharding.shardings(mesh, params, PARTITION))
+    some = sharding.put_batch(mesh, jax.tree.map(lambda x: x[rows], groups))
+    many = jax.device_get(run(placed, some, keys[rows], samples=3, max_tokens=6))
+  np.testing.assert_array_equal(many.responses_BRT, out.responses_BRT[rows, :3, :6])
+
+
+def test_one_key_is_that_of_each_prompt_by_its_place(params, six):
+  """Also one of the older form; a number of keys that fits no batch is refused."""
+  groups, _, run, _ = six
+  some = functools.partial(run, params, groups, samples=2, max_tokens=4)
+  one = some(jax.random.key(4)).responses_BRT
+  np.testing.assert_array_equal(
+    one, some(prompt_keys(jax.random.key(4), np.arange(6))).responses_BRT
+  )
+  raw = lambda key: jax.random.key_data(_response_keys(key, 6, 2))
+  np.testing.assert_array_equal(raw(jax.random.PRNGKey(4)), raw(jax.random.key(4)))
+  with pytest.raises(ValueError, match="2 keys for 6 prompts"):
+    some(jax.random.split(jax.random.key(4), 2))
 
 
 @pytest.mark.parametrize("option", [{"top_p": 1.5}, {"top_p": 0.0}, {"top_k": -1}])

@@ -72,6 +72,11 @@ class MemoryPool:
     return np.array([row.task for row in self.stored])
 
   @property
+  def tokens_N2(self):
+    lengths = [[len(ids) for ids in row.responses] for row in self.stored]
+    return np.array([(len(row.ids_P), max(n)) for row, n in zip(self.stored, lengths, strict=True)])
+
+  @property
   def metadata(self):
     return {"k": max(len(row.texts) for row in self.stored)}
 

@@ -7,11 +7,12 @@ four devices and heads over two, so that the model also lies on a mesh.
 import jax
 import numpy as np
 
-from rmsd_jax.core import named
+from rmsd_jax.core import named, packed
 from rmsd_jax.method import losses
 from rmsd_jax.models import layers
 from rmsd_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.training import optim
 
 CONFIG = ModelConfig(
   TextConfig(
@@ -47,23 +48,33 @@ def jit(f):
 
 
 def sft_loss(model: Qwen3VL):
-  """The stage 1 loss as `optim.gradients` takes it; outputs are hidden states and logits."""
+  """The stage 1 loss as `optim.add` takes it, over a batch laid out unpacked; parts are hidden
+  states and logits."""
 
   def loss_fn(params, groups):
-    prompt_BPD, response_BRTD = model(params, groups)
-    hidden_BRTD = losses.predictors(prompt_BPD, groups.prompt_length_B, response_BRTD)
+    rows = packed.padded(groups)
+    B, R, T = groups.responses_BRT.shape
+    by_response = lambda x_BW: x_BW.reshape(B, R, T, *x_BW.shape[2:])
+    hidden_BSD = model.hidden(params, rows, model.encode(params, groups))
+    hidden_BWD = losses.predictors(hidden_BSD, rows)
     unembedding_VD = model.unembedding(params)
-    logp_BRT = losses.token_logps(hidden_BRTD, unembedding_VD, groups.responses_BRT)
-    loss, metrics = losses.sft(logp_BRT, groups.response_mask_BRT)
-    outputs = {
-      "prompt": prompt_BPD,
-      "response": response_BRTD,
-      "logits": layers.logits(hidden_BRTD, unembedding_VD),
-      "logp": logp_BRT,
+    logp_BW = losses.token_logps(hidden_BWD, unembedding_VD, rows.targets_XW)
+    loss, count = losses.sft(logp_BW, rows.mask_XW)
+    parts = {
+      "prompt": hidden_BSD[:, : rows.P],
+      "response": by_response(hidden_BSD[:, rows.P :]),
+      "logits": by_response(layers.logits(hidden_BWD, unembedding_VD)),
+      "logp": by_response(logp_BW),
     }
-    return loss, (metrics, outputs)
+    return loss, optim.Figures(count, {"loss": loss}, parts=parts)
 
   return loss_fn
+
+
+def gradients(loss_fn, params, *arguments):
+  """Gradient of the mean loss, metrics and parts of a batch in one piece."""
+  grads, figures = optim.add(loss_fn, params, optim.nothing(params), *arguments)
+  return *optim.averaged(grads, figures), figures.parts
 
 
 def assert_close(got, want, tolerance=1e-5):

@@ -27,6 +27,7 @@ from rmsd_jax.demo import simulated_teacher, tokenizer
 from rmsd_jax.demo.base import TOKENS
 from rmsd_jax.models import config as config_lib
 from rmsd_jax.models import hf
+from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import log, loop
 from rmsd_jax.training import state as state_lib
@@ -125,9 +126,11 @@ def steps(module, c: ConfigDict, on: jax.sharding.Mesh, make_steps=None) -> Name
   key = (module.__name__, tuple(used), on)
   if key not in _STEPS:
     made = (make_steps or module.make_steps)(c, on)
-    _STEPS[key] = type(made)(*(_set_mesh(on, f) for f in made))
+    wrapped = lambda f: f if isinstance(f, Qwen3VL) else _set_mesh(on, f)
+    _STEPS[key] = type(made)(*map(wrapped, made))
     if on.size > 1:  # few steps, and compiling for eight devices takes long
-      _STEPS[key] = type(made)(*map(_hardly_optimised, _STEPS[key]))
+      wrapped = lambda f: f if isinstance(f, Qwen3VL) else _hardly_optimised(f)
+      _STEPS[key] = type(made)(*map(wrapped, _STEPS[key]))
   return _STEPS[key]
 
 

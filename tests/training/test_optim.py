@@ -1,4 +1,4 @@
-"""The optimiser's schedule and decay, steps that must not count, gradients over micro-batches."""
+"""The optimiser's schedule and decay, steps that must not count, gradients over pieces."""
 
 import functools
 
@@ -182,35 +182,46 @@ def test_the_first_moment_is_kept_in_the_dtype_of_the_config():
 
 
 def loss_fn(params, batch):
-  """Squared error over rows that count: counts differ from micro-batch to micro-batch."""
+  """Squared error over rows that count: counts differ from piece to piece."""
   error = (batch["x"] @ params["w"] - batch["y"]) * batch["counts"]
-  metrics = {"absolute": jnp.sum(jnp.abs(error))}
-  return (jnp.sum(error**2), jnp.sum(batch["counts"])), (metrics, {"error": error})
+  loss = jnp.sum(error**2)
+  sums = {"loss": loss, "absolute": jnp.sum(jnp.abs(error))}
+  parts = jnp.zeros(12).at[batch["row"]].set(error)
+  return loss, optim.Figures(jnp.sum(batch["counts"]), sums, {"largest": error.max()}, parts)
 
 
 def data():
   rng = np.random.default_rng(1)
   batch = {"x": rng.standard_normal((12, 3)), "y": rng.standard_normal(12), "counts": np.ones(12)}
   batch["counts"][[0, 3, 4, 9]] = 0
-  return {"w": rng.standard_normal(3).astype(np.float32)}, jax.tree.map(np.float32, batch)
+  batch = jax.tree.map(np.float32, batch) | {"row": np.arange(12)}
+  return {"w": rng.standard_normal(3).astype(np.float32)}, batch
 
 
-@pytest.mark.parametrize("microbatches", [1, 2, 3, 12])
-def test_micro_batches_give_gradient_metrics_and_outputs_of_the_whole(microbatches):
+def cut(batch, *ends):
+  """Pieces of unequal size."""
+  bounds = zip((0, *ends), (*ends, 12), strict=True)
+  return [jax.tree.map(lambda x, a=a, b=b: x[a:b], batch) for a, b in bounds]
+
+
+@pytest.mark.parametrize("ends", [(), (5,), (2, 3, 11)], ids=str)
+def test_pieces_give_gradient_metrics_and_parts_of_the_whole(ends):
   params, batch = data()
-  step = jit(lambda p, b: optim.gradients(loss_fn, p, b, microbatches))
-  grads, metrics, outputs = step(params, batch)
+  one = jit(lambda grads, piece: optim.add(loss_fn, params, grads, piece))
+  grads, figures = optim.over(cut(batch, *ends), optim.nothing(params), one)
+  grads, metrics = optim.averaged(grads, figures)
   error = (batch["x"] @ params["w"] - batch["y"]) * batch["counts"]
   n = batch["counts"].sum()
   assert_close(grads["w"], 2 * (error @ batch["x"]) / n)
-  assert_close(metrics, {"loss": (error**2).sum() / n, "absolute": np.abs(error).sum() / n})
-  assert_close(outputs["error"], error)  # in the order of the batch
+  wanted = {"loss": (error**2).sum() / n, "absolute": np.abs(error).sum() / n}
+  assert_close(metrics, wanted | {"largest": error.max()})
+  assert_close(figures.parts, error)
 
 
 def test_a_batch_that_counts_nothing_has_no_gradient():
   params, batch = data()
   batch["counts"] = np.zeros(12, np.float32)
-  grads, metrics, _ = optim.gradients(loss_fn, params, batch, 1)
+  grads, metrics = optim.averaged(*optim.add(loss_fn, params, optim.nothing(params), batch))
   assert (np.asarray(grads["w"]) == 0).all() and metrics["loss"] == 0
 
 
@@ -222,8 +233,8 @@ def test_only_the_given_parameters_are_trained():
 
   def joined_loss(free, batch):
     params = named.join(free, frozen)
-    (total, count), rest = loss_fn(params, batch)
-    return (total * params["frozen"]["scale"], count), rest
+    total, figures = loss_fn(params, batch)
+    return total * params["frozen"]["scale"], figures
 
-  grads, _, _ = optim.gradients(joined_loss, free, batch, 2)
+  grads, _ = optim.add(joined_loss, free, optim.nothing(free), batch)
   assert list(named.flatten(grads)) == ["w"]

@@ -207,18 +207,24 @@ def test_sigterm_to_one_process_ends_all_at_one_saved_step(tmp_path):
 
 
 def test_evaluation_in_two_processes_equals_one(alone, tmp_path):
-  """Of the greedy answers: each prompt once, in the same order, with the same grades."""
+  """Each prompt once, in the same order, with the same samples and grades; also where what one of
+  the two has stored is lost."""
   results = {}
   for processes in (1, 2):
     workdir = tmp_path / str(processes)
     shutil.copytree(alone["sft"], workdir)
     run("evaluate", processes, tmp_path, workdir)
-    results[processes] = json.loads((workdir / "evaluate" / "test.json").read_text())
-  one, two = (
-    [(row["id"], row["greedy"]) for row in results[processes]["prompts"]] for processes in (1, 2)
-  )
-  assert len(one) == 16 and two == one
-  assert results[2]["greedy"] == results[1]["greedy"]
+    results[processes] = (workdir / "evaluate" / "test.json").read_bytes()
+  one, two = (json.loads(results[processes]) for processes in (1, 2))
+  assert len(one["prompts"]) == 16 and two["prompts"] == one["prompts"]
+  assert (two["greedy"], two["sampled"]) == (one["greedy"], one["sampled"])
+  (workdir / "evaluate" / "test.json").unlink()
+  lost = list((workdir / "evaluate" / "test").glob("part-00001-*"))
+  for path in lost:
+    path.unlink()
+  assert lost
+  run("evaluate", 2, tmp_path, workdir)
+  assert (workdir / "evaluate" / "test.json").read_bytes() == results[2]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,232 @@
+"""The programs of a run and what they are given, as shapes: to compile, and to reckon."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from rmsd_jax import train_rl, train_sft
+from rmsd_jax.compile import cost
+from rmsd_jax.core import named, sharding
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.groups import Bucket, PromptGroups
+from rmsd_jax.core.packed import Rows
+from rmsd_jax.core.packing import Piece, deal
+from rmsd_jax.method.carriers import Pairs, RuleTerms
+from rmsd_jax.models import hf
+from rmsd_jax.models.config import ModelConfig
+from rmsd_jax.tasks import Rules
+from rmsd_jax.training import pieces
+from rmsd_jax.training import state as state_lib
+
+
+def programs(config, mesh, mean: float = 0.0) -> dict:
+  """name -> (jitted function, abstract arguments, runs in a step, Work of a step, least HBM bytes
+  of one device in a step). What has pieces gets the first, which is the largest.
+
+  Args:
+    mean: of the responses' lengths, as a share of T; 0: all are T.
+  """
+  makers = {"sft": _sft_programs, "rl": _rl_programs}
+  if config.compile.stage not in makers:
+    raise UserError(f"compile.stage is {config.compile.stage!r}; choose sft or rl")
+  return makers[config.compile.stage](config, mesh, mean)
+
+
+def _sft_programs(config, mesh, mean: float) -> dict:
+  model = hf.load_model(**config.model)
+  bucket = Bucket(*config.compile.bucket)
+  c = model.config
+  passes = passes_of(config)
+  encoding = cost.vision(c.vision, config.batch * bucket.frames, bucket.patches)
+  state = state_lib.abstract(mesh, model, config.trained, train_sft.make_optims(config))
+  steps = train_sft.make_steps(config, mesh)
+  groups = abstract_groups(config, c, mesh, bucket, 1)
+  visual = _split(mesh, jax.eval_shape(steps.encode, state, groups))
+  plan, size = planned(config, mesh, model, 1, mean)
+  grads = gradients_of(mesh, state["student"])
+  arguments = (state, grads, abstract_rows(mesh, plan[0], bucket.response), groups, visual)
+  figures = jax.eval_shape(steps.imitate, *arguments)[1]
+  read = reading_bytes(config, mesh, state, passes * len(plan))
+  work = cost.sft(c, size, config.model.remat, config.logit_chunk)
+  return {
+    "encode": (steps.encode, (state, groups), 1, encoding, 0.0),
+    "imitate": (steps.imitate, arguments, len(plan), work, read),
+    "train": (steps.train, (state, grads, figures), 1, cost.Work(), update_bytes(mesh, state)),
+  }
+
+
+def _rl_programs(config, mesh, mean: float) -> dict:
+  model = hf.load_model(**config.model)
+  bucket = Bucket(*config.compile.bucket)
+  c = model.config
+  B = config.batch
+  T = bucket.response
+  remat = config.model.remat
+  passes = passes_of(config)
+  N = config.rollouts.samples
+  K = config.data.responses
+  optims = train_rl.make_optims(config)
+  state = state_lib.abstract(mesh, model, config.trained, optims, Rules(**config.tasks).names)
+  steps = train_rl.make_steps(config, mesh)
+  groups = abstract_groups(config, c, mesh, bucket, K)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  samples, visual = _split(mesh, jax.eval_shape(steps.rollout, state, groups, key))
+  score_BN, terms, pairs = abstract_rewards(mesh, B, N)
+  reading = functools.partial(reading_bytes, config, mesh, state)
+  caches = cost.decode_bytes(c, B, bucket, N, 0) / mesh.size
+  reward = (state["running"], score_BN, samples, terms, pairs)
+  batch, spread, _ = jax.eval_shape(steps.reward, *reward)
+  plan, size = planned(config, mesh, model, N, mean)
+  grads = gradients_of(mesh, state["student"])
+  improve = (state, grads, abstract_rows(mesh, plan[0], T), groups, visual, _split(mesh, batch))
+  figures = jax.eval_shape(steps.improve, *improve)[1]
+  update = update_bytes(mesh, state)
+  made = {
+    "rollout": (
+      steps.rollout,
+      (state, groups, key),
+      1,
+      cost.rollout(c, B, bucket, N),
+      reading(1 + T, logits=True) + caches,
+    ),
+    "improve": (
+      steps.improve,
+      improve,
+      len(plan),
+      cost.policy(c, size, remat, config.logit_chunk),
+      reading((passes + 1) * len(plan)),
+    ),
+    "policy": (steps.policy, (state, grads, figures, spread), 1, cost.Work(), update),
+  }
+  if "discriminator" in state:
+    learn = jax.ShapeDtypeStruct((), jnp.bool_)
+    plan, size = planned(config, mesh, model, N + K, mean)
+    grads = gradients_of(mesh, state["discriminator"])
+    judge = (state, grads, abstract_rows(mesh, plan[0], T), groups, visual, pairs)
+    figures = jax.eval_shape(steps.judge, *judge)[1]
+    figures = figures._replace(parts=_split(mesh, figures.parts))
+    work = cost.discriminator(c, size, remat)
+    arguments = (state, grads, figures, groups, samples, pairs, learn)
+    made["judge"] = (steps.judge, judge, len(plan), work, reading(passes * len(plan)))
+    made["discriminator"] = (steps.discriminator, arguments, 1, cost.Work(), update)
+  return made
+
+
+def passes_of(config) -> int:
+  """How often a piece reads the weights: forward, two products backward, the forward again."""
+  return 3 + config.model.remat
+
+
+def abstract_groups(config, model: ModelConfig, mesh, bucket: Bucket, R: int) -> PromptGroups:
+  """The shapes of a batch with R responses, split over the mesh."""
+  B, (P, T, F, S) = config.batch, bucket
+  over = NamedSharding(mesh, sharding.BATCH)
+  array = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct(shape, dtype, sharding=over)
+  return PromptGroups(
+    tokens_BP=array(B, P),
+    positions_B3P=array(B, 3, P),
+    prompt_length_B=array(B),
+    next_position_B=array(B),
+    visual_BP=array(B, P),
+    patches_BFSC=array(B, F, S, model.vision.patch_values, dtype=jnp.uint8),
+    grid_BF2=array(B, F, 2),
+    responses_BRT=array(B, R, T),
+    response_length_BR=array(B, R),
+  )
+
+
+def abstract_rows(mesh, piece: Piece, T: int) -> Rows:
+  """The shapes of a piece of packed rows, split over the mesh."""
+  X, P, W = len(piece.rows) * piece.deep, piece.P, piece.W
+  integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  rows = Rows(
+    tokens_XS=integers(X, P + W),
+    positions_X3S=integers(X, 3, P + W),
+    group_XS=integers(X, P + W),
+    visual_XP=integers(X, P),
+    response_XW=integers(X, W),
+    start_XW=integers(X, W),
+    from_XW=integers(X, W),
+    last_XW=jax.ShapeDtypeStruct((X, W), jnp.bool_),
+    longest=T,
+  )
+  return _split(mesh, rows)
+
+
+def abstract_rewards(mesh, B: int, N: int) -> tuple[jax.ShapeDtypeStruct, RuleTerms, Pairs]:
+  """What the host part of a stage 2 step hands to its programs: scores [B, N], terms, pairs."""
+  array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+  number = array(jnp.float32, B, N)
+  pairs = Pairs(
+    match_BN=array(jnp.int32, B, N),
+    paired_BN=array(jnp.bool_, B, N),
+    differs_BN=array(jnp.bool_, B, N),
+    weight_BN=number,
+    survivors_B=array(jnp.float32, B),
+    closed_B=array(jnp.bool_, B),
+    task_B=array(jnp.int32, B),
+  )
+  return _split(mesh, (number, RuleTerms(*(number for _ in RuleTerms.names())), pairs))
+
+
+def _split(mesh, tree):
+  """Abstract arrays whose prompts are split over the mesh."""
+  over = NamedSharding(mesh, sharding.BATCH)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=over), tree)
+
+
+def lengths(bucket: Bucket, B: int, R: int, mean: float) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens of B prompts and of their R responses each: all of them full, or about `mean` of T.
+
+  Log-normal, 2 % cut off at T, half the variance between prompts; prompts of 85 to 100 % of P. Of
+  one seed, so that a plan is always the same.
+  """
+  if not mean:
+    return np.full(B, bucket.prompt), np.full((B, R), bucket.response)
+  rng = np.random.default_rng(0)
+  quantile = 2.054  # of the normal distribution, above which 2 % lie
+  spread = quantile - math.sqrt(quantile**2 + 2 * math.log(mean))
+  centre = math.log(mean * bucket.response) - spread**2 / 2
+  noise = (rng.standard_normal((B, 1)) + rng.standard_normal((B, R))) / math.sqrt(2)
+  response_BR = np.clip(np.ceil(np.exp(centre + spread * noise)), 1, bucket.response)
+  prompt_B = rng.integers(math.ceil(0.85 * bucket.prompt), bucket.prompt + 1, B)
+  return prompt_B, response_BR.astype(int)
+
+
+def planned(config, mesh, model, R: int, mean: float) -> tuple[list[Piece], cost.Size]:
+  """The pieces of a batch with R responses a prompt, and how large they are."""
+  bucket = Bucket(*config.compile.bucket)
+  prompt_B, response_BR = lengths(bucket, config.batch, R, mean)
+  if mean:  # as the loader deals them to the shards
+    order = deal(prompt_B + response_BR.sum(1), sharding.batch_shards(mesh))
+    prompt_B, response_BR = prompt_B[order], response_BR[order]
+  sizes = pieces.sizes_of(model, bucket.prompt, bucket.response, config.row_tokens)
+  plan = pieces.planned(mesh, model, prompt_B, response_BR.sum(1), sizes)
+  return plan, cost.size(plan, prompt_B, response_BR)
+
+
+def gradients_of(mesh, weights):
+  """Abstract gradients, which lie as their weights do."""
+  return sharding.abstract(mesh, weights, state_lib.RULES)
+
+
+def reading_bytes(config, mesh, state: dict, passes: int, logits: bool = False) -> float:
+  """HBM bytes of one device for `passes` readings of the decoder's gathered weights, in the type of
+  the activations; with `logits`, of the table that they come from too."""
+  width = np.dtype(jnp.dtype(config.model.dtype)).itemsize
+  student = named.flatten(state_lib.weights(state))
+  read = sum(leaf.size for name, leaf in student.items() if name.startswith("text/layers"))
+  if logits:
+    read += student["text/head" if "text/head" in student else "text/embed"].size
+  return passes * width * read / mesh.shape["tensor"]
+
+
+def update_bytes(mesh, state: dict) -> float:
+  """HBM bytes of one device to read and write its share of the learning weights and moments."""
+  moments = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state["student_optim"]))
+  learned = sum(x.size * 4 for x in jax.tree.leaves(state["student"]))
+  return (2 * moments + 4 * learned) / (mesh.shape["fsdp"] * mesh.shape["tensor"])

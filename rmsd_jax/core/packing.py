@@ -1,0 +1,130 @@
+"""Which groups share a row: the plan of a batch from lengths alone. Numpy only.
+
+Prompts stay on the shard of the mesh that encoded their media. Every shard deals its groups to
+equally many rows, the rows are sorted by size, and the j-th rows of all shards make a piece of one
+padded size. A plan follows from the lengths of the batch and nothing else, so that every process
+makes the same one and a resumed run goes on with it.
+
+Axes: B prompts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+COARSE = 8  # steps from which on sizes grow by a quarter: few programs are compiled
+
+
+class Sizes(NamedTuple):
+  """In what steps the padded sizes of rows grow, and how much is computed at a time."""
+
+  P: int  # places for prompts are multiples of this
+  W: int  # places for responses are multiples of this
+  most: int  # places of a shard's rows whose gradient is computed at a time
+
+
+class Piece(NamedTuple):
+  """Rows of one padded size: `deep` of them on every shard."""
+
+  P: int  # places for prompts
+  W: int  # places for responses
+  deep: int
+  rows: tuple[tuple[tuple[int, ...], ...], ...]  # [shard][row] -> numbers of its prompts there
+
+
+def plan(
+  prompt_B: np.ndarray,
+  response_B: np.ndarray,
+  shards: int,
+  sizes: Sizes,
+  cost: Callable[[int, int], float],
+) -> list[Piece]:
+  """The pieces of a batch: of all ways to deal each shard's groups to n rows the cheapest.
+
+  Args:
+    prompt_B: tokens of each prompt, in the order of the global batch.
+    response_B: tokens of all responses of each prompt together.
+    shards: into how many equal contiguous parts the batch is split.
+    cost: of a row with P and W places, see `Qwen3VL.row_cost`.
+  """
+  parts = np.arange(len(prompt_B)).reshape(shards, -1)
+  per = parts.shape[1]
+  best, least = None, math.inf
+  for n in range(1, per + 1):
+    # Rows of equally many groups: their prompts then take about as many places, and the programs
+    # differ in the places for responses alone.
+    dealt = [_deal(prompt_B[part], response_B[part], n, -(-per // n)) for part in parts]
+    pieces = _pieces(dealt, prompt_B[parts], response_B[parts], sizes)
+    price = sum(shards * piece.deep * cost(piece.P, piece.W) for piece in pieces)
+    fits = max(piece.P + piece.W for piece in pieces) <= sizes.most
+    if fits and price < least or best is None:
+      best, least = pieces, price if fits else math.inf
+  return best
+
+
+def _deal(prompt_G, response_G, n: int, most: int) -> list[list[int]]:
+  """n rows of at most `most` groups: the largest group first, each to the row with the fewest
+  tokens; rows sorted by their response tokens, most first."""
+  rows = [[] for _ in range(n)]
+  tokens = np.zeros(n)
+  for g in np.argsort(-(prompt_G + response_G), kind="stable"):
+    room = np.array([len(row) < most for row in rows])
+    row = int(np.argmin(np.where(room, tokens, np.inf)))
+    rows[row].append(int(g))
+    tokens[row] += prompt_G[g] + response_G[g]
+  return sorted(rows, key=lambda row: (-int(response_G[row].sum()), row))
+
+
+def _pieces(dealt, prompt_SG, response_SG, sizes: Sizes) -> list[Piece]:
+  """Rows of equal rank, joined while the size of a piece allows it."""
+  shards, n = len(dealt), len(dealt[0])
+  widest = lambda tokens_SG, j: max(int(tokens_SG[s][dealt[s][j]].sum()) for s in range(shards))
+  P = sizes.P * -(-max(widest(prompt_SG, j) for j in range(n)) // sizes.P)
+  W_n = [rounded(widest(response_SG, j), sizes.W) for j in range(n)]
+  # As many rows at a time as the largest allows, in pieces of one depth.
+  count = -(-n // max(1, sizes.most // (P + W_n[0])))
+  deep = -(-n // count)
+  pieces = []
+  for start in range(0, n, deep):
+    members = tuple(
+      tuple(tuple(dealt[s][j]) if j < n else () for j in range(start, start + deep))
+      for s in range(shards)
+    )
+    pieces.append(Piece(P, W_n[start], deep, members))
+  return pieces
+
+
+def rounded(tokens: int, step: int) -> int:
+  """Up to a multiple of `step`, at least one; beyond COARSE steps to few sizes, each a quarter
+  larger than the one before."""
+  size = step * max(1, -(-tokens // step))
+  if size <= COARSE * step:
+    return size
+  size = COARSE * step
+  while size < tokens:
+    size = step * -(-size * 5 // (4 * step))
+  return size
+
+
+def deal(tokens_B: np.ndarray, shards: int) -> np.ndarray:
+  """The order of a batch in which its shards, equal contiguous parts, have about as many tokens.
+
+  The largest prompt first, each to the shard with the fewest tokens that has room.
+
+  Args:
+    tokens_B: expected tokens of each prompt and its responses.
+
+  Returns:
+    int64 [B], a permutation.
+  """
+  per = len(tokens_B) // shards
+  parts: Sequence[list[int]] = [[] for _ in range(shards)]
+  load = np.zeros(shards)
+  for b in np.argsort(-tokens_B, kind="stable"):
+    room = np.array([len(part) < per for part in parts])
+    shard = int(np.argmin(np.where(room, load, np.inf)))
+    parts[shard].append(int(b))
+    load[shard] += tokens_B[b]
+  return np.array([sorted(part) for part in parts], np.int64).reshape(-1)

@@ -1,0 +1,50 @@
+"""Values of stage 2's settings that make no sense, told before any work."""
+
+from rmsd_jax.core.errors import UserError, check_least, check_within
+from rmsd_jax.method import advantages, losses, matching
+
+LEAST = {
+  "log_every": 1,
+  "reward.dead_below": 0,
+  "rollouts.samples": 2,  # each is compared with the others of its prompt
+  "policy.kl": 0,
+  "policy.max_kl": 0,
+  "discriminator.warmup_steps": 0,
+  "discriminator.probe_every": 0,
+  "discriminator.frozen_after": 0,
+}
+WITHIN = {f"reward.{name}": "[0, inf)" for name in advantages.TERMS} | {
+  "rollouts.temperature": "(0, inf)",
+  "policy.clip": "(0, inf)",
+  "policy.scale_decay": "[0, 1)",
+  "discriminator.pause_above": "[0, inf)",
+}
+
+
+def check_settings(config) -> None:
+  """Raises UserError for a setting of stage 2 outside of what it may be."""
+  for name, value, choices in (
+    ("reward.score", config.reward.score, advantages.SCORES),
+    ("policy.scale", config.policy.scale, advantages.SCALES),
+    ("policy.kl_estimator", config.policy.kl_estimator, losses.KL_ESTIMATORS),
+  ):
+    if value not in choices:
+      raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+  matching.check_supervision(**config.supervision)
+  if config.reward.discriminator and config.discriminator.warmup_steps >= config.steps:
+    raise UserError(
+      f"discriminator.warmup_steps={config.discriminator.warmup_steps} of steps={config.steps} "
+      "leave the student none; raise steps or lower the warm-up"
+    )
+  if config.rollouts.top_p != 1 or config.rollouts.top_k != 0:
+    raise UserError(
+      "rollouts.top_p and top_k must be 1 and 0 in stage 2: the policy gradient is of the whole "
+      "distribution that the rollouts are drawn from"
+    )
+  check_within(config, WITHIN)
+  check_least(config, LEAST)
+  if config.reward.discriminator and config.discriminator.probe_every % config.log_every:
+    raise UserError(
+      f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "
+      f"log_every={config.log_every}: its figures would not be logged; give one, or 0 for none"
+    )

@@ -1,0 +1,89 @@
+"""Scores of the replies to held-out prompts: of each, and of all with their intervals.
+
+Axes: B prompts, N samples of a prompt.
+"""
+
+import numpy as np
+
+from rmsd_jax.core import intervals
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.rollouts import grading
+from rmsd_jax.tasks import Rules, registry
+
+WAYS = ("greedy", "sampled")
+INFO = ("id", "clip", "task", "question", "options", "answer")
+
+
+def grade(lines: list[dict], rules: Rules) -> list[dict]:
+  """Per line of a journal its prompt, and under "greedy" and "sampled" lists over responses of
+  quality, outer, inner (R_outer, R_task), length, finished, text."""
+  prompts = [{name: line[name] for name in (*INFO, "closed")} for line in lines]
+  for how in WAYS if lines else ():
+    replies = [line[how]["text"] for line in lines]
+    finished_BN = np.array([line[how]["finished"] for line in lines])
+    terms = grading.rule_terms(replies, lines, finished_BN, rules)
+    columns = {
+      "quality": rules.quality(terms.outer_BN, terms.inner_BN, terms.content_BN),
+      "outer": terms.outer_BN,
+      "inner": terms.inner_BN,
+    }
+    for b, (line, prompt) in enumerate(zip(lines, prompts, strict=True)):
+      prompt[how] = {name: column[b].tolist() for name, column in columns.items()} | line[how]
+  return prompts
+
+
+def summary(prompts: list[dict], how: str, pass_above: float, rules: Rules) -> dict:
+  """Scores of one way to respond: closed-ended quality overall and by task, format, lengths."""
+  per_prompt = lambda name, rows: [float(np.mean(row[how][name])) for row in rows]
+  interval = lambda name, rows: intervals.mean_interval(
+    per_prompt(name, rows), [row["clip"] for row in rows]
+  )
+  closed = [row for row in prompts if row["closed"]]
+  terms = ((np.array(row[how]["outer"]), np.array(row[how]["inner"])) for row in prompts)
+  result = {
+    "closed": interval("quality", closed),
+    "format": float(np.mean([rules.is_valid(outer, inner) for outer, inner in terms])),
+    "finished": float(np.mean(per_prompt("finished", prompts))),
+    "length": float(np.mean(per_prompt("length", prompts))),
+    "tasks": {},
+  }
+  for task in sorted({row["task"] for row in prompts}):
+    rows = [row for row in prompts if row["task"] == task]
+    result["tasks"][task] = interval("quality" if rows[0]["closed"] else "inner", rows)
+  count = len(prompts[0][how]["quality"])
+  if count > 1 and closed:
+    # Qualities are float32: 0.9 of them is below the 0.9 of a config.
+    quality_BN = np.array([row[how]["quality"] for row in closed], np.float32)
+    passed_BN = quality_BN >= np.float32(pass_above)
+    ks = [k for k in (1, 2, 4, 8, 16) if k <= count]
+    result["pass_at"] = {str(k): float(intervals.pass_at_k(passed_BN, k).mean()) for k in ks}
+  return result
+
+
+def blind(prompts: list[dict], rules: Rules, candidates: int = 400) -> list[dict]:
+  """The best constant answer of each closed-ended task, chosen on these very prompts: a bound.
+
+  Candidates are the tasks' right answers (the first `candidates` different ones).
+  """
+  graded = []
+  if not any(row["closed"] for row in prompts):
+    raise UserError("the best constant answers are of closed-ended prompts, and there is none")
+  for name in sorted({row["task"] for row in prompts if row["closed"]}):
+    task = rules.task(name)
+    rows = [row for row in prompts if row["task"] == name]
+    answers = list(dict.fromkeys(registry.spelled(row["answer"]) for row in rows))[:candidates]
+    scores = np.array(
+      [
+        [
+          rules.is_valid(1, task.check(a, row["options"], row["answer"]))
+          * task.metric(a, row["options"], row["answer"])
+          for row in rows
+        ]
+        for a in answers
+      ]
+    )
+    best = int(scores.mean(1).argmax())
+    for row, score in zip(rows, scores[best], strict=True):
+      alone = dict(quality=[float(score)], outer=[1.0], inner=[1.0], length=[0], finished=[True])
+      graded.append(row | {"greedy": alone | {"text": [answers[best]]}})
+  return graded

@@ -1,0 +1,71 @@
+"""The order of a step of stage 2: which program runs when, and with what."""
+
+import jax.numpy as jnp
+import numpy as np
+import tiny_run
+from test_train_rl import CONFIG, GRADE, NAMES, case, put
+
+from rmsd_jax import train_rl
+from rmsd_jax.data.chat import ChatTokenizer
+from rmsd_jax.method.carriers import RuleTerms
+from rmsd_jax.training import optim
+from rmsd_jax.training import state as state_lib
+
+
+def called(c, step: int) -> dict:
+  """What `train_step` gives to each program at a step; the rollouts are those of `case`."""
+  given, seen = case(), {}
+
+  def discriminator(state, *arguments):
+    seen["order"] = [*seen.get("order", ()), "discriminator"]
+    seen["learn"] = arguments[-1]
+    return state, jnp.ones((c.batch, c.rollouts.samples)), {"discriminator/loss": 0.0}
+
+  def reward(running, score_BN, samples, terms, pairs):
+    seen["score"], seen["terms"] = np.asarray(score_BN), type(terms)
+    return None, None, {}
+
+  def grade(*arguments):
+    seen["order"] = [*seen.get("order", ()), "grade"]
+    return GRADE(*arguments)
+
+  nothing = lambda *_: (None, optim.Figures(jnp.zeros(()), {}))
+  fakes = train_rl.Steps(
+    rollout=lambda *_: put((given["sampled"], given["visual"])),
+    nothing=lambda weights: None,
+    judge=nothing,
+    discriminator=discriminator,
+    reward=reward,
+    improve=nothing,
+    policy=lambda state, *_: (state, {"policy/loss": 0.0}),
+    probe=None,
+    model=tiny_run.model_of(c),
+  )
+  state = dict.fromkeys(("student", "discriminator", "running"))
+  _, seen["metrics"] = train_rl.train_step(
+    c, tiny_run.mesh(), fakes, ChatTokenizer(c.model.folder), grade, state, step,
+    given["batch"],
+  )  # fmt: skip
+  return seen
+
+
+def test_warm_up_and_freezing_count_steps():
+  c = CONFIG(discriminator__warmup_steps=2, discriminator__frozen_after=4)
+  seen = [called(c, step) for step in range(6)]
+  assert ["score" in s for s in seen] == [False, False, True, True, True, True]
+  assert [bool(s["learn"]) for s in seen] == [True, True, True, True, False, False]
+  # The discriminator is under way on the devices before the host grades texts.
+  assert all(s["order"] == ["discriminator", "grade"] for s in seen)
+  assert (seen[2]["score"] == 1).all() and seen[2]["terms"] is RuleTerms
+  assert all(bool(called(CONFIG(), step)["learn"]) for step in (0, 5, 1000))
+
+
+def test_without_its_reward_there_is_no_discriminator():
+  c = CONFIG(reward__discriminator=0.0)
+  seen = called(c, 0)
+  assert "learn" not in seen and (seen["score"] == 0).all()  # and no warm-up
+  assert not [name for name in seen["metrics"] if name.startswith("discriminator/")]
+  assert set(tiny_run.rl_state(c)) == {"student", "frozen", "reference", "running", "student_optim"}
+  on, model = tiny_run.mesh(), tiny_run.model_of(c)
+  saved = state_lib.abstract(on, model, c.trained, train_rl.make_optims(c), NAMES)
+  assert set(saved) == set(tiny_run.rl_state(c))

@@ -1,0 +1,251 @@
+"""Which groups share a row, and that packed rows compute what unpacked ones do."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import random_groups
+from tiny_model import MODEL, assert_close, jit, random_params
+
+from rmsd_jax.compile import cost
+from rmsd_jax.core import packed, packing, sharding
+from rmsd_jax.core.packing import Piece, Sizes
+from rmsd_jax.method import losses
+from rmsd_jax.models.config import PRESETS
+from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.training import optim
+
+B, R, T, P = 8, 3, 6, 40
+PARAMS = random_params(MODEL.abstract())
+SIZES = Sizes(P=16, W=6, most=10_000)
+
+
+def groups_of(empty=((0, 1), (3, 0))):
+  groups = random_groups(B=B, R=R, T=T, P=P)
+  for b, r in empty:
+    groups.response_length_BR[b, r] = 0
+  return groups
+
+
+def plan_of(groups, shards=1, sizes=SIZES):
+  total_B = groups.response_length_BR.sum(1)
+  return packing.plan(groups.prompt_length_B, total_B, shards, sizes, MODEL.row_cost)
+
+
+# the plan
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+@pytest.mark.parametrize("most", [100, 10_000])
+def test_every_group_lies_in_one_row_of_its_shard_and_fits(shards, most):
+  groups = groups_of()
+  pieces = plan_of(groups, shards, Sizes(16, 6, most))
+  placed = [[] for _ in range(shards)]
+  for piece in pieces:
+    assert piece.P % 16 == 0 and piece.W % 6 == 0
+    for s, rows in enumerate(piece.rows):
+      assert len(rows) == piece.deep
+      for row in rows:
+        b = s * (B // shards) + np.array(row, int)
+        assert groups.prompt_length_B[b].sum() <= piece.P
+        assert groups.response_length_BR[b].sum() <= piece.W
+        placed[s] += row
+  assert all(sorted(numbers) == list(range(B // shards)) for numbers in placed)
+  if most == 10_000:
+    assert len(pieces) == 1
+
+
+def test_a_plan_follows_from_the_lengths_alone():
+  groups = groups_of()
+  assert plan_of(groups, 2) == plan_of(groups, 2)
+
+
+def test_few_sizes_are_used_beyond_some_steps():
+  sizes = {packing.rounded(n, 10) for n in range(1, 1000)}
+  assert {n for n in sizes if n <= 80} == set(range(10, 90, 10))
+  large = sorted(n for n in sizes if n >= 80)
+  assert all(b <= 1.25 * a + 10 and b % 10 == 0 for a, b in zip(large, large[1:], strict=False))
+
+
+def test_dealing_spreads_tokens_evenly_and_keeps_every_prompt():
+  tokens_B = np.random.default_rng(0).lognormal(8, 0.6, 64).astype(int)
+  order = packing.deal(tokens_B, 8)
+  assert sorted(order) == list(range(64))
+  load = tokens_B[order].reshape(8, 8).sum(1)
+  assert load.max() < 1.1 * load.mean() < tokens_B.reshape(8, 8).sum(1).max()
+
+
+# What the plan costs at the lengths that published video reasoners write (docs/training.md).
+
+C = PRESETS["4b"]
+COSTS = Qwen3VL(C, dtype=jnp.bfloat16, attention="splash").row_cost
+OF_4B = Sizes(512, 1024, 24_576)
+
+
+def lengths(rng, mean, images):
+  """Of 128 prompts and 12 responses: log-normal, 2 % cut off, half the variance between prompts."""
+  quantile = 2.0537
+  spread = quantile - np.sqrt(quantile**2 + 2 * np.log(mean))
+  noise = (rng.standard_normal((128, 1)) + rng.standard_normal((128, 12))) / np.sqrt(2)
+  response_BR = np.clip(
+    np.ceil(np.exp(np.log(mean * 1024) - spread**2 / 2 + spread * noise)), 8, 1024
+  )
+  prompt_B = rng.integers(1950, 2290, 128)
+  picture_B = rng.random(128) < images
+  return np.where(picture_B, rng.integers(300, 600, 128), prompt_B), response_BR.astype(int)
+
+
+def overhead(name, chips, mean, images=0.0, steps=12):
+  """FLOPs of the planned rows over those of the tokens that exist, averaged, and the shapes."""
+  work = {
+    "policy": lambda size: cost.policy(C, size, True, 2048),
+    "discriminator": lambda size: cost.discriminator(C, size, True),
+    "sft": lambda size: cost.sft(C, size, True, 2048),
+  }[name]
+  rng = np.random.default_rng(4)
+  ratios, shapes = [], set()
+  for _ in range(steps):
+    prompt_B, response_BR = lengths(rng, mean, images)
+    order = packing.deal(prompt_B + 2 * response_BR[:, 8:].sum(1), chips)
+    prompt_B, response_BR = prompt_B[order], response_BR[order]
+    response_BR = {"policy": response_BR[:, :8], "sft": response_BR[:, :1]}.get(name, response_BR)
+    pieces = packing.plan(prompt_B, response_BR.sum(1), chips, OF_4B, COSTS)
+    shapes |= {(piece.P, piece.W, piece.deep) for piece in pieces}
+    tokens = prompt_B.sum() + response_BR.sum()
+    pairs = cost.pairs(prompt_B, response_BR)
+    real = cost.Size(tokens, response_BR.sum(), pairs, 10**6)
+    planned = cost.size(pieces, prompt_B, response_BR)._replace(longest=10**6)
+    ratios.append(work(planned).total / work(real).total)
+  return np.mean(ratios), shapes
+
+
+@pytest.mark.parametrize(
+  ("name", "chips", "mean", "images", "bar"),
+  [
+    ("policy", 16, 0.15, 0.0, 1.40),
+    ("policy", 16, 0.3, 0.0, 1.25),
+    ("policy", 16, 0.5, 0.0, 1.20),
+    ("policy", 16, 0.3, 0.4, 1.45),
+    ("discriminator", 16, 0.15, 0.0, 1.40),
+    ("discriminator", 16, 0.3, 0.0, 1.25),
+    ("discriminator", 16, 0.5, 0.0, 1.20),
+    ("discriminator", 16, 0.3, 0.4, 1.45),
+    ("sft", 16, 0.15, 0.0, 1.20),
+    ("sft", 16, 0.3, 0.0, 1.20),
+    ("sft", 16, 0.5, 0.0, 1.20),
+  ],
+)
+def test_padding_costs_little_at_usual_lengths(name, chips, mean, images, bar):
+  ratio, _ = overhead(name, chips, mean, images)
+  assert 1 < ratio <= bar
+
+
+# packed rows
+
+
+def value_and_gradient(rows_of_pieces, groups):
+  """Loss, its gradient, and the log-probs [B, R, T] of the real tokens."""
+  table = np.zeros((B, R, T), np.float32)
+
+  def loss_fn(params, rows):
+    hidden_XSD = MODEL.hidden(params, rows, MODEL.encode(params, groups))
+    logp_XW = losses.token_logps(
+      losses.predictors(hidden_XSD, rows), MODEL.unembedding(params), rows.targets_XW, 1.0, 5
+    )
+    loss, count = losses.sft(logp_XW, rows.mask_XW)
+    return loss, optim.Figures(count, {"loss": loss}, parts=logp_XW)
+
+  add = jit(functools.partial(optim.add, loss_fn, PARAMS))
+  grads = optim.nothing(PARAMS)
+  figures = None
+  for rows in rows_of_pieces:
+    grads, more = add(grads, rows)
+    for x, w in np.argwhere(np.asarray(rows.mask_XW)):
+      place = rows.P + w - int(rows.start_XW[x, w])
+      number = int(rows.group_XW[x, w])
+      table[number, int(rows.response_XW[x, w]), place] = more.parts[x, w]
+    more = more._replace(parts=None)
+    figures = more if figures is None else optim.joined(figures, more)
+  return *optim.averaged(grads, figures), table
+
+
+@functools.cache
+def unpacked():
+  """The same in the layout of a row for each prompt."""
+  groups = groups_of()
+  return value_and_gradient([packed.padded(jax.tree.map(jnp.asarray, groups))], groups)
+
+
+@pytest.mark.parametrize(
+  "pieces",
+  [
+    [Piece(256, 96, 1, (((4, 2, 0, 6, 1, 7, 3, 5),),))],
+    [Piece(128, 48, 2, (((0, 1, 2), (3, 4)),)), Piece(128, 72, 1, (((7, 6, 5),),))],
+    None,
+  ],
+  ids=["one row", "two pieces", "as planned"],
+)
+def test_packed_rows_give_the_loss_and_gradients_of_unpacked_ones(pieces):
+  """Loss to 1e-6, gradients to 1e-5, whatever groups share a row and in what order."""
+  groups = groups_of()
+  rows = [packed.pack(groups, piece, slice(0, 1), T) for piece in pieces or plan_of(groups)]
+  grads, metrics, logp_BRT = value_and_gradient(rows, groups)
+  wanted_grads, wanted, unpacked_logp = unpacked()
+  assert_close(metrics["loss"], wanted["loss"], 1e-6)
+  assert_close(grads, wanted_grads, 1e-5)
+  assert_close(logp_BRT, unpacked_logp, 1e-5)
+
+
+def test_a_response_gets_no_gradient_from_its_neighbours():
+  """Exactly none: by the embeddings of every place, of the scores of one response."""
+  groups = groups_of()
+  rows = packed.pack(groups, Piece(256, 96, 1, (((4, 2, 0, 6, 1, 7, 3, 5),),)), slice(0, 1), T)
+  mine = np.asarray(rows.group_XS[0]) == 2  # its prompt and, of the responses, number 1
+  mine[rows.P :] &= np.asarray(rows.response_XW[0]) == 1
+
+  visual = jit(MODEL.encode)(PARAMS, groups)
+
+  def scores(embedding_SD):
+    # Every place has an id of its own, so that a row of the table is a place.
+    params = {**PARAMS, "text": {**PARAMS["text"], "embed": embedding_SD}}
+    ids = jnp.arange(rows.tokens_XS.shape[1], dtype=jnp.int32)[None]
+    there = dataclasses.replace(rows, tokens_XS=ids)
+    hidden_SD = MODEL.hidden(params, there, visual)[0, rows.P :]
+    return jnp.sum(jnp.where(mine[rows.P :, None], hidden_SD, 0) ** 2)
+
+  rng = np.random.default_rng(0)
+  table = rng.standard_normal((rows.tokens_XS.shape[1], 16)).astype(np.float32)
+  grad_S = np.abs(jit(jax.grad(scores))(table)).max(-1)
+  text = np.append(np.asarray(rows.visual_XP[0]) < 0, np.ones(rows.response_XW.shape[1], bool))
+  assert (grad_S[~mine] == 0).all() and (grad_S[mine & text] > 1e-6).all()
+
+
+def test_on_a_mesh_rows_read_the_media_of_their_own_shard():
+  """2 x 2 x 2 devices: loss and gradients of one; the looked-up media move between no devices."""
+  groups = groups_of()
+  mesh = sharding.make_mesh(2, 2, 2)
+  pieces = plan_of(groups, shards=4)
+  with jax.set_mesh(mesh):
+    rows = [
+      sharding.put_batch(mesh, packed.pack(groups, piece, slice(0, 4), T)) for piece in pieces
+    ]
+    placed = sharding.put_batch(mesh, groups)
+
+    def loss_fn(params, rows, groups):
+      hidden_XSD = MODEL.hidden(params, rows, MODEL.encode(params, groups))
+      logp_XW = losses.token_logps(
+        losses.predictors(hidden_XSD, rows), MODEL.unembedding(params), rows.targets_XW, 1.0, 5
+      )
+      loss, count = losses.sft(logp_XW, rows.mask_XW)
+      return loss, optim.Figures(count, {"loss": loss})
+
+    one = jit(functools.partial(optim.add, loss_fn))
+    grads, figures = optim.over(
+      rows, optim.nothing(PARAMS), lambda grads, piece: one(PARAMS, grads, piece, placed)
+    )
+    grads, metrics = optim.averaged(grads, figures)
+  assert_close(metrics["loss"], unpacked()[1]["loss"], 1e-6)
+  assert_close(grads, unpacked()[0], 1e-5)
