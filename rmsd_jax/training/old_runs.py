@@ -24,6 +24,8 @@ ADDED_KEYS = {
 # Those of them whose default is another: a run that was begun without the key goes on with the
 # value above, whatever its config says today, and its stored config stays without the key.
 KEPT_KEYS = ("data.draws",)
+# Config keys that are gone, all of them operational: a run may go on without them.
+DROPPED_KEYS = ("microbatches",)
 # Metrics of the log, patterns old -> new.
 RENAMED_METRICS = (
   (r"task/(\w+)/accuracy", r"discriminator/accuracy/\1"),
@@ -52,7 +54,11 @@ WAYS = ("greedy", "sampled")
 
 def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
   """A stored config (or anything else that a run belongs to) under today's names of its keys."""
-  now = {key: config_now(x) if isinstance(x, Mapping) else x for key, x in config.items()}
+  now = {
+    key: config_now(x) if isinstance(x, Mapping) else x
+    for key, x in config.items()
+    if key not in DROPPED_KEYS
+  }
   for old, new in RENAMED_KEYS.items():
     section, name = _section(now, old)
     if section is not None and name in section:
