@@ -107,7 +107,7 @@ if __name__ == "__main__":
     Profiler("10", "run")
 """,
 }
-PRINTS = {"Print an array inside a step": "log-prob of the first target token ["}
+PRINTS = {"Print an array inside a step": "log-prob of each row's first token ["}
 
 
 def follow(recipe: str, copy: Path) -> None:
