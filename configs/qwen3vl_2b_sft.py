@@ -1,5 +1,5 @@
 """Stage 1 of Qwen3-VL-2B: as configs/qwen3vl_4b_sft.py, on half the chips (v5e:2x4: 10.8 of 15.75
-GiB in four micro-batches, 4.2 s of compute a step at the chips' peak).
+GiB in four micro-batches before rows were packed, 4.2 s of compute a step at the chips' peak).
 
     python -m rmsd_jax.train_sft --config=configs/qwen3vl_2b_sft.py --workdir=DIR \\
         --config.model.folder=FOLDER --config.data.pool=POOL

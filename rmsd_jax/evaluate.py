@@ -26,7 +26,6 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 import jax
-import numpy as np
 from etils import epath
 
 from rmsd_jax import cli
@@ -105,8 +104,7 @@ def answer(
   for batch in batches:
     groups = sharding.put_batch(mesh, batch.groups)
     # By the row of the pool: the same samples in any batch and on any number of devices.
-    row_B = sharding.put_batch(mesh, batch.row_B.astype(np.uint32))
-    key_B = generate.prompt_keys(jax.random.key(seed), row_B)
+    key_B = generate.keys_of_rows(mesh, jax.random.key(seed), batch.row_B)
     lines = [
       {"row": int(row), **{name: info[name] for name in INFO}, "closed": bool(closed)}
       for row, info, closed in zip(batch.row_B, batch.info, batch.closed_B, strict=True)

@@ -22,7 +22,6 @@ from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rmsd_jax import cli
 from rmsd_jax.core import masked, named, sharding
@@ -320,9 +319,8 @@ def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, b
   # 1. Rollouts, and which teacher response each is paired with.
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), step)
   groups = sharding.put_batch(mesh, batch.groups)
-  # By rows of the pool: what is drawn depends neither on the mesh nor on the order of a batch.
-  row_B = sharding.put_batch(mesh, batch.row_B.astype(np.uint32))
-  samples, visual = steps.rollout(state, groups, generate.prompt_keys(key, row_B))
+  key_B = generate.keys_of_rows(mesh, key, batch.row_B)
+  samples, visual = steps.rollout(state, groups, key_B)
   mine = jax.tree.map(sharding.local_rows, samples)  # of this process, on the host
   rollouts = batch.groups.with_responses(mine.responses_BRT, mine.length_BR)
   my_pairs = pairs_of(batch, mine, step, config)
@@ -430,7 +428,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
       state, metrics = train_step(config, loop.mesh, steps, tokenizer, grade, state, step, batch)
       if every and (step + 1) % every == 0:
         fixed = fixed or probe.fixed_pairs(
-          config, loop.mesh, steps, state, loop.first_batch(), pairs_of
+          config, loop.mesh, steps, state, loop.first_batch(), generate.keys_of_rows, pairs_of
         )
         metrics |= steps.probe(state, *fixed)
       loop.after(step, state, metrics, note="rollout/quality")

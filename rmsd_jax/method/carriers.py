@@ -1,6 +1,6 @@
 """What is handed from one part of a stage 2 step to the next, by name.
 
-Registered with JAX, so each passes through jit, sharding and micro-batches as one argument.
+Registered with JAX, so each passes through jit and sharding as one argument.
 Axes: B prompts, N rollouts of a prompt, T response tokens.
 """
 

@@ -1,6 +1,6 @@
 """Log-probabilities and the losses of both stages.
 
-Every loss returns ((sum, count), metrics): the caller adds sums and counts over micro-batches and
+Every loss returns ((sum, count), metrics): the caller adds sums and counts over pieces and
 hosts and divides once. Log-probabilities are in nats, of the temperature-scaled distribution.
 
 Axes: B prompts, R responses, X packed rows of S places, W of them for responses, D width, V

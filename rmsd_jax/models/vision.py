@@ -101,8 +101,8 @@ class Merger(nnx.Module):
       x_FSW = x_FSW.reshape(frames, -1, joined)
     y = layers.layer_norm(x_FSW, self.norm_scale[...], self.norm_bias[...])
     y = layers.linear(y.reshape(frames, -1, joined), self.fc1[...], self.fc1_bias[...])
-    # Without the two constraints XLA's partitioner gets the gradient wrong (not the value) when a
-    # micro-batch is cut on a mesh with all three axes; tests/core/test_sharding.py would show it.
+    # Without the two constraints XLA's partitioner got the gradient wrong (not the value) where a
+    # batch was cut in pieces on a mesh with all three axes.
     y = sharding.by_prompt(jax.nn.gelu(y, approximate=False))
     return sharding.by_prompt(layers.linear(y, self.fc2[...], self.fc2_bias[...]))
 

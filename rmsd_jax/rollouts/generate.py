@@ -16,7 +16,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
+from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.models import layers
@@ -113,6 +116,12 @@ def prompt_keys(key: jax.Array, row_B: jax.Array) -> jax.Array:
     row_B: int, what tells prompts apart for good, such as their rows in the pool.
   """
   return jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)
+
+
+def keys_of_rows(mesh: Mesh, key: jax.Array, row_B: np.ndarray) -> jax.Array:
+  """`prompt_keys` of this process's prompts by their rows in the pool, split over the mesh: what is
+  drawn depends neither on the mesh nor on the order of a batch."""
+  return prompt_keys(key, sharding.put_batch(mesh, row_B.astype(np.uint32)))
 
 
 def _response_keys(key: jax.Array, B: int, samples: int) -> jax.Array:

@@ -1,7 +1,5 @@
 """A batch as packed rows on the mesh: planned over all processes, each filling its own."""
 
-from collections.abc import Sequence
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -87,10 +85,3 @@ def of_pairs(
   used_BK = np.any(match_BN[..., None] == np.arange(K), 1)
   use_BR = np.concatenate([finished_BN, used_BK], 1)
   return rows_of(mesh, model, join_responses(students, teachers), most, use_BR)
-
-
-def useful(pieces: Sequence[Rows]) -> float:
-  """Share of the places of the rows that hold a token."""
-  return float(
-    sum((rows.group_XS >= 0).sum() for rows in pieces) / sum(rows.group_XS.size for rows in pieces)
-  )

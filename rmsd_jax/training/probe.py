@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rmsd_jax.core import sharding
 from rmsd_jax.core.groups import PromptGroups
@@ -44,7 +43,9 @@ def probe_step(config, model):
   return probe
 
 
-def fixed_pairs(config, mesh, steps, state, batch: Batch, pairs_of: Callable) -> tuple:
+def fixed_pairs(
+  config, mesh, steps, state, batch: Batch, keys_of: Callable, pairs_of: Callable
+) -> tuple:
   """The first batch, rollouts of the stage 1 student and their pairs: what `probe_step` looks at.
 
   They follow from the state of any step, so a resumed run looks at the same ones.
@@ -52,16 +53,15 @@ def fixed_pairs(config, mesh, steps, state, batch: Batch, pairs_of: Callable) ->
   Args:
     steps: the programs of stage 2.
     batch: of step 0.
+    keys_of: (mesh, key, rows of the pool) -> the prompts' keys.
     pairs_of: (batch, this process's rollouts, step, config) -> pairs.
 
   Returns:
     The arguments of `probe_step` behind the state.
   """
   groups = sharding.put_batch(mesh, batch.groups)
-  key = jax.random.key(config.seed)
-  row_B = sharding.put_batch(mesh, batch.row_B.astype(np.uint32))
-  key = jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)  # as in a step, of no step
-  samples, _ = steps.rollout(state | {"student": state["reference"]}, groups, key)
+  key_B = keys_of(mesh, jax.random.key(config.seed), batch.row_B)
+  samples, _ = steps.rollout(state | {"student": state["reference"]}, groups, key_B)
   mine = jax.tree.map(sharding.local_rows, samples)
   pairs = pairs_of(batch, mine, 0, config)
   students = batch.groups.with_responses(mine.responses_BRT, mine.length_BR)

@@ -16,7 +16,7 @@ from rmsd_jax.core.groups import join_responses
 from rmsd_jax.method import matching
 from rmsd_jax.method.carriers import RuleTerms
 from rmsd_jax.models.discriminator import Discriminator
-from rmsd_jax.rollouts import grading
+from rmsd_jax.rollouts import generate, grading
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import pieces, probe
 from rmsd_jax.training import state as state_lib
@@ -302,7 +302,7 @@ def test_fixed_pairs_are_rollouts_of_the_reference_whatever_the_student_is():
   c, batch, state = CONFIG(), case()["batch"], tiny_run.rl_state(CONFIG())
   moved = state | {"student": jax.tree.map(lambda x: 0.5 * x, state["student"])}
   of = lambda state: probe.fixed_pairs(
-    c, tiny_run.mesh(), programs(), state, batch, train_rl.pairs_of
+    c, tiny_run.mesh(), programs(), state, batch, generate.keys_of_rows, train_rl.pairs_of
   )
   fixed = of(moved)
   tiny_run.assert_same(fixed, of(state))
