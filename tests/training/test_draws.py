@@ -20,8 +20,9 @@ def rows(folder, stage, **changes):
   """int64 [steps, B]: what a stage reads, from the step it is at."""
   c = tiny_run.config(stage, steps=12, **changes)
   # On one device, for several are dealt the prompts of a batch by their lengths.
+  on = tiny_run.mesh()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sharding, "make_mesh", lambda **sizes: tiny_run.mesh())
+    patch.setattr(sharding, "make_mesh", lambda **sizes: on)
     loop = Loop(c, str(folder), stage={"sft": 1, "rl": 2}[stage])
   with loop:
     return np.array([batch.row_B for _, batch in loop.batches()])
