@@ -104,7 +104,8 @@ class Checkpoints:
       )
     if METRICS in state:
       raise ValueError(f"a state may have no entry called {METRICS!r}")
-    if not self._folder.exists():  # Orbax would make a new one, without the rest of the run
+    # Orbax would make a new one, without the rest of the run. A bucket has no folders to lose.
+    if not in_bucket(self._folder) and not self._folder.exists():
       raise UserError(
         f"{self._folder} is gone: the run's folder was removed or moved, and step {step} is not "
         "saved; put the folder back, and the same command goes on from its last whole step"
