@@ -47,7 +47,7 @@ class Rows:
     return self.visual_XP.shape[1]
 
   @property
-  def mask_XW(self) -> jax.Array:
+  def mask_XW(self) -> Array:
     """bool, tokens of responses."""
     return self.response_XW >= 0
 

@@ -51,23 +51,27 @@ def plan(
   """
   parts = np.arange(len(prompt_B)).reshape(shards, -1)
   per = parts.shape[1]
-  best, least = None, math.inf
+  best: list[Piece] = []
+  least = math.inf
   for n in range(1, per + 1):
     # Rows of equally many groups: their prompts then take about as many places, and the programs
     # differ in the places for responses alone.
     dealt = [_deal(prompt_B[part], response_B[part], n, -(-per // n)) for part in parts]
     pieces = _pieces(dealt, prompt_B[parts], response_B[parts], sizes)
     price = sum(shards * piece.deep * cost(piece.P, piece.W) for piece in pieces)
-    fits = max(piece.P + piece.W for piece in pieces) <= sizes.most
-    if fits and price < least or best is None:
-      best, least = pieces, price if fits else math.inf
+    if max(piece.P + piece.W for piece in pieces) <= sizes.most:
+      if price < least:
+        best = pieces
+        least = price
+    elif least == math.inf:  # nothing fits so far: the shortest rows there are, the latest
+      best = pieces
   return best
 
 
 def _deal(prompt_G, response_G, n: int, most: int) -> list[list[int]]:
   """n rows of at most `most` groups: the largest group first, each to the row with the fewest
   tokens; rows sorted by their response tokens, most first."""
-  rows = [[] for _ in range(n)]
+  rows: list[list[int]] = [[] for _ in range(n)]
   tokens = np.zeros(n)
   for g in np.argsort(-(prompt_G + response_G), kind="stable"):
     room = np.array([len(row) < most for row in rows])

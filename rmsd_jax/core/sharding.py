@@ -63,7 +63,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
   return XLA_OPTIONS.get(mesh.devices.flat[0].device_kind, {})
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
   """Into how many parts the prompts of a global batch are split."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -185,7 +185,7 @@ def shards_here() -> int:
   return 1 if mesh.empty else batch_shards(mesh)
 
 
-def take_local(x: jax.Array, index: jax.Array) -> jax.Array:
+def take_local(x: jax.Array, index: jax.Array | np.ndarray) -> jax.Array:
   """x[index] inside each prompts' shard: nothing moves between devices.
 
   Args:
@@ -195,7 +195,7 @@ def take_local(x: jax.Array, index: jax.Array) -> jax.Array:
   """
   count = shards_here()
   parts = by_prompt(x.reshape(count, -1, *x.shape[1:]))
-  places = by_prompt(index.reshape(count, -1))
+  places = by_prompt(jnp.asarray(index).reshape(count, -1))
   taken = jax.vmap(lambda part, place: jnp.take(part, place, axis=0, mode="clip"))(parts, places)
   return by_prompt(by_prompt(taken).reshape(*index.shape, *x.shape[1:]))
 

@@ -58,6 +58,13 @@ def test_every_group_lies_in_one_row_of_its_shard_and_fits(shards, most):
     assert len(pieces) == 1
 
 
+def test_where_no_row_is_short_enough_each_group_has_its_own():
+  """Not all of them one row: memory is what the limit is for."""
+  (*pieces,) = plan_of(groups_of(), sizes=Sizes(16, 6, 20))
+  assert all(piece.deep == 1 and len(piece.rows[0][0]) == 1 for piece in pieces)
+  assert len(pieces) == B
+
+
 def test_a_plan_follows_from_the_lengths_alone():
   groups = groups_of()
   assert plan_of(groups, 2) == plan_of(groups, 2)
