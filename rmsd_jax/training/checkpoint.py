@@ -13,6 +13,7 @@ others: `rmsd_jax.training.stored`.
 
 import contextlib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -82,6 +83,7 @@ class Checkpoints:
     )
     with self._writing():
       self._manager = ocp.CheckpointManager(self._folder, options=options)
+      self._identity = _identity(self._folder)
 
   def save(self, step: int, state: State, metrics: Mapping[str, float] | None = None) -> None:
     """Starts saving `state` as `step`; returns once the arrays are copied off the devices.
@@ -104,12 +106,8 @@ class Checkpoints:
       )
     if METRICS in state:
       raise ValueError(f"a state may have no entry called {METRICS!r}")
-    # Orbax would make a new one, without the rest of the run. A bucket has no folders to lose.
     if not in_bucket(self._folder) and not self._folder.exists():
-      raise UserError(
-        f"{self._folder} is gone: the run's folder was removed or moved, and step {step} is not "
-        "saved; put the folder back, and the same command goes on from its last whole step"
-      )
+      raise self._gone(step)  # Orbax would make a new one, without the rest of the run
     items = {name: ocp.args.StandardSave(_boxed(tree)) for name, tree in state.items()}
     self.wait()  # so that `_seal` of the save before has seen its number
     self._saving = step
@@ -230,6 +228,12 @@ class Checkpoints:
     score = float(metrics[name]) * (-1 if self._best_metric.startswith("-") else 1)
     return {SCORE: score} if math.isfinite(score) else None
 
+  def _gone(self, step: int) -> UserError:
+    return UserError(
+      f"{self._folder} is gone: the run's folder was removed or moved, and step {step} is not "
+      "saved; put the folder back, and the same command goes on from its last whole step"
+    )
+
   def _say(self, lines: list[str]) -> None:
     if jax.process_index() == 0:
       print("\n".join(lines), end="\n" if lines else "")
@@ -240,6 +244,10 @@ class Checkpoints:
     try:
       yield
     except (OSError, ValueError) as error:
+      # What a save finds first in a folder that was moved under it differs from time to time, and
+      # it may have made parts of the folder anew.
+      if self._saving and _identity(self._folder) != self._identity:
+        raise self._gone(self._saving) from error
       if not isinstance(error, OSError) and not _OF_THE_DISK.search(str(error)):
         raise
       raise UserError(
@@ -260,6 +268,15 @@ def restore_item(
   folder = stored.folder_of(workdir)
   _check_contents(folder, number, [name])
   return _restore(folder / str(number), name, abstract)
+
+
+def _identity(folder: epath.Path) -> int | None:
+  """What tells a folder from another of its name; None of a bucket, which has no folders to lose,
+  and where there is none."""
+  try:
+    return None if in_bucket(folder) else os.stat(folder).st_ino
+  except FileNotFoundError:
+    return None
 
 
 def _last_line(error: BaseException) -> str:
