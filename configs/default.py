@@ -83,7 +83,8 @@ def _model_and_data(c: ConfigDict) -> None:
     ""  # Hugging Face Qwen3-VL folder: config, tokenizer, weights; for rmsd_jax.compile also a size
   )
   c.model.dtype = "bfloat16"  # of activations; weights stay fp32
-  c.model.remat = True  # recompute layers in the backward pass: less memory, a third more work
+  c.model.remat = "all"  # what the backward pass computes again of each layer: "all" (least memory,
+  # a third more work), all but its "products" with weights, or "none"
   c.model.unroll = False  # write layers out instead of looping; only for tiny models on CPU
   c.model.attention = "auto"  # splash on TPU, cudnn on GPU, split on CPU; or one of these, dense
 

@@ -33,7 +33,7 @@ def get_config(stage: str) -> ConfigDict:
 
   c.model.folder = str(Path(rmsd_jax.__file__).parent / "demo" / "tiny_base")
   c.model.dtype = "float32"
-  c.model.remat = False
+  c.model.remat = "none"
   c.model.unroll = True
   c.model.attention = "split"  # its buckets are too small for the kernels of TPU and GPU
   c.data.pool = "runs/demo/pool"

@@ -93,34 +93,35 @@ def forward(c: ModelConfig, size: Size, with_logits: bool) -> Work:
   )
 
 
-def recomputed(forward_pass: Work, longest: int, remat: bool, chunk: int) -> Work:
-  """What a backward pass computes a second time: layers with remat, logits of several chunks.
+def recomputed(forward_pass: Work, longest: int, remat: str, chunk: int) -> Work:
+  """What a backward pass computes a second time: layers by `remat`, logits of several chunks.
 
   Args:
     forward_pass: its work.
     longest: response places of a row.
+    remat: as `model.remat`; with "products" norms and the like are left, which count nothing here.
     chunk: `logit_chunk`, those of which the logits exist at a time (losses.token_logps).
   """
   # A single chunk keeps its logits for the backward pass, whatever remat does with the layers.
-  layers = forward_pass if remat else Work()
+  layers = forward_pass if remat == "all" else Work()
   return layers._replace(logits=forward_pass.logits if longest > chunk else 0.0)
 
 
-def sft(c: ModelConfig, size: Size, remat: bool, chunk: int) -> Work:
+def sft(c: ModelConfig, size: Size, remat: str, chunk: int) -> Work:
   """The gradient of stage 1, without the encoding of the media."""
   once = forward(c, size, True)
   return once.times(3).plus(recomputed(once, size.longest, remat, chunk))
 
 
-def policy(c: ModelConfig, size: Size, remat: bool, chunk: int) -> Work:
+def policy(c: ModelConfig, size: Size, remat: str, chunk: int) -> Work:
   """The gradient of the policy: the student forward and backward, the reference forward."""
   once = forward(c, size, True)
   return once.times(4).plus(recomputed(once, size.longest, remat, chunk))
 
 
-def discriminator(c: ModelConfig, size: Size, remat: bool) -> Work:
+def discriminator(c: ModelConfig, size: Size, remat: str) -> Work:
   """Scores of N + K responses and the gradient of the pairs, in one pass."""
-  return forward(c, size, False).times(4 if remat else 3)
+  return forward(c, size, False).times(4 if remat == "all" else 3)
 
 
 def rollout(c: ModelConfig, B: int, bucket: Bucket, N: int) -> Work:

@@ -118,7 +118,7 @@ def _rl_programs(config, mesh, mean: float) -> dict:
 
 def passes_of(config) -> int:
   """How often a piece reads the weights: forward, two products backward, the forward again."""
-  return 3 + config.model.remat
+  return 3 + (config.model.remat == "all")
 
 
 def abstract_groups(config, model: ModelConfig, mesh, bucket: Bucket, R: int) -> PromptGroups:

@@ -59,7 +59,7 @@ class Decoder:
 
   config: TextConfig
   dtype: jnp.dtype = jnp.float32
-  remat: bool = False
+  remat: str = "none"
   unroll: bool = False
 
   @functools.cached_property
@@ -104,9 +104,7 @@ class Decoder:
       extra = jnp.where(index < n, deep_nBPD[jnp.minimum(index, n - 1)], 0)
       return x.at[:, :P].add(extra), kept
 
-    # Inside a scan XLA cannot merge the second forward pass with the first, so that the barriers
-    # against it (prevent_cse) would only cost time.
-    body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
+    body = layers.recomputed(body, self.remat)
     layer = (jnp.arange(self.config.layers), params["layers"])
     x_BSD, kept = jax.lax.scan(body, x_BSD, layer, unroll=self.unroll)
     return x_BSD, kept

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from rmsd_jax.core import named, sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.models import config as config_lib
-from rmsd_jax.models import weight_files
+from rmsd_jax.models import layers, weight_files
 from rmsd_jax.models.student import PARTITION, Qwen3VL
 
 # Beginnings of their names. "{}" is the number of a layer: a leaf of ours with such a name is
@@ -144,7 +144,7 @@ def load_model(folder: str | pathlib.Path, **options) -> Qwen3VL:
       `config.PRESETS`: a model without weights.
 
   Raises:
-    UserError: the folder holds no Qwen3-VL that is supported, or `dtype` is not a type.
+    UserError: the folder holds no Qwen3-VL that is supported, or an option has no such value.
   """
   try:
     np.dtype(options.get("dtype", "float32"))
@@ -152,6 +152,8 @@ def load_model(folder: str | pathlib.Path, **options) -> Qwen3VL:
     raise UserError(
       f"model.dtype is {options['dtype']!r}; give a type such as float32 or bfloat16"
     ) from None
+  if options.get("remat", "none") not in layers.REMAT:
+    raise UserError(f"model.remat is {options['remat']!r}; give one of {', '.join(layers.REMAT)}")
   # A folder goes before a size of the same name.
   preset = None if pathlib.Path(folder).is_dir() else config_lib.PRESETS.get(str(folder))
   config = preset or config_lib.from_hf(folder)

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+REMAT = ("none", "products", "all")  # what `recomputed` computes again
+ATTENTION = "attention"  # name of what an attention kernel keeps for its backward pass
+
 
 def normal(rngs: nnx.Rngs, std: float, **axes: int) -> nnx.Param:
   """A weight drawn from N(0, std^2), fp32, with one axis per keyword, in order."""
@@ -65,6 +68,25 @@ def logits(hidden, unembedding_VD):
   hidden_MD = hidden.reshape(-1, hidden.shape[-1])
   logits_MV = jnp.einsum("MD,VD->MV", hidden_MD, kernel, preferred_element_type=jnp.float32)
   return logits_MV.reshape(*hidden.shape[:-1], -1)
+
+
+def recomputed(body: Callable, remat: str) -> Callable:
+  """The body of a scan over layers, which computes again in the backward pass what is not kept.
+
+  Args:
+    remat: what is not kept: "none" of it, all but the "products" with weights and the attention
+      kernel's own residuals, or "all" of it.
+  """
+  if remat == "none":
+    return body
+  keep = jax.checkpoint_policies
+  # A product with a weight has no batch axis (`project`), attention's own products have.
+  products = keep.save_from_both_policies(
+    keep.dots_with_no_batch_dims_saveable, keep.save_only_these_names(ATTENTION)
+  )
+  # Inside a scan XLA cannot merge the second forward pass with the first, so that the barriers
+  # against it (prevent_cse) would only cost time.
+  return jax.checkpoint(body, policy=products if remat == "products" else None, prevent_cse=False)
 
 
 class Stack:

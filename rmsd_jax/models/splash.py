@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jax.sharding import PartitionSpec as Spec
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.models.layers import ATTENTION
 
 LANES = 128  # P and W must be multiples: blocks are
 MOST = 1 << 15  # places of a row
@@ -112,7 +113,7 @@ def attention(q_XNSH, k_XKSH, v_XKSH, layout, interpret: bool = False):
       save_residuals=False,
       mask_value=kernel_lib.DEFAULT_MASK_VALUE,
       attn_logits_soft_cap=None,
-      residual_checkpoint_name=None,
+      residual_checkpoint_name=ATTENTION,
       mask_function=_rule(P),
       interpret=interpret,
     )

@@ -86,7 +86,8 @@ class Qwen3VL:
     config: sizes.
     dtype: of activations; weights are cast to it inside each layer. Norms, softmax and rotary
       angles stay fp32.
-    remat: recompute each layer in the backward pass (memory of one layer instead of L).
+    remat: what the backward pass computes again, one of `layers.REMAT`: "all" of each layer, so
+      that memory holds one layer instead of L, all but its "products" with weights, or "none".
     unroll: write out the layers instead of looping over them: for few layers on CPU, where XLA
       runs loop bodies some 20 % slower; compilation takes L times as long.
     attention: one of `attention.IMPLEMENTATIONS`.
@@ -94,7 +95,7 @@ class Qwen3VL:
 
   config: ModelConfig
   dtype: jnp.dtype = jnp.float32
-  remat: bool = False
+  remat: str = "none"
   unroll: bool = False
   attention: str = "auto"
 

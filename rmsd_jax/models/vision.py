@@ -113,7 +113,7 @@ class VisionTower:
 
   config: VisionConfig
   dtype: jnp.dtype = jnp.float32
-  remat: bool = False
+  remat: str = "none"
 
   @functools.cached_property
   def _parts(self):
@@ -158,7 +158,7 @@ class VisionTower:
 
     # 2. The scan over blocks is cut behind each block that feeds DeepStack, so that the outputs of
     # these alone are kept.
-    body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
+    body = layers.recomputed(body, self.remat)
     pick = lambda tree, index: jax.tree.map(lambda w: w[index], tree)
     deep = []
     start = 0

@@ -92,7 +92,7 @@ def their_batch(cases, responses=None) -> dict:
 
 
 def our_step(cases, responses):
-  model = Qwen3VL(CONFIG, attention="split", remat=True)
+  model = Qwen3VL(CONFIG, attention="split", remat="all")
   params = jax.jit(model.init)(jax.random.key(0))
   student, frozen = named.split(params, ["text/.*"])
   settings = ConfigDict(

@@ -92,7 +92,7 @@ def test_figures_of_the_4b_model():
   one = cost.forward(PRESETS["4b"], size, True)
   assert one.linear == pytest.approx(76e12, rel=0.01)  # 10,496 tokens
   assert one.logits == pytest.approx(6.4e12, rel=0.01)
-  step = cost.policy(PRESETS["4b"], size, remat=True, chunk=2048)
+  step = cost.policy(PRESETS["4b"], size, remat="all", chunk=2048)
   assert step.total > 4.5 * (one.linear + one.attention)
 
 
@@ -100,10 +100,10 @@ def test_what_the_backward_pass_computes_again():
   """Layers with remat; logits where a row has more than one chunk of them."""
   size, c = size_of(1, Bucket(128, 16, 1, 4), 8), PRESETS["2b"]
   step = lambda remat, chunk: cost.policy(c, size, remat, chunk)
-  one, least = cost.forward(c, size, True), step(False, 128)
+  one, least = cost.forward(c, size, True), step("none", 128)
   assert least.total == pytest.approx(4 * one.total)
-  assert step(False, 127).total - least.total == pytest.approx(one.logits)
-  assert step(True, 128).total - least.total == pytest.approx(one.linear + one.attention)
+  assert step("none", 127).total - least.total == pytest.approx(one.logits)
+  assert step("all", 128).total - least.total == pytest.approx(one.linear + one.attention)
 
 
 def test_decoding_reads_the_weights_once_a_token():

@@ -297,7 +297,7 @@ def test_a_decoded_token_attends_like_the_same_place_of_a_row():
 
 
 @pytest.mark.parametrize(
-  "option", [{"unroll": True}, {"remat": True}, {"attention": "dense"}], ids=str
+  "option", [{"unroll": True}, {"remat": "all"}, {"remat": "products"}, {"attention": "dense"}]
 )
 def test_how_it_is_computed_does_not_change_what(option):
   groups = make_groups()
