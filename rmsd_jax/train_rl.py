@@ -289,7 +289,7 @@ def pairs_of(batch: Batch, mine: Samples, step: int, config) -> Pairs:
 def init_state(config, mesh, model, optims: dict) -> state_lib.State:
   """The state of step 0: the student of stage 1 in each role, and a new value head."""
   state = state_lib.load_student(mesh, model, config.model.folder, config.init_from, config.trained)
-  state["reference"] = state_lib.copy(state["student"])
+  state["reference"] = state_lib.reference_of(model, state["student"])
   state["running"] = sharding.everywhere(mesh, state_lib.new_running(Rules(**config.tasks).names))
   if "discriminator" in optims:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)

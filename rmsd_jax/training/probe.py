@@ -61,7 +61,9 @@ def fixed_pairs(
   """
   groups = sharding.put_batch(mesh, batch.groups)
   key_B = keys_of(mesh, jax.random.key(config.seed), batch.row_B)
-  samples, _ = steps.rollout(state | {"student": state["reference"]}, groups, key_B)
+  # In the student's types, so that the program of the rollouts is the one that there is.
+  first = jax.tree.map(lambda x, now: x.astype(now.dtype), state["reference"], state["student"])
+  samples, _ = steps.rollout(state | {"student": first}, groups, key_B)
   mine = jax.tree.map(sharding.local_rows, samples)
   pairs = pairs_of(batch, mine, 0, config)
   students = batch.groups.with_responses(mine.responses_BRT, mine.length_BR)

@@ -4,10 +4,12 @@
     stage 2   and reference, running, discriminator, discriminator_optim
 
 "student" holds the weights that learn, "frozen" the others (once, whoever uses them), "reference"
-and "discriminator" their own values of the learning weights, "running" what
-stage 2 measures over many steps. Random keys are not state: they follow from (seed, step).
+and "discriminator" their own values of the learning weights, the reference's in the type that it is
+computed in, "running" what stage 2 measures over many steps. Random keys are not state: they follow
+from (seed, step).
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -78,6 +80,8 @@ def abstract(
   sharding.check_rules(model.abstract(), PARTITION)
   student, frozen = named.split(model.abstract(), trained)
   state = {"frozen": frozen} | {role: student for role in optims}
+  if "reference" in optims:
+    state["reference"] = jax.eval_shape(functools.partial(reference_of, model), student)
   if "discriminator" in optims:
     state["discriminator"] = student | Discriminator(model).abstract_head()
   for role, tx in optims.items():
@@ -86,6 +90,13 @@ def abstract(
   if "reference" in optims:
     state["running"] = jax.eval_shape(lambda: new_running(tasks))
   return sharding.abstract(mesh, state, RULES)
+
+
+def reference_of(model: Qwen3VL, student: dict) -> dict:
+  """A copy of the student that never learns: in the type that it is computed in, where every use
+  casts to that type anyhow. The tower's norms are applied in fp32, so it keeps its own."""
+  text = {"text": jax.tree.map(lambda x: x.astype(model.dtype), student["text"])}
+  return copy(student | text if "text" in student else student)
 
 
 def init_optims(mesh: Mesh, optims: dict, state: State) -> State:

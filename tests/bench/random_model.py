@@ -102,7 +102,7 @@ def make_state(config, mesh, model, optims: dict, tasks=()) -> dict:
   student, frozen = named.split(params, config.trained)
   state = {"student": student, "frozen": frozen}
   if "reference" in optims:
-    state["reference"] = state_lib.copy(student)
+    state["reference"] = state_lib.reference_of(model, student)
     state["running"] = sharding.everywhere(mesh, state_lib.new_running(tasks))
   if "discriminator" in optims:
     head = Discriminator(model).init_head(jax.random.key(1))

@@ -1,5 +1,8 @@
 """The order of a step of stage 2: which program runs when, and with what."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny_run
@@ -69,3 +72,15 @@ def test_without_its_reward_there_is_no_discriminator():
   on, model = tiny_run.mesh(), tiny_run.model_of(c)
   saved = state_lib.abstract(on, model, c.trained, train_rl.make_optims(c), NAMES)
   assert set(saved) == set(tiny_run.rl_state(c))
+
+
+def test_the_reference_is_kept_in_the_type_that_it_is_computed_in():
+  """Half the memory, and to the bit what the student at its start computes."""
+  model = dataclasses.replace(tiny_run.model_of(CONFIG()), dtype=jnp.bfloat16)
+  student = state_lib.weights(tiny_run.rl_state(CONFIG()))
+  reference = state_lib.reference_of(model, student)
+  assert {x.dtype for x in jax.tree.leaves(reference["text"])} == {jnp.dtype("bfloat16")}
+  assert {x.dtype for x in jax.tree.leaves(reference["vision"])} == {jnp.dtype("float32")}
+  hidden = jax.jit(lambda params, groups: model(params, groups))
+  groups = case()["batch"].groups
+  tiny_run.assert_same(hidden(reference, groups), hidden(student, groups))
