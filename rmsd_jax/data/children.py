@@ -4,7 +4,9 @@ costs one record.
 `concurrent.futures` cannot end a task that hangs inside a C library; a process can be killed.
 """
 
+import contextlib
 import dataclasses
+import glob
 import multiprocessing
 import resource
 import signal
@@ -39,7 +41,8 @@ def run(
     work: picklable; raises UserError to refuse a task. Any other error ends its process.
     tasks: picklable values, drawn as they are needed.
     workers: child processes, at least 1.
-    limit_s: seconds a task may take before its process is killed.
+    limit_s: seconds a task may take before its process is killed. What it waits for a core does not
+      count (on Linux), so that a busy machine loses no records.
 
   Raises:
     UserError: no workers.
@@ -128,6 +131,7 @@ class _Child:
     self.ready = False  # it has imported and unpickled everything
     self.number = -1
     self.limit_s = self.deadline = float("inf")
+    self.queued = 0.0  # seconds that it had waited for a core when the deadline was set
 
   @property
   def idle(self) -> bool:
@@ -137,6 +141,7 @@ class _Child:
     self.number = number
     self.limit_s = limit_s
     self.deadline = time.monotonic() + limit_s
+    self.queued = _queued(self.process.pid)
     self.pipe.send(task)
 
   def take(self) -> dict[int, Any]:
@@ -161,6 +166,15 @@ class _Child:
     self.deadline = float("inf")
     return {number: result}
 
+  def overdue(self) -> bool:
+    """Whether its task has had its time. The deadline moves by what it waited for a core."""
+    if time.monotonic() < self.deadline:
+      return False
+    queued = _queued(self.process.pid)
+    self.deadline += queued - self.queued
+    self.queued = queued
+    return time.monotonic() >= self.deadline
+
   def expire(self) -> dict[int, Any]:
     self.kill()
     return {self.number: Failure("TimeLimit", f"took more than {self.limit_s:g} s")}
@@ -181,9 +195,19 @@ def _collect(children: list[_Child]) -> dict[int, Any]:
   for child in children:
     if child.pipe in spoke:
       results.update(child.take())
-    elif time.monotonic() >= child.deadline:
+    elif child.overdue():
       results.update(child.expire())
   return results
+
+
+def _queued(process: int) -> float:
+  """Seconds that a process could run and had no core, by the thread that waited longest; 0 where
+  the system does not say."""
+  longest = 0
+  for path in glob.glob(f"/proc/{process}/task/*/schedstat"):
+    with contextlib.suppress(OSError), open(path) as file:  # a thread may just have ended
+      longest = max(longest, int(file.read().split()[1]))  # ns on a core, ns waiting for one, turns
+  return longest / 1e9
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -15,11 +17,20 @@ def work(task):
   kind, value = task
   if kind == "sleep":
     time.sleep(value)
+  if kind == "compute":  # seconds of a core
+    began = time.process_time()
+    while time.process_time() - began < value:
+      pass
   if kind == "refuse":
     raise UserError(f"{value} is too much")
   if kind == "die":
     os._exit(value)
   return value
+
+
+def pinned(task):
+  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+  return work(task)
 
 
 class DiesWhenUnpickled:
@@ -44,6 +55,25 @@ def test_results_come_in_order_and_one_bad_task_costs_one_result():
   assert results[3].kind == "Crash" and "7" in results[3].reason
   assert results[4] == children.Failure("TimeLimit", "took more than 1 s")
   assert results[5:] == list(range(20))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone tells")
+def test_what_a_task_waits_for_a_core_does_not_count():
+  """Five processes on one core: 0.2 s of it take 1 s by the clock. What computes too long, or
+  waits for anything else, is over its time on a busy machine, too."""
+  mine = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, {min(mine)})  # the busy ones inherit it
+  busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+  try:
+    run = children.run(pinned, [("compute", 0.2), ("compute", 30), ("sleep", 30)], 1, limit_s=0.4)
+    results = [result for _, result in run]
+  finally:
+    os.sched_setaffinity(0, mine)
+    for process in busy:
+      process.kill()
+      process.wait()
+  assert results[0] == 0.2
+  assert [result.kind for result in results[1:]] == ["TimeLimit", "TimeLimit"]
 
 
 def test_tasks_are_drawn_as_needed():
