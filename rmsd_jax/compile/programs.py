@@ -204,7 +204,7 @@ def planned(config, mesh, model, R: int, mean: float) -> tuple[list[Piece], cost
   if mean:  # as the loader deals them to the shards
     order = deal(prompt_B + response_BR.sum(1), sharding.batch_shards(mesh))
     prompt_B, response_BR = prompt_B[order], response_BR[order]
-  sizes = pieces.sizes_of(model, bucket.prompt, bucket.response, config.row_tokens)
+  sizes = pieces.sizes_of(model, bucket.prompt, bucket.response, R, config.row_tokens)
   plan = pieces.planned(mesh, model, prompt_B, response_BR.sum(1), sizes)
   return plan, cost.size(plan, prompt_B, response_BR)
 

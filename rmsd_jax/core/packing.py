@@ -14,15 +14,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-COARSE = 8  # steps from which on sizes grow by a quarter: few programs are compiled
+MARGIN = 0.03  # share of the cost that shorter rows must save: longer ones are fewer shapes
 
 
 class Sizes(NamedTuple):
-  """In what steps the padded sizes of rows grow, and how much is computed at a time."""
+  """In what steps the padded sizes of rows grow, and how much is computed at a time.
 
-  P: int  # places for prompts are multiples of this
-  W: int  # places for responses are multiples of this
+  Steps grow with the groups of a row, as the spread of their tokens does, so that few sizes occur,
+  each of which is compiled once.
+  """
+
+  P: int  # step of the places for prompts, for each group of a row
+  W: int  # step of the places for responses, for each group of a row
   most: int  # places of a shard's rows whose gradient is computed at a time
+  lanes: int = 1  # P and W are multiples of this
+  block: int = 1  # P + W is a multiple of this
+
+  def padded(self, groups: int, prompts: int, responses: Sequence[int]) -> tuple[int, list[int]]:
+    """P of all rows of so many groups, and the W of each, that hold so many tokens."""
+    up = lambda tokens, step: step * max(1, -(-tokens // step))
+    P = up(prompts, up(groups * self.P, self.lanes))
+    W_n = [up(tokens, up(groups * self.W, self.lanes)) for tokens in responses]
+    return P, [up(P + W, self.block) - P for W in W_n]
 
 
 class Piece(NamedTuple):
@@ -41,7 +54,8 @@ def plan(
   sizes: Sizes,
   cost: Callable[[int, int], float],
 ) -> list[Piece]:
-  """The pieces of a batch: of all ways to deal each shard's groups to n rows the cheapest.
+  """The pieces of a batch: each shard's groups in as few rows as are allowed, or in shorter ones
+  where these are cheaper.
 
   Args:
     prompt_B: tokens of each prompt, in the order of the global batch.
@@ -50,22 +64,30 @@ def plan(
     cost: of a row with P and W places, see `Qwen3VL.row_cost`.
   """
   parts = np.arange(len(prompt_B)).reshape(shards, -1)
-  per = parts.shape[1]
   best: list[Piece] = []
   least = math.inf
-  for n in range(1, per + 1):
+  for most in _halves(parts.shape[1]):
+    n = -(-parts.shape[1] // most)
     # Rows of equally many groups: their prompts then take about as many places, and the programs
     # differ in the places for responses alone.
-    dealt = [_deal(prompt_B[part], response_B[part], n, -(-per // n)) for part in parts]
-    pieces = _pieces(dealt, prompt_B[parts], response_B[parts], sizes)
+    dealt = [_deal(prompt_B[part], response_B[part], n, most) for part in parts]
+    pieces = _pieces(dealt, most, prompt_B[parts], response_B[parts], sizes)
     price = sum(shards * piece.deep * cost(piece.P, piece.W) for piece in pieces)
     if max(piece.P + piece.W for piece in pieces) <= sizes.most:
-      if price < least:
+      if price < (1 - MARGIN) * least:
         best = pieces
         least = price
     elif least == math.inf:  # nothing fits so far: the shortest rows there are, the latest
       best = pieces
   return best
+
+
+def _halves(groups: int) -> list[int]:
+  """Groups of a row: all of them, half of them, and so on to one."""
+  halves = [groups]
+  while halves[-1] > 1:
+    halves.append(-(-halves[-1] // 2))
+  return halves
 
 
 def _deal(prompt_G, response_G, n: int, most: int) -> list[list[int]]:
@@ -81,12 +103,12 @@ def _deal(prompt_G, response_G, n: int, most: int) -> list[list[int]]:
   return sorted(rows, key=lambda row: (-int(response_G[row].sum()), row))
 
 
-def _pieces(dealt, prompt_SG, response_SG, sizes: Sizes) -> list[Piece]:
+def _pieces(dealt, groups: int, prompt_SG, response_SG, sizes: Sizes) -> list[Piece]:
   """Rows of equal rank, joined while the size of a piece allows it."""
   shards, n = len(dealt), len(dealt[0])
   widest = lambda tokens_SG, j: max(int(tokens_SG[s][dealt[s][j]].sum()) for s in range(shards))
-  P = sizes.P * -(-max(widest(prompt_SG, j) for j in range(n)) // sizes.P)
-  W_n = [rounded(widest(response_SG, j), sizes.W) for j in range(n)]
+  prompts = max(widest(prompt_SG, j) for j in range(n))
+  P, W_n = sizes.padded(groups, prompts, [widest(response_SG, j) for j in range(n)])
   # As many rows at a time as the largest allows, in pieces of one depth.
   count = -(-n // max(1, sizes.most // (P + W_n[0])))
   deep = -(-n // count)
@@ -98,18 +120,6 @@ def _pieces(dealt, prompt_SG, response_SG, sizes: Sizes) -> list[Piece]:
     )
     pieces.append(Piece(P, W_n[start], deep, members))
   return pieces
-
-
-def rounded(tokens: int, step: int) -> int:
-  """Up to a multiple of `step`, at least one; beyond COARSE steps to few sizes, each a quarter
-  larger than the one before."""
-  size = step * max(1, -(-tokens // step))
-  if size <= COARSE * step:
-    return size
-  size = COARSE * step
-  while size < tokens:
-    size = step * -(-size * 5 // (4 * step))
-  return size
 
 
 def deal(tokens_B: np.ndarray, shards: int) -> np.ndarray:

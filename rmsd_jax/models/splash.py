@@ -18,6 +18,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.models.layers import ATTENTION
 
 LANES = 128  # P and W must be multiples: blocks are
+BLOCK = 512  # a row should be a multiple: of larger blocks more is computed for nothing
 MOST = 1 << 15  # places of a row
 _PLACE_BITS = 16  # low bits of a query's number: its place; above: where its segment starts
 
@@ -46,9 +47,8 @@ def check_sizes(P: int, W: int) -> None:
 
 
 def block_of(S: int) -> int:
-  """The largest block of 512, 256 or 128 that divides the row."""
-  # Larger blocks are fewer turns of the kernel; with 1,024 more is computed for nothing.
-  return next(block for block in (512, 256, LANES) if S % block == 0)
+  """The largest block of 512, 256 or 128 that divides the row: larger ones are fewer turns."""
+  return next(block for block in (BLOCK, 256, LANES) if S % block == 0)
 
 
 def mask_infos(start_S, group_S, P: int, block: int) -> tuple[MaskInfo, MaskInfo]:

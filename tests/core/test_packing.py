@@ -10,13 +10,11 @@ import pytest
 from small import random_groups
 from tiny_model import MODEL, assert_close, jit, random_params
 
-from rmsd_jax.compile import cost
 from rmsd_jax.core import packed, packing, sharding
 from rmsd_jax.core.packing import Piece, Sizes
 from rmsd_jax.method import losses
-from rmsd_jax.models.config import PRESETS
-from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.training import optim
+from tests.bench import padding
 
 B, R, T, P = 8, 3, 6, 40
 PARAMS = random_params(MODEL.abstract())
@@ -70,11 +68,25 @@ def test_a_plan_follows_from_the_lengths_alone():
   assert plan_of(groups, 2) == plan_of(groups, 2)
 
 
-def test_few_sizes_are_used_beyond_some_steps():
-  sizes = {packing.rounded(n, 10) for n in range(1, 1000)}
-  assert {n for n in sizes if n <= 80} == set(range(10, 90, 10))
-  large = sorted(n for n in sizes if n >= 80)
-  assert all(b <= 1.25 * a + 10 and b % 10 == 0 for a, b in zip(large, large[1:], strict=False))
+def test_sizes_grow_in_steps_by_the_groups_of_a_row():
+  sizes = Sizes(P=10, W=3, most=1000, lanes=8, block=64)
+  assert sizes.padded(1, 9, [1, 9]) == (16, [48, 48])  # 8 and 16, and on to 64 - 16
+  assert sizes.padded(4, 81, [5, 60, 90]) == (120, [72, 72, 136])
+  # Steps are 4 * 10 = 40 for P and 4 * 3 = 12, of lanes 16, for W; rows are multiples of 64.
+  for groups, prompts, response in ((1, 1, 1), (2, 55, 17), (8, 400, 333)):
+    P, (W,) = sizes.padded(groups, prompts, [response])
+    assert P >= prompts and W >= response and P % 8 == W % 8 == (P + W) % 64 == 0
+
+
+@pytest.mark.parametrize(("groups", "halves"), [(8, [8, 4, 2, 1]), (7, [7, 4, 2, 1]), (1, [1])])
+def test_rows_of_a_shard_hold_all_groups_or_half_of_them_and_so_on(groups, halves):
+  one = lambda most: packing.plan(
+    np.full(groups, 100), np.full(groups, 50), 1, Sizes(1, 1, most), lambda P, W: P + W
+  )
+  for count in halves:
+    (*pieces,) = one(150 * count)
+    rows = [row for piece in pieces for row in piece.rows[0] if row]
+    assert max(len(row) for row in rows) == count and sum(map(len, rows)) == groups
 
 
 def test_dealing_spreads_tokens_evenly_and_keeps_every_prompt():
@@ -85,69 +97,12 @@ def test_dealing_spreads_tokens_evenly_and_keeps_every_prompt():
   assert load.max() < 1.1 * load.mean() < tokens_B.reshape(8, 8).sum(1).max()
 
 
-# What the plan costs at the lengths that published video reasoners write (docs/training.md).
-
-C = PRESETS["4b"]
-COSTS = Qwen3VL(C, dtype=jnp.bfloat16, attention="splash").row_cost
-OF_4B = Sizes(512, 1024, 24_576)
-
-
-def lengths(rng, mean, images):
-  """Of 128 prompts and 12 responses: log-normal, 2 % cut off, half the variance between prompts."""
-  quantile = 2.0537
-  spread = quantile - np.sqrt(quantile**2 + 2 * np.log(mean))
-  noise = (rng.standard_normal((128, 1)) + rng.standard_normal((128, 12))) / np.sqrt(2)
-  response_BR = np.clip(
-    np.ceil(np.exp(np.log(mean * 1024) - spread**2 / 2 + spread * noise)), 8, 1024
-  )
-  prompt_B = rng.integers(1950, 2290, 128)
-  picture_B = rng.random(128) < images
-  return np.where(picture_B, rng.integers(300, 600, 128), prompt_B), response_BR.astype(int)
-
-
-def overhead(name, chips, mean, images=0.0, steps=12):
-  """FLOPs of the planned rows over those of the tokens that exist, averaged, and the shapes."""
-  work = {
-    "policy": lambda size: cost.policy(C, size, True, 2048),
-    "discriminator": lambda size: cost.discriminator(C, size, True),
-    "sft": lambda size: cost.sft(C, size, True, 2048),
-  }[name]
-  rng = np.random.default_rng(4)
-  ratios, shapes = [], set()
-  for _ in range(steps):
-    prompt_B, response_BR = lengths(rng, mean, images)
-    order = packing.deal(prompt_B + 2 * response_BR[:, 8:].sum(1), chips)
-    prompt_B, response_BR = prompt_B[order], response_BR[order]
-    response_BR = {"policy": response_BR[:, :8], "sft": response_BR[:, :1]}.get(name, response_BR)
-    pieces = packing.plan(prompt_B, response_BR.sum(1), chips, OF_4B, COSTS)
-    shapes |= {(piece.P, piece.W, piece.deep) for piece in pieces}
-    tokens = prompt_B.sum() + response_BR.sum()
-    pairs = cost.pairs(prompt_B, response_BR)
-    real = cost.Size(tokens, response_BR.sum(), pairs, 10**6)
-    planned = cost.size(pieces, prompt_B, response_BR)._replace(longest=10**6)
-    ratios.append(work(planned).total / work(real).total)
-  return np.mean(ratios), shapes
-
-
-@pytest.mark.parametrize(
-  ("name", "chips", "mean", "images", "bar"),
-  [
-    ("policy", 16, 0.15, 0.0, 1.40),
-    ("policy", 16, 0.3, 0.0, 1.25),
-    ("policy", 16, 0.5, 0.0, 1.20),
-    ("policy", 16, 0.3, 0.4, 1.45),
-    ("discriminator", 16, 0.15, 0.0, 1.40),
-    ("discriminator", 16, 0.3, 0.0, 1.25),
-    ("discriminator", 16, 0.5, 0.0, 1.20),
-    ("discriminator", 16, 0.3, 0.4, 1.45),
-    ("sft", 16, 0.15, 0.0, 1.20),
-    ("sft", 16, 0.3, 0.0, 1.20),
-    ("sft", 16, 0.5, 0.0, 1.20),
-  ],
-)
-def test_padding_costs_little_at_usual_lengths(name, chips, mean, images, bar):
-  ratio, _ = overhead(name, chips, mean, images)
+@pytest.mark.parametrize(("program", "shards", "mean", "images", "bar"), padding.BARS)
+def test_padding_costs_little_at_usual_lengths_in_few_sizes(program, shards, mean, images, bar):
+  """`python -m tests.bench.padding` counts 500 steps."""
+  ratio, shapes = padding.overhead(program, shards, mean, images, steps=10)
   assert 1 < ratio <= bar
+  assert len(shapes) <= (20 if images else 10)
 
 
 # packed rows
