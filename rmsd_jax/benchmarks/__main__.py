@@ -91,7 +91,7 @@ def _score(args: argparse.Namespace) -> None:
   judge = found.judge if found else ""
   card = scoring.card(prepared, responses, protocol, rows, judge, args.pool)
   cards.write_card(out, card, rows)
-  print("\n".join(cards.said(card)))
+  print("\n".join(cards.summary_lines(card)))
   print(f"wrote {out / cards.CARD} and {cards.PAGE}")
 
 

@@ -53,7 +53,7 @@ def folders(place: Path) -> list[Path]:
   return found
 
 
-def said(card: Mapping[str, Any]) -> list[str]:
+def summary_lines(card: Mapping[str, Any]) -> list[str]:
   """What a command says of a card: its scores, and where the run was not the protocol's."""
   lines = [f"not as {card['protocol']['name']} says: {one}" for one in card["differs"]]
   return lines + [

@@ -266,7 +266,7 @@ def _write_card(
   for form in entry.settings.forms:
     _export(form, prepared, responses, entry, model)
   cards.write_card(out, card, rows)  # last: what has a card is done
-  print("\n".join(cards.said(card)))
+  print("\n".join(cards.summary_lines(card)))
 
 
 def _export(
