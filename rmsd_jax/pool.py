@@ -4,7 +4,7 @@ Prompts and a teacher's responses to them:
   python -m rmsd_jax.pool collect --prompts prompts.jsonl --out pool.jsonl --model NAME --base-url U
 With JSON Lines, before any build; no tokenizer is needed, and clips only to check:
   python -m rmsd_jax.pool import --format onethinker FILE --out pool.jsonl
-  python -m rmsd_jax.pool check pool.jsonl [--against benchmark.jsonl]
+  python -m rmsd_jax.pool check pool.jsonl [--against SET ..]
   python -m rmsd_jax.pool score pool.jsonl --out scores.jsonl
   python -m rmsd_jax.pool report pool.jsonl [--html FOLDER]
 A pool to train on:
@@ -311,7 +311,8 @@ def _add_toolkit(commands: Any) -> None:
   sub = commands.add_parser("check", help="faults, duplicates, leaks; a built pool: every score")
   sub.set_defaults(run=check)
   sub.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
-  sub.add_argument("--against", default="", metavar="FILE", help="records to share no media with")
+  text = "records, sets that `benchmarks prepare` made, or folders, to share no media with"
+  sub.add_argument("--against", nargs="+", default=[], metavar="FILE|DIR", help=text)
   k_help = "responses wanted per prompt (default: as many as the fullest prompt has)"
   sub.add_argument("--k", type=int, default=0, help=k_help)
   text = "look at the annotations alone: clips need not be there, nor are they compared"
