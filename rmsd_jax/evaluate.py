@@ -8,6 +8,8 @@
 
     ... --rescore               grades the stored replies anew, without model, pool or device
 
+    ... --out=DIR               results go there instead of WORKDIR
+
 Writes WORKDIR/evaluate/NAME.json (config.evaluate.name, or the split's name): greedy and sampled
 scores per task with 95 % bootstrap intervals over clips, format rate, pass@k, lengths, and every
 prompt's scores for paired comparisons. Replies are stored batch by batch in WORKDIR/evaluate/NAME/,
@@ -55,6 +57,7 @@ WITHIN = {
 OPTIONS = {
   "checkpoint": ("latest", "latest, best, a step, base or blind; see above"),
   "rescore": (False, "grade the stored replies anew; see above"),
+  "out": ("", "folder of the results instead of WORKDIR, which is then only read"),
 }
 RULES = ("rules", "pass_above")  # of what is asked; replies do not depend on them
 
@@ -309,11 +312,11 @@ def _rescored(config, folder: str, checkpoint: str, rules: Rules):
   return about, _graded(journal, about["order"], rules)
 
 
-def main(config, workdir: str, checkpoint: str, rescore: bool = False) -> None:
+def main(config, workdir: str, checkpoint: str, rescore: bool = False, out: str = "") -> None:
   """Evaluates one checkpoint, or grades its stored replies anew."""
   if rescore:
     jax.config.update("jax_platforms", "cpu")  # no accelerator is taken, nor waited for
-  folder = os.path.join(workdir, "evaluate", config.evaluate.name or config.data.split)
+  folder = os.path.join(out or workdir, "evaluate", config.evaluate.name or config.data.split)
   check_least(config, {"evaluate.samples": 0, "rollouts.top_k": 0, "data.limit": 0})
   check_within(config, WITHIN)
   if not _ways(config):

@@ -2,8 +2,7 @@
 
     DIR/prepared/SET.PROTOCOL/         of `prepare`
     DIR/pools/SET.PROTOCOL.READER/     of `pool build`; READER: models that read alike share one
-    DIR/models/MODEL/                  replies of a plain Hugging Face folder; those of a run are in
-                                       RUN/evaluate/SET.PROTOCOL.CHECKPOINT/
+    DIR/models/MODEL/evaluate/         of `evaluate`: replies, and what they are of
     DIR/cards/MODEL/SET.PROTOCOL/      of `score`
     DIR/exports/MODEL/FORM/            of `export`
     DIR/table.md, table.csv            of all cards here
@@ -18,8 +17,6 @@ import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from etils import epath
 
 from rmsd_jax import cli
 from rmsd_jax.benchmarks import (
@@ -67,10 +64,10 @@ def run_all(entries: Sequence[Entry], models: Sequence[str], settings: Settings)
         for reader, model in {readers[model]: model for model in reversed(found)}.items():
           _build(entry, reader, model.folder)
     if settings.does("evaluate"):
-      for number, (model, entry, made) in enumerate(runs, 1):
+      for number, (model, entry, config) in enumerate(runs, 1):
         if first:
           print(f"[{number}/{len(runs)}] {model.name}: {entry.title}", flush=True)
-        _evaluate(model, entry, made, entry.pool(readers[model]), first)
+        _evaluate(model, entry, config, entry.pool(readers[model]), first)
     if first and settings.does("card"):
       _write_table(settings.out)
 
@@ -168,24 +165,20 @@ def _build(entry: Entry, reader: str, folder: str) -> None:
   )
 
 
-def _config(model: NamedModel, entry: Entry, settings: Settings) -> tuple[Any, str]:
-  """The config of an evaluation but for the pool, and its work folder."""
+def _config(model: NamedModel, entry: Entry, settings: Settings) -> Any:
+  """The config of an evaluation but for the pool."""
   way, samples = entry.ways
-  weights = f".{model.checkpoint}" if model.workdir else ""
-  name = f"{entry.key}{weights}" + (f".{samples}-samples" if samples > 1 else "")
-  workdir = model.workdir or str(settings.out / "models" / model.name)
   values = {
     "data.split": "test",
-    "evaluate.name": name,
+    "evaluate.name": entry.key,
     "evaluate.greedy": way == "greedy",
     "evaluate.samples": samples,
     **{f"rollouts.{field}": getattr(entry.protocol, field) for field in _DRAWN},
   }
   flags = [f"{OVERRIDE}{field}={value}" for field, value in values.items()]
   given = [*flags, *settings.overrides, f"{OVERRIDE}model.folder={model.folder}"]
-  command = ["run", f"--config={settings.config}", f"--workdir={workdir}", *given]
-  config, _ = cli.parse_config(command, {})
-  return config, workdir
+  config, _ = cli.parse_config(["run", f"--config={settings.config}", *given], {}, workdir=False)
+  return config
 
 
 def _asked_for(config: Any) -> dict[str, Any]:
@@ -203,27 +196,26 @@ def _asked_for(config: Any) -> dict[str, Any]:
   }
 
 
-def _evaluate(
-  model: NamedModel, entry: Entry, made: tuple[Any, str], pool: Path, first: bool
-) -> None:
+def _evaluate(model: NamedModel, entry: Entry, config: Any, pool: Path, first: bool) -> None:
   """Replies of a model to an entry, and their card."""
   from rmsd_jax import evaluate
   from rmsd_jax.core import sharding
 
-  (config, workdir), out = made, entry.card(model)
+  out = entry.card(model)
+  replies = entry.settings.out / "models" / model.name
   asked = _asked_for(config)
   there = _there(out, asked) if first else False
   if any(sharding.gathered([there])):
     return
   if first:
-    model_names.keep_name(model, entry.settings.out / "models" / model.name)
+    model_names.keep_name(model, replies)
   _keep_compiled(entry.settings.out / "compiled")
   with config.unlocked():
     config.data.pool = str(pool)
-  evaluate.main(config, workdir, model.checkpoint)
+  evaluate.main(config, model.workdir, model.checkpoint, out=str(replies))
   gc.collect()  # weights that are no longer used
   if first and entry.settings.does("card"):
-    result = epath.Path(workdir) / "evaluate" / f"{config.evaluate.name}.json"
+    result = replies / "evaluate" / f"{config.evaluate.name}.json"
     _write_card(model, entry, result, pool, out, asked)
   _wait()
 
@@ -252,7 +244,7 @@ def _keep_compiled(folder: Path) -> None:
 def _write_card(
   model: NamedModel,
   entry: Entry,
-  result: epath.Path,
+  result: Path,
   pool: Path,
   out: Path,
   asked: Mapping[str, Any],

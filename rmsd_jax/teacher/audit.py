@@ -355,7 +355,7 @@ def _compare(
   told = {path for pair in same for path in pair}
   hashes = [looks.of({p: kind for p, kind in side.items() if p not in told})
             for side in (ours, theirs.kinds)]  # fmt: skip
-  found = leaks.alike(*hashes)
+  found = leaks.looking_alike(*hashes)
   sure = [(str(one), str(one)) for one in found if one.sure]
   findings.shared(f"media files that look like one of {against}", sure, remedy)
   perhaps = [str(one) for one in found if not one.sure]

@@ -174,7 +174,9 @@ def distances(ours_NW: np.ndarray, theirs_MW: np.ndarray) -> np.ndarray:
   return differ_NM
 
 
-def alike(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> list[Likeness]:
+def looking_alike(
+  ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
+) -> list[Likeness]:
   """Pairs that share a frame, the surest first.
 
   Args:

@@ -220,7 +220,7 @@ def plain_files(folder):
   found = {}
   for path in sorted(folder.rglob("*")):
     name = str(path.relative_to(folder))
-    if not path.is_file() or name.startswith(("compiled", "pools", "lock")):
+    if not path.is_file() or name.startswith(("compiled", "lock")):
       continue
     content = path.read_bytes()
     if path.name == "card.json":
@@ -232,8 +232,7 @@ def plain_files(folder):
     elif path.name.startswith("part-"):
       content = content.splitlines()[:-1]
     found[name] = content
-  sums = (folder / "pools").rglob("SHA256SUMS")
-  return found | {str(path.relative_to(folder)): path.read_bytes() for path in sums}
+  return found
 
 
 @pytest.mark.slow

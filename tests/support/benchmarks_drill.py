@@ -54,7 +54,7 @@ def main(arguments_file: str, folder: str, kills: int, seed: str) -> None:
   killed = []
   while len(killed) < kills:
     number = start(arguments, log)
-    time.sleep(rng.uniform(0.02, 0.2) * seconds)
+    time.sleep(rng.uniform(0.02, 0.15) * seconds)
     how = rng.choice((signal.SIGKILL, signal.SIGTERM))
     os.kill(number, how)  # one that has ended waits for the next line
     if os.waitpid(number, 0)[1] == 0:

@@ -71,7 +71,7 @@ def found(there):
   """(likenesses, looks) of the two folders."""
   looks = leaks.Looks(lambda total: Progress(total, "", write=False), workers=1)
   sides = [looks.of(leaks.collected(str(folder), None).kinds) for folder in there]
-  return leaks.alike(*sides), looks, sides
+  return leaks.looking_alike(*sides), looks, sides
 
 
 def names(likeness):
