@@ -423,11 +423,7 @@ def write_rows(stage: pathlib.Path, splits: Mapping[str, Iterator[dict]]) -> Non
   )
   info = tfds.core.DatasetInfo(builder=identity, features=rows.features())
   writer = tfds.core.SequentialWriter(info, ROWS_PER_FILE, file_format="array_record")
-  # The same rows are to be the same bytes, so that a pool that was built again is the same pool;
-  # protobuf writes maps, such as the columns of a row, in another order in every process.
-  to_proto = writer._serializer.get_tf_example
-  in_order = lambda example: to_proto(example).SerializeToString(deterministic=True)
-  writer._serializer.serialize_example = in_order
+  rows.order_columns(writer)
   writer.initialize_splits(list(splits))
   for split, made in splits.items():
     while some := list(itertools.islice(made, ROWS_AT_A_TIME)):
