@@ -57,7 +57,8 @@ def get_config() -> ConfigDict:
 
   c.evaluate = ConfigDict()
   c.evaluate.name = ""  # results go to WORKDIR/evaluate/NAME.json; "": the split's name
-  c.evaluate.samples = 8  # responses sampled per prompt at rollouts.temperature, for pass@k
+  c.evaluate.greedy = True  # the likeliest reply to each prompt; False: sampled ones alone
+  c.evaluate.samples = 8  # replies sampled per prompt at rollouts.temperature, for pass@k; 0: none
   c.evaluate.pass_above = 0.5  # a response of this quality or more passes, for pass@k
 
   c.compile = ConfigDict()  # what rmsd_jax.compile plans for

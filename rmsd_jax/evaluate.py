@@ -8,6 +8,8 @@
 
     ... --rescore               grades the stored replies anew, without model, pool or device
 
+    ... --out=DIR               results go there instead of WORKDIR
+
 Writes WORKDIR/evaluate/NAME.json (config.evaluate.name, or the split's name): greedy and sampled
 scores per task with 95 % bootstrap intervals over clips, format rate, pass@k, lengths, and every
 prompt's scores for paired comparisons. Replies are stored batch by batch in WORKDIR/evaluate/NAME/,
@@ -22,6 +24,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
@@ -54,6 +57,7 @@ WITHIN = {
 OPTIONS = {
   "checkpoint": ("latest", "latest, best, a step, base or blind; see above"),
   "rescore": (False, "grade the stored replies anew; see above"),
+  "out": ("", "folder of the results instead of WORKDIR, which is then only read"),
 }
 RULES = ("rules", "pass_above")  # of what is asked; replies do not depend on them
 
@@ -61,8 +65,8 @@ RULES = ("rules", "pass_above")  # of what is asked; replies do not depend on th
 class Steps(NamedTuple):
   """The jitted programs of an evaluation, by the way of answering."""
 
-  greedy: Callable  # (params, groups, key) -> Samples
-  sampled: Callable  # (params, groups, key) -> Samples
+  greedy: Callable | None  # (params, groups, key) -> Samples; None: not asked for
+  sampled: Callable | None  # (params, groups, key) -> Samples
 
 
 def make_steps(config, mesh) -> Steps:
@@ -82,7 +86,8 @@ def make_steps(config, mesh) -> Steps:
   sampled = dict(config.rollouts) | {"samples": config.evaluate.samples}
   greedy = dict(samples=1, temperature=0.0, gather=config.rollouts.gather)
   return Steps(
-    greedy=jit(functools.partial(run, **greedy)), sampled=jit(functools.partial(run, **sampled))
+    greedy=jit(functools.partial(run, **greedy)) if config.evaluate.greedy else None,
+    sampled=jit(functools.partial(run, **sampled)) if config.evaluate.samples else None,
   )
 
 
@@ -98,9 +103,10 @@ def answer(
 ) -> None:
   """Adds the replies to the prompts of this process to the journal, batch by batch.
 
-  A line has row, id, clip, task, question, options, answer, closed, and under "greedy" and
-  "sampled" lists over responses of length, finished, text.
+  A line has row, id, clip, task, question, options, answer, closed, and under each way of
+  answering ("greedy", "sampled") lists over responses of length, finished, text.
   """
+  began = time.monotonic()
   for batch in batches:
     groups = sharding.put_batch(mesh, batch.groups)
     # By the row of the pool: the same samples in any batch and on any number of devices.
@@ -110,6 +116,8 @@ def answer(
       for row, info, closed in zip(batch.row_B, batch.info, batch.closed_B, strict=True)
     ]
     for how, run in steps._asdict().items():
+      if run is None:
+        continue
       samples = jax.tree.map(sharding.local_rows, run(params, groups, key_B))
       replies = grading.replies_of(samples, tokenizer)
       length_BN = samples.length_BR.tolist()
@@ -119,7 +127,9 @@ def answer(
     # The last batch is filled up with rows that were answered before; they do not count twice.
     real = [line for line, is_real in zip(lines, batch.real_B, strict=True) if is_real]
     new = sum(line["row"] not in journal.rows for line in real)
-    journal.add(real)
+    now = time.monotonic()
+    journal.add(real, now - began)
+    began = now
     progress.update(sum(sharding.gathered([new])))
 
 
@@ -140,6 +150,7 @@ def _graded(journal: ReplyJournal, order: list[int], rules: Rules) -> list[dict]
 
 def _check_same(path: str, there: dict, asked: dict) -> None:
   """Refuses to write over, or to go on with, an evaluation of something else."""
+  there = {"ways": list(WAYS)} | there  # which those of before had all
   if differ := reply_journal.changes(there, asked):
     names = {change.partition(" ")[0] for change in differ}
     rescore = "add --rescore to grade its replies anew, " if names <= set(RULES) else ""
@@ -160,6 +171,12 @@ def _check_free(path: str, asked: dict) -> None:
   _check_same(path, there, asked)
 
 
+def _ways(config) -> list[str]:
+  """The ways of answering that are asked for."""
+  asked = {"greedy": config.evaluate.greedy, "sampled": config.evaluate.samples > 0}
+  return [how for how in WAYS if asked[how]]
+
+
 def _settings(config, rules: Rules) -> dict:
   """What a score depends on beside the weights and the pool."""
   return {
@@ -167,6 +184,7 @@ def _settings(config, rules: Rules) -> dict:
     "seed": config.seed,
     **{name: config.data[name] for name in ("split", "blind", "limit")},
     "tasks": list(config.data.tasks),
+    "ways": _ways(config),
     "samples": config.evaluate.samples,
     "pass_above": config.evaluate.pass_above,
     "rollouts": {name: value for name, value in config.rollouts.items() if name != "gather"},
@@ -294,13 +312,17 @@ def _rescored(config, folder: str, checkpoint: str, rules: Rules):
   return about, _graded(journal, about["order"], rules)
 
 
-def main(config, workdir: str, checkpoint: str, rescore: bool = False) -> None:
+def main(config, workdir: str, checkpoint: str, rescore: bool = False, out: str = "") -> None:
   """Evaluates one checkpoint, or grades its stored replies anew."""
   if rescore:
     jax.config.update("jax_platforms", "cpu")  # no accelerator is taken, nor waited for
-  folder = os.path.join(workdir, "evaluate", config.evaluate.name or config.data.split)
-  check_least(config, {"evaluate.samples": 1, "rollouts.top_k": 0, "data.limit": 0})
+  folder = os.path.join(out or workdir, "evaluate", config.evaluate.name or config.data.split)
+  check_least(config, {"evaluate.samples": 0, "rollouts.top_k": 0, "data.limit": 0})
   check_within(config, WITHIN)
+  if not _ways(config):
+    raise UserError(
+      "evaluate.greedy=False and evaluate.samples=0 ask for no reply; give one of them, or both"
+    )
   rules = Rules(**config.tasks)
   if rescore and checkpoint == "blind":
     raise UserError("--checkpoint=blind has no replies to grade anew; leave out --rescore")
@@ -312,7 +334,7 @@ def main(config, workdir: str, checkpoint: str, rescore: bool = False) -> None:
     about, prompts = _answered(config, workdir, folder, checkpoint, rules)
   if jax.process_index():
     return
-  ways = ("greedy",) if checkpoint == "blind" else WAYS
+  ways = ["greedy"] if checkpoint == "blind" else _ways(config)
   result = {
     **about["asked"],
     "checkpoint": checkpoint,

@@ -4,7 +4,7 @@ Prompts and a teacher's responses to them:
   python -m rmsd_jax.pool collect --prompts prompts.jsonl --out pool.jsonl --model NAME --base-url U
 With JSON Lines, before any build; no tokenizer is needed, and clips only to check:
   python -m rmsd_jax.pool import --format onethinker FILE --out pool.jsonl
-  python -m rmsd_jax.pool check pool.jsonl [--against benchmark.jsonl]
+  python -m rmsd_jax.pool check pool.jsonl [--against SET ..]
   python -m rmsd_jax.pool score pool.jsonl --out scores.jsonl
   python -m rmsd_jax.pool report pool.jsonl [--html FOLDER]
 A pool to train on:
@@ -60,22 +60,27 @@ def processor_of(args: argparse.Namespace) -> Processor:
 
 def plan(args: argparse.Namespace) -> None:
   """Prints what the media and texts of records will take, without decoding the clips."""
-  bar = functools.partial(Progress, label="records")
-  planned = planning.plan_pool(
+  print(planning.plan_table(_planned(args, processor_of(args))))
+
+
+def _planned(args: argparse.Namespace, processor: Processor) -> planning.Plan:
+  return planning.plan_pool(
     args.jsonl,
-    processor_of(args),
+    processor,
     Rules(module=args.tasks, reading=args.reading),
-    bar,
+    functools.partial(Progress, label="headers"),
     workers=args.workers,
     limit_s=args.time_limit,
     media_root=args.media_root,
   )
-  print(planning.plan_table(planned))
 
 
 def build(args: argparse.Namespace) -> None:
   """Builds a pool and prints what went in and what did not."""
   processor = processor_of(args)
+  if not args.buckets:
+    args.buckets = planning.fitting(_planned(args, processor).needs_N4, args.fit)
+    print(f"--buckets {' '.join(','.join(map(str, bucket)) for bucket in args.buckets)}")
   metadata = store.build(
     args.jsonl,
     args.out,
@@ -243,6 +248,13 @@ def parse_bucket(text: str) -> Bucket:
   return Bucket(*map(int, sizes))
 
 
+def parse_tokens(text: str) -> int:
+  """A number of tokens."""
+  if not text.isdecimal() or not int(text):
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens, 1 or more")
+  return int(text)
+
+
 def parse_pixels(text: str) -> tuple[int, int]:
   """ "LEAST,MOST" -> both."""
   sizes = text.split(",")
@@ -299,7 +311,8 @@ def _add_toolkit(commands: Any) -> None:
   sub = commands.add_parser("check", help="faults, duplicates, leaks; a built pool: every score")
   sub.set_defaults(run=check)
   sub.add_argument("paths", nargs="+", metavar="DIR|FILE", help="a built pool, or JSON Lines")
-  sub.add_argument("--against", default="", metavar="FILE", help="records to share no media with")
+  text = "records, sets that `benchmarks prepare` made, or folders, to share no media with"
+  sub.add_argument("--against", nargs="+", default=[], metavar="FILE|DIR", help=text)
   k_help = "responses wanted per prompt (default: as many as the fullest prompt has)"
   sub.add_argument("--k", type=int, default=0, help=k_help)
   text = "look at the annotations alone: clips need not be there, nor are they compared"
@@ -355,14 +368,16 @@ def _add_build_flags(sub: argparse.ArgumentParser) -> None:
   limits = store.Limits()
   add = sub.add_argument
   add("--out", required=True, metavar="DIR", help="folder to make")
-  add(
+  sizes = sub.add_mutually_exclusive_group(required=True)
+  sizes.add_argument(
     "--buckets",
     nargs="+",
-    required=True,
     type=parse_bucket,
     metavar="P,T,F,S",
     help="padded sizes: prompt tokens, response tokens, frame pairs, patches of a pair",
   )
+  text = "buckets as `plan` prints them, for responses of T tokens"
+  sizes.add_argument("--fit", type=parse_tokens, metavar="T", help=text)
   add("--workers", type=int, default=2, help="processes that decode (default: %(default)s)")
   for name, value, metavar, text in (
     ("--time-limit", limits.seconds, "SECONDS", "for one record"),

@@ -1,10 +1,12 @@
 """The paper's evaluation sets: prepare their files, score responses, make tables.
 
     python -m rmsd_jax.benchmarks list                       sets, protocols, extractors
+    python -m rmsd_jax.benchmarks run SET=ROOT .. --models RUN@best FOLDER .. --out DIR
+                                                             all of the following in turn
     python -m rmsd_jax.benchmarks prepare SET ROOT --protocol NAME --out DIR
     python -m rmsd_jax.benchmarks score DIR RESPONSES        card.json, a page, every grade
     python -m rmsd_jax.benchmarks compare CARD CARD          paired difference of two runs
-    python -m rmsd_jax.benchmarks table CARD ...             the paper's tables with our rows
+    python -m rmsd_jax.benchmarks table DIR ...              the paper's tables with our rows
     python -m rmsd_jax.benchmarks export DIR RESPONSES ...   files for VLMEvalKit and lmms-eval
     python -m rmsd_jax.benchmarks judge DIR RESPONSES ...    prompts for a judge
 
@@ -13,6 +15,7 @@ ROOT is the folder of a set's own files and media, DIR what `prepare` made of it
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,17 +26,18 @@ from rmsd_jax.benchmarks import (
   answered,
   cards,
   catalogue,
+  entries,
   exports,
   judging,
   letters,
   paper_tables,
   preparing,
   protocols,
+  running,
   scoring,
 )
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
-from rmsd_jax.data.store import open_pool
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -85,25 +89,27 @@ def _score(args: argparse.Namespace) -> None:
   found = judging.read_judgements(Path(args.judgements)) if args.judgements else None
   rows = scoring.grade(prepared, responses, protocol, args.allow_missing, found)
   judge = found.judge if found else ""
-  clips = _clips(args.pool, prepared) if args.pool else None
-  card = scoring.card(prepared, responses, protocol, rows, judge, clips)
+  card = scoring.card(prepared, responses, protocol, rows, judge, args.pool)
   cards.write_card(out, card, rows)
-  for difference in card["differs"]:
-    print(f"not as {protocol.name} says: {difference}")
-  for title, shown in card["scores"].items():
-    print(f"{title}: {cards.percent(shown)} ({protocol.title}; {card['answered']} items)")
+  print("\n".join(cards.summary_lines(card)))
   print(f"wrote {out / cards.CARD} and {cards.PAGE}")
 
 
-def _clips(pool: str, prepared: preparing.Prepared) -> dict[str, Any]:
-  """Frames and tokens as they were in a pool."""
-  ids = {id_ for _, _, id_ in prepared.ids()}
-  opened = open_pool(pool, "test")
-  rows = [row for row in map(opened.__getitem__, range(len(opened))) if row.id in ids]
-  if not rows:
-    raise UserError(f"--pool {pool} holds none of the prompts of {prepared.folder}")
-  frames = [len(row.grid_F2) for row in rows]
-  return scoring.clips_of(frames, [int(row.is_visual_P.sum()) for row in rows])
+def _run(args: argparse.Namespace) -> None:
+  """Everything from a set's files to the table; what is done is not done again."""
+  settings = entries.Settings(
+    out=Path(args.out).absolute(),
+    config=args.config,
+    overrides=tuple(args.overrides),
+    samples=args.samples,
+    workers=args.workers,
+    allow_missing=args.allow_missing,
+    until=args.until,
+    forms=tuple(args.export),
+  )
+  sets = entries.roots_of(args.sets)
+  asked = entries.entries_of(sets, args.protocol, args.set_field, args.frames, settings)
+  running.run_all(asked, args.models, settings)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -128,7 +134,8 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _table(args: argparse.Namespace) -> None:
   """Prints or writes the paper's tables with the rows of cards."""
-  made = paper_tables.tables([cards.read_card(Path(one)) for one in args.cards])
+  found = [folder for one in args.cards for folder in cards.folders(Path(one))]
+  made = paper_tables.tables([cards.read_card(folder) for folder in found])
   text = paper_tables.comma_separated(made) if args.csv else paper_tables.markdown(made)
   if args.out:
     replace_text(args.out, text)
@@ -169,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
   one.add_argument("--protocol", required=True, metavar="NAME", help="a name that `list` shows")
   one.add_argument("--out", required=True, metavar="DIR", help="folder to make")
   _add_changes(one, "any field of the protocol")
+  _add_run(commands.add_parser("run", help="all in turn: sets and models -> cards and the table"))
   one = commands.add_parser("score", help="responses -> card.json and a page")
   one.set_defaults(run=_score)
   _add_responses(one)
@@ -186,7 +194,8 @@ def _parser() -> argparse.ArgumentParser:
   one.add_argument("other", metavar="CARD", help="the one that is subtracted")
   one = commands.add_parser("table", help="the paper's tables with the rows of cards")
   one.set_defaults(run=_table)
-  one.add_argument("cards", nargs="*", metavar="CARD", help="folders of cards")
+  text = "folders of cards, or of folders of cards"
+  one.add_argument("cards", nargs="*", metavar="DIR", help=text)
   one.add_argument("--csv", action="store_true", help="comma-separated values, not Markdown")
   one.add_argument("--out", default="", metavar="FILE", help="default: printed")
   one = commands.add_parser("export", help="responses in the files of another harness")
@@ -200,6 +209,38 @@ def _parser() -> argparse.ArgumentParser:
   _add_responses(one)
   one.add_argument("--out", required=True, metavar="FILE", help="JSON Lines to write")
   return top
+
+
+def _add_run(one: argparse.ArgumentParser) -> None:
+  """The flags of `run`."""
+  one.set_defaults(run=_run)
+  add = one.add_argument
+  text = "a name that `list` shows, and the folder of the set's own files"
+  add("sets", nargs="+", metavar="SET=ROOT", help=text)
+  text = "RUN@best|latest|STEP|base, a Hugging Face FOLDER, or NAME=any of these"
+  add("--models", nargs="+", required=True, metavar="MODEL", help=text)
+  add("--out", required=True, metavar="DIR", help="goes on there with what is not done yet")
+  text = "names that `list` shows (default: paper-64f)"
+  add("--protocol", nargs="+", default=["paper-64f"], metavar="NAME", help=text)
+  text = "frames of a clip, such as 8,16,32,64: a row of the table each"
+  add("--frames", type=_numbers, default=(), metavar="N,..", help=text)
+  text = "replies to a prompt, where the protocol samples, for pass@k (default: %(default)s)"
+  add("--samples", type=int, default=1, metavar="N", help=text)
+  add("--until", choices=entries.STEPS, default="card", help="the last step (default: %(default)s)")
+  text = "replies in the files of another harness, too"
+  add("--export", nargs="+", default=[], choices=exports.FORMS, help=text)
+  text = "processes that decode clips (default: %(default)s)"
+  add("--workers", type=int, default=2, metavar="N", help=text)
+  text = "of the evaluations (default: %(default)s); --config.KEY=VALUE sets its keys"
+  add("--config", default=entries.Settings.config, metavar="FILE", help=text)
+  _add_changes(one, "any field of the protocols")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+  numbers = text.split(",")
+  if not all(number.isdecimal() and int(number) for number in numbers):
+    raise argparse.ArgumentTypeError(f"{text!r}: give numbers of frames such as 8,16,32,64")
+  return tuple(map(int, numbers))
 
 
 def _add_responses(one: argparse.ArgumentParser) -> None:
@@ -220,7 +261,12 @@ def _add_changes(one: argparse.ArgumentParser, what: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the sub-command that `argv` (default: the command line) names."""
-  args = _parser().parse_args(argv)
+  given = sys.argv[1:] if argv is None else argv
+  overrides = [word for word in given if word.startswith(entries.OVERRIDE)]
+  args = _parser().parse_args([word for word in given if word not in overrides])
+  if overrides and args.run is not _run:
+    raise UserError(f"{overrides[0]}: only `run` has a config, of its evaluations")
+  args.overrides = overrides
   args.run(args)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data.reply_journal import read_journal
+from rmsd_jax.data import reply_journal
 
 WAYS = ("greedy", "sampled")
 _OF_RUN = (
   *("checkpoint", "weights", "step", "folder", "pool", "split", "seed", "samples", "rollouts"),
-  *("rules", "blind", "limit", "pool_identity", "seconds"),
+  *("rules", "blind", "limit", "pool_identity"),
 )
 
 
@@ -57,7 +57,7 @@ def read_responses(path: Path, way: str = "greedy") -> Responses:
   if way not in WAYS:
     raise UserError(f"--way {way!r}: use one of {', '.join(WAYS)}")
   if path.is_dir():
-    about, lines = read_journal(path)
+    about, lines = reply_journal.read_journal(path)
     whole = about["asked"] | {name: about[name] for name in ("pool", "step")} | {"prompts": lines}
     sha256 = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
     return _evaluation(path, way, whole, sha256)
@@ -88,6 +88,10 @@ def _evaluation(path: Path, way: str, whole: Mapping[str, Any], sha256: str) -> 
     columns = zip(given["text"], given["length"], given["finished"], strict=True)
     _add(replies, row["id"], tuple(Reply(*one) for one in columns), path)
   run = {name: whole[name] for name in _OF_RUN if name in whole}
+  # A result has the folder of its replies beside it.
+  journal = path if path.is_dir() else path.with_suffix("")
+  if (seconds := reply_journal.seconds(journal)) is not None:
+    run["seconds"] = seconds
   if way == "greedy":
     run |= {"samples": 1, "rollouts": {"temperature": 0.0}}
   return Responses(path, way, replies, run, sha256)

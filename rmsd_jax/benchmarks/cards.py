@@ -41,6 +41,27 @@ def read_card(folder: Path) -> dict[str, Any]:
   return value
 
 
+def folders(place: Path) -> list[Path]:
+  """The folders of cards at or below one.
+
+  Raises:
+    UserError: there is none.
+  """
+  found = [place] if place.is_file() else sorted(path.parent for path in place.rglob(CARD))
+  if not found:
+    raise UserError(f"{place} has no score card in it; see `score`")
+  return found
+
+
+def summary_lines(card: Mapping[str, Any]) -> list[str]:
+  """What a command says of a card: its scores, and where the run was not the protocol's."""
+  lines = [f"not as {card['protocol']['name']} says: {one}" for one in card["differs"]]
+  return lines + [
+    f"{title}: {percent(score)} ({card['protocol_title']}; {card['answered']} items)"
+    for title, score in card["scores"].items()
+  ]
+
+
 def read_rows(folder: Path) -> list[Row]:
   """The graded calls beside a card.
 

@@ -1,9 +1,9 @@
 """What sets of multiple choice share: sentences of their prompts, and the grade of a letter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from rmsd_jax.benchmarks import letters
-from rmsd_jax.benchmarks.item import LETTERS, Ask, Grade, Item
+from rmsd_jax.benchmarks.item import Ask, Grade, Item
 from rmsd_jax.benchmarks.protocols import Protocol
 
 SELECT = (
@@ -35,9 +35,9 @@ def listed(item: Item) -> str:
   return "\n".join(item.extra.get("shown") or item.lettered())
 
 
-def letters_of(options: Sequence[str]) -> str:
-  """The letters of so many options."""
-  return LETTERS[: len(options)]
+def asked(item: Item) -> str:
+  """The question, and below it the options where there are any."""
+  return f"{item.question}\n{listed(item)}" if item.options else item.question
 
 
 def ask(text: str, before: str = "") -> list[Ask]:

@@ -128,6 +128,7 @@ class Benchmark:
     macro: the field whose values weigh alike in the macro mean; "": the set has none.
     columns: of the paper's table: title -> call; {}: its title, and its only call.
     judged: calls whose replies a judge alone can grade; without judgements they have no score.
+    has_clips: whether it shows clips; else pictures alone.
     further: figures of all rows together, by the set's own rules.
     vlmeval: name of the table of VLMEvalKit; "": it has none.
     lmms: task of lmms-eval; "": it has none.
@@ -147,6 +148,7 @@ class Benchmark:
   macro: str = ""
   columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
   judged: tuple[str, ...] = ()
+  has_clips: bool = True
   further: Callable[[Sequence[Row]], dict[str, Any]] | None = None
   vlmeval: str = ""
   lmms: str = ""

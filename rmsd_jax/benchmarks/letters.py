@@ -96,19 +96,16 @@ def _can_infer(
   reply: str, letters: str, options: Sequence[str], last: int = _LAST_TOKENS
 ) -> str | None:
   """VLMEvalKit's: one letter alone as a token, near the end; else stated; else an option's text."""
-  if any(refusal in reply for refusal in _REFUSALS):
-    return None
-  if _FAILED in reply:
-    return _by_text(reply, letters, options)
-  tokens = _tokens(reply)
-  there = [letter for letter in letters if letter in tokens]
-  if len(there) == 1 and tokens.index(there[0]) >= len(tokens) - last:
-    return there[0]
-  if not there and "Z" in tokens:
-    return None
-  stated = (found[1].upper() for found in _STATED.finditer(reply))
-  first = next((letter for letter in stated if letter in {*"ABCD", *letters}), "")
-  return first if first and first in letters else _by_text(reply, letters, options)
+
+  def by_letter(letter: str, tokens: Sequence[str]) -> str | None:
+    return letter if tokens.index(letter) >= len(tokens) - last else None
+
+  def stated() -> str | None:
+    found = (one[1].upper() for one in _STATED.finditer(reply))
+    first = next((letter for letter in found if letter in {*"ABCD", *letters}), "")
+    return first if first and first in letters else None
+
+  return _inferred(reply, letters, options, by_letter, stated)
 
 
 def _can_infer_shipped(reply: str, letters: str, options: Sequence[str]) -> str | None:
@@ -118,18 +115,37 @@ def _can_infer_shipped(reply: str, letters: str, options: Sequence[str]) -> str 
 
 def _can_infer_older(reply: str, letters: str, options: Sequence[str]) -> str | None:
   """The copy in Qwen3-VL's Video-MME script: "A" among more than three tokens is an article."""
+
+  def by_letter(letter: str, tokens: Sequence[str]) -> str | None:
+    return None if "A" in tokens and len(tokens) > 3 else letter
+
+  return _inferred(reply, letters, options, by_letter, lambda: None)
+
+
+def _inferred(
+  reply: str,
+  letters: str,
+  options: Sequence[str],
+  by_letter: Callable[[str, Sequence[str]], str | None],
+  stated: Callable[[], str | None],
+) -> str | None:
+  """What the versions of `can-infer` share.
+
+  Args:
+    by_letter: (the only letter among the tokens, the tokens) -> whether it is the answer.
+    stated: what is tried next, before the text of an option.
+  """
   if any(refusal in reply for refusal in _REFUSALS):
     return None
   if _FAILED in reply:
     return _by_text(reply, letters, options)
   tokens = _tokens(reply)
   there = [letter for letter in letters if letter in tokens]
-  if len(there) == 1:
-    article = "A" in tokens and len(tokens) > 3
-    return _by_text(reply, letters, options) if article else there[0]
+  if len(there) == 1 and (found := by_letter(there[0], tokens)):
+    return found
   if not there and "Z" in tokens:
     return None
-  return _by_text(reply, letters, options)
+  return stated() or _by_text(reply, letters, options)
 
 
 def _vlmevalkit_video(reply: str, letters: str, options: Sequence[str]) -> str | None:

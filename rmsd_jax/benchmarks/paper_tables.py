@@ -38,6 +38,8 @@ Table = tuple[tuple[str, ...], list[list[str]]]  # names of the columns, rows of
 def run_name(card: Mapping[str, Any]) -> str:
   """Of the run that a card is of: its checkpoint and model folder."""
   run = card["run"]
+  if run.get("name"):
+    return str(run["name"]) + (f" ({run['way']})" if run["way"] != "greedy" else "")
   weights = str(run.get("weights") or run.get("checkpoint") or "")
   folder = str(run.get("folder") or "").rstrip("/").rpartition("/")[2]
   shown = " ".join(filter(None, (folder, weights))) or run["responses_sha256"][:8]

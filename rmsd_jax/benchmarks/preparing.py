@@ -77,7 +77,8 @@ def prepare(
   benchmark.asks(items[0], protocol)
   for call in benchmark.calls:
     benchmark.grade(items[0], call, "", protocol)  # an extractor that the set lacks is told now
-  draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
+  draft = out.with_name(f".{out.name}.partial")
+  shutil.rmtree(draft, ignore_errors=True)  # of one that was killed
   try:
     draft.mkdir(parents=True)
   except OSError as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import math
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from rmsd_jax.benchmarks.item import Benchmark, Grade, Item, digest
 from rmsd_jax.benchmarks.judging import Judgements
 from rmsd_jax.benchmarks.preparing import Prepared
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.data.store import open_pool
 
 # What of a protocol is about reading a reply: it may be changed after the fact.
 OF_READING = ("extractor", "aggregation", "gold")
@@ -129,12 +131,12 @@ def card(
   protocol: protocols.Protocol,
   rows: Sequence[Row],
   judge: str = "",
-  clips: Mapping[str, Any] | None = None,
+  pool: str = "",
 ) -> dict[str, Any]:
   """The contents of card.json; all scores are shares of 1.
 
   Args:
-    clips: frames and tokens as they really were, see `clips_of`; None: not known.
+    pool: tells frames and tokens as they really were, and what it could not take; "": not known.
   """
   benchmark, about = prepared.benchmark, prepared.about
   columns = benchmark.columns or {benchmark.title: benchmark.calls[0]}
@@ -147,7 +149,7 @@ def card(
     "size": benchmark.size,
     "items": about["items"],
     "answered": len({row.item for row in rows}),
-    "missing": [*about["missing"], *_unanswered(prepared, responses)],
+    "missing": [*about["missing"], *_unanswered(prepared, responses, _refused(pool))],
     "protocol": protocol.to_json(),
     "protocol_title": protocol.title,
     "protocol_hash": digest(protocol.to_json()),
@@ -173,16 +175,25 @@ def card(
     "notes": [*benchmark.notes, protocol.note],
     "differs": adherence.differences(prepared, responses.run, protocol),
     "replies": _lengths(responses),
-    "clips": clips,
+    "clips": _clips(pool, prepared) if pool else None,
     "run": dict(responses.run) | {"responses_sha256": responses.sha256, "way": responses.way},
     "software": software(),
   }
   return _finite(found)
 
 
-def _unanswered(prepared: Prepared, responses: Responses) -> list[dict[str, str]]:
-  asked = [id_ for _, _, id_ in prepared.ids()]
-  return [{"id": i, "reason": "no response"} for i in asked if not responses.replies.get(i)]
+def _unanswered(
+  prepared: Prepared, responses: Responses, refused: Mapping[str, str]
+) -> list[dict[str, str]]:
+  lacking = [id_ for _, _, id_ in prepared.ids() if not responses.replies.get(id_)]
+  return [{"id": id_, "reason": refused.get(id_, "no response")} for id_ in lacking]
+
+
+def _refused(pool: str) -> dict[str, str]:
+  """Record -> why a pool could not take it."""
+  path = Path(pool, "quarantine.jsonl")
+  lines = path.read_text("utf-8").splitlines() if pool and path.is_file() else []
+  return {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}
 
 
 def _headline(
@@ -222,17 +233,20 @@ def _lengths(responses: Responses) -> dict[str, Any]:
   }
 
 
-def clips_of(frames: Sequence[int], tokens: Sequence[int]) -> dict[str, Any]:
-  """Least, mean and most of what prompts really had.
-
-  Args:
-    frames: frame pairs of clips and pictures, of each prompt.
-    tokens: visual tokens, of each prompt.
-  """
-  names = {"frame_pairs": frames, "visual_tokens": tokens}
+def _clips(pool: str, prepared: Prepared) -> dict[str, Any]:
+  """Least, mean and most frame pairs and visual tokens that prompts had in a pool."""
+  ids = {id_ for _, _, id_ in prepared.ids()}
+  opened = open_pool(pool, "test")
+  rows = [row for row in map(opened.__getitem__, range(len(opened))) if row.id in ids]
+  if not rows:
+    raise UserError(f"{pool} holds none of the prompts of {prepared.folder}; give the pool of them")
+  counts = {
+    "frame_pairs": [len(row.grid_F2) for row in rows],
+    "visual_tokens": [int(row.is_visual_P.sum()) for row in rows],
+  }
   return {
-    name: {"least": int(min(v)), "mean": float(np.mean(v)), "most": int(max(v))}
-    for name, v in names.items()
+    name: {"least": min(values), "mean": float(np.mean(values)), "most": max(values)}
+    for name, values in counts.items()
   }
 
 

@@ -7,13 +7,15 @@
     {"row": 32, "id": "..", "clip": "..", "task": "..", "question": "..", "options": [],
      "answer": .., "closed": true, "greedy": {"length": [9], "finished": [true], "text": [".."]},
      "sampled": {..}}
-    {"sha256": ".."}                                       the last line: of all before it
+    {"sha256": "..", "seconds": 4.1}                       the last line: of all before it, and
+                                                           what the batch took
 
 Files are written in one step, so that buckets hold a journal as disks do; one that is torn or
 damaged does not count, and its prompts are answered again. No grade is stored: `evaluate` grades
 what lies here, and so can be asked to do it anew.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -76,13 +78,18 @@ class ReplyJournal:
     """Stores what the replies depend on; to be called by one process, before the first `add`."""
     replace_text(self.folder / ASKED, json.dumps({"replies": VERSION, **asked}) + "\n")
 
-  def add(self, lines: Sequence[dict[str, Any]]) -> None:
-    """Stores this process's lines of a batch; they are on disk when this returns."""
+  def add(self, lines: Sequence[dict[str, Any]], seconds: float = 0.0) -> None:
+    """Stores this process's lines of a batch; they are on disk when this returns.
+
+    Args:
+      seconds: since the batch before, or the start.
+    """
     if not lines:  # of a last batch that did not reach this process
       return
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
     name = _NAME.format(process=self._process, row=lines[0]["row"])
-    replace_text(self.folder / name, f"{text}{json.dumps({'sha256': _sha256(text)})}\n")
+    end = json.dumps({"sha256": _sha256(text), "seconds": round(seconds, 3)})
+    replace_text(self.folder / name, f"{text}{end}\n")
     # As they are read: what is graded does not depend on whether there was a kill.
     self.rows |= {line["row"]: line for line in map(json.loads, text.splitlines())}
 
@@ -90,6 +97,19 @@ class ReplyJournal:
 def parts(folder: epath.Path) -> list[epath.Path]:
   """The files of a journal but ASKED, in the order of their names."""
   return sorted(folder.glob("part-[0-9]*-row-[0-9]*.jsonl")) if folder.exists() else []
+
+
+def seconds(folder: str | os.PathLike) -> float | None:
+  """What the replies of a folder took, starts and compilations included, but without what was lost
+  to kills; None where no part says. Of several processes the slowest counts."""
+  of_process: dict[str, float] = {}
+  for path in parts(epath.Path(folder)):
+    process = path.name.split("-")[1]
+    # What is torn will be answered again; a part of before does not say.
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+      last = json.loads(path.read_bytes().rstrip(b"\n").rpartition(b"\n")[2])
+      of_process[process] = of_process.setdefault(process, 0.0) + float(last["seconds"])
+  return max(of_process.values(), default=None)
 
 
 def read_journal(folder: str | os.PathLike) -> tuple[dict[str, Any], list[dict[str, Any]]]:

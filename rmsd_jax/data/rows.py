@@ -92,6 +92,14 @@ def features() -> "tfds.features.FeaturesDict":
   )
 
 
+def order_columns(writer: Any) -> None:
+  """Makes a writer of TFDS write equal rows as equal bytes, so that a pool that is built again is
+  the same pool: protobuf writes maps, such as the columns, in another order in every process."""
+  to_proto = writer._serializer.get_tf_example
+  in_order = lambda example: to_proto(example).SerializeToString(deterministic=True)
+  writer._serializer.serialize_example = in_order
+
+
 def encode(row: Row) -> dict[str, Any]:
   """Row -> values for `features()`."""
   stored = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}

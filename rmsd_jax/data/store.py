@@ -423,6 +423,7 @@ def write_rows(stage: pathlib.Path, splits: Mapping[str, Iterator[dict]]) -> Non
   )
   info = tfds.core.DatasetInfo(builder=identity, features=rows.features())
   writer = tfds.core.SequentialWriter(info, ROWS_PER_FILE, file_format="array_record")
+  rows.order_columns(writer)
   writer.initialize_splits(list(splits))
   for split, made in splits.items():
     while some := list(itertools.islice(made, ROWS_AT_A_TIME)):

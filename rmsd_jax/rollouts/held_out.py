@@ -15,10 +15,10 @@ INFO = ("id", "clip", "task", "question", "options", "answer")
 
 
 def grade(lines: list[dict], rules: Rules) -> list[dict]:
-  """Per line of a journal its prompt, and under "greedy" and "sampled" lists over responses of
+  """Per line of a journal its prompt, and under each way of answering lists over responses of
   quality, outer, inner (R_outer, R_task), length, finished, text."""
   prompts = [{name: line[name] for name in (*INFO, "closed")} for line in lines]
-  for how in WAYS if lines else ():
+  for how in [how for how in WAYS if lines and how in lines[0]]:
     replies = [line[how]["text"] for line in lines]
     finished_BN = np.array([line[how]["finished"] for line in lines])
     terms = grading.rule_terms(replies, lines, finished_BN, rules)

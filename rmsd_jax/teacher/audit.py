@@ -1,20 +1,21 @@
 """What is wrong with a pool, all at once: with its JSON Lines, or with the pool built of them.
 
 Media are compared by content (SHA-256 of their bytes): a clip that was copied to another name still
-is the same clip. Only files whose sizes agree are read.
+is the same clip. Only files whose sizes agree are read. With other collections they are compared by
+their looks, too (`leaks`).
 """
 
 import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import batch, json_lines, oddities, records, rows, store
 from rmsd_jax.tasks import Rules
-from rmsd_jax.teacher import truth_audit
+from rmsd_jax.teacher import leaks, truth_audit
 from rmsd_jax.teacher.truth_audit import named
 
 MAX_NAMED = 8  # places named of each finding
@@ -82,7 +83,7 @@ def of_files(
   *,
   k: int = 0,
   bad_share: float = store.Limits.bad_share,
-  against: str = "",
+  against: Sequence[str] = (),
   with_media: bool = True,
   workers: int = 2,
   media_root: str = "",
@@ -93,7 +94,8 @@ def of_files(
     progress: called with the number of media files that must be read.
     k: responses wanted per prompt; 0: as many as the fullest prompt has.
     bad_share: a pool with more unusable lines is unusable.
-    against: another JSON Lines file of records, whose media this one must not share.
+    against: other files of records, prepared sets or folders, whose media these must not share, see
+      `leaks`.
     with_media: whether to look for media files, at their contents, and at the lengths of clips
       whose questions have answers in seconds.
     workers: child processes that read the headers of clips.
@@ -102,6 +104,7 @@ def of_files(
   Raises:
     UserError: a file is missing.
   """
+  leaks.sources_checked(against)
   root = json_lines.common_folder(jsonl)
   spans = truth_audit.spans(jsonl, rules, progress, workers, media_root) if with_media else {}
   sweep = _Sweep(rules, with_media, spans, media_root)
@@ -121,8 +124,10 @@ def of_files(
   train, test = (sweep.media[split] for split in records.SPLITS)
   same = same_bytes(train, test, progress)
   findings.shared("media files with the same content in both splits", same, remedy)
-  if against:
-    _compare(findings, train | test, against, rules, progress)
+  looks = leaks.Looks(progress, workers)
+  kinds = {path: "video" if path in sweep.videos else "image" for path in train | test}
+  for source in against:
+    _compare(findings, kinds, source, rules, looks)
   return findings
 
 
@@ -332,28 +337,27 @@ def _files(record: records.Record, folder: str) -> list[str]:
 
 
 def _compare(
-  findings: Findings,
-  ours: set[str],
-  against: str,
-  rules: Rules,
-  progress: Callable[[int], json_lines.Progress],
+  findings: Findings, ours: Mapping[str, str], against: str, rules: Rules, looks: leaks.Looks
 ) -> None:
-  theirs = set()
-  faulty = 0
-  root = json_lines.common_folder([against])
-  for _, _, _, record in json_lines.read(against, rules, root):
-    if isinstance(record, records.RecordFault):
-      faulty += 1
-    else:
-      theirs |= set(_files(record, os.path.dirname(os.path.abspath(against))))
-  there = {path for path in theirs if os.path.isfile(path)}
-  same = same_bytes(ours, there, progress)
-  findings.shared(
-    f"media files that {against} has, too", same, "drop their questions from one of the two"
-  )
+  """Reports media that a file of records, or a folder, has, too."""
+  theirs = leaks.collected(against, rules)
+  same = same_bytes(ours, theirs.kinds, looks.progress)
+  remedy = "drop their questions from one of the two"
+  findings.shared(f"media files that {against} has, too", same, remedy)
   findings.lines.append(
-    f"  compared with {len(there)} files of it; {len(theirs) - len(there)} are not there, "
-    f"{faulty} of its lines could not be read"
+    f"  compared with {len(theirs.kinds)} files of it; {theirs.missing} are not there, "
+    f"{theirs.faulty} of its lines could not be read"
   )
-  if not there:
+  if not theirs.kinds:
     findings.fatal.append(f"{against} names no media file that is there, so nothing was compared")
+    return
+  # Those of the same bytes have been told.
+  told = {path for pair in same for path in pair}
+  hashes = [looks.of({p: kind for p, kind in side.items() if p not in told})
+            for side in (ours, theirs.kinds)]  # fmt: skip
+  found = leaks.looking_alike(*hashes)
+  sure = [(str(one), str(one)) for one in found if one.sure]
+  findings.shared(f"media files that look like one of {against}", sure, remedy)
+  perhaps = [str(one) for one in found if not one.sure]
+  findings.lines.append(f"perhaps alike, to be looked at: {named(perhaps)}")
+  findings.lines.append(leaks.how_sure(looks, *(side.values() for side in hashes)))

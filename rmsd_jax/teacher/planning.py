@@ -119,6 +119,13 @@ def suggested(needs_N4: np.ndarray, share: float = 1.0) -> Bucket:
   return sizes._replace(**rounded)
 
 
+def fitting(needs_N4: np.ndarray, response: int) -> tuple[Bucket, ...]:
+  """The buckets that `plan_table` names: one for half of the records and one for all of them, or
+  one where both are alike; for responses of so many tokens."""
+  found = [suggested(needs_N4, share)._replace(response=response) for share in (0.5, 1.0)]
+  return tuple(dict.fromkeys(found))
+
+
 def _spelled(bucket: Bucket) -> str:
   """P,T,F,S for the command line; T stays a letter where nothing tells it."""
   return ",".join(str(size) for size in bucket._replace(response=bucket.response or "T"))

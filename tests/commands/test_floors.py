@@ -29,9 +29,12 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # `cli` has the flags and errors of every command. Other commands are started, not imported; but the
 # ahead-of-time compiler reads the trainers' steps, the pool's command has a part in a file of its
 # own, and the laws of the demo run commands with graders of their own.
-SAME_FLOOR = {("compile", "train_sft"), ("compile", "train_rl"), ("pool", "pool_collect")} | {
-  ("demo", command) for command in ("train_sft", "train_rl", "evaluate", "pool")
-}
+# `benchmarks run` builds pools and evaluates in one process, of steps that `training` names.
+SAME_FLOOR = (
+  {("compile", "train_sft"), ("compile", "train_rl"), ("pool", "pool_collect")}
+  | {("demo", command) for command in ("train_sft", "train_rl", "evaluate", "pool")}
+  | {("benchmarks", there) for there in ("evaluate", "pool", "training")}
+)
 MAX_TOP_LEVEL_FILES = 8
 
 MAX_FILE_LINES = 450

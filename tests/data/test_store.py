@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import small_pool
 import tiny_tokenizer
+from array_record.python import array_record_module
 from clips import write_noise
 from jax._src import xla_bridge
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from rmsd_jax import cli
 from rmsd_jax import pool as command
@@ -229,6 +231,16 @@ def test_stored_order_depends_on_ids_alone(world, processor, tmp_path):
     opened = store.open_pool(tmp_path / name, "train")
     ids.append([opened[i].id for i in range(len(opened))])
   assert ids[0] == ids[1]
+
+
+def test_rows_are_the_same_bytes_whoever_writes_them(built):
+  """Or a pool that is built again is another one to `evaluate`: protobuf's maps have no order."""
+  (path,) = pathlib.Path(built[0]).rglob("*-train.array_record-*")
+  records = array_record_module.ArrayRecordReader(str(path)).read_all()
+  for content in records:
+    example = tf_example_pb2.Example.FromString(content)
+    assert content == example.SerializeToString(deterministic=True)
+  assert len(records) > 3
 
 
 def test_a_failed_build_leaves_its_reasons_and_nothing_else(world, processor, tmp_path):

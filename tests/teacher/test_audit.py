@@ -169,15 +169,15 @@ def test_media_shared_with_another_file_are_found_by_content(folder):
   shutil.copy(folder / "b.mp4", other / "test 7.mp4")
   theirs = [record("z", "test 7.mp4", responses=[]), record("q", "gone.mp4"), "{"]
   against = str(small_records.write(other / "bench.jsonl", theirs))
-  found = look(folder, [record("1"), record("2", "b.mp4")], against=against)
+  found = look(folder, [record("1"), record("2", "b.mp4")], against=[against])
   (fatal,) = found.fatal
   assert fatal.startswith(f"media files that {against} has, too: 1, such as ") and "b.mp4" in fatal
   assert line_of(found, "compared with") == (
     "compared with 1 files of it; 1 are not there, 1 of its lines could not be read"
   )
-  assert look(folder, [record("1")], against=against).fatal == []
+  assert look(folder, [record("1")], against=[against]).fatal == []
   os.unlink(other / "test 7.mp4")
-  (fatal,) = look(folder, [record("1")], against=against).fatal
+  (fatal,) = look(folder, [record("1")], against=[against]).fatal
   assert "names no media file that is there, so nothing was compared" in fatal
 
 

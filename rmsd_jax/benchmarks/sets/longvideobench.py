@@ -67,15 +67,15 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
 
 
 def _vlmevalkit(item: Item, protocol: Protocol) -> list[Ask]:
-  return choices.ask(f"{item.question}\n{choices.listed(item)}\n{choices.DIRECTLY}")
+  return choices.ask(f"{choices.asked(item)}\n{choices.DIRECTLY}")
 
 
 def _official(item: Item, protocol: Protocol) -> list[Ask]:
-  return choices.ask(f"Question: {item.question}\n{choices.listed(item)}\n{choices.DIRECTLY}")
+  return choices.ask(f"Question: {choices.asked(item)}\n{choices.DIRECTLY}")
 
 
 def _lmms(item: Item, protocol: Protocol) -> list[Ask]:
-  return choices.ask(f"{item.question}\n{choices.listed(item)}\n{choices.DIRECTLY}\n")
+  return choices.ask(f"{choices.asked(item)}\n{choices.DIRECTLY}\n")
 
 
 SET = Benchmark(

@@ -176,6 +176,7 @@ SET = Benchmark(
     "lmms-eval-64f": _RULES | {"max_tokens": 16_384},
     "qwen-2fps": _RULES,
   },
+  has_clips=False,
   breakdowns=("problem_version", "subject", "subfield", "question_type"),
   cluster="problem",
   vlmeval="MathVerse_MINI",

@@ -169,6 +169,7 @@ SET = Benchmark(
     "lmms-eval-64f": _RULES | {"max_tokens": 16_384, "system": ASSISTANT},
     "qwen-2fps": _RULES,
   },
+  has_clips=False,
   breakdowns=("task", "skills", "context", "grade", "source", "answer_type"),
   cluster="picture",
   vlmeval="MathVista_MINI",

@@ -73,20 +73,16 @@ def _from_url(row: Mapping[str, Any]) -> str:
   return str(row.get("url") or "").rpartition("v=")[2].rpartition("/")[2]
 
 
-def _asked(item: Item) -> str:
-  return f"{item.question}\n{choices.listed(item)}"
-
-
 def _vlmevalkit(item: Item, protocol: Protocol) -> list[Ask]:
-  return choices.ask(f"{choices.FRAMES}Question: {_asked(item)}\nAnswer: ")
+  return choices.ask(f"{choices.FRAMES}Question: {choices.asked(item)}\nAnswer: ")
 
 
 def _official(item: Item, protocol: Protocol) -> list[Ask]:
-  return choices.ask(f"{choices.SELECT}\n{_asked(item)}\nThe best answer is:")
+  return choices.ask(f"{choices.SELECT}\n{choices.asked(item)}\nThe best answer is:")
 
 
 def _qwen(item: Item, protocol: Protocol) -> list[Ask]:
-  return choices.ask(f"{choices.SELECT}\nQuestion: {_asked(item)}\nThe best answer is:")
+  return choices.ask(f"{choices.SELECT}\nQuestion: {choices.asked(item)}\nThe best answer is:")
 
 
 def _lmms(item: Item, protocol: Protocol) -> list[Ask]:
@@ -97,16 +93,16 @@ def _lmms(item: Item, protocol: Protocol) -> list[Ask]:
 
 def _lmms_default(item: Item, protocol: Protocol) -> list[Ask]:
   select = choices.SELECT.replace("the video.", "the video and the subtitles.")
-  return choices.ask(f"{select}\n{_asked(item)}\n\n{choices.DIRECTLY}")
+  return choices.ask(f"{select}\n{choices.asked(item)}\n\n{choices.DIRECTLY}")
 
 
 def _open_o3(item: Item, protocol: Protocol) -> list[Ask]:
   select = choices.SELECT.replace("the following ", "the ")
   head, _, letter = select.partition(" Respond")
   if not protocol.thinking:
-    return choices.ask(f"{select}\n{_asked(item)}\n")
+    return choices.ask(f"{select}\n{choices.asked(item)}\n")
   how = f"{choices.THINK} {choices.EVIDENCE} {choices.SHORT} In the answer part, respond{letter}"
-  return choices.ask(f"Question:{_asked(item)}\n{head} {how}")
+  return choices.ask(f"Question:{choices.asked(item)}\n{head} {how}")
 
 
 SET = Benchmark(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmsd_jax.benchmarks import choices, letters, official_files, open_answers
-from rmsd_jax.benchmarks.item import Ask, Benchmark, Grade, Item, Picture, without_letters
+from rmsd_jax.benchmarks.item import LETTERS, Ask, Benchmark, Grade, Item, Picture, without_letters
 from rmsd_jax.benchmarks.protocols import Protocol
 
 TRACKS = ("Perception", "Comprehension", "Adaptation")
@@ -94,22 +94,18 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
 
 def _shown(options: list[str]) -> list[str]:
   """As they are where all have their letter and a full stop, else with them."""
-  lettered = [f"{letter}." for letter in choices.letters_of(options)]
+  lettered = [f"{letter}." for letter in LETTERS[: len(options)]]
   if all(text.startswith(head) for text, head in zip(options, lettered, strict=True)):
     return options
   return [f"{head} {text}" for head, text in zip(lettered, options, strict=True)]
 
 
-def _asked(item: Item) -> str:
-  return f"{item.question}\n{choices.listed(item)}" if item.options else item.question
-
-
 def _lmms_text(item: Item) -> str:
   if item.fields["track"] != "Adaptation":
-    return f"{_asked(item)}\nPlease ignore the Quiz question in last frame of the video."
+    return f"{choices.asked(item)}\nPlease ignore the Quiz question in last frame of the video."
   kind = "multi-choice" if item.options else "open-ended"
   where = "The image for this question is at the end of the video."
-  return f"{_LEARN}answer the following {kind} question. {where}\n{_asked(item)}"
+  return f"{_LEARN}answer the following {kind} question. {where}\n{choices.asked(item)}"
 
 
 def _lmms(item: Item, protocol: Protocol) -> list[Ask]:

@@ -76,14 +76,13 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
 
 
 def _vlmevalkit(item: Item, protocol: Protocol) -> list[Ask]:
-  asked = f"{item.question}\n{choices.listed(item)}"
-  return choices.ask(f"{choices.FRAMES}Question: {asked}\nAnswer: ", before=choices.CAREFULLY)
+  text = f"{choices.FRAMES}Question: {choices.asked(item)}\nAnswer: "
+  return choices.ask(text, before=choices.CAREFULLY)
 
 
 def _lmms(item: Item, protocol: Protocol) -> list[Ask]:
   frames = choices.FRAMES.replace("of a video.", "of a video and the corresponding audio.")
-  asked = f"{item.question}\n{choices.listed(item)}\n"
-  return choices.ask(f"{choices.CAREFULLY}{frames}{asked}")
+  return choices.ask(f"{choices.CAREFULLY}{frames}{choices.asked(item)}\n")
 
 
 def _open_o3(item: Item, protocol: Protocol) -> list[Ask]:
@@ -96,8 +95,8 @@ def _open_o3(item: Item, protocol: Protocol) -> list[Ask]:
   how = f"R{letter}"
   if protocol.thinking:
     how = f"{choices.THINK} {choices.EVIDENCE} {choices.SHORT}In the answer part, r{letter}"
-  asked = f"Question: {item.question}\n{choices.listed(item)}\n"
-  return choices.ask(f"{choices.CAREFULLY}{frames}{asked}{select}{how}")
+  question = f"Question: {choices.asked(item)}\n"
+  return choices.ask(f"{choices.CAREFULLY}{frames}{question}{select}{how}")
 
 
 SET = Benchmark(

@@ -1,0 +1,68 @@
+"""Runs sets to cards undisturbed, and again killed at random moments.
+
+    python tests/support/benchmarks_drill.py ARGUMENTS.json DIR KILLS SEED
+
+Every start is a fork of this process, which has imported everything and woken no device. ARGUMENTS
+are those of `benchmarks run` but --out, which is DIR/out for both: DIR/alone is what the first left
+there. Prints one JSON line: signals and the last step begun before each, seconds undisturbed.
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import sys
+import time
+
+from rmsd_jax import cli
+from rmsd_jax import evaluate as evaluate  # before the forks, as the command does it later
+from rmsd_jax import pool as pool
+from rmsd_jax.benchmarks.__main__ import main as benchmarks
+
+
+def start(arguments: list[str], log: pathlib.Path) -> int:
+  """The number of a new process that runs the command."""
+  if number := os.fork():
+    return number
+  out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+  os.dup2(out, 1)
+  os.dup2(out, 2)
+  try:
+    cli.run(lambda: benchmarks(arguments))
+  except SystemExit as ended:
+    sys.stdout.flush()
+    os._exit(ended.code or 0)
+  os._exit(1)
+
+
+def last_step(log: pathlib.Path) -> str:
+  lines = log.read_text().splitlines() if log.exists() else []
+  begun = [line for line in lines if line.startswith(("prepare", "build", "["))]
+  return begun[-1].partition(",")[0] if begun else "start"
+
+
+def main(arguments_file: str, folder: str, kills: int, seed: str) -> None:
+  rng = random.Random(seed)
+  here = pathlib.Path(folder)
+  out, log = here / "out", here / "log"
+  arguments = [*json.loads(pathlib.Path(arguments_file).read_text()), "--out", str(out)]
+  began = time.monotonic()
+  assert os.waitpid(start(arguments, log), 0)[1] == 0, log.read_text()[-2000:]
+  seconds = time.monotonic() - began
+  out.rename(here / "alone")
+  killed = []
+  while len(killed) < kills:
+    number = start(arguments, log)
+    time.sleep(rng.uniform(0.02, 0.15) * seconds)
+    how = rng.choice((signal.SIGKILL, signal.SIGTERM))
+    os.kill(number, how)  # one that has ended waits for the next line
+    if os.waitpid(number, 0)[1] == 0:
+      break
+    killed.append(f"{how.name} in {last_step(log)}")
+  assert os.waitpid(start(arguments, log), 0)[1] == 0, log.read_text()[-2000:]
+  print(json.dumps({"killed": killed, "seconds": round(seconds, 1)}))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
