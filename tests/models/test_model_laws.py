@@ -275,7 +275,9 @@ def test_an_unknown_attention_is_refused_with_the_choices():
   assert attention.resolve("auto", "float32") == "split"
 
 
-def test_a_decoded_token_attends_like_the_same_place_of_a_row():
+@pytest.mark.parametrize("window", [1, 3, 4, 9])
+def test_a_decoded_token_attends_like_the_same_place_of_a_row(window):
+  """Whatever part of its cache is read at a time; layer 1 of the caches, beside one of noise."""
   layout = random_layout(5, 12, [[5], [2]], [[[4, 4, 4]]] * 2, longest=4)
   rng = np.random.default_rng(2)
   B, S, length_B = 2, 17, np.array([5, 2])
@@ -289,8 +291,11 @@ def test_a_decoded_token_attends_like_the_same_place_of_a_row():
     own = [x[:, 5:].reshape(B, 3, 4, 2, 8).transpose(0, 3, 1, 2, 4) for x in (k, v)]
     own = [x_BKRTH.reshape(B, 2 * 3, 4, 8) for x_BKRTH in own]
     q_BRTNH = q[:, 5:].reshape(B, 3, 4, 4, 8)
-    decode = lambda t: attention.decode_attention(q_BRTNH[:, :, t], prompt, own, length_B, t)
-    return row, jnp.stack([decode(t) for t in range(4)], 2)
+    prompt, own = ([jnp.stack([5 - x, x]) for x in kv] for kv in (prompt, own))
+    decode = lambda t: attention.decode_attention(
+      q_BRTNH[:, :, t], prompt, own, length_B, 1, t, window
+    )
+    return row, jnp.moveaxis(jax.lax.map(decode, jnp.arange(4)), 0, 2)
 
   row, decoded = both(q, k, v)
   assert_close(decoded, row)
