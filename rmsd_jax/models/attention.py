@@ -13,9 +13,9 @@ response, the whole prompt of its group; responses never see each other.
     dense    one masked softmax over the row: the oracle of the tests.
     auto     splash on TPU, cudnn on GPU, split elsewhere.
 
-Axes: X rows (B prompts where a row is one; in decoding a response), P places for prompts, W for responses, S = P + W, N
-query heads, K key/value heads, G = N / K query heads of one key/value head, H head width, q
-queries, s keys.
+Axes: X rows (B prompts where a row is one; in decoding a response), P places for prompts, W for
+responses, S = P + W, N query heads, K key/value heads, G = N / K query heads of one key/value head,
+H head width, q queries, s keys.
 Softmax in fp32.
 """
 
@@ -209,7 +209,7 @@ def decode_attention(q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, lay
   Args:
     q_ZXNH: queries, of X rows in each of Z shards of the mesh; a row is a response.
     prompt_kv: keys and values of all layers [L, B, K, P, H].
-    own_kv: keys and values of all layers [L, Z, X, K, T, H], place t written already.
+    own_kv: keys and values of all layers [L, Z, X or more, K, T, H], place t written already.
     row_of_BRX: bool, the row of each response in its shard, if it has one; None: all have, in
       their order.
     layer: that is attended to.

@@ -68,14 +68,21 @@ class Cache:
   own_k_LZXKTH: jax.Array
   own_v_LZXKTH: jax.Array
 
-  def of_rows(self, kept_ZX: jax.Array) -> "Cache":
-    """The cache of some of the rows, by their numbers in their shard."""
-    take = sharding.by_shard(
-      lambda c, kept_ZX: jnp.take(c[:, 0], kept_ZX[0], axis=1)[:, None],
-      (attention.OWN_CACHES, sharding.BATCH),
-      attention.OWN_CACHES,
-    )
-    own = (take(c, kept_ZX) for c in (self.own_k_LZXKTH, self.own_v_LZXKTH))
+  def with_first(self, kept_ZX: jax.Array) -> "Cache":
+    """The same cache with these rows, by their numbers in their shard, at the front. What is behind
+    them is not read again."""
+
+    def moved(cache, kept_ZX):
+      # Layer by layer, in place: a smaller copy of the whole would stand beside the whole.
+      def body(layer, cache):
+        rows_XKTH = jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)[0][kept_ZX[0]]
+        return jax.lax.dynamic_update_slice(cache, rows_XKTH[None, None], (layer, 0, 0, 0, 0, 0))
+
+      return jax.lax.fori_loop(0, len(cache), body, cache)
+
+    specs = attention.OWN_CACHES, sharding.BATCH
+    move = sharding.by_shard(moved, specs, attention.OWN_CACHES)
+    own = (move(c, kept_ZX) for c in (self.own_k_LZXKTH, self.own_v_LZXKTH))
     return Cache(self.prompt_k_LBKPH, self.prompt_v_LBKPH, *own)
 
 
@@ -236,12 +243,16 @@ class Qwen3VL:
     prompt = (sharding.constrained(x, attention.PROMPT_CACHES) for x in (k_LBKPH, v_LBKPH))
     return self.text.norm(params["text"], last_BD), Cache(*prompt, own, own)
 
+  def window_of(self, tokens: int) -> int:
+    """Places of a window, of which decoding reads whole ones, in caches of so many tokens."""
+    return max(self.window, -(-tokens // MOST_WINDOWS))
+
   def step(
     self, params: dict, tokens_ZX, t, groups: PromptGroups, under_way: Underway, cache: Cache
   ):
     """One token per response: token t goes in, the hidden state [Z, X, D] that predicts
     token t + 1 comes out, with the updated Cache."""
-    window = max(self.window, -(-cache.own_k_LZXKTH.shape[4] // MOST_WINDOWS))
+    window = self.window_of(cache.own_k_LZXKTH.shape[4])
     prompt = cache.prompt_k_LBKPH, cache.prompt_v_LBKPH
 
     def attend(q, k, v, layer, own):

@@ -28,7 +28,7 @@ from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.models import layers
 from rmsd_jax.models.student import Qwen3VL, Underway, Visual
 
-HALVINGS = 3  # of the rows: each is a loop of the program
+HALVINGS = 2  # of the rows: each is a loop of the program
 FEWEST = 8  # rows of a shard that are worth halving to
 BLOCK = 128  # tokens of the vocabulary that `categorical` looks at together
 
@@ -203,7 +203,7 @@ def _grow(
       kept_ZX = jnp.argsort(rows.done_ZX | ends(rows.token_ZX), axis=1)[:, :left]
       take = jax.vmap(lambda x_X, kept_X: x_X[kept_X])
       rows = jax.tree.map(lambda x_ZX: take(x_ZX, kept_ZX), rows)  # noqa: B023
-      loop = t, rows, out, cache.of_rows(kept_ZX)
+      loop = t, rows, out, cache.with_first(kept_ZX)
   _, _, out, _ = loop
   return _samples(out, B, samples, ends)
 
@@ -263,7 +263,7 @@ def _last(responses_BRT, length_BR):
 
 
 def rows_of_loops(rows: int) -> list[int]:
-  """Rows of a shard in each loop of `generate`: a loop ends when those that are left fit the next."""
+  """Rows of a shard in each loop of `generate`: one ends when those that are left fit the next."""
   sizes = [rows]
   while len(sizes) <= HALVINGS and sizes[-1] >= 2 * FEWEST:
     sizes.append(-(-sizes[-1] // 2))
