@@ -4,9 +4,9 @@
 
 Compiles the sampling of Qwen3-VL-4B ahead of time and reads the turns of its loops off the
 scheduled program (rmsd_jax.compile.hlo.turn_traffic): for each number of rows, averaged over the
-windows of the responses' caches. Beside it what rmsd_jax.compile reckons by formula, and bytes per sampled
-token for responses of a mean length. And which operations make an array of a cache's size: a copy
-of a cache would be among them.
+windows of the responses' caches. Beside it what rmsd_jax.compile reckons by formula, and bytes per
+sampled token for responses of a mean length. And which operations make an array of a cache's size:
+a copy of a cache would be among them.
 """
 
 import argparse
