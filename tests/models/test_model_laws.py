@@ -289,8 +289,7 @@ def test_a_decoded_token_attends_like_the_same_place_of_a_row(kept, window):
   def decoded(t):
     prompt = [np.stack([5 - x, x])[:, :, :5].swapaxes(2, 3) for x in (k, v)]
     own = [np.stack([5 - rows(x), rows(x)])[:, None].swapaxes(3, 4) for x in (k, v)]
-    q_ZXNH = jnp.asarray(rows(q))[None, :, t]
-    length_B = jnp.array([5, 2])
+    q_ZXNH, length_B = jnp.asarray(rows(q))[None, :, t], jnp.array([5, 2])
     return attention.decode_attention(q_ZXNH, prompt, own, length_B, row_of_BRX, 1, t, window)[0]
 
   row = rows(attention.group_attention(q, k, v, layout, "dense"))
