@@ -135,7 +135,7 @@ def report_table(reports: list[Report], chip: Chip) -> str:
 
 def at_length(config, mesh, chip: Chip, mean: float) -> tuple[str, dict[str, float]]:
   """A line and the seconds of each program for responses of a mean length: by its work and its HBM
-  bytes alone, nothing is compiled. Rollouts go on to T, since some response of a batch does."""
+  bytes alone, nothing is compiled. Rollouts go on to the longest of the batch, with fewer rows."""
   seconds = {
     name: max(bounds(mesh, chip, work, least).values())
     for name, (_, _, _, work, least) in programs(config, mesh, mean).items()

@@ -124,16 +124,40 @@ def discriminator(c: ModelConfig, size: Size, remat: str) -> Work:
   return forward(c, size, False).times(4 if remat == "all" else 3)
 
 
-def rollout(c: ModelConfig, B: int, bucket: Bucket, N: int) -> Work:
-  """Encoding the media, prefilling the prompts, N responses of full length."""
+class Turn(NamedTuple):
+  """A token of decoding: the same on all shards, which go on until the last response is done."""
+
+  rows: int  # of a shard, each a response
+  places: int  # of each response's cache that are read
+
+
+def turns(length_ZX, rows: Sequence[int], window: int, tokens: int) -> list[Turn]:
+  """Those that responses of these lengths take (rmsd_jax.rollouts.generate).
+
+  Args:
+    length_ZX: responses of each shard.
+    rows: of a shard in each loop.
+    window: places of the caches are read in multiples of it, up to `tokens`.
+  """
+  # The first token is the prompt's; a turn puts one in and draws the next.
+  alive_t = [(length_ZX > t + 1).sum(1).max() for t in range(length_ZX.max() - 1)]
+  fitting = lambda alive: min(n for n in rows if n >= alive)
+  return [
+    Turn(fitting(alive), min((t // window + 1) * window, tokens)) for t, alive in enumerate(alive_t)
+  ]
+
+
+def rollout(c: ModelConfig, B: int, bucket: Bucket, shards: int, decoding: Sequence[Turn]) -> Work:
+  """Encoding the media, prefilling the prompts, and decoding."""
   P = bucket.prompt
-  T = bucket.response
   t = c.text
   prefill = forward(c, Size(B * P, 0, B * P * (P + 1) / 2, 0), False)
+  tokens = shards * sum(turn.rows for turn in decoding)
+  seen = shards * sum(turn.rows * (P + turn.places) for turn in decoding)
   decode = Work(
-    linear=2 * B * N * T * t.layers * layer_weights(t),
-    attention=4 * B * N * (T * P + T * (T + 1) / 2) * t.layers * t.heads * t.head,
-    logits=2 * B * N * T * t.vocab * t.width,
+    linear=2 * tokens * t.layers * layer_weights(t),
+    attention=4 * seen * t.layers * t.heads * t.head,
+    logits=2 * tokens * t.vocab * t.width,
   )
   return prefill.plus(decode).plus(vision(c.vision, B * bucket.frames, bucket.patches))
 
@@ -143,14 +167,14 @@ def cache_bytes(t: TextConfig) -> int:
   return 2 * 2 * t.layers * t.kv_heads * t.head
 
 
-def decode_bytes(c: ModelConfig, B: int, bucket: Bucket, N: int, weight_bytes: float) -> float:
-  """Least HBM traffic of decoding on all devices together: each reads its copy of the weights once
-  a token, a group's prompt cache once a token, each response its own cache; bfloat16 caches.
+def decode_bytes(t: TextConfig, P: int, groups: int, decoding: Sequence[Turn]) -> float:
+  """HBM traffic of the caches of a shard in decoding, bfloat16: in each turn a group's prompt is
+  read once, of each row its places. Scores go to HBM in fp32 and back twice, as XLA for TPU has it.
 
   Args:
-    weight_bytes: what one token reads of weights, all devices together.
+    groups: prompts of a shard.
   """
-  P = bucket.prompt
-  T = bucket.response
-  # A response's own cache grows from 0 to T, so that a token reads half of it on average.
-  return T * (weight_bytes + B * cache_bytes(c.text) * (P + N * T / 2))
+  rows = max(turn.rows for turn in decoding)  # queries of responses that left stay, masked
+  keys = sum(groups * P + turn.rows * turn.places for turn in decoding)
+  scores = sum(rows * P + turn.rows * turn.places for turn in decoding)
+  return cache_bytes(t) * keys + 3 * 4 * t.layers * t.heads * scores

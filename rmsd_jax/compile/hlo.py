@@ -149,25 +149,27 @@ def _bytes(kind: str, dims: str) -> int:
   return bits * math.prod(int(size) for size in dims.split(",") if size) // 8
 
 
-def turn_traffic(text: str) -> dict[str, int]:
-  """HBM bytes that one turn of a program's loop of unknown length reads and writes, by kind of
-  operation: of a rollout program, those of decoding one token.
+def turn_traffic(text: str) -> list[list[dict[str, int]]]:
+  """HBM bytes that one turn of each loop of unknown length of a program reads and writes, by kind
+  of operation: of a rollout program, those of decoding one token.
 
   Arrays that XLA keeps on the chip (memory space 1) cost nothing; a slice costs what it takes, an
   update in place what it writes. Padding to the chip's tiles is not counted.
 
-  Raises:
-    ValueError: the program has no such loop, or several.
+  Returns:
+    Of each loop, the largest first, and for each branch that its conditionals may take: of the
+    windows of the responses' caches, the shortest first. One, where there are no conditionals.
   """
   computations, _ = _computations(text)
   # Layers are a scan, whose length is known; only the loop over tokens ends when all are done.
   loops = [op for ops in computations.values() for op in ops if _turns(computations, op) is None]
-  if len(loops) != 1:
-    raise ValueError(f"{len(loops)} loops of unknown length, one was expected")
-  body = re.search(r"body=%?([\w.\-]+)", loops[0].line)[1]
-  moved = collections.Counter()
-  _Traffic(computations).count(body, 1, moved)
-  return dict(moved.most_common())
+  found = []
+  for loop in loops:
+    traffic = _Traffic(computations)
+    body = re.search(r"body=%?([\w.\-]+)", loop.line)[1]
+    moved = [traffic.turn(body, branch) for branch in range(traffic.branches(body))]
+    found.append([dict(one.most_common()) for one in moved])
+  return sorted(found, key=lambda moved: -sum(moved[-1].values()))
 
 
 class _Traffic:
@@ -177,19 +179,40 @@ class _Traffic:
     self._computations = computations
     self._ops = {name: {op.name: op for op in ops} for name, ops in computations.items()}
 
-  def count(self, computation: str, times: int, moved: collections.Counter) -> None:
+  def branches(self, computation: str) -> int:
+    """Most branches of a conditional inside, at least 1."""
+    counts = [1]
+    for op in self._ops[computation].values():
+      if op.kind == "conditional":
+        counts.append(len(_called(op.line)))
+      elif op.kind in ("while", "call", "async-start"):
+        counts += [self.branches(called) for called in self._entered(op, 0)]
+    return max(counts)
+
+  def turn(self, computation: str, branch: int) -> collections.Counter:
+    """Bytes of a computation, by kind, whose conditionals take this branch."""
+    moved = collections.Counter()
     ops = self._ops[computation]
     for op in ops.values():
       if op.kind in _FREE or op.kind.endswith(("-done", "-update")):
         continue
       if op.kind in ("while", "conditional", "call", "async-start"):
-        # A loop's condition compares two numbers; it moves next to nothing.
-        skipped = re.search(r"condition=%?([\w.\-]+)", op.line)
-        for called in _called(op.line):
-          if not skipped or called != skipped[1]:
-            self.count(called, times * (_turns(self._computations, op) or 1), moved)
+        turns = _turns(self._computations, op) or 1
+        for called in self._entered(op, branch):
+          for kind, size in self.turn(called, branch).items():
+            moved[kind] += turns * size
       else:
-        moved[op.kind.removesuffix("-start")] += times * self._moved(ops, op)
+        moved[op.kind.removesuffix("-start")] += self._moved(ops, op)
+    return moved
+
+  def _entered(self, op: Op, branch: int) -> list[str]:
+    """The computations that an operation runs."""
+    called = _called(op.line)
+    if op.kind == "conditional":
+      return [called[min(branch, len(called) - 1)]]
+    # A loop's condition compares two numbers; it moves next to nothing.
+    skipped = re.search(r"condition=%?([\w.\-]+)", op.line)
+    return [name for name in called if not skipped or name != skipped[1]]
 
   def _moved(self, ops: dict[str, Op], op: Op) -> int:
     """Bytes of one operation that is no loop or call."""

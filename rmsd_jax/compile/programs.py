@@ -18,6 +18,7 @@ from rmsd_jax.core.packing import Piece, deal
 from rmsd_jax.method.carriers import Pairs, RuleTerms
 from rmsd_jax.models import hf
 from rmsd_jax.models.config import ModelConfig
+from rmsd_jax.rollouts import generate
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import pieces
 from rmsd_jax.training import state as state_lib
@@ -77,7 +78,9 @@ def _rl_programs(config, mesh, mean: float) -> dict:
   samples, visual = _split(mesh, jax.eval_shape(steps.rollout, state, groups, key))
   score_BN, terms, pairs = abstract_rewards(mesh, B, N)
   reading = functools.partial(reading_bytes, config, mesh, state)
-  caches = cost.decode_bytes(c, B, bucket, N, 0) / mesh.size
+  shards = sharding.batch_shards(mesh)
+  decoding = decoding_turns(config, mesh, model, mean)
+  caches = cost.decode_bytes(c.text, bucket.prompt, B // shards, decoding) / mesh.shape["tensor"]
   reward = (state["running"], score_BN, samples, terms, pairs)
   batch, spread, _ = jax.eval_shape(steps.reward, *reward)
   plan, size = planned(config, mesh, model, N, mean)
@@ -90,8 +93,8 @@ def _rl_programs(config, mesh, mean: float) -> dict:
       steps.rollout,
       (state, groups, key),
       1,
-      cost.rollout(c, B, bucket, N),
-      reading(1 + T, logits=True) + caches,
+      cost.rollout(c, B, bucket, shards, decoding),
+      reading(1 + len(decoding), logits=True) + caches,
     ),
     "improve": (
       steps.improve,
@@ -197,13 +200,28 @@ def lengths(bucket: Bucket, B: int, R: int, mean: float) -> tuple[np.ndarray, np
   return prompt_B, response_BR.astype(int)
 
 
+def dealt_lengths(config, mesh, R: int, mean: float) -> tuple[np.ndarray, np.ndarray]:
+  """`lengths`, prompts in the order in which the loader deals them to the shards."""
+  prompt_B, response_BR = lengths(Bucket(*config.compile.bucket), config.batch, R, mean)
+  if mean:
+    order = deal(prompt_B + response_BR.sum(1), sharding.batch_shards(mesh))
+    prompt_B, response_BR = prompt_B[order], response_BR[order]
+  return prompt_B, response_BR
+
+
+def decoding_turns(config, mesh, model, mean: float) -> list[cost.Turn]:
+  """The tokens of a step's rollouts."""
+  _, response_BR = dealt_lengths(config, mesh, config.rollouts.samples, mean)
+  length_ZX = response_BR.reshape(sharding.batch_shards(mesh), -1)
+  T = Bucket(*config.compile.bucket).response
+  rows = generate.rows_of_loops(length_ZX.shape[1])
+  return cost.turns(length_ZX, rows, model.window_of(T), T)
+
+
 def planned(config, mesh, model, R: int, mean: float) -> tuple[list[Piece], cost.Size]:
   """The pieces of a batch with R responses a prompt, and how large they are."""
   bucket = Bucket(*config.compile.bucket)
-  prompt_B, response_BR = lengths(bucket, config.batch, R, mean)
-  if mean:  # as the loader deals them to the shards
-    order = deal(prompt_B + response_BR.sum(1), sharding.batch_shards(mesh))
-    prompt_B, response_BR = prompt_B[order], response_BR[order]
+  prompt_B, response_BR = dealt_lengths(config, mesh, R, mean)
   sizes = pieces.sizes_of(model, bucket.prompt, bucket.response, R, config.row_tokens)
   plan = pieces.planned(mesh, model, prompt_B, response_BR.sum(1), sizes)
   return plan, cost.size(plan, prompt_B, response_BR)

@@ -212,6 +212,20 @@ def add_local(x: jax.Array, index: jax.Array, size: int) -> jax.Array:
   return by_prompt(by_prompt(jax.vmap(add)(parts, places)).reshape(size))
 
 
+def by_shard(f, specs, results):
+  """Inside jit under `jax.set_mesh`: f on each device's part of its arguments, which no operation
+  of f moves to another. Without a mesh, f.
+
+  Args:
+    specs: PartitionSpecs of the arguments (of None too).
+    results: those of what f returns.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return f
+  return jax.shard_map(f, in_specs=specs, out_specs=results, check_vma=False)
+
+
 def whole(tree, rules: Rules):
   """Inside jit under `jax.set_mesh`: weights gathered over fsdp, still split over tensor."""
   mesh = jax.sharding.get_abstract_mesh()

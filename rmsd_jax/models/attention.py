@@ -13,9 +13,9 @@ response, the whole prompt of its group; responses never see each other.
     dense    one masked softmax over the row: the oracle of the tests.
     auto     splash on TPU, cudnn on GPU, split elsewhere.
 
-Axes: X rows (B prompts where a row is one), P places for prompts, W for responses, S = P + W, N
-query heads, K key/value heads, G = N / K query heads of one key/value head, H head width, q
-queries, s keys.
+Axes: X rows (B prompts where a row is one; in decoding a response), P places for prompts, W for
+responses, S = P + W, N query heads, K key/value heads, G = N / K query heads of one key/value head,
+H head width, q queries, s keys.
 Softmax in fp32.
 """
 
@@ -24,12 +24,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as Spec
 
+from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.packed import Rows
 
 IMPLEMENTATIONS = ("auto", "split", "splash", "cudnn", "dense")
 BY_BACKEND = {"tpu": "splash", "gpu": "cudnn"}
+# How caches lie on the mesh: [L, B, K, P, H] of prompts, [L, Z, X, K, T, H] of responses.
+PROMPT_CACHES = Spec(None, *sharding.BATCH, "tensor")
+OWN_CACHES = Spec(None, *sharding.BATCH, None, "tensor")
 NEVER = -1e30  # a finite "minus infinity": a row that sees nothing yields a mean, not NaN
 
 
@@ -195,32 +200,88 @@ def _dense(q_XSNH, k_XKSH, v_XKSH, layout: Layout):
   return jnp.einsum("XKGsu,XKuH->XsKGH", weights, v_XKSH).reshape(X, S, N, H)
 
 
-def decode_attention(q_BRNH, prompt_kv, own_kv, prompt_length_B, t):
-  """The same rule for one new token per response, which stands at place t of its own cache.
+def decode_attention(q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, layer, t, window: int):
+  """The same rule for one new token of each response under way, at place t of its own cache.
 
-  The prompt's keys and values are stored once per group and shared by its R responses.
+  The prompt's keys and values are stored once per group and shared by its responses. Of the
+  responses' own only a part is read, whole windows up to place t.
 
   Args:
-    prompt_kv: keys and values [B, K, P, H].
-    own_kv: keys and values [B, M = K * R, T, H], place t written already.
+    q_ZXNH: queries, of X rows in each of Z shards of the mesh; a row is a response.
+    prompt_kv: keys and values of all layers [L, B, K, P, H].
+    own_kv: keys and values of all layers [L, Z, X or more, K, T, H], place t written already.
+    row_of_BRX: bool, the row of each response in its shard, if it has one; None: all have, in
+      their order.
+    layer: that is attended to.
+    window: places.
   """
-  k_p, v_p = prompt_kv
-  k_r, v_r = own_kv
-  B, R, N, H = q_BRNH.shape
-  K = k_p.shape[1]
-  T = k_r.shape[2]
+  attend = functools.partial(_decode, window=window)
+  rows = Spec(*sharding.BATCH, None, "tensor")
+  caches = (PROMPT_CACHES,) * 2, (OWN_CACHES,) * 2
+  specs = rows, *caches, sharding.BATCH, sharding.BATCH, Spec(), Spec()
+  # Written out shard by shard: parts of a cache are then cut where they lie.
+  return sharding.by_shard(attend, specs, rows)(
+    q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, layer, t
+  )
+
+
+def _decode(q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, layer, t, window: int):
+  """`decode_attention` in one shard, Z = 1."""
+  _, X, N, H = q_ZXNH.shape
+  B, K = prompt_kv[0].shape[1:3]
+  q_XKGH = (q_ZXNH[0] * H**-0.5).reshape(X, K, N // K, H)
+
+  def of_first(places: int):
+    def attend(q_XKGH, own_kv, layer, t):
+      # Cut out here and not before the branches: as their operand XLA would copy the part.
+      sizes = (1, 1, X, K, places, H)
+      cut = lambda c: jax.lax.dynamic_slice(c, (layer, 0, 0, 0, 0, 0), sizes)[0, 0]
+      k_r, v_r = map(cut, own_kv)
+      return _partial(q_XKGH, k_r, v_r, jnp.arange(places) <= t)
+
+    return attend
+
+  T = own_kv[0].shape[4]
+  branches = [of_first(min(end, T)) for end in range(window, T + window, window)]
+  to_own = jax.lax.switch(t // window, branches, q_XKGH, own_kv, layer, t)
   # All R responses are queries of one product with the prompt's keys: these are read once a group.
-  q_BKRGH = (q_BRNH * H**-0.5).reshape(B, R, K, N // K, H).transpose(0, 2, 1, 3, 4)
+  # Products with 0 and 1 move rows to their group and back: on TPU a gather goes row by row.
+  exact = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
+  if row_of_BRX is None:
+    q_BRKGH = q_XKGH.reshape(B, X // B, K, N // K, H)
+    back = lambda x_BRKGH: x_BRKGH.reshape(X, *x_BRKGH.shape[2:])
+  else:
+    row_of_BRX = row_of_BRX.astype(q_XKGH.dtype)
+    q_BRKGH = exact("BRX,XKGH->BRKGH", row_of_BRX, q_XKGH).astype(q_XKGH.dtype)
+    back = lambda x_BRKGH: exact("BRX,BRKGH->XKGH", row_of_BRX.astype(x_BRKGH.dtype), x_BRKGH)
+  R = q_BRKGH.shape[1]
+  q_BKQH = q_BRKGH.swapaxes(1, 2).reshape(B, K, -1, H)
+  k_p, v_p = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in prompt_kv)
   seen_BP = jnp.arange(k_p.shape[2]) < prompt_length_B[:, None]
-  to_prompt = _scores("BKRGH,BKPH->BKRGP", q_BKRGH, k_p, seen_BP[:, None, None, None])
-  # K stands before R in M, so this reshape moves nothing.
-  q_BMGH = q_BKRGH.reshape(B, K * R, N // K, H)
-  to_own = _scores("BMGH,BMTH->BMGT", q_BMGH, k_r, jnp.arange(T) <= t)
-  (to_prompt, to_own), total = _softmax(to_prompt, to_own.reshape(B, K, R, N // K, T))
-  o = jnp.einsum("BKRGP,BKPH->BKRGH", to_prompt.astype(v_p.dtype), v_p)
-  weights_BMGT = to_own.astype(v_r.dtype).reshape(B, K * R, N // K, T)
-  o = (o + jnp.einsum("BMGT,BMTH->BMGH", weights_BMGT, v_r).reshape(o.shape)) / total
-  return o.transpose(0, 2, 1, 3, 4).reshape(q_BRNH.shape).astype(q_BRNH.dtype)
+  to_prompt = _partial(q_BKQH, k_p, v_p, seen_BP[:, None, None])
+  to_prompt = [back(x.reshape(B, K, R, N // K, -1).swapaxes(1, 2)) for x in to_prompt]
+  return _merged(to_own, to_prompt).reshape(q_ZXNH.shape).astype(q_ZXNH.dtype)
+
+
+def _partial(q, k, v, mask):
+  """Attention of queries [B, K, q, H] to some of their keys [B, K, s, H]: fp32 (sums of the values
+  [.., H], the largest score [.., 1], the sum of the weights [.., 1]), for `_merged`."""
+  scores = _scores("BKqH,BKsH->BKqs", q, k, mask)
+  top = scores.max(-1, keepdims=True)
+  weights = jnp.exp(scores - top)
+  values = jnp.einsum(
+    "BKqs,BKsH->BKqH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+  )
+  return values, top, weights.sum(-1, keepdims=True)
+
+
+def _merged(one, other):
+  """One softmax over the keys of two parts. Each part is done with its scores before the next: the
+  scores of a joint softmax wait for one another in HBM."""
+  parts = one, other
+  top = jnp.maximum(one[1], other[1])
+  values = sum(values * jnp.exp(own_top - top) for values, own_top, _ in parts)
+  return values / sum(total * jnp.exp(own_top - top) for _, own_top, total in parts)
 
 
 def _causal(tokens: int):

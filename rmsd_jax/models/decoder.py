@@ -109,7 +109,7 @@ class Decoder:
     x_BSD, kept = jax.lax.scan(body, x_BSD, layer, unroll=self.unroll)
     return x_BSD, kept
 
-  def step(self, params: dict, x_BRD, angles_BRE, attend, caches):
+  def step(self, params: dict, x_ZXD, angles_ZXE, attend, caches):
     """All layers for one new token per response, with caches carried and updated in place.
 
     attend(q, k, v, layer_index, caches) -> (o, caches). Carrying them, instead of scanning over
@@ -120,10 +120,10 @@ class Decoder:
       x, caches = carry
       index, weights = layer
       x, caches = self._stack.layer(weights)(
-        sharding.by_prompt(x), angles_BRE, lambda q, k, v: attend(q, k, v, index, caches)
+        sharding.by_prompt(x), angles_ZXE, lambda q, k, v: attend(q, k, v, index, caches)
       )
       return (x, caches), None
 
     layer = (jnp.arange(self.config.layers), params["layers"])
-    (x_BRD, caches), _ = jax.lax.scan(body, (x_BRD, caches), layer, unroll=self.unroll)
-    return x_BRD, caches
+    (x_ZXD, caches), _ = jax.lax.scan(body, (x_ZXD, caches), layer, unroll=self.unroll)
+    return x_ZXD, caches

@@ -4,11 +4,13 @@ The student, its reference and the body of the discriminator.
 
 Axes: B prompts, R responses, P prompt tokens, T response tokens, X packed rows of S = P + W places,
 F frame pairs, V visual tokens of a prompt (as an axis of `Visual`), L layers, D width, K key/value
-heads, M = K * R, H head width, n DeepStack levels.
+heads, H head width, n DeepStack levels. In decoding: Z shards of the mesh, X rows of each, one for
+a response.
 """
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +45,7 @@ PARTITION = (
   ("vision/deepstack/fc[12]", Spec(None, "fsdp", "tensor")),
   ("vision/.*(bias|scale)", Spec()),
 )
-
-# [L, B, K or M, ..]: M counts K first, so that responses' caches lie with the prompt's of their
-# head.
-CACHE_PARTITION = Spec(None, *sharding.BATCH, "tensor")
+MOST_WINDOWS = 16  # of the responses' caches: each is a branch of the program
 
 
 @jax.tree_util.register_dataclass
@@ -62,16 +61,52 @@ class Visual:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Keys and values: the prompt's once per group, a response's own for its T tokens.
-
-  K and R are one axis M of the own ones: with two, XLA for TPU copies each layer's part of the
-  cache before it reads it, which triples the traffic.
-  """
+  """Keys and values: the prompt's once per group, a response's own for its T tokens."""
 
   prompt_k_LBKPH: jax.Array
   prompt_v_LBKPH: jax.Array
-  own_k_LBMTH: jax.Array
-  own_v_LBMTH: jax.Array
+  own_k_LZXKTH: jax.Array
+  own_v_LZXKTH: jax.Array
+
+  def with_first(self, kept_ZX: jax.Array) -> "Cache":
+    """The same cache with these rows, by their numbers in their shard, at the front. What is behind
+    them is not read again."""
+
+    def moved(cache, kept_ZX):
+      # Layer by layer, in place: a smaller copy of the whole would stand beside the whole.
+      def body(layer, cache):
+        rows_XKTH = jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)[0][kept_ZX[0]]
+        return jax.lax.dynamic_update_slice(cache, rows_XKTH[None, None], (layer, 0, 0, 0, 0, 0))
+
+      return jax.lax.fori_loop(0, len(cache), body, cache)
+
+    specs = attention.OWN_CACHES, sharding.BATCH
+    move = sharding.by_shard(moved, specs, attention.OWN_CACHES)
+    own = (move(c, kept_ZX) for c in (self.own_k_LZXKTH, self.own_v_LZXKTH))
+    return Cache(self.prompt_k_LBKPH, self.prompt_v_LBKPH, *own)
+
+
+class Underway(NamedTuple):
+  """The responses that are decoded: X rows in each of Z shards, each one of the B * R."""
+
+  place_ZX: jax.Array  # int32 b * R + r of a row's response, b counted within the shard
+  start_ZX: jax.Array  # int32 where its positions start
+  row_of_BRX: jax.Array | None  # bool, the row of each response, if it has one; None: all have
+
+  @classmethod
+  def of(cls, groups: PromptGroups, samples: int, place_ZX: jax.Array) -> "Underway":
+    """Args:
+    samples: R, responses of a prompt.
+    place_ZX: as above; where all are under way, in their order.
+    """
+    B = len(groups.prompt_length_B)
+    Z, X = place_ZX.shape
+    positions_ZB = sharding.by_prompt(groups.next_position_B.reshape(Z, -1))
+    start_ZX = jnp.take_along_axis(positions_ZB, place_ZX // samples, 1)
+    if X == B // Z * samples:
+      return cls(place_ZX, start_ZX, None)
+    row_of_ZMX = jnp.arange(B // Z * samples)[:, None] == place_ZX[:, None]
+    return cls(place_ZX, start_ZX, sharding.by_prompt(row_of_ZMX.reshape(B, samples, X)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +126,8 @@ class Qwen3VL:
     unroll: write out the layers instead of looping over them: for few layers on CPU, where XLA
       runs loop bodies some 20 % slower; compilation takes L times as long.
     attention: one of `attention.IMPLEMENTATIONS`.
+    window: decoding reads the responses' caches in steps of so many places, or larger ones where
+      there would be more than `MOST_WINDOWS`.
   """
 
   config: ModelConfig
@@ -98,6 +135,7 @@ class Qwen3VL:
   remat: str = "none"
   unroll: bool = False
   attention: str = "auto"
+  window: int = 128
 
   @functools.cached_property
   def text(self) -> Decoder:
@@ -196,40 +234,46 @@ class Qwen3VL:
       return o, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
     x_BPD, (k_LBKPH, v_LBKPH) = self.text(params["text"], x_BPD, angles_BPE, deep_nBPD, attend)
-    own = jnp.zeros((c.layers, B, c.kv_heads * samples, tokens, c.head), self.dtype)
+    shards = sharding.shards_here()
+    rows = B // shards * samples
+    own = jnp.zeros((c.layers, shards, rows, c.kv_heads, tokens, c.head), self.dtype)
+    own = sharding.constrained(own, attention.OWN_CACHES)
     # Prompts are left-aligned, so their last tokens stand at different places. Only these are
     # normed: nothing else of a prompt is read again.
     last_BD = x_BPD[jnp.arange(B), groups.prompt_length_B - 1]
-    cache = jax.tree.map(
-      lambda x: sharding.constrained(x, CACHE_PARTITION), Cache(k_LBKPH, v_LBKPH, own, own)
-    )
-    return self.text.norm(params["text"], last_BD), cache
+    prompt = (sharding.constrained(x, attention.PROMPT_CACHES) for x in (k_LBKPH, v_LBKPH))
+    return self.text.norm(params["text"], last_BD), Cache(*prompt, own, own)
 
-  def step(self, params: dict, tokens_BR, t, groups: PromptGroups, cache: Cache):
-    """One token per response: token t goes in, the hidden state [B, R, D] that predicts
+  def window_of(self, tokens: int) -> int:
+    """Places of a window, of which decoding reads whole ones, in caches of so many tokens."""
+    return max(self.window, -(-tokens // MOST_WINDOWS))
+
+  def step(
+    self, params: dict, tokens_ZX, t, groups: PromptGroups, under_way: Underway, cache: Cache
+  ):
+    """One token per response: token t goes in, the hidden state [Z, X, D] that predicts
     token t + 1 comes out, with the updated Cache."""
-    B, R = tokens_BR.shape
-    angles_BE = self._response_angles(groups.next_position_B[:, None] + t)
-    angles_BRE = jnp.tile(angles_BE, (1, R, 1))
+    window = self.window_of(cache.own_k_LZXKTH.shape[4])
+    prompt = cache.prompt_k_LBKPH, cache.prompt_v_LBKPH
 
     def attend(q, k, v, layer, own):
-      # [B, R, K, H] -> [1, B, M, 1, H]: one place of one layer. Written before it is read, since a
-      # token sees itself.
-      column = lambda x_BRKH: x_BRKH.swapaxes(1, 2).reshape(1, B, -1, 1, x_BRKH.shape[-1])
+      # [Z, X, K, H] -> [1, Z, X, K, 1, H]: one place of one layer. Written before it is read, since
+      # a token sees itself.
       own = tuple(
-        jax.lax.dynamic_update_slice(c, column(x), (layer, 0, 0, t, 0))
+        jax.lax.dynamic_update_slice(c, x[None, :, :, :, None], (layer, 0, 0, 0, t, 0))
         for c, x in zip(own, (k, v), strict=True)
       )
-      this = lambda c: jax.lax.dynamic_index_in_dim(c, layer, keepdims=False)
-      prompt = this(cache.prompt_k_LBKPH), this(cache.prompt_v_LBKPH)
-      o = attention.decode_attention(q, prompt, [*map(this, own)], groups.prompt_length_B, t)
+      o = attention.decode_attention(
+        q, prompt, own, groups.prompt_length_B, under_way.row_of_BRX, layer, t, window
+      )
       return o, own
 
-    x_BRD = self.text.embed(params["text"], tokens_BR)
-    own = cache.own_k_LBMTH, cache.own_v_LBMTH
-    x_BRD, own = self.text.step(params["text"], x_BRD, angles_BRE, attend, own)
-    cache = dataclasses.replace(cache, own_k_LBMTH=own[0], own_v_LBMTH=own[1])
-    return self.text.norm(params["text"], x_BRD), cache
+    x_ZXD = self.text.embed(params["text"], tokens_ZX)
+    own = cache.own_k_LZXKTH, cache.own_v_LZXKTH
+    angles_ZXE = self._response_angles(under_way.start_ZX + t)
+    x_ZXD, own = self.text.step(params["text"], x_ZXD, angles_ZXE, attend, own)
+    cache = dataclasses.replace(cache, own_k_LZXKTH=own[0], own_v_LZXKTH=own[1])
+    return self.text.norm(params["text"], x_ZXD), cache
 
   def _embedded(self, params: dict, rows: Rows, visual: Visual):
     """Embeddings [X, S, D] with visual tokens in their places, DeepStack [n, X, P, D], angles."""

@@ -1,4 +1,5 @@
 """Sampling: the prompt is prefilled once, its R responses share that cache and grow in lockstep.
+A response that is done leaves when as few are left as fit half the rows.
 
     out = generate(model, params, groups)                                      the likeliest reply
     out = generate(model, params, groups, key, samples=8, max_tokens=64, temperature=0.8)
@@ -7,12 +8,14 @@
 Every response draws with a key of its own, which follows from its prompt's: what is drawn does not
 depend on who else is in the batch, in which order, on how many devices or processes.
 
-Axes: B prompts, R responses, T response tokens, V vocabulary.
+Axes: B prompts, R responses, T response tokens, V vocabulary, Z shards of the mesh, X rows of each,
+one for a response that is under way.
 """
 
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +26,10 @@ from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.models import layers
-from rmsd_jax.models.student import Qwen3VL, Visual
+from rmsd_jax.models.student import Qwen3VL, Underway, Visual
 
+HALVINGS = 2  # of the rows: each is a loop of the program
+FEWEST = 8  # rows of a shard that are worth halving to
 BLOCK = 128  # tokens of the vocabulary that `categorical` looks at together
 
 
@@ -94,18 +99,18 @@ def generate(
     params = model.gathered(params)
   table_VD = model.unembedding(params)
 
-  def ends(token_BR):
-    return jnp.isin(token_BR, jnp.array(stop_ids, jnp.int32))
+  def ends(token):
+    return jnp.isin(token, jnp.array(stop_ids, jnp.int32))
 
-  def draw(hidden_BRD, t, done_BR):
+  def draw(hidden, keys, t, done):
     # A key for each place, of the response's own and the place alone.
-    key_t_BR = None if key_BR is None else _each(jax.random.fold_in)(key_BR, t)
-    logits_BRV = layers.logits(hidden_BRD, table_VD)
-    token_BR, logp_BR = sample_token(logits_BRV, key_t_BR, temperature, top_p, top_k)
-    return jnp.where(done_BR, pad_id, token_BR), jnp.where(done_BR, 0.0, logp_BR)
+    keys = None if keys is None else _each(jax.random.fold_in)(keys, t)
+    logits = layers.logits(hidden, table_VD)
+    token, logp = sample_token(logits, keys, temperature, top_p, top_k)
+    return jnp.where(done, pad_id, token), jnp.where(done, 0.0, logp)
 
   started = model.prefill(params, groups, samples, max_tokens, visual)
-  return _grow(model, params, groups, started, (samples, max_tokens, pad_id), draw, ends)
+  return _grow(model, params, groups, started, key_BR, (samples, max_tokens, pad_id), draw, ends)
 
 
 def prompt_keys(key: jax.Array, row_B: jax.Array) -> jax.Array:
@@ -147,55 +152,127 @@ def _check_sampling(temperature: float, top_p: float, top_k: int) -> None:
     )
 
 
-def _grow(model: Qwen3VL, params, groups: PromptGroups, started, sizes, draw, ends) -> Samples:
-  """The loop of `generate` from the prefilled prompts.
+class _Rows(NamedTuple):
+  """The responses under way, a row each, and where they stand."""
+
+  place_ZX: jax.Array  # which response of the shard, as in `Underway`
+  key_ZX: jax.Array | None  # of its draws
+  token_ZX: jax.Array  # the last one drawn
+  done_ZX: jax.Array  # ended before that token
+
+
+def _grow(
+  model: Qwen3VL, params, groups: PromptGroups, started, key_BR, sizes, draw, ends
+) -> Samples:
+  """The loops of `generate` from the prefilled prompts: with all rows, with half of them, ..
 
   Args:
     started: the hidden state [B, D] that predicts the first tokens, and the cache.
+    key_BR: of the responses, or None.
     sizes: R, T and the id of padding.
-    draw: (hidden_BRD, t, done_BR) -> tokens of place t and their log-probs.
-    ends: token_BR -> whether each ends its response.
+    draw: (hidden [.., D], keys, t, done) -> tokens of place t and their log-probs.
+    ends: tokens -> whether each ends its response.
   """
   last_BD, cache = started
   samples, max_tokens, pad_id = sizes
   B = len(last_BD)
-
-  def body(carry):
-    # `done` is of places before t: the token that ends a response is still a part of it, and from
-    # the next place on there is padding.
-    t, token_BR, done_BR, out, cache = carry
-    done_BR |= ends(token_BR)
-    hidden_BRD, cache = model.step(params, token_BR, t, groups, cache)
-    token_BR, logp_BR = draw(hidden_BRD, t + 1, done_BR)
-    return t + 1, token_BR, done_BR, _put(out, t + 1, token_BR, logp_BR, done_BR), cache
-
-  def unfinished(carry):
-    t, token_BR, done_BR, *_ = carry
-    # The last place needs no step behind it: nobody reads what would follow.
-    return (t + 1 < max_tokens) & ~jnp.all(done_BR | ends(token_BR))
+  Z = sharding.shards_here()
+  first, *fewer = rows_of_loops(B // Z * samples)
+  by_row = lambda x_BR: sharding.by_prompt(x_BR.reshape(Z, first, *x_BR.shape[2:]))
 
   # The first tokens come from the prompt's last hidden state, the same for all responses:
   # [B, D] -> [B, R, D]. Every later one comes from a step of the decoder.
-  nobody = jnp.zeros((B, samples), bool)
   first_BRD = jnp.broadcast_to(last_BD[:, None], (B, samples, last_BD.shape[-1]))
-  token_BR, logp_BR = draw(first_BRD, 0, nobody)
-  out = Samples(
-    responses_BRT=jnp.full((B, samples, max_tokens), pad_id, jnp.int32),
-    length_BR=jnp.zeros((B, samples), jnp.int32),
-    logp_BRT=jnp.zeros((B, samples, max_tokens), jnp.float32),
-    finished_BR=nobody,
-  )
-  out = _put(out, 0, token_BR, logp_BR, nobody)
-  _, token_BR, done_BR, out, _ = jax.lax.while_loop(
-    unfinished, body, (0, token_BR, nobody, out, cache)
-  )
-  return dataclasses.replace(out, finished_BR=done_BR | ends(token_BR))
+  nobody = by_row(jnp.zeros((B, samples), bool))
+  key_ZX = None if key_BR is None else by_row(key_BR)
+  token_ZX, logp_ZX = draw(by_row(first_BRD), key_ZX, 0, nobody)
+  place_ZX = jnp.broadcast_to(jnp.arange(first), (Z, first))
+  rows = _Rows(place_ZX, key_ZX, token_ZX, nobody)
+  out = _Out(
+    token_ZMT=by_row(jnp.full((B, samples, max_tokens), pad_id, jnp.int32)),
+    logp_ZMT=by_row(jnp.zeros((B, samples, max_tokens), jnp.float32)),
+    length_ZM=by_row(jnp.zeros((B, samples), jnp.int32)),
+  ).with_tokens(rows, 0, logp_ZX)
+
+  loop = 0, rows, out, cache
+  for left in (*fewer, 0):
+    loop = _loop(model, params, groups, samples, loop, left, draw, ends)
+    if left:
+      t, rows, out, cache = loop
+      # Those that are done leave; the sort is stable.
+      kept_ZX = jnp.argsort(rows.done_ZX | ends(rows.token_ZX), axis=1)[:, :left]
+      take = jax.vmap(lambda x_X, kept_X: x_X[kept_X])
+      rows = jax.tree.map(lambda x_ZX: take(x_ZX, kept_ZX), rows)  # noqa: B023
+      loop = t, rows, out, cache.with_first(kept_ZX)
+  _, _, out, _ = loop
+  return _samples(out, B, samples, ends)
+
+
+def _loop(model, params, groups, samples: int, loop, left: int, draw, ends):
+  """Decodes tokens until T, or until no shard has more than `left` rows that are not done."""
+  under_way = Underway.of(groups, samples, loop[1].place_ZX)
+  max_tokens = loop[2].token_ZMT.shape[2]
+
+  def body(loop):
+    # `done` is of places before t: the token that ends a response is still a part of it, and from
+    # the next place on there is padding.
+    t, rows, out, cache = loop
+    done_ZX = rows.done_ZX | ends(rows.token_ZX)
+    hidden_ZXD, cache = model.step(params, rows.token_ZX, t, groups, under_way, cache)
+    token_ZX, logp_ZX = draw(hidden_ZXD, rows.key_ZX, t + 1, done_ZX)
+    rows = rows._replace(token_ZX=token_ZX, done_ZX=done_ZX)
+    return t + 1, rows, out.with_tokens(rows, t + 1, logp_ZX), cache
+
+  def goes_on(loop):
+    t, rows, *_ = loop
+    alive_ZX = ~(rows.done_ZX | ends(rows.token_ZX))
+    # The last place needs no step behind it: nobody reads what would follow.
+    return (t + 1 < max_tokens) & (alive_ZX.sum(1).max() > left)
+
+  return jax.lax.while_loop(goes_on, body, loop)
+
+
+class _Out(NamedTuple):
+  """What was drawn: of all M = B / Z * R responses of a shard, by their places."""
+
+  token_ZMT: jax.Array
+  logp_ZMT: jax.Array
+  length_ZM: jax.Array
+
+  def with_tokens(self, rows: _Rows, t, logp_ZX) -> "_Out":
+    """With token t of the rows; of those that are done, padding."""
+    put = jax.vmap(lambda x_MT, place_X, new_X: x_MT.at[place_X, t].set(new_X, unique_indices=True))
+    longer = jax.vmap(lambda x_M, place_X, new_X: x_M.at[place_X].max(new_X, unique_indices=True))
+    return _Out(
+      put(self.token_ZMT, rows.place_ZX, rows.token_ZX),
+      put(self.logp_ZMT, rows.place_ZX, logp_ZX),
+      longer(self.length_ZM, rows.place_ZX, jnp.where(rows.done_ZX, 0, t + 1)),
+    )
+
+
+def _samples(out: _Out, B: int, samples: int, ends) -> Samples:
+  by_prompt = lambda x_ZM: sharding.by_prompt(x_ZM.reshape(B, samples, *x_ZM.shape[2:]))
+  responses_BRT, logp_BRT, length_BR = map(by_prompt, out)
+  last_BR = _last(responses_BRT, length_BR)
+  return Samples(responses_BRT, length_BR, logp_BRT, finished_BR=ends(last_BR))
+
+
+def _last(responses_BRT, length_BR):
+  """The last token of each response."""
+  return jnp.take_along_axis(responses_BRT, length_BR[..., None] - 1, 2)[..., 0]
+
+
+def rows_of_loops(rows: int) -> list[int]:
+  """Rows of a shard in each loop of `generate`: one ends when those that are left fit the next."""
+  sizes = [rows]
+  while len(sizes) <= HALVINGS and sizes[-1] >= 2 * FEWEST:
+    sizes.append(-(-sizes[-1] // 2))
+  return sizes
 
 
 def ended_by(samples: Samples, token: int) -> Samples:
   """Samples of which only those that end in `token` count as finished."""
-  last_BR1 = jnp.maximum(samples.length_BR - 1, 0)[..., None]
-  last_BR = jnp.take_along_axis(samples.responses_BRT, last_BR1, 2)[..., 0]
+  last_BR = _last(samples.responses_BRT, samples.length_BR)
   return dataclasses.replace(samples, finished_BR=samples.finished_BR & (last_BR == token))
 
 
@@ -239,17 +316,6 @@ def _invert(weights: jax.Array, u: jax.Array) -> jax.Array:
   # weight is 0. Such places are put to 0, and the total is the largest of the others.
   running = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0)
   return jnp.argmax(running > u[..., None] * running.max(-1, keepdims=True), -1)
-
-
-def _put(out: Samples, t, token_BR, logp_BR, done_BR) -> Samples:
-  """Writes token t of every response that is not done."""
-  write = lambda x, new: jax.lax.dynamic_update_slice(x, new[..., None].astype(x.dtype), (0, 0, t))
-  return dataclasses.replace(
-    out,
-    responses_BRT=write(out.responses_BRT, token_BR),
-    logp_BRT=write(out.logp_BRT, logp_BR),
-    length_BR=out.length_BR + ~done_BR,
-  )
 
 
 def _restrict(logits_BRV, top_p: float, top_k: int):

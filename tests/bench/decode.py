@@ -1,12 +1,12 @@
 """What decoding one token moves through HBM, by the program that a TPU would run.
 
-    JAX_PLATFORMS=cpu python -m tests.bench.decode [--topology v5p:2x2x1] [--groups 4]
+    JAX_PLATFORMS=cpu python -m tests.bench.decode [--topology v5p:2x2x1] [--groups 8] [--tensor 1]
 
-Compiles the sampling of Qwen3-VL-4B ahead of time and reads one turn of its loop off the scheduled
-program (rmsd_jax.compile.hlo.turn_traffic). The least possible: each device reads its copy of the
-weights once, each group's prompt cache once for all its responses, and the responses' own caches
-once, at their full static length. And which operations make an array of a cache's size: a second
-copy of a cache would be among them.
+Compiles the sampling of Qwen3-VL-4B ahead of time and reads the turns of its loops off the
+scheduled program (rmsd_jax.compile.hlo.turn_traffic): for each number of rows, averaged over the
+windows of the responses' caches. Beside it what rmsd_jax.compile reckons by formula, and bytes per
+sampled token for responses of a mean length. And which operations make an array of a cache's size:
+a copy of a cache would be among them.
 """
 
 import argparse
@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from rmsd_jax.compile import chips, cost, hlo
+from rmsd_jax.compile.programs import lengths
 from rmsd_jax.core import named, sharding
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.models.config import PRESETS
 from rmsd_jax.models.student import PARTITION, Qwen3VL
-from rmsd_jax.rollouts.generate import generate
+from rmsd_jax.rollouts.generate import generate, rows_of_loops
 from tests.bench.flops import shapes
 
 BUCKET, SAMPLES = Bucket(2304, 1024, 8, 1008), 8
@@ -45,12 +46,15 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--topology", default="v5p:2x2x1")
-  parser.add_argument("--groups", type=int, default=4, help="prompts per device")
+  parser.add_argument("--groups", type=int, default=8, help="prompts per shard")
+  parser.add_argument("--tensor", type=int, default=1, help="devices of a shard")
+  parser.add_argument("--mean", type=float, default=0.3, help="of the responses, a share of T")
   options = parser.parse_args()
   kind, devices = chips.devices_of(options.topology)
-  mesh = sharding.make_mesh(1, -1, 1, devices=devices)
+  mesh = sharding.make_mesh(1, -1, options.tensor, devices=devices)
   model = Qwen3VL(PRESETS["4b"], dtype="bfloat16", attention="splash")
-  B, (P, T, *_) = options.groups * mesh.size, BUCKET
+  shards = sharding.batch_shards(mesh)
+  B, (P, T, *_) = options.groups * shards, BUCKET
   params = sharding.abstract(mesh, model.abstract(), PARTITION)
   over = NamedSharding(mesh, sharding.BATCH)
   groups, visual = jax.tree.map(
@@ -68,28 +72,39 @@ def main() -> None:
       sample, compiler_options=sharding.compiler_options(mesh)
     ).lower(params, groups, visual, key).compile()  # fmt: skip
   program = compiled.as_text()
-  moved = hlo.turn_traffic(program)
-  text = named.flatten(params["text"])
-  read = [leaf.size for name, leaf in text.items() if name.startswith("layers")]
-  weights = jnp.dtype("bfloat16").itemsize * (sum(read) + text["embed"].size)
-  cache = options.groups * cost.cache_bytes(model.config.text) * (P + SAMPLES * T)
-  found = sum(moved.values())
-  print(f"{options.topology}, {options.groups} prompts x {SAMPLES} responses a device, one token:")
-  print(
-    f"  moved {found / 1e9:.2f} GB: " + ", ".join(f"{k} {v / 1e9:.3f}" for k, v in moved.items())
-  )
-  held, temporaries = weights + cache, compiled.memory_analysis().temp_size_in_bytes
-  parts = f"weights {weights / 1e9:.2f}, caches {cache / 1e9:.2f}"
-  print(f"  least {held / 1e9:.2f} GB: {parts}")
-  print(f"  {found / held:.3f} times the least (bar: 1.5)")
-  print(f"temporaries {temporaries / 1e9:.2f} GB, {(temporaries - held) / 1e9:+.2f} beside these")
-  t = model.config.text
-  own = (t.layers, options.groups, t.kv_heads * SAMPLES, T, t.head)
+  found = hlo.turn_traffic(program)
+  text, t = named.flatten(params["text"]), model.config.text
+  read = sum(leaf.size for name, leaf in text.items() if name.startswith("layers"))
+  weights = jnp.dtype("bfloat16").itemsize * (read + text["embed"].size) / options.tensor
+  rows = rows_of_loops(options.groups * SAMPLES)
+  window = model.window_of(T)
+  ends = [min(end, T) for end in range(window, T + window, window)]
+
+  def reckoned(turns):
+    caches = cost.decode_bytes(t, P, options.groups, turns) / options.tensor
+    return len(turns) * weights + caches
+
+  print(f"{options.topology}, {options.groups} prompts x {SAMPLES} responses a shard, one token:")
+  for n, windows in zip(rows, found, strict=True):
+    moved = sum(sum(one.values()) for one in windows) / len(windows)
+    formula = reckoned([cost.Turn(n, places) for places in ends]) / len(ends)
+    parts = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in windows[-1].items() if v > 1e7)
+    print(f"  {n} rows: moved {moved / 1e9:.2f} GB, by formula {formula / 1e9:.2f}; last: {parts}")
+  own = (t.layers, 1, rows[0], t.kv_heads // options.tensor, T, t.head)
   print(f"what makes an array like the responses' caches: {makers(program, own)}")
+  print("  (keys and values: a broadcast makes each, updates are in place; a copy would be here)")
+  print(f"temporaries {compiled.memory_analysis().temp_size_in_bytes / 1e9:.2f} GB")
+  # As many shards as the step of the presets has.
+  _, length_BR = lengths(BUCKET, 128, SAMPLES, options.mean)
+  turns = cost.turns(length_BR.reshape(128 // options.groups, -1), rows, window, T)
+  place = {n: i for i, n in enumerate(rows)}
+  total = sum(sum(found[place[n]][ends.index(places)].values()) for n, places in turns)
+  sampled = length_BR.sum() / (128 // options.groups) / options.tensor
   print(
-    "  (keys and values: a broadcast makes each, updates are in place; a copy would stand here)"
+    f"128 prompts, responses of {options.mean} T: {total / sampled / 1e6:.0f} MB a sampled token"
   )
-  print(f"{found / chips.CHIPS[kind].hbm * 1e3:.1f} ms a token at the chip's peak")
+  print(f"  (by formula {reckoned(turns) / sampled / 1e6:.0f}), ", end="")
+  print(f"{total / chips.CHIPS[kind].hbm:.2f} s at the chip's peak")
 
 
 if __name__ == "__main__":

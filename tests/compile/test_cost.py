@@ -106,8 +106,21 @@ def test_what_the_backward_pass_computes_again():
   assert step("all", 128).total - least.total == pytest.approx(one.linear + one.attention)
 
 
-def test_decoding_reads_the_weights_once_a_token():
-  bucket = Bucket(128, 16, 1, 4)
-  without = cost.decode_bytes(C, 4, bucket, 8, 0.0)
-  assert cost.decode_bytes(C, 4, bucket, 8, 1e9) - without == pytest.approx(16e9)
-  assert without == 16 * 4 * 2 * 2 * 3 * 2 * 32 * (128 + 8 * 8)
+def test_decoding_goes_on_with_the_rows_that_are_left():
+  """By hand: two shards of 4 responses, loops of 4 and 2 rows, windows of 3 of 8 places."""
+  length_ZX = np.array([[1, 2, 6, 8], [3, 3, 3, 4]])
+  found = cost.turns(length_ZX, [4, 2], 3, 8)
+  # More than two of a shard are left behind tokens 1 and 2 (the second shard), one behind 6.
+  rows, places = [4, 4, 2, 2, 2, 2, 2], [3, 3, 3, 6, 6, 6, 8]
+  assert found == [cost.Turn(*pair) for pair in zip(rows, places, strict=True)]
+
+
+def test_decoding_reads_prompts_once_a_group_and_of_each_row_its_places():
+  text, decoding = C.text, [cost.Turn(8, 16), cost.Turn(4, 32)]
+  caches = 2 * 2 * 3 * 2 * 32 * (2 * 100 + 8 * 16 + 2 * 100 + 4 * 32)
+  scores = 3 * 4 * 3 * 8 * (8 * 100 + 8 * 16 + 8 * 100 + 4 * 32)
+  assert cost.decode_bytes(text, 100, 2, decoding) == caches + scores
+  one = cost.rollout(C, 2, Bucket(100, 32, 1, 4), 1, decoding)
+  more = cost.rollout(C, 2, Bucket(100, 32, 1, 4), 1, [*decoding, cost.Turn(4, 32)])
+  assert more.linear - one.linear == 2 * 4 * text.layers * cost.layer_weights(text)
+  assert more.logits / one.logits == 16 / 12

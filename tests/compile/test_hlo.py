@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
@@ -151,7 +150,7 @@ ENTRY %main (x: f32[10]) -> f32[10] {
 def test_traffic_of_a_turn_counts_slices_updates_and_copies_from_hbm():
   """An update writes and reads one row; each of 6 layers reads its slice of the weights and leaves
   its result on the chip; one array is copied onto the chip."""
-  assert hlo.turn_traffic(DECODE) == {"fusion": 2 * 16 + 6 * 64, "copy": 64}
+  assert hlo.turn_traffic(DECODE) == [[{"fusion": 2 * 16 + 6 * 64, "copy": 64}]]
 
 
 def test_a_fusion_inside_a_fusion_that_only_turns_an_array_reads_it():
@@ -166,7 +165,7 @@ def test_a_fusion_inside_a_fusion_that_only_turns_an_array_reads_it():
     "}\n\n%attend (q0",
   )
   # All of it: that only a slice is used afterwards is not followed through the inner fusion.
-  assert hlo.turn_traffic(text)["fusion"] == 2 * 16 + 6 * 6 * 64
+  assert hlo.turn_traffic(text)[0][0]["fusion"] == 2 * 16 + 6 * 6 * 64
 
 
 def test_the_turns_of_a_loop_may_stand_in_its_condition_alone():
@@ -178,9 +177,35 @@ def test_the_turns_of_a_loop_may_stand_in_its_condition_alone():
   assert text != DECODE and hlo.turn_traffic(text) == hlo.turn_traffic(DECODE)
 
 
-def test_traffic_needs_one_loop_of_unknown_length():
-  with pytest.raises(ValueError, match="0 loops of unknown length"):
-    hlo.turn_traffic(DECODE.replace("while(%t)", "call(%t)"))
+WINDOWS = """
+%short (a: bf16[6,4,8]) -> f32[4] {
+  %a = bf16[6,4,8]{2,1,0} parameter(0)
+  ROOT %few = bf16[6,1,8]{2,1,0:S(1)} slice(%a), slice={[0:6], [0:1], [0:8]}
+}
+
+%long (b: bf16[6,4,8]) -> f32[4] {
+  %b = bf16[6,4,8]{2,1,0} parameter(0)
+  ROOT %many = bf16[6,2,8]{2,1,0:S(1)} slice(%b), slice={[0:6], [0:2], [0:8]}
+}
+
+%layer (s"""
+
+
+def test_each_window_of_the_caches_is_counted_apart():
+  """In each of 6 layers a conditional, whose branches read a half and a quarter of an array."""
+  branch = "  %some = f32[4]{0:S(1)} conditional(%i, %w, %w), branch_computations={%short, %long}\n"
+  text = DECODE.replace("\n%layer (s", WINDOWS)
+  text = text.replace("  %out = f32[4]", branch + "  %out = f32[4]")
+  fixed = {"fusion": 2 * 16 + 6 * 64, "copy": 64}
+  short, long = 6 * 2 * 6 * 8, 6 * 2 * 6 * 2 * 8
+  assert hlo.turn_traffic(text) == [[fixed | {"slice": short}, fixed | {"slice": long}]]
+
+
+def test_each_loop_of_unknown_length_is_counted_the_largest_first():
+  assert hlo.turn_traffic(DECODE.replace("while(%t)", "call(%t)")) == []
+  second = "  %more = (s32[], bf16[4,8]) while(%t), condition=%c, body=%layer\n"
+  found = hlo.turn_traffic(DECODE.replace("  %tokens", second + "  %tokens"))
+  assert found == [*hlo.turn_traffic(DECODE), [{"fusion": 64}]]
 
 
 def test_a_program_of_one_device_has_none():

@@ -275,25 +275,25 @@ def test_an_unknown_attention_is_refused_with_the_choices():
   assert attention.resolve("auto", "float32") == "split"
 
 
-def test_a_decoded_token_attends_like_the_same_place_of_a_row():
+@pytest.mark.parametrize("kept, window", [([0, 1, 2, 3, 4, 5], 3), ([4, 0, 5, 2], 1)], ids=str)
+def test_a_decoded_token_attends_like_the_same_place_of_a_row(kept, window):
+  """In layer 1 of the caches; also where two responses have left and the others changed places."""
   layout = random_layout(5, 12, [[5], [2]], [[[4, 4, 4]]] * 2, longest=4)
   rng = np.random.default_rng(2)
-  B, S, length_B = 2, 17, np.array([5, 2])
   normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-  q, k, v = normal(B, S, 4, 8), normal(B, S, 2, 8), normal(B, S, 2, 8)
+  q, k, v = normal(2, 17, 4, 8), normal(2, 17, 2, 8), normal(2, 17, 2, 8)
+  row_of_BRX = None if len(kept) == 6 else (np.arange(6)[:, None] == kept).reshape(2, 3, -1)
+  rows = lambda x: x[:, 5:].reshape(6, 4, *x.shape[2:])[np.array(kept)]
 
   @jit
-  def both(q, k, v):
-    row = attention.group_attention(q, k, v, layout, "dense")[:, 5:].reshape(B, 3, 4, 4, 8)
-    prompt = [x[:, :5].swapaxes(1, 2) for x in (k, v)]
-    own = [x[:, 5:].reshape(B, 3, 4, 2, 8).transpose(0, 3, 1, 2, 4) for x in (k, v)]
-    own = [x_BKRTH.reshape(B, 2 * 3, 4, 8) for x_BKRTH in own]
-    q_BRTNH = q[:, 5:].reshape(B, 3, 4, 4, 8)
-    decode = lambda t: attention.decode_attention(q_BRTNH[:, :, t], prompt, own, length_B, t)
-    return row, jnp.stack([decode(t) for t in range(4)], 2)
+  def decoded(t):
+    prompt = [np.stack([5 - x, x])[:, :, :5].swapaxes(2, 3) for x in (k, v)]
+    own = [np.stack([5 - rows(x), rows(x)])[:, None].swapaxes(3, 4) for x in (k, v)]
+    q_ZXNH, length_B = jnp.asarray(rows(q))[None, :, t], jnp.array([5, 2])
+    return attention.decode_attention(q_ZXNH, prompt, own, length_B, row_of_BRX, 1, t, window)[0]
 
-  row, decoded = both(q, k, v)
-  assert_close(decoded, row)
+  row = rows(attention.group_attention(q, k, v, layout, "dense"))
+  assert_close(jnp.stack([decoded(t) for t in range(4)], 1), row)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rmsd_jax.core import packed, sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.method import losses
 from rmsd_jax.models.student import PARTITION, Qwen3VL
+from rmsd_jax.rollouts import generate as generate_lib
 from rmsd_jax.rollouts.generate import (
   BLOCK,
   _each,
@@ -212,6 +213,61 @@ def test_a_response_is_the_same_on_eight_devices(params, six):
     some = sharding.put_batch(mesh, jax.tree.map(lambda x: x[rows], groups))
     many = jax.device_get(run(placed, some, keys[rows], samples=3, max_tokens=6))
   np.testing.assert_array_equal(many.responses_BRT, out.responses_BRT[rows, :3, :6])
+
+
+@pytest.fixture(scope="module")
+def uneven(params):
+  """Eight prompts and responses of very different lengths by one plain loop: one window of the
+  caches, nobody leaves before the last is done."""
+  groups, keys = random_groups(B=8), prompt_keys(jax.random.key(6), np.arange(8))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(generate_lib, "HALVINGS", 0)
+    plain = grown(MODEL, params, groups, keys)
+  # One shard of 8 and four of 2 prompts: half and a quarter of the rows are left before T.
+  for shards, rows in ((1, 24), (4, 6)):
+    alive = [(plain.length_BR.reshape(shards, -1) > t).sum(1).max() for t in range(PLACES - 1)]
+    assert any(n <= -(-rows // 4) for n in alive)
+  return groups, keys, plain
+
+
+PLACES = 12
+
+
+def grown(model, params, groups, keys):
+  run = functools.partial(generate.__wrapped__, model, samples=3, max_tokens=PLACES)
+  run = functools.partial(run, stop_ids=tuple(range(40)), temperature=1.0)
+  return jax.device_get(jax.jit(run)(params, groups, keys))
+
+
+def assert_same_responses(some, others):
+  np.testing.assert_array_equal(some.responses_BRT, others.responses_BRT)
+  np.testing.assert_array_equal(some.length_BR, others.length_BR)
+  np.testing.assert_array_equal(some.finished_BR, others.finished_BR)
+
+
+def test_windows_and_rows_that_leave_change_no_response(params, uneven, monkeypatch):
+  monkeypatch.setattr(generate_lib, "FEWEST", 1)
+  groups, keys, plain = uneven
+  out = grown(Qwen3VL(CONFIG, window=4), params, groups, keys)
+  assert_same_responses(out, plain)
+  np.testing.assert_allclose(out.logp_BRT, plain.logp_BRT, atol=1e-6)
+
+
+def test_rows_leave_their_own_shard_of_eight_devices(params, uneven, monkeypatch):
+  monkeypatch.setattr(generate_lib, "FEWEST", 1)
+  groups, keys, plain = uneven
+  mesh = sharding.make_mesh(2, 2, 2)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(params, sharding.shardings(mesh, params, PARTITION))
+    out = grown(Qwen3VL(CONFIG, window=4), placed, sharding.put_batch(mesh, groups), keys)
+  assert_same_responses(out, plain)
+  np.testing.assert_allclose(out.logp_BRT, plain.logp_BRT, atol=1e-5)
+
+
+def test_the_rows_of_the_loops():
+  assert generate_lib.rows_of_loops(64) == [64, 32, 16]
+  assert generate_lib.rows_of_loops(27) == [27, 14]
+  assert generate_lib.rows_of_loops(15) == [15]
 
 
 def test_one_key_is_that_of_each_prompt_by_its_place(params, six):
