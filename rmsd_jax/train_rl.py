@@ -314,8 +314,9 @@ def make_optims(config) -> dict:
   }
 
 
-def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, batch: Batch):
-  """One step of stage 2 from a host batch: (state, metrics). `grade` as `grading.rule_terms`."""
+def train_step(config, mesh, steps: Steps, grader, state, step: int, batch: Batch):
+  """One step of stage 2 from a host batch: (state, metrics). `grader` is a
+  `grading.Grader`."""
   # 1. Rollouts, and which teacher response each is paired with.
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), step)
   groups = sharding.put_batch(mesh, batch.groups)
@@ -340,8 +341,7 @@ def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, b
     )
 
   # 3. The rules' terms.
-  replies = grading.replies_of(mine, tokenizer)
-  terms = sharding.put_batch(mesh, grade(replies, batch.info, mine.finished_BR))
+  terms = sharding.put_batch(mesh, grader(mine, batch.info))
   metrics |= grading.figures(samples, terms, pairs, Rules(**config.tasks))
 
   # 4. The policy, once the discriminator has had its warm-up.
@@ -399,7 +399,6 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
     grade: as `grading.rule_terms`, called with the rules that the config makes.
   """
   check_config(config)
-  grade = functools.partial(grade, rules=Rules(**config.tasks))
   model = hf.load_model(**config.model)
   optims = make_optims(config)
   limit = Limit(
@@ -419,13 +418,14 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   )
   tokenizer = ChatTokenizer(config.model.folder)
   grading.check_ends(tokenizer, model.config.stop_ids)
+  grader = grading.Grader(tokenizer, Rules(**config.tasks), grade, loop.clock.part)
   every = config.discriminator.probe_every if "discriminator" in optims else 0
   fixed = ()  # made when the first probe is due: it takes a rollout
   with jax.set_mesh(loop.mesh), loop:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
-    steps = make_steps(config, loop.mesh)
+    steps = loop.clock.around(make_steps(config, loop.mesh))
     for step, batch in loop.batches():
-      state, metrics = train_step(config, loop.mesh, steps, tokenizer, grade, state, step, batch)
+      state, metrics = train_step(config, loop.mesh, steps, grader, state, step, batch)
       if every and (step + 1) % every == 0:
         fixed = fixed or probe.fixed_pairs(
           config, loop.mesh, steps, state, loop.first_batch(), generate.keys_of_rows, pairs_of

@@ -112,15 +112,13 @@ def main(config, workdir: str) -> None:
   model = hf.load_model(**config.model)
   optims = make_optims(config)
   loop = Loop(config, workdir, stage=1)
-  rate = optim.schedule(config.optim, config.steps)
   with jax.set_mesh(loop.mesh), loop:
     state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
-    steps = make_steps(config, loop.mesh)
+    steps = loop.clock.around(make_steps(config, loop.mesh))
     for step, batch in loop.batches():
       # Drawn anew at each step, so that over epochs equally good responses take turns.
       groups = matching.targets(batch, seed=config.seed, step=step, **config.supervision)
       state, metrics = train_step(config, loop.mesh, steps, state, groups)
-      metrics["learning_rate"] = rate(step)
       length_BR = sharding.put_batch(loop.mesh, groups.response_length_BR)
       metrics["target_tokens"] = length_BR.mean()
       metrics["without_target"] = (length_BR == 0).mean()

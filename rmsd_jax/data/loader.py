@@ -135,11 +135,7 @@ class Steps:
   ):
     share.size(batch_size)
     _check_k(pool, k, 1)
-    # Rows that are not used keep bucket -1, so that row numbers stay those of the pool.
-    used_N = np.full(len(pool), -1)
-    rows_N = np.flatnonzero(chosen(pool, tasks))[: limit or None]
-    used_N[rows_N] = pool.bucket_N[rows_N]
-    self._bucket_N = fill(used_N, pool.buckets, batch_size)
+    self._bucket_N = _used(pool, batch_size, tasks, limit)
     self._pool = pool
     self._batch_size = batch_size
     self._order = (seed, stage)
@@ -186,6 +182,21 @@ class Steps:
     # All processes plan the whole batch; each reads and decodes its own rows of it.
     rows_B = self._share.of(self.dealt(step))
     return _collate(self._pool, rows_B, self.bucket(step), self._k)
+
+
+def _used(pool: Pool, batch_size: int, tasks: Sequence[str], limit: int) -> np.ndarray:
+  """The bucket in which training has each row; -1: it is not used, so that row numbers stay those
+  of the pool."""
+  used_N = np.full(len(pool), -1)
+  rows_N = np.flatnonzero(chosen(pool, tasks))[: limit or None]
+  used_N[rows_N] = pool.bucket_N[rows_N]
+  return fill(used_N, pool.buckets, batch_size)
+
+
+def per_epoch(pool: Pool, batch_size: int, tasks: Sequence[str] = (), limit: int = 0) -> int:
+  """Steps of an epoch of `Steps` with these arguments, without planning one."""
+  used_N = _used(pool, batch_size, tasks, limit)
+  return int((np.bincount(used_N[used_N >= 0]) // batch_size).sum())
 
 
 def make(

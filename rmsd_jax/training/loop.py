@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from rmsd_jax.data.store import open_pool
 from rmsd_jax.method import matching
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
+from rmsd_jax.training import optim, timing
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
 from rmsd_jax.training.guard import as_begun, check_alike, guard_config, part_of
@@ -118,10 +119,13 @@ class Loop:
     if needs_teacher and not (self.begin and known):
       self._check_teaches()
     self._streams = []  # of batches, which worker processes may fill
+    data = config.data
+    self._per_epoch = loader.per_epoch(self._pool, config.batch, data.tasks, data.limit)
     self._profiler = Profiler(config.profile, workdir)
     self._writer = Writer(workdir, self.begin, first)
     self._progress = Progress(config.steps, f"stage {stage}", self.begin, first)
-    self._logged, self._clock = self.begin, time.monotonic()
+    self._logged, self._since = self.begin, time.monotonic()
+    self.clock = timing.Clock(self._progress.say)
     # JAX agrees on a step later than the last one asked about, so it must know where a run begins.
     self._checkpoints.preempted(self.begin)
     self._ends = False  # SIGTERM came; where processes are joined, JAX takes the signal
@@ -182,12 +186,18 @@ class Loop:
       print(state_lib.summary(state))
     # From here on ids are held against the model that reads them.
     self._pool = dataclasses.replace(self._pool, vocabulary=model.config.text.vocab)
-    self._clock = time.monotonic()
+    self._optims = {role: tx for role, tx in optims.items() if tx is not None}
+    self._since = time.monotonic()
     return state
 
   def batches(self) -> Iterator[tuple[int, Batch]]:
     """The steps still to do, each with this process's share of its batch."""
-    for step, batch in self._load(self.begin, self._config.steps, self._config.data.workers):
+    loaded = self._load(self.begin, self._config.steps, self._config.data.workers)
+    while True:
+      with self.clock.part("data"):
+        step, batch = next(loaded, (None, None))
+      if step is None:
+        return
       self._profiler.before(step)
       yield step, batch
 
@@ -241,19 +251,31 @@ class Loop:
         for name, value in jax.device_get(dict(metrics)).items()
         if not (name.startswith(MAY_BE_EMPTY) and np.isnan(value))
       }
-      now = time.monotonic()
-      seconds, self._clock = (now - self._clock) / (done - self._logged), now
-      costs = {"seconds_per_step": seconds, "prompts_per_second": config.batch / seconds}
-      self._writer.write(done, metrics | costs | {"host_memory_gb": rss_gb()})
+      self._writer.write(done, metrics | self._figures(done, state))
       shown = f"{note} {float(metrics[note]):.3f}" if note in metrics else ""
       self._progress.update(done - self._logged, note=shown)
       self._logged = done
       self._check_health(done, metrics)
     if done % config.save_every == 0 or done == config.steps or ends:
-      self._checkpoints.save(done, state, metrics)
+      with self.clock.part("save"):
+        self._checkpoints.save(done, state, metrics)
     if ends:
       self._checkpoints.wait()
       raise Terminated(f"ended by SIGTERM: step {done} is saved; the same command goes on from it")
+
+  def _figures(self, done: int, state: state_lib.State) -> dict[str, Any]:
+    """What is logged beside a step's own metrics; since the line before, where it is a mean."""
+    config, steps, now = self._config, done - self._logged, time.monotonic()
+    taken, self._since = now - self._since, now
+    self._progress.without(self.clock.compiled())
+    return {
+      "seconds_per_step": taken / steps,
+      "prompts_per_second": config.batch * steps / taken,
+      "epoch": done / self._per_epoch,
+      "host_memory_gb": rss_gb(),
+      **self.clock.figures(steps, taken),
+      **optim.rates(self._optims, state),
+    }
 
   def _end(self, *_: object) -> None:
     self._ends = True
@@ -283,6 +305,7 @@ class Loop:
     with contextlib.ExitStack() as stack:  # from below: all are closed, though a disk be full
       if self._handler is not None:  # SIGTERM must not end the process while a save is written
         stack.callback(signal.signal, signal.SIGTERM, self._handler)
+      stack.callback(self.clock.close)
       stack.callback(self._checkpoints.close)
       stack.callback(self._writer.close)
       stack.callback(self._progress.close)

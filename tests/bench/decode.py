@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from rmsd_jax.compile import chips, cost, hlo
 from rmsd_jax.core import named, sharding
+from rmsd_jax.core.accelerators import CHIPS
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.models.config import PRESETS
 from rmsd_jax.models.student import PARTITION, Qwen3VL
@@ -89,7 +90,7 @@ def main() -> None:
   print(
     "  (keys and values: a broadcast makes each, updates are in place; a copy would stand here)"
   )
-  print(f"{found / chips.CHIPS[kind].hbm * 1e3:.1f} ms a token at the chip's peak")
+  print(f"{found / CHIPS[kind].hbm * 1e3:.1f} ms a token at the chip's peak")
 
 
 if __name__ == "__main__":
