@@ -59,6 +59,15 @@ def get_config() -> ConfigDict:
   c.evaluate.name = ""  # results go to WORKDIR/evaluate/NAME.json; "": the split's name
   c.evaluate.samples = 8  # responses sampled per prompt at rollouts.temperature, for pass@k
   c.evaluate.pass_above = 0.5  # a response of this quality or more passes, for pass@k
+  # Held-out looks inside training, on prompts that it never sees: greedy and `samples` sampled
+  # replies; the best checkpoint follows them unless best_metric says otherwise.
+  c.evaluate.every = 0  # steps between two; 0: none
+  c.evaluate.split = ""  # of the pool, such as "test"; "": the clips of data.held_out
+  c.evaluate.prompts = 64  # at most so many, drawn once for all
+  c.evaluate.patience = 0  # looks in a row without a gain after which a run ends; 0: never
+  # Stage 2 ends with status 2 where the held-out score falls below the best look's interval while
+  # the reward rises.
+  c.evaluate.stop_hacking = True
 
   c.compile = ConfigDict()  # what rmsd_jax.compile plans for
   c.compile.stage = "rl"  # "sft" or "rl"
@@ -102,6 +111,7 @@ def _model_and_data(c: ConfigDict) -> None:
   # them as stage 1 did; or the "seed" alone, as in runs of before. A second run of a stage, such
   # as continued SFT, wants another seed.
   c.data.draws = "stage"
+  c.data.held_out = 0.0  # share of the clips that training never sees, for held-out looks
   c.data.limit = 0  # only the first prompts of the split; 0: all
   c.data.workers = 4  # processes that prepare batches; 0: in threads of this process
   c.data.prefetch = 2  # batches prepared ahead by each worker

@@ -34,7 +34,7 @@ from rmsd_jax.method.carriers import Pairs, PolicyBatch, RuleTerms
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.models.student import Qwen3VL
-from rmsd_jax.rollouts import generate, grading
+from rmsd_jax.rollouts import generate, grading, looks
 from rmsd_jax.rollouts.generate import Samples
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import optim, pieces, probe
@@ -422,7 +422,8 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   every = config.discriminator.probe_every if "discriminator" in optims else 0
   fixed = ()  # made when the first probe is due: it takes a rollout
   with jax.set_mesh(loop.mesh), loop:
-    state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
+    make = lambda: init_state(config, loop.mesh, model, optims)
+    state = loop.start(model, optims, make, looks.Look)
     steps = loop.clock.around(make_steps(config, loop.mesh))
     for step, batch in loop.batches():
       state, metrics = train_step(config, loop.mesh, steps, grader, state, step, batch)

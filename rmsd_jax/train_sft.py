@@ -23,6 +23,7 @@ from rmsd_jax.core.packed import Rows
 from rmsd_jax.method import losses, matching
 from rmsd_jax.models import hf
 from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.rollouts import looks
 from rmsd_jax.training import optim, pieces
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Loop
@@ -113,7 +114,8 @@ def main(config, workdir: str) -> None:
   optims = make_optims(config)
   loop = Loop(config, workdir, stage=1)
   with jax.set_mesh(loop.mesh), loop:
-    state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
+    make = lambda: init_state(config, loop.mesh, model, optims)
+    state = loop.start(model, optims, make, looks.Look)
     steps = loop.clock.around(make_steps(config, loop.mesh))
     for step, batch in loop.batches():
       # Drawn anew at each step, so that over epochs equally good responses take turns.

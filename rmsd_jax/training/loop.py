@@ -20,15 +20,15 @@ import jax
 import numpy as np
 
 from rmsd_jax.core import peers, sharding
-from rmsd_jax.core.errors import Terminated, UserError, check_least
+from rmsd_jax.core.errors import Terminated, UserError, check_least, check_within
 from rmsd_jax.core.progress import Progress, rss_gb
 from rmsd_jax.data import loader
 from rmsd_jax.data.batch import Batch, blinded
-from rmsd_jax.data.store import open_pool
+from rmsd_jax.data.store import another_split, open_pool
 from rmsd_jax.method import matching
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import optim, timing
+from rmsd_jax.training import log, optim, stopping, timing
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
 from rmsd_jax.training.guard import as_begun, check_alike, guard_config, part_of
@@ -44,6 +44,10 @@ LEAST = {
   "logit_chunk": 1,
   "row_tokens": 1,
   "max_skipped": 0,
+  "evaluate.every": 0,
+  "evaluate.prompts": 1,
+  "evaluate.patience": 0,
+  "evaluate.samples": 1,
 }
 DRAWS = ("stage", "seed")
 SHARE_OF = 200  # prompts whose responses are looked at before a run begins
@@ -101,9 +105,12 @@ class Loop:
     part = part_of(config.data.pool)
     self._pool = open_pool(config.data.pool, config.data.split, part)
     check_least(config, LEAST)
+    self._held_out = None  # the pool of held-out looks
+    self._apart(config)
     if config.data.draws not in DRAWS:
       raise UserError(f"data.draws is {config.data.draws!r}; choose one of {', '.join(DRAWS)}")
-    self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
+    self._best = config.best_metric or (stopping.SCORE if self._held_out is not None else "")
+    self._checkpoints = Checkpoints(workdir, config.keep, self._best or None)
     kept = {"write": first, "begun": self._checkpoints.latest() is not None}
     self._config = config = as_begun(workdir, config, kept["begun"])
     self._order = stage if config.data.draws == "stage" else 0
@@ -128,16 +135,47 @@ class Loop:
     self.clock = timing.Clock(self._progress.say)
     # JAX agrees on a step later than the last one asked about, so it must know where a run begins.
     self._checkpoints.preempted(self.begin)
+    # What the rules read of the log; and why the run is over before its last step, "": it is not.
+    self._lines = [
+      line
+      for line in log.read(workdir)
+      if self._held_out is not None and line["step"] <= self.begin
+    ]
+    self._look: Callable | None = None
+    self._optims: dict[str, optim.Optimizer] = {}
+    self._over = stopping.stalled(stopping.looks_of(self._lines), config.evaluate.patience)
     self._ends = False  # SIGTERM came; where processes are joined, JAX takes the signal
     self._handler = None  # the one before ours
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
       self._handler = signal.signal(signal.SIGTERM, self._end)
 
+  def _apart(self, config) -> None:
+    """Sets apart what training never sees."""
+    data, evaluate = config.data, config.evaluate
+    check_within(config, {"data.held_out": "[0, 1)"})
+    held_out = None
+    if data.held_out:
+      self._pool, held_out = loader.apart(self._pool, data.held_out)
+    if not evaluate.every:
+      return
+    if not data.held_out and evaluate.split in ("", data.split):
+      raise UserError(
+        f"evaluate.every={evaluate.every} wants prompts that training never sees: give "
+        f"evaluate.split, a split other than {data.split!r}, or a share of the clips, "
+        "data.held_out=0.05"
+      )
+    if evaluate.split and evaluate.split != data.split:
+      held_out = another_split(self._pool, evaluate.split)
+    self._held_out = loader.some(held_out, evaluate.prompts, data.tasks)
+
   def _pool_line(self) -> str:
     """What there is to learn from."""
     pool, used = self._pool, self._config.data.responses
     sizes = " ".join(",".join(map(str, bucket)) for bucket in pool.buckets)
-    line = f"pool: {len(pool):,} prompts, buckets P,T,F,S {sizes}, "
+    line = f"pool: {loader.chosen(pool, ()).sum():,} prompts, "
+    if pool.used_N is not None:
+      line += f"{(~pool.used_N).sum():,} of other clips are held out, "
+    line += f"buckets P,T,F,S {sizes}, "
     if pool.metadata["scorer"] != self._rules.version:
       line += f"scored by rules {pool.metadata['scorer']} (mended since: {self._rules.version}), "
     if (there := pool.metadata["k"]) <= used:
@@ -169,13 +207,15 @@ class Loop:
       print(f"WARNING: only {taught / seen:.1%} of the prompts have a response that may teach")
 
   def start(
-    self, model: Qwen3VL, optims: dict, make: Callable[[], state_lib.State]
+    self, model: Qwen3VL, optims: dict, make: Callable[[], state_lib.State], look: Callable
   ) -> state_lib.State:
     """The state to begin with: the last checkpoint's, or that of step 0, which `make` makes.
 
     Args:
       optims: role -> its optimizer; the checkpoint is read straight into sharded arrays.
+      look: makes what asks and grades held-out prompts, as `rollouts.looks.Look`.
     """
+    self._look = self._looker(model, look)
     if self.begin:
       trained = self._config.trained
       saved = state_lib.abstract(self.mesh, model, trained, optims, self._rules.names)
@@ -190,10 +230,29 @@ class Loop:
     self._since = time.monotonic()
     return state
 
+  def _looker(self, model: Qwen3VL, look: Callable) -> Callable | None:
+    config = self._config
+    if self._held_out is None:
+      return None
+    return look(
+      dataclasses.replace(self._held_out, vocabulary=model.config.text.vocab),
+      model,
+      self.mesh,
+      config.model.folder,
+      self._rules,
+      batch=config.batch,
+      seed=config.seed,
+      samples=config.evaluate.samples,
+      rollouts=config.rollouts,
+      pass_above=config.evaluate.pass_above,
+      blind=config.data.blind,
+      around=self.clock.around,
+    )
+
   def batches(self) -> Iterator[tuple[int, Batch]]:
     """The steps still to do, each with this process's share of its batch."""
     loaded = self._load(self.begin, self._config.steps, self._config.data.workers)
-    while True:
+    while not self._over:
       with self.clock.part("data"):
         step, batch = next(loaded, (None, None))
       if step is None:
@@ -245,23 +304,50 @@ class Loop:
     done = step + 1
     self._profiler.after(step, metrics)
     ends = (self._ends or self._checkpoints.preempted(done)) and done < config.steps
-    if done % config.log_every == 0 or done == config.steps:
+    looks = self._look is not None and (done % config.evaluate.every == 0 or done == config.steps)
+    gains = False
+    if done % config.log_every == 0 or done == config.steps or looks:
       metrics = {
         name: value
         for name, value in jax.device_get(dict(metrics)).items()
         if not (name.startswith(MAY_BE_EMPTY) and np.isnan(value))
       }
-      self._writer.write(done, metrics | self._figures(done, state))
+      if looks:
+        metrics |= self._look(state_lib.weights(state))
+      line = metrics | self._figures(done, state)
+      self._writer.write(done, line)
       shown = f"{note} {float(metrics[note]):.3f}" if note in metrics else ""
       self._progress.update(done - self._logged, note=shown)
       self._logged = done
       self._check_health(done, metrics)
-    if done % config.save_every == 0 or done == config.steps or ends:
+      gains = self._follow(done, line, looks)
+    if done % config.save_every == 0 or done == config.steps or ends or gains or self._over:
+      # A step without a look cannot become the best, and need not say so.
+      scored = looks or self._best != stopping.SCORE
       with self.clock.part("save"):
-        self._checkpoints.save(done, state, metrics)
+        self._checkpoints.save(done, state, metrics if scored else None)
     if ends:
       self._checkpoints.wait()
       raise Terminated(f"ended by SIGTERM: step {done} is saved; the same command goes on from it")
+
+  def _follow(self, done: int, line: Mapping, looks: bool) -> bool:
+    """Follows the held-out looks; whether this one is the best.
+
+    Raises:
+      UserError: the reward is being hacked.
+    """
+    if self._look is None:
+      return False
+    self._lines.append({"step": done} | {k: line[k] for k in stopping.READ if k in line})
+    if not looks:
+      return False
+    seen = stopping.looks_of(self._lines)
+    if jax.process_index() == 0:
+      self._progress.say(stopping.told(line, seen))
+    if self._config.evaluate.stop_hacking and (why := stopping.hacked(seen)):
+      raise UserError(why)
+    self._over = stopping.stalled(seen, self._config.evaluate.patience)
+    return self._best == stopping.SCORE and stopping.improves(seen)
 
   def _figures(self, done: int, state: state_lib.State) -> dict[str, Any]:
     """What is logged beside a step's own metrics; since the line before, where it is a mean."""

@@ -44,6 +44,8 @@ PARTS = {  # program of a step -> the part of the step it belongs to
   "improve": "policy",
   "policy": "policy",
   "probe": "probe",
+  "greedy": "held_out",
+  "sampled": "held_out",
 }
 # Programs that compute packed rows -> forward passes that their work amounts to, a backward pass
 # being two, and whether logits are made. The policy has the reference's forward pass besides.
@@ -145,7 +147,7 @@ class Clock:
         now = time.monotonic()
         self._seconds["compile"] += now - began
         if now - began >= TELL_AFTER:
-          self._say(f"compiled {name} in {now - began:.0f} s")
+          self._say(f"compiled {_called(name)} in {now - began:.0f} s")
         began = now
       # The last leaf: what comes before may be given away to the next program.
       outcome = jax.tree.leaves(out)[-1:]
@@ -159,7 +161,7 @@ class Clock:
     if not self._program or threading.current_thread() is self._thread:
       return
     if event == _LOWERED and self._told is None:
-      line = f"compiling {self._program}, in all sizes that occur; this may take minutes"
+      line = f"compiling {_called(self._program)}; this may take minutes"
       self._told = threading.Timer(TELL_AFTER, self._say, [line])
       self._told.daemon = True
       self._told.start()
@@ -222,6 +224,11 @@ def size_of(group_XS, response_XW, start_XW, last_XW) -> Size:
   p_R = prompt_G[at_XS[:, P:][last_XW]]
   pairs = (prompt_G * (prompt_G + 1) / 2).sum() + (n_R * p_R + n_R * (n_R + 1) / 2).sum()
   return Size(float(prompt_G.sum() + n_R.sum()), float(n_R.sum()), float(pairs), 0)
+
+
+def _called(name: str) -> str:
+  """A program as the console calls it."""
+  return name if PARTS[name] == name else f"{PARTS[name]}/{name}"
 
 
 def _lengths(name: str, arguments: tuple, out: Any) -> dict[str, jax.Array]:
