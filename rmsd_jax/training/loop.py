@@ -259,6 +259,7 @@ class Loop:
         return
       self._profiler.before(step)
       yield step, batch
+    self._progress.say(f"the run ends early: {self._over}; a higher evaluate.patience goes on")
 
   def first_batch(self) -> Batch:
     """This process's share of the batch of step 0."""

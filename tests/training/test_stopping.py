@@ -1,4 +1,4 @@
-"""Held-out looks: when they end a run, and when not; what they see; that training does not notice."""
+"""Held-out looks: when they end a run, what they see, and that training does not notice."""
 
 import functools
 import json
@@ -24,18 +24,19 @@ def drive(monkeypatch, workdir, scores, rewards=(), width=0.05, stop_after=None,
   """A run of a step for each reward or two for each score, without model and devices: looks and
   rewards as given. Returns the lines of its log."""
   c = LOOKING("rl", steps=2 * len(scores), keep=20, **changes)
-  monkeypatch.setattr(loop.sharding, "make_mesh", lambda **_: tiny_run.mesh())
-  state = {"student": {"w": jnp.zeros(2)}, "frozen": {}, "reference": {}}
+  on = tiny_run.mesh()
+  monkeypatch.setattr(loop.sharding, "make_mesh", lambda **_: on)
+  state = {"student": {"w": jnp.zeros(2)}, "frozen": {"v": jnp.ones(2)}}
   with loop.Loop(c, str(workdir), stage=2, needs_teacher=False) as made:
     made._load = lambda start, end, workers: iter([(step, None) for step in range(start, end)])
     for step, _ in made.batches():
-      score = scores[step // 2]
-      names = ("quality", "low", "high")
-      made._look = lambda params, score=score: {
-        f"held_out/{how}/{name}": score + width * sign
+      ends = {"quality": 0, "low": -width, "high": width}
+      figures = {
+        f"held_out/{how}/{name}": scores[step // 2] + end
         for how in looks.WAYS
-        for name, sign in zip(names, (0, -1, 1), strict=True)
+        for name, end in ends.items()
       }
+      made._look = lambda params, figures=figures: figures
       made.after(step, state, {"reward/mean": rewards[step]} if rewards else {}, note="loss")
       if step + 1 == stop_after:
         break
