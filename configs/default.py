@@ -21,6 +21,7 @@ OPERATIONAL = (
   "data.workers",
   "data.prefetch",
   "evaluate",
+  "samples",
   "compile",
   "discriminator.probe_every",
   "best_metric",
@@ -73,6 +74,10 @@ def get_config() -> ConfigDict:
   c.compile.stage = "rl"  # "sft" or "rl"
   c.compile.topology = "v5e:4x4"  # chips, e.g. v5p:2x2x4, v6e:4x4, tpu7x:2x2x1
   c.compile.bucket = (2304, 1024, 8, 1008)  # P, T, F, S of the pool's largest bucket
+
+  c.samples = ConfigDict()  # stage 2: rollouts that WORKDIR/samples.jsonl and TensorBoard show
+  c.samples.every = 50  # steps between two such steps, behind the warm-up; 0: none
+  c.samples.prompts = 4  # of the step, with all their rollouts
 
   c.log_every = 10  # steps
   # Steps to trace, FIRST:COUNT, such as "10:3": TensorBoard's profile plugin shows WORKDIR/tb.

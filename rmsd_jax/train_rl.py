@@ -424,7 +424,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   with jax.set_mesh(loop.mesh), loop:
     make = lambda: init_state(config, loop.mesh, model, optims)
     state = loop.start(model, optims, make, looks.Look)
-    steps = loop.clock.around(make_steps(config, loop.mesh))
+    steps = loop.around(make_steps(config, loop.mesh))
     for step, batch in loop.batches():
       state, metrics = train_step(config, loop.mesh, steps, grader, state, step, batch)
       if every and (step + 1) % every == 0:
@@ -432,7 +432,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
           config, loop.mesh, steps, state, loop.first_batch(), generate.keys_of_rows, pairs_of
         )
         metrics |= steps.probe(state, *fixed)
-      loop.after(step, state, metrics, note="rollout/quality")
+      loop.after(step, state, metrics, note="rollout/quality", replies=grader.replies)
 
 
 def command() -> NoReturn:

@@ -116,7 +116,7 @@ def main(config, workdir: str) -> None:
   with jax.set_mesh(loop.mesh), loop:
     make = lambda: init_state(config, loop.mesh, model, optims)
     state = loop.start(model, optims, make, looks.Look)
-    steps = loop.clock.around(make_steps(config, loop.mesh))
+    steps = loop.around(make_steps(config, loop.mesh))
     for step, batch in loop.batches():
       # Drawn anew at each step, so that over epochs equally good responses take turns.
       groups = matching.targets(batch, seed=config.seed, step=step, **config.supervision)

@@ -130,7 +130,8 @@ def stage_1(runs: Sequence[Run]) -> Shown:
     "The loss should fall and flatten as the learning rate runs out: a stage 1 that is stopped "
     "early makes anything trained after it look good. Continued SFT is drawn after the end of "
     "stage 1, where it started. Without held-out looks (evaluate.every) stage 1 samples nothing "
-    "while it trains; its quality is in the results. The first point of the throughput includes compilation.")  # fmt: skip
+    "while it trains; its quality is in the results. The first point of the throughput "
+    "includes compilation.")  # fmt: skip
 
 
 def stage_2(run: Run) -> list[Shown]:
@@ -159,8 +160,8 @@ def _rollouts(run: Run, of: Callable[..., Curve]) -> Shown:
   return Shown(f"{run.name}_rollouts", curves(panels),
     "Quality is that of responses sampled on training prompts, a different batch at every step, so "
     "look at the smoothed line over many steps. Where it, or the reward, rises and that on "
-    "held-out prompts falls, the reward is being exploited. KL grows as the student leaves stage 1; a jump "
-    "means it is running away. The policy loss hovers around 0 by construction and says little. "
+    "held-out prompts falls, the reward is being exploited. KL grows as the student "
+    "leaves stage 1; a jump means it is running away. The policy loss hovers around 0 by construction and says little. "
     "Steps without a policy curve trained the discriminator alone.")  # fmt: skip
 
 

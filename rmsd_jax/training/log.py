@@ -71,6 +71,11 @@ class Writer:
     if self._board is not None:
       self._board.write(step, numbers)
 
+  def text(self, step: int, name: str, text: str) -> None:
+    """Writes Markdown for TensorBoard's text page."""
+    if self._board is not None:
+      self._board.text(step, name, text)
+
   def close(self) -> None:
     with contextlib.ExitStack() as stack:
       for one in (self._file, self._board):
@@ -107,7 +112,12 @@ class _Board:
     self._flushed = time.monotonic()
 
   def write(self, step: int, numbers: Mapping[str, float]) -> None:
-    values = [self._summary.scalar(name, number).value[0] for name, number in numbers.items()]
+    self._add(step, [self._summary.scalar(name, x).value[0] for name, x in numbers.items()])
+
+  def text(self, step: int, name: str, text: str) -> None:
+    self._add(step, list(self._summary.text(name, text).value))
+
+  def _add(self, step: int, values: list) -> None:
     event = self._events.Event(wall_time=time.time(), step=step)
     event.summary.value.extend(values)
     self._writer.write_event(event)

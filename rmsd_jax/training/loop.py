@@ -28,7 +28,7 @@ from rmsd_jax.data.store import another_split, open_pool
 from rmsd_jax.method import matching
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import log, optim, stopping, timing
+from rmsd_jax.training import log, optim, showing, stopping, timing
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
 from rmsd_jax.training.guard import as_begun, check_alike, guard_config, part_of
@@ -47,6 +47,8 @@ LEAST = {
   "evaluate.every": 0,
   "evaluate.prompts": 1,
   "evaluate.patience": 0,
+  "samples.every": 0,
+  "samples.prompts": 1,
   "evaluate.samples": 1,
 }
 DRAWS = ("stage", "seed")
@@ -130,6 +132,9 @@ class Loop:
     self._per_epoch = loader.per_epoch(self._pool, config.batch, data.tasks, data.limit)
     self._profiler = Profiler(config.profile, workdir)
     self._writer = Writer(workdir, self.begin, first)
+    self._shown = showing.Shown(workdir, self.begin, first, **config.samples)
+    self._batch: Batch | None = None  # of the step that is under way
+    self._warned: dict[str, str] = {}
     self._progress = Progress(config.steps, f"stage {stage}", self.begin, first)
     self._logged, self._since = self.begin, time.monotonic()
     self.clock = timing.Clock(self._progress.say)
@@ -249,6 +254,10 @@ class Loop:
       around=self.clock.around,
     )
 
+  def around(self, steps):
+    """The programs of a step, timed and, where rollouts are shown, looked at."""
+    return self.clock.around(self._shown.around(steps))
+
   def batches(self) -> Iterator[tuple[int, Batch]]:
     """The steps still to do, each with this process's share of its batch."""
     loaded = self._load(self.begin, self._config.steps, self._config.data.workers)
@@ -258,6 +267,7 @@ class Loop:
       if step is None:
         return
       self._profiler.before(step)
+      self._batch = batch
       yield step, batch
     self._progress.say(f"the run ends early: {self._over}; a higher evaluate.patience goes on")
 
@@ -287,7 +297,14 @@ class Loop:
     self._streams.append(loaded)
     return ((step, blinded(batch) if config.data.blind else batch) for step, batch in loaded)
 
-  def after(self, step: int, state: state_lib.State, metrics: Mapping, note: str) -> None:
+  def after(
+    self,
+    step: int,
+    state: state_lib.State,
+    metrics: Mapping,
+    note: str,
+    replies: Sequence[Sequence[str]] = (),
+  ) -> None:
     """Counts one step; logs and saves when it is time.
 
     Args:
@@ -295,6 +312,7 @@ class Loop:
       metrics: scalars; device values are waited for only when they are logged. Those in
         MAY_BE_EMPTY are left out where they are NaN.
       note: name of the metric that the progress bar shows.
+      replies: stage 2, texts of this process's rollouts.
 
     Raises:
       UserError: too many updates in a row had no finite gradient, or a limit was passed; what is
@@ -304,6 +322,8 @@ class Loop:
     config = self._config
     done = step + 1
     self._profiler.after(step, metrics)
+    if self._batch is not None and self._shown.due(done):
+      self._writer.text(done, "rollouts", self._shown.add(done, self._batch, self._pool, replies))
     ends = (self._ends or self._checkpoints.preempted(done)) and done < config.steps
     looks = self._look is not None and (done % config.evaluate.every == 0 or done == config.steps)
     gains = False
@@ -320,6 +340,7 @@ class Loop:
       shown = f"{note} {float(metrics[note]):.3f}" if note in metrics else ""
       self._progress.update(done - self._logged, note=shown)
       self._logged = done
+      self._warn(metrics)
       self._check_health(done, metrics)
       gains = self._follow(done, line, looks)
     if done % config.save_every == 0 or done == config.steps or ends or gains or self._over:
@@ -330,6 +351,13 @@ class Loop:
     if ends:
       self._checkpoints.wait()
       raise Terminated(f"ended by SIGTERM: step {done} is saved; the same command goes on from it")
+
+  def _warn(self, metrics: Mapping) -> None:
+    """Says what is wrong with the rollouts, when it begins to be."""
+    found = showing.warnings(metrics)
+    for kind in found.keys() - self._warned.keys():
+      self._progress.say(f"WARNING: {found[kind]}")
+    self._warned = found
 
   def _follow(self, done: int, line: Mapping, looks: bool) -> bool:
     """Follows the held-out looks; whether this one is the best.
