@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from rmsd_jax.core import peers, sharding
-from rmsd_jax.core.errors import Terminated, UserError, check_least, check_within
+from rmsd_jax.core.errors import Interrupted, Terminated, UserError, check_least, check_within
 from rmsd_jax.core.progress import Progress, rss_gb
 from rmsd_jax.data import loader
 from rmsd_jax.data.batch import Batch, blinded
@@ -28,7 +28,7 @@ from rmsd_jax.data.store import another_split, open_pool
 from rmsd_jax.method import matching
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import log, optim, showing, stopping, timing
+from rmsd_jax.training import log, optim, showing, stopping, telling, timing
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
 from rmsd_jax.training.guard import as_begun, check_alike, guard_config, part_of
@@ -72,7 +72,8 @@ class Loop:
   """One training run around its steps: data, log, checkpoints, end. A context manager.
 
   SIGTERM, the notice of a preemption, makes it save after the step that is under way and end; where
-  several processes train together, one of them that gets it is enough.
+  several processes train together, one of them that gets it is enough. So does Ctrl-C where one
+  process trains.
 
   Args:
     config: of the run; configs/default.py says what each key means.
@@ -123,11 +124,15 @@ class Loop:
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
     # Last, since it reads all of a checkpoint; everyone starts from the step that is whole.
     self.begin = self._checkpoints.latest_whole() or 0
+    self._workdir = workdir
+    # All that a stream of batches may be refused for, before weights are loaded.
+    self._streams = []  # of batches, which worker processes may fill
+    self._load(self.begin, config.steps, config.data.workers)
     if first:
+      print(telling.beginning(stage, self.mesh, workdir, self.begin, config.steps))
       print(self._pool_line())
     if needs_teacher and not (self.begin and known):
       self._check_teaches()
-    self._streams = []  # of batches, which worker processes may fill
     data = config.data
     self._per_epoch = loader.per_epoch(self._pool, config.batch, data.tasks, data.limit)
     self._profiler = Profiler(config.profile, workdir)
@@ -149,10 +154,11 @@ class Loop:
     self._look: Callable | None = None
     self._optims: dict[str, optim.Optimizer] = {}
     self._over = stopping.stalled(stopping.looks_of(self._lines), config.evaluate.patience)
-    self._ends = False  # SIGTERM came; where processes are joined, JAX takes the signal
-    self._handler = None  # the one before ours
+    self._ends = 0  # the signal that came; where processes are joined, JAX takes SIGTERM
+    self._handlers: dict[int, Any] = {}  # the ones before ours
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      self._handler = signal.signal(signal.SIGTERM, self._end)
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._handlers[number] = signal.signal(number, self._end)
 
   def _apart(self, config) -> None:
     """Sets apart what training never sees."""
@@ -269,7 +275,6 @@ class Loop:
       self._profiler.before(step)
       self._batch = batch
       yield step, batch
-    self._progress.say(f"the run ends early: {self._over}; a higher evaluate.patience goes on")
 
   def first_batch(self) -> Batch:
     """This process's share of the batch of step 0."""
@@ -324,7 +329,7 @@ class Loop:
     self._profiler.after(step, metrics)
     if self._batch is not None and self._shown.due(done):
       self._writer.text(done, "rollouts", self._shown.add(done, self._batch, self._pool, replies))
-    ends = (self._ends or self._checkpoints.preempted(done)) and done < config.steps
+    ends = (bool(self._ends) or self._checkpoints.preempted(done)) and done < config.steps
     looks = self._look is not None and (done % config.evaluate.every == 0 or done == config.steps)
     gains = False
     if done % config.log_every == 0 or done == config.steps or looks:
@@ -350,7 +355,9 @@ class Loop:
         self._checkpoints.save(done, state, metrics if scored else None)
     if ends:
       self._checkpoints.wait()
-      raise Terminated(f"ended by SIGTERM: step {done} is saved; the same command goes on from it")
+      kind = Interrupted if self._ends == signal.SIGINT else Terminated
+      by = "Ctrl-C" if self._ends == signal.SIGINT else "SIGTERM"
+      raise kind(f"ended by {by}: step {done} is saved; the same command goes on from it")
 
   def _warn(self, metrics: Mapping) -> None:
     """Says what is wrong with the rollouts, when it begins to be."""
@@ -392,8 +399,13 @@ class Loop:
       **optim.rates(self._optims, state),
     }
 
-  def _end(self, *_: object) -> None:
-    self._ends = True
+  def _end(self, number: int, _: object) -> None:
+    # Ctrl-C ends a run at once before its first step, and where it comes a second time.
+    if number == signal.SIGINT and (self._ends or self._batch is None):
+      raise KeyboardInterrupt
+    if number == signal.SIGINT:
+      self._progress.say("saving behind the step under way; Ctrl-C again ends without saving")
+    self._ends = number
 
   def _check_health(self, done: int, metrics: Mapping) -> None:
     for limit in self._limits:
@@ -412,14 +424,21 @@ class Loop:
           "checkpoint's student (init_from) with a lower learning rate"
         )
 
+  def _ending(self) -> str:
+    reason = f"{self._over}; a higher evaluate.patience goes on" if self._over else ""
+    done = max(self._checkpoints.steps(), default=self.begin)
+    return telling.ending(self._stage, self._workdir, done, self._config.steps, reason)
+
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
     peers.ending(error)  # what follows may wait for the other processes
     with contextlib.ExitStack() as stack:  # from below: all are closed, though a disk be full
-      if self._handler is not None:  # SIGTERM must not end the process while a save is written
-        stack.callback(signal.signal, signal.SIGTERM, self._handler)
+      if error is None and jax.process_index() == 0:
+        stack.callback(print, self._ending())
+      for number, handler in self._handlers.items():  # no signal ends the process in a save
+        stack.callback(signal.signal, number, handler)
       stack.callback(self.clock.close)
       stack.callback(self._checkpoints.close)
       stack.callback(self._writer.close)

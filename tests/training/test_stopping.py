@@ -86,7 +86,7 @@ def test_patience_ends_a_run_at_a_saved_step_and_the_next_start_knows(
   assert checkpoint.find_step(str(tmp_path)) == 8
   assert checkpoint.find_step(str(tmp_path), "best") == 4  # saved for being the best
   assert "no gain in 2 held-out looks (evaluate.patience=2): the best was 0.500 at step 4" in (
-    capsys.readouterr().err
+    capsys.readouterr().out
   )
   assert drive(monkeypatch, tmp_path, scores, evaluate__patience=2) == lines
   # More patience is an operational key: the same folder goes on.
