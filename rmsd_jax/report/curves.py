@@ -162,7 +162,8 @@ def _rollouts(run: Run, of: Callable[..., Curve]) -> Shown:
     "look at the smoothed line over many steps. Where it, or the reward, rises and that on "
     "held-out prompts falls, the reward is being exploited. KL grows as the student "
     "leaves stage 1; a jump means it is running away. The policy loss hovers around 0 by "
-    "construction and says little. Steps without a policy curve trained the discriminator alone.")  # fmt: skip
+    "construction and says little. Steps without a policy curve trained the "
+    "discriminator alone.")  # fmt: skip
 
 
 def _reward(run: Run, of: Callable[..., Curve]) -> Shown:

@@ -426,8 +426,8 @@ class Loop:
 
   def _ending(self) -> str:
     reason = f"{self._over}; a higher evaluate.patience goes on" if self._over else ""
-    done = max(self._checkpoints.steps(), default=self.begin)
-    return telling.ending(self._stage, self._workdir, done, self._config.steps, reason)
+    steps = self._config.steps
+    return telling.ending(self._stage, self._workdir, self._logged, steps, reason)
 
   def __enter__(self) -> Self:
     return self
