@@ -26,6 +26,7 @@ OPERATIONAL = (
   "discriminator.probe_every",
   "best_metric",
   "log_every",
+  "writer",
   "profile",
   "max_skipped",
   "policy.max_kl",
@@ -80,6 +81,9 @@ def get_config() -> ConfigDict:
   c.samples.prompts = 4  # of the step, with all their rollouts
 
   c.log_every = 10  # steps
+  c.writer = (
+    ""  # a further log: "wandb", or FILE.py:NAME of your own (rmsd_jax/training/trackers.py)
+  )
   # Steps to trace, FIRST:COUNT, such as "10:3": TensorBoard's profile plugin shows WORKDIR/tb.
   c.profile = ""
   c.max_skipped = 20  # updates in a row without a finite gradient after which a run stops

@@ -28,7 +28,7 @@ from rmsd_jax.data.store import another_split, open_pool
 from rmsd_jax.method import matching
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import log, optim, showing, stopping, telling, timing
+from rmsd_jax.training import log, optim, showing, stopping, telling, timing, trackers
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
 from rmsd_jax.training.guard import as_begun, check_alike, guard_config, part_of
@@ -136,7 +136,8 @@ class Loop:
     data = config.data
     self._per_epoch = loader.per_epoch(self._pool, config.batch, data.tasks, data.limit)
     self._profiler = Profiler(config.profile, workdir)
-    self._writer = Writer(workdir, self.begin, first)
+    tracker = trackers.make(config.writer, workdir, config.to_dict()) if first else None
+    self._writer = Writer(workdir, self.begin, first, tracker)
     self._shown = showing.Shown(workdir, self.begin, first, **config.samples)
     self._batch: Batch | None = None  # of the step that is under way
     self._warned: dict[str, str] = {}
