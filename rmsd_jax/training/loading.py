@@ -65,7 +65,7 @@ def load_run(
   """The student of a run at a step, ready to answer.
 
       model, params, processor = load_run("DIR/rl", "best")
-      groups = processor.ask("Which digit?", "multiple_choice", video="a.mp4", options=["A. 1", "B. 2"])
+      groups = processor.ask("What is written?", "ocr", video="clip.mp4")
       print(processor.decode(generate(model, params, groups)))
 
   Args:

@@ -42,8 +42,10 @@ def test_questions_are_asked_as_the_pool_asks_them(workdir):
   assert len(of_task) >= 4
   for task, record in of_task.items():
     row = rows[record["id"]]
-    video = tiny_run.HERE / "raw" / record["media"][0]["path"]
-    groups = processor.ask(row.question, task, video=str(video), options=row.options)
+    (shown,) = record["media"]
+    path = str(tiny_run.HERE / "raw" / shown["path"])
+    given = {"video": path} if shown["type"] == "video" else {"images": [path]}
+    groups = processor.ask(row.question, task, **given, options=row.options)
     assert groups.tokens_BP[0, : groups.prompt_length_B[0]].tolist() == row.ids_P.tolist(), task
     np.testing.assert_array_equal(groups.grid_BF2[0], row.grid_F2)
 
