@@ -49,7 +49,6 @@ LEAST = {
   "evaluate.patience": 0,
   "samples.every": 0,
   "samples.prompts": 1,
-  "evaluate.samples": 1,
 }
 DRAWS = ("stage", "seed")
 SHARE_OF = 200  # prompts whose responses are looked at before a run begins
@@ -170,6 +169,7 @@ class Loop:
       self._pool, held_out = loader.apart(self._pool, data.held_out)
     if not evaluate.every:
       return
+    check_least(config, {"evaluate.samples": 1})
     if not data.held_out and evaluate.split in ("", data.split):
       raise UserError(
         f"evaluate.every={evaluate.every} wants prompts that training never sees: give "
