@@ -100,6 +100,7 @@ class Loop:
   ):
     self._limits = limits
     self._stage = stage
+    self._workdir = workdir
     self._rules = Rules(**config.tasks)
     first = jax.process_index() == 0
     self.mesh = sharding.make_mesh(**config.mesh)
@@ -109,8 +110,6 @@ class Loop:
     check_least(config, LEAST)
     self._held_out = None  # the pool of held-out looks
     self._apart(config)
-    if config.data.draws not in DRAWS:
-      raise UserError(f"data.draws is {config.data.draws!r}; choose one of {', '.join(DRAWS)}")
     self._best = config.best_metric or (stopping.SCORE if self._held_out is not None else "")
     self._checkpoints = Checkpoints(workdir, config.keep, self._best or None)
     kept = {"write": first, "begun": self._checkpoints.latest() is not None}
@@ -123,7 +122,6 @@ class Loop:
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
     # Last, since it reads all of a checkpoint; everyone starts from the step that is whole.
     self.begin = self._checkpoints.latest_whole() or 0
-    self._workdir = workdir
     # All that a stream of batches may be refused for, before weights are loaded.
     self._streams = []  # of batches, which worker processes may fill
     self._load(self.begin, config.steps, config.data.workers)
@@ -145,15 +143,15 @@ class Loop:
     self.clock = timing.Clock(self._progress.say)
     # JAX agrees on a step later than the last one asked about, so it must know where a run begins.
     self._checkpoints.preempted(self.begin)
-    # What the rules read of the log; and why the run is over before its last step, "": it is not.
-    self._lines = [
-      line
-      for line in log.read(workdir)
-      if self._held_out is not None and line["step"] <= self.begin
-    ]
-    self._look: Callable | None = None
     self._optims: dict[str, optim.Optimizer] = {}
+    self._look: Callable | None = None
+    # What the rules read of the log; and why the run is over before its last step, "": it is not.
+    looked = self._held_out is not None
+    self._lines = [x for x in log.read(workdir) if looked and x["step"] <= self.begin]
     self._over = stopping.stalled(stopping.looks_of(self._lines), config.evaluate.patience)
+    self._take_signals()
+
+  def _take_signals(self) -> None:
     self._ends = 0  # the signal that came; where processes are joined, JAX takes SIGTERM
     self._handlers: dict[int, Any] = {}  # the ones before ours
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
@@ -163,6 +161,8 @@ class Loop:
   def _apart(self, config) -> None:
     """Sets apart what training never sees."""
     data, evaluate = config.data, config.evaluate
+    if data.draws not in DRAWS:
+      raise UserError(f"data.draws is {data.draws!r}; choose one of {', '.join(DRAWS)}")
     check_within(config, {"data.held_out": "[0, 1)"})
     held_out = None
     if data.held_out:
