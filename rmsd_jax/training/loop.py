@@ -133,7 +133,7 @@ class Loop:
     data = config.data
     self._per_epoch = loader.per_epoch(self._pool, config.batch, data.tasks, data.limit)
     self._profiler = Profiler(config.profile, workdir)
-    tracker = trackers.make(config.writer, workdir, config.to_dict()) if first else None
+    tracker = trackers.tracker_of(config.writer, workdir, config.to_dict()) if first else None
     self._writer = Writer(workdir, self.begin, first, tracker)
     self._shown = showing.Shown(workdir, self.begin, first, **config.samples)
     self._batch: Batch | None = None  # of the step that is under way

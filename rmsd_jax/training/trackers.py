@@ -63,7 +63,7 @@ def commit() -> str:
   return ""
 
 
-def make(writer: str, workdir: str, config: Mapping[str, Any]) -> Tracker | None:
+def tracker_of(writer: str, workdir: str, config: Mapping[str, Any]) -> Tracker | None:
   """The writer that `config.writer` names; None for "".
 
   Args:

@@ -34,7 +34,9 @@ def test_wandb_gets_name_config_commit_and_every_figure(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "wandb", fake)
   workdir = str(tmp_path / "rl")
   for step in (1, 2):  # resumed in between
-    with Writer(workdir, step - 1, tracker=trackers.make("wandb", workdir, {"seed": 3})) as writer:
+    with Writer(
+      workdir, step - 1, tracker=trackers.tracker_of("wandb", workdir, {"seed": 3})
+    ) as writer:
       writer.write(step, {"loss": 0.5 / step})
   assert seen == [(1, {"loss": 0.5}), "finished", (2, {"loss": 0.25}), "finished"]
   first, second = inits
@@ -45,7 +47,7 @@ def test_wandb_gets_name_config_commit_and_every_figure(monkeypatch, tmp_path):
 
 def test_a_writer_of_ones_own_gets_the_same(tmp_path):
   (tmp_path / "own.py").write_text(OWN)
-  made = trackers.make(f"{tmp_path / 'own.py'}:Mine", str(tmp_path), {"seed": 7})
+  made = trackers.tracker_of(f"{tmp_path / 'own.py'}:Mine", str(tmp_path), {"seed": 7})
   with Writer(str(tmp_path), tracker=made) as writer:
     writer.write(5, {"b": 2.0, "a": 1.0})
   length = len(trackers.commit())
@@ -68,8 +70,8 @@ def test_what_is_no_writer_is_named(monkeypatch, tmp_path, writer, words):
   monkeypatch.setitem(sys.modules, "wandb", None)
   (tmp_path / "own.py").write_text(OWN)
   with pytest.raises(UserError, match=words.replace("write()", r"write\(\)")):
-    trackers.make(writer.format(tmp_path), str(tmp_path), {})
+    trackers.tracker_of(writer.format(tmp_path), str(tmp_path), {})
 
 
 def test_none_is_made_where_none_is_asked_for():
-  assert trackers.make("", "runs", {}) is None
+  assert trackers.tracker_of("", "runs", {}) is None
