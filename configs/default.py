@@ -21,10 +21,12 @@ OPERATIONAL = (
   "data.workers",
   "data.prefetch",
   "evaluate",
+  "samples",
   "compile",
   "discriminator.probe_every",
   "best_metric",
   "log_every",
+  "writer",
   "profile",
   "max_skipped",
   "policy.max_kl",
@@ -60,13 +62,29 @@ def get_config() -> ConfigDict:
   c.evaluate.greedy = True  # the likeliest reply to each prompt; False: sampled ones alone
   c.evaluate.samples = 8  # replies sampled per prompt at rollouts.temperature, for pass@k; 0: none
   c.evaluate.pass_above = 0.5  # a response of this quality or more passes, for pass@k
+  # Held-out looks inside training, on prompts that it never sees: greedy and `samples` sampled
+  # replies; the best checkpoint follows them unless best_metric says otherwise.
+  c.evaluate.every = 0  # steps between two; 0: none
+  c.evaluate.split = ""  # of the pool, such as "test"; "": the clips of data.held_out
+  c.evaluate.prompts = 64  # at most so many, drawn once for all
+  c.evaluate.patience = 0  # looks in a row without a gain after which a run ends; 0: never
+  # Stage 2 ends with status 2 where the held-out score falls below the best look's interval while
+  # the reward rises.
+  c.evaluate.stop_hacking = True
 
   c.compile = ConfigDict()  # what rmsd_jax.compile plans for
   c.compile.stage = "rl"  # "sft" or "rl"
   c.compile.topology = "v5e:4x4"  # chips, e.g. v5p:2x2x4, v6e:4x4, tpu7x:2x2x1
   c.compile.bucket = (2304, 1024, 8, 1008)  # P, T, F, S of the pool's largest bucket
 
+  c.samples = ConfigDict()  # stage 2: rollouts that WORKDIR/samples.jsonl and TensorBoard show
+  c.samples.every = 50  # steps between two such steps, behind the warm-up; 0: none
+  c.samples.prompts = 4  # of the step, with all their rollouts
+
   c.log_every = 10  # steps
+  c.writer = (
+    ""  # a further log: "wandb", or FILE.py:NAME of your own (rmsd_jax/training/trackers.py)
+  )
   # Steps to trace, FIRST:COUNT, such as "10:3": TensorBoard's profile plugin shows WORKDIR/tb.
   c.profile = ""
   c.max_skipped = 20  # updates in a row without a finite gradient after which a run stops
@@ -104,6 +122,7 @@ def _model_and_data(c: ConfigDict) -> None:
   # them as stage 1 did; or the "seed" alone, as in runs of before. A second run of a stage, such
   # as continued SFT, wants another seed.
   c.data.draws = "stage"
+  c.data.held_out = 0.0  # share of the clips that training never sees, for held-out looks
   c.data.limit = 0  # only the first prompts of the split; 0: all
   c.data.workers = 4  # processes that prepare batches; 0: in threads of this process
   c.data.prefetch = 2  # batches prepared ahead by each worker

@@ -1,8 +1,8 @@
 """R-MSD: reliable multi-sample distillation of Qwen3-VL on video, in JAX.
 
-    from rmsd_jax import load, Processor, generate
+    from rmsd_jax import load, load_run, Processor, generate
 
-These three are imported when first asked for: every process that grades replies or decodes clips
+These are imported when first asked for: every process that grades replies or decodes clips
 imports this file too, and must not wait for the models.
 """
 
@@ -12,6 +12,7 @@ _EXPORTS = {
   "load": "rmsd_jax.models.hf",
   "Processor": "rmsd_jax.data.processor",
   "generate": "rmsd_jax.rollouts.generate",
+  "load_run": "rmsd_jax.training.loading",
 }
 __all__ = list(_EXPORTS)
 

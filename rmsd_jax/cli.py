@@ -333,7 +333,7 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
 def _close(name: str, known: Sequence[str]) -> str:
   """`, did you mean a or b?` for a mistyped or misplaced name, or nothing."""
   last = name.rpartition(".")[2]
-  matches = difflib.get_close_matches(name, known, cutoff=0.8)
+  matches = difflib.get_close_matches(name, known, cutoff=0.7)
   matches += [key for key in known if key.rpartition(".")[2] == last and key not in matches]
   return f", did you mean {' or '.join(matches[:3])}?" if matches else ""
 

@@ -43,7 +43,7 @@ from rmsd_jax.data.reply_journal import ReplyJournal
 from rmsd_jax.data.store import Pool, open_pool
 from rmsd_jax.models import hf
 from rmsd_jax.rollouts import generate, grading
-from rmsd_jax.rollouts.held_out import INFO, WAYS, blind, grade, summary
+from rmsd_jax.rollouts.held_out import WAYS, add_replies, blind, grade, lines_of, respond, summary
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import find_step
@@ -70,18 +70,8 @@ class Steps(NamedTuple):
 
 
 def make_steps(config, mesh) -> Steps:
-  """Compiled when first called.
-
-  A response is finished where it ends as the teacher's do, as in stage 2.
-  """
-  model = hf.load_model(**config.model)
-
-  def run(params, groups, key, **options):
-    tokens = groups.responses_BRT.shape[2]
-    samples = generate.generate(model, params, groups, key, max_tokens=tokens, **options)
-    samples = generate.ended_by(samples, model.config.stop_ids[0])
-    return jax.tree.map(sharding.by_prompt, samples)
-
+  """Compiled when first called."""
+  run = functools.partial(respond, hf.load_model(**config.model))
   jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
   sampled = dict(config.rollouts) | {"samples": config.evaluate.samples}
   greedy = dict(samples=1, temperature=0.0, gather=config.rollouts.gather)
@@ -111,19 +101,11 @@ def answer(
     groups = sharding.put_batch(mesh, batch.groups)
     # By the row of the pool: the same samples in any batch and on any number of devices.
     key_B = generate.keys_of_rows(mesh, jax.random.key(seed), batch.row_B)
-    lines = [
-      {"row": int(row), **{name: info[name] for name in INFO}, "closed": bool(closed)}
-      for row, info, closed in zip(batch.row_B, batch.info, batch.closed_B, strict=True)
-    ]
+    lines = lines_of(batch)
     for how, run in steps._asdict().items():
       if run is None:
         continue
-      samples = jax.tree.map(sharding.local_rows, run(params, groups, key_B))
-      replies = grading.replies_of(samples, tokenizer)
-      length_BN = samples.length_BR.tolist()
-      finished_BN = samples.finished_BR.tolist()
-      for line, *columns in zip(lines, length_BN, finished_BN, replies, strict=True):
-        line[how] = dict(zip(("length", "finished", "text"), columns, strict=True))
+      add_replies(lines, how, run(params, groups, key_B), tokenizer)
     # The last batch is filled up with rows that were answered before; they do not count twice.
     real = [line for line, is_real in zip(lines, batch.real_B, strict=True) if is_real]
     new = sum(line["row"] not in journal.rows for line in real)

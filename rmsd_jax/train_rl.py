@@ -34,7 +34,7 @@ from rmsd_jax.method.carriers import Pairs, PolicyBatch, RuleTerms
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.models.student import Qwen3VL
-from rmsd_jax.rollouts import generate, grading
+from rmsd_jax.rollouts import generate, grading, looks
 from rmsd_jax.rollouts.generate import Samples
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import optim, pieces, probe
@@ -314,8 +314,9 @@ def make_optims(config) -> dict:
   }
 
 
-def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, batch: Batch):
-  """One step of stage 2 from a host batch: (state, metrics). `grade` as `grading.rule_terms`."""
+def train_step(config, mesh, steps: Steps, grader, state, step: int, batch: Batch):
+  """One step of stage 2 from a host batch: (state, metrics). `grader` is a
+  `grading.Grader`."""
   # 1. Rollouts, and which teacher response each is paired with.
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), step)
   groups = sharding.put_batch(mesh, batch.groups)
@@ -340,8 +341,7 @@ def train_step(config, mesh, steps: Steps, tokenizer, grade, state, step: int, b
     )
 
   # 3. The rules' terms.
-  replies = grading.replies_of(mine, tokenizer)
-  terms = sharding.put_batch(mesh, grade(replies, batch.info, mine.finished_BR))
+  terms = sharding.put_batch(mesh, grader(mine, batch.info))
   metrics |= grading.figures(samples, terms, pairs, Rules(**config.tasks))
 
   # 4. The policy, once the discriminator has had its warm-up.
@@ -399,7 +399,6 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
     grade: as `grading.rule_terms`, called with the rules that the config makes.
   """
   check_config(config)
-  grade = functools.partial(grade, rules=Rules(**config.tasks))
   model = hf.load_model(**config.model)
   optims = make_optims(config)
   limit = Limit(
@@ -419,19 +418,21 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   )
   tokenizer = ChatTokenizer(config.model.folder)
   grading.check_ends(tokenizer, model.config.stop_ids)
+  grader = grading.Grader(tokenizer, Rules(**config.tasks), grade, loop.clock.part)
   every = config.discriminator.probe_every if "discriminator" in optims else 0
   fixed = ()  # made when the first probe is due: it takes a rollout
   with jax.set_mesh(loop.mesh), loop:
-    state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
-    steps = make_steps(config, loop.mesh)
+    make = lambda: init_state(config, loop.mesh, model, optims)
+    state = loop.start(model, optims, make, looks.Look)
+    steps = loop.around(make_steps(config, loop.mesh))
     for step, batch in loop.batches():
-      state, metrics = train_step(config, loop.mesh, steps, tokenizer, grade, state, step, batch)
+      state, metrics = train_step(config, loop.mesh, steps, grader, state, step, batch)
       if every and (step + 1) % every == 0:
         fixed = fixed or probe.fixed_pairs(
           config, loop.mesh, steps, state, loop.first_batch(), generate.keys_of_rows, pairs_of
         )
         metrics |= steps.probe(state, *fixed)
-      loop.after(step, state, metrics, note="rollout/quality")
+      loop.after(step, state, metrics, note="rollout/quality", replies=grader.replies)
 
 
 def command() -> NoReturn:

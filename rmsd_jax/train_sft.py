@@ -23,6 +23,7 @@ from rmsd_jax.core.packed import Rows
 from rmsd_jax.method import losses, matching
 from rmsd_jax.models import hf
 from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.rollouts import looks
 from rmsd_jax.training import optim, pieces
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Loop
@@ -112,15 +113,14 @@ def main(config, workdir: str) -> None:
   model = hf.load_model(**config.model)
   optims = make_optims(config)
   loop = Loop(config, workdir, stage=1)
-  rate = optim.schedule(config.optim, config.steps)
   with jax.set_mesh(loop.mesh), loop:
-    state = loop.start(model, optims, lambda: init_state(config, loop.mesh, model, optims))
-    steps = make_steps(config, loop.mesh)
+    make = lambda: init_state(config, loop.mesh, model, optims)
+    state = loop.start(model, optims, make, looks.Look)
+    steps = loop.around(make_steps(config, loop.mesh))
     for step, batch in loop.batches():
       # Drawn anew at each step, so that over epochs equally good responses take turns.
       groups = matching.targets(batch, seed=config.seed, step=step, **config.supervision)
       state, metrics = train_step(config, loop.mesh, steps, state, groups)
-      metrics["learning_rate"] = rate(step)
       length_BR = sharding.put_batch(loop.mesh, groups.response_length_BR)
       metrics["target_tokens"] = length_BR.mean()
       metrics["without_target"] = (length_BR == 0).mean()

@@ -24,10 +24,11 @@ import jax
 
 from rmsd_jax import cli
 from rmsd_jax.compile import hlo
-from rmsd_jax.compile.chips import ATTENTION, CHIPS, Chip, devices_of
+from rmsd_jax.compile.chips import ATTENTION, devices_of
 from rmsd_jax.compile.cost import Work
 from rmsd_jax.compile.programs import programs
 from rmsd_jax.core import sharding
+from rmsd_jax.core.accelerators import CHIPS, Chip
 from rmsd_jax.core.errors import UserError
 
 GIB = 2**30

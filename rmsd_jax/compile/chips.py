@@ -1,35 +1,18 @@
-"""Accelerators that need not be there: their public figures, and devices to compile for.
+"""Accelerators that need not be there: devices to compile for.
 
 kind, devices = devices_of("v5e:4x4")       of a TPU slice, through libtpu
 kind, devices = devices_of("h100:8")        of H100s, through JAX's CUDA plugin
 """
 
 import os
-from typing import NamedTuple
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks a cloud's metadata server
 
 from jax.experimental import topologies
 
+from rmsd_jax.core.accelerators import CHIPS
 from rmsd_jax.core.errors import UserError
 
-
-class Chip(NamedTuple):
-  """Public figures of one JAX device: usable memory, bfloat16 peak, bandwidths."""
-
-  memory: float  # GiB
-  flops: float  # per second
-  hbm: float  # bytes per second
-  link: float  # bytes per second to other devices, all links together, one direction
-
-
-CHIPS = {
-  "v5e": Chip(15.75, 197e12, 819e9, 200e9),
-  "v5p": Chip(95.0, 459e12, 2_765e9, 600e9),
-  "v6e": Chip(31.25, 918e12, 1_640e9, 448e9),
-  "tpu7x": Chip(94.0, 1_153e12, 3_690e9, 600e9),  # a chip has two devices
-  "h100": Chip(79.1, 989e12, 3_352e9, 450e9),  # SXM; the link is NVLink, inside a host of 8
-}
 ATTENTION = {"h100": "cudnn"}  # what attention "auto" is there; splash elsewhere
 HOST = 8  # GPUs of one host
 

@@ -68,6 +68,10 @@ class Terminated(Exception):
   """
 
 
+class Interrupted(Terminated):
+  """The same of Ctrl-C; status 130."""
+
+
 def outcome(error: BaseException) -> tuple[str, int]:
   """The line with which a command ends because of an error, and its exit status.
 
@@ -81,6 +85,8 @@ def outcome(error: BaseException) -> tuple[str, int]:
       return f"error: {text}; make room or mend the folder", EXIT_BAD_INPUT
     case KeyboardInterrupt():
       return "interrupted", EXIT_INTERRUPTED
+    case Interrupted():
+      return str(error), EXIT_INTERRUPTED
     case Terminated():
       return str(error), EXIT_TERMINATED
   return f"{type(error).__name__}: {text}", EXIT_FAULT

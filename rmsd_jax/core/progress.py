@@ -16,8 +16,8 @@ class Progress:
   """Progress of a long loop on stderr: count, rate, time left.
 
   A bar on a terminal; elsewhere (a log file) a plain line at most every `interval` seconds and one
-  at the end. The rate is that of the time since the line before, so a slow first step (compilation)
-  does not spoil the forecast for long.
+  at the end. The rate is that of the time since the line before; `without` takes out what will not
+  come again.
 
   Args:
     total: units of the whole job.
@@ -60,6 +60,20 @@ class Progress:
       self._bar.update(n)
     elif time.monotonic() - self._time >= self._interval:
       self._line()
+
+  def without(self, seconds: float) -> None:
+    """Forgets some of the time since the line before, such as that of compiling: no forecast."""
+    self._time += seconds
+    if self._bar is not None:
+      self._bar.start_t += seconds
+      self._bar.last_print_t += seconds
+
+  def say(self, line: str) -> None:
+    """Prints a line of its own, above the bar where there is one."""
+    if self._bar is not None:
+      self._bar.write(line, file=self._stream)
+    elif self._write:
+      print(line, file=self._stream, flush=True)
 
   def close(self) -> None:
     if self._bar is not None:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import re
 import signal
@@ -18,6 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jinja2
 import numpy as np
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
+
 import transformers
 
 from rmsd_jax.core.errors import UserError

@@ -9,6 +9,7 @@ Axes: N rows of a split, B prompts of a batch.
 import contextlib
 import dataclasses
 import gc
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -135,11 +136,7 @@ class Steps:
   ):
     share.size(batch_size)
     _check_k(pool, k, 1)
-    # Rows that are not used keep bucket -1, so that row numbers stay those of the pool.
-    used_N = np.full(len(pool), -1)
-    rows_N = np.flatnonzero(chosen(pool, tasks))[: limit or None]
-    used_N[rows_N] = pool.bucket_N[rows_N]
-    self._bucket_N = fill(used_N, pool.buckets, batch_size)
+    self._bucket_N = _used(pool, batch_size, tasks, limit)
     self._pool = pool
     self._batch_size = batch_size
     self._order = (seed, stage)
@@ -186,6 +183,21 @@ class Steps:
     # All processes plan the whole batch; each reads and decodes its own rows of it.
     rows_B = self._share.of(self.dealt(step))
     return _collate(self._pool, rows_B, self.bucket(step), self._k)
+
+
+def _used(pool: Pool, batch_size: int, tasks: Sequence[str], limit: int) -> np.ndarray:
+  """The bucket in which training has each row; -1: it is not used, so that row numbers stay those
+  of the pool."""
+  used_N = np.full(len(pool), -1)
+  rows_N = np.flatnonzero(chosen(pool, tasks))[: limit or None]
+  used_N[rows_N] = pool.bucket_N[rows_N]
+  return fill(used_N, pool.buckets, batch_size)
+
+
+def per_epoch(pool: Pool, batch_size: int, tasks: Sequence[str] = (), limit: int = 0) -> int:
+  """Steps of an epoch of `Steps` with these arguments, without planning one."""
+  used_N = _used(pool, batch_size, tasks, limit)
+  return int((np.bincount(used_N[used_N >= 0]) // batch_size).sum())
 
 
 def make(
@@ -383,7 +395,43 @@ def chosen(pool: Pool, tasks: Sequence[str]) -> np.ndarray:
   known = sorted(set(pool.task_N.tolist()))
   if unknown := sorted(set(tasks) - set(known)):
     raise UserError(f"the pool has no task {unknown[0]!r}; it has {', '.join(known)}")
-  return np.isin(pool.task_N, tasks) if tasks else np.ones(len(pool), bool)
+  of_tasks_N = np.isin(pool.task_N, tasks) if tasks else np.ones(len(pool), bool)
+  return of_tasks_N if pool.used_N is None else of_tasks_N & pool.used_N
+
+
+def apart(pool: Pool, share: float) -> tuple[Pool, Pool]:
+  """(what training sees, what it never sees): the rows of a share of the clips are held out.
+
+  Which clips follows from their names alone: both stages, and runs of other seeds, hold out the
+  same.
+
+  Raises:
+    UserError: a pool of before keeps no names of clips in its index, or one part has no row.
+  """
+  if pool.clip_N is None:
+    raise UserError(
+      f"data.held_out={share}: the pool {pool.directory} is from before clips were in its index; "
+      "build it again, or name a split of it (evaluate.split)"
+    )
+  names, of_N = np.unique(pool.clip_N, return_inverse=True)
+  place = lambda name: (
+    int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:8], "big") / 2**64
+  )
+  held_N = np.array([place(name) < share for name in names])[of_N]
+  if held_N.all() or not held_N.any():
+    raise UserError(
+      f"data.held_out={share} holds out {held_N.sum()} of {len(held_N)} prompts; give another share"
+    )
+  used = lambda mask_N: dataclasses.replace(pool, used_N=mask_N)
+  return used(~held_N), used(held_N)
+
+
+def some(pool: Pool, count: int, tasks: Sequence[str]) -> Pool:
+  """A pool of which only `count` rows are used, drawn once for all among those that may be."""
+  rows_N = np.random.default_rng(0).permutation(np.flatnonzero(chosen(pool, tasks)))[:count]
+  used_N = np.zeros(len(pool), bool)
+  used_N[rows_N] = True
+  return dataclasses.replace(pool, used_N=used_N)
 
 
 def _check_k(pool: Pool, k: int, least: int) -> None:

@@ -121,6 +121,31 @@ def tokens(stored: Mapping[str, Any]) -> tuple[int, int]:
   return len(stored["ids_P"]), round(lengths_K.mean()) if len(lengths_K) else 0
 
 
+def check_buckets(buckets: Sequence[Bucket], merge: int) -> tuple[Bucket, ...]:
+  """The buckets, smallest first."""
+  for bucket in buckets:
+    if min(bucket) < 1 or bucket.patches % merge**2:
+      raise UserError(
+        f"bucket {','.join(map(str, bucket))}: P, T, F, S must be at least 1 and S a multiple of "
+        f"{merge**2}, the patches of a visual token"
+      )
+  if not buckets:
+    raise UserError("no bucket given; a pool needs at least one P,T,F,S")
+  return tuple(sorted(set(buckets), key=lambda b: (b.prompt + b.frames * b.patches, b.response)))
+
+
+def counted(stored: Mapping[str, Any], buckets: Sequence[Bucket]) -> dict[str, int]:
+  """The responses of an encoded row, by what can be done with them."""
+  ended = np.array([reason == b"stop" for reason in stored["finish_reasons"]], bool)
+  long = stored["tokens_K"] > buckets[stored["bucket"]].response
+  return {
+    "responses": len(ended),
+    "long_responses": int((ended & long).sum()),
+    "truncated_responses": int((~ended).sum()),
+    "teaching_responses": int((stored["valid_K"] & (stored["response_lengths_K"] > 0)).sum()),
+  }
+
+
 def decode(stored: Mapping[str, Any]) -> Row:
   """The inverse of `encode`, from what a TFDS data source returns."""
   values = dict(stored)

@@ -74,7 +74,8 @@ class Pool:
     metadata: the contents of metadata.json.
     bucket_N, task_N: bucket index (int32) and task name of each row.
     tokens_N2: int32 tokens of each row's prompt, and of its responses on average; None in a pool of
-      before they were kept.
+      before they were kept, as clip_N, the clips' names.
+    used_N: bool, rows that loaders may use; None: all.
   """
 
   directory: str
@@ -85,6 +86,8 @@ class Pool:
   task_N: np.ndarray
   digest: str = ""  # of the list of digests; "": of a pool from before there was one
   tokens_N2: np.ndarray | None = None
+  clip_N: np.ndarray | None = None
+  used_N: np.ndarray | None = None
   vocabulary: int = 0  # rows of the reader's embedding, above all ids; 0: not known
 
   def __len__(self) -> int:
@@ -169,6 +172,15 @@ def open_pool(directory: str | os.PathLike, split: str, part: tuple[int, int] = 
   folder = pathlib.Path(directory)
   metadata = read_metadata(folder)
   digest = _checked(folder, metadata, part)
+  return _opened(folder, split, metadata, digest)
+
+
+def another_split(pool: Pool, split: str) -> Pool:
+  """Another split of a pool that is open, its files being checked; raises as `open_pool`."""
+  return _opened(pathlib.Path(pool.directory), split, pool.metadata, pool.digest)
+
+
+def _opened(folder: pathlib.Path, split: str, metadata: Mapping[str, Any], digest: str) -> Pool:
   if split not in metadata["rows"]:
     raise UserError(
       f"the pool {folder} has no split {split!r}, only {', '.join(metadata['rows'])}; add records "
@@ -180,6 +192,7 @@ def open_pool(directory: str | os.PathLike, split: str, part: tuple[int, int] = 
       bucket_N = index["bucket_N"]
       task_N = index["task_N"]
       tokens_N2 = index.get("tokens_N2")
+      clip_N = index.get("clip_N")
   except (
     ValueError,
     KeyError,
@@ -198,7 +211,7 @@ def open_pool(directory: str | os.PathLike, split: str, part: tuple[int, int] = 
       f"the pool {folder} holds {len(source)} rows but its index {len(bucket_N)}; files are "
       "missing or mixed: copy it again or build it again"
     )
-  return Pool(str(folder), split, metadata, source, bucket_N, task_N, digest, tokens_N2)
+  return Pool(str(folder), split, metadata, source, bucket_N, task_N, digest, tokens_N2, clip_N)
 
 
 def _checked(folder: pathlib.Path, metadata: Mapping[str, Any], part: tuple[int, int]) -> str:
@@ -266,7 +279,7 @@ def build(
   """
   out = pathlib.Path(os.path.abspath(out_dir))
   _check_target(out, overwrite)
-  buckets = _check_buckets(buckets, processor.layout.merge)
+  buckets = rows.check_buckets(buckets, processor.layout.merge)
   if workers < 1:
     raise UserError(f"{workers} workers; decoding needs at least 1")
   stage = out.with_name(f".{out.name}.partial")
@@ -301,19 +314,6 @@ def _check_target(out: pathlib.Path, overwrite: bool) -> None:
     raise UserError(f"{out} exists; give another folder, or --overwrite to replace a pool")
   if not (out / _METADATA).exists() or not (out / _NAME).is_dir():
     raise UserError(f"{out} is not a pool, so it will not be deleted; give another folder")
-
-
-def _check_buckets(buckets: Sequence[Bucket], merge: int) -> tuple[Bucket, ...]:
-  """The buckets, smallest first."""
-  for bucket in buckets:
-    if min(bucket) < 1 or bucket.patches % merge**2:
-      raise UserError(
-        f"bucket {','.join(map(str, bucket))}: P, T, F, S must be at least 1 and S a multiple of "
-        f"{merge**2}, the patches of a visual token"
-      )
-  if not buckets:
-    raise UserError("no bucket given; a pool needs at least one P,T,F,S")
-  return tuple(sorted(set(buckets), key=lambda b: (b.prompt + b.frames * b.patches, b.response)))
 
 
 def _settings(jsonl, processor: Processor, rules: Rules, buckets) -> dict[str, Any]:
@@ -374,7 +374,7 @@ def _write(
       used += 1
       clips.notes |= notes
       most = max(most, len(row["tokens_K"]))
-      counts.update(_count(row, work.buckets))
+      counts.update(rows.counted(row, work.buckets))
       yield row
     if not used:
       raise UserError(f"no record of split {split!r} is usable; reasons are in the quarantine file")
@@ -404,16 +404,6 @@ def _useless(counts: Mapping[str, int]) -> str:
   return f"WARNING: this pool can teach nothing: no response is valid and whole ({cut})"
 
 
-def _count(row: Mapping[str, Any], buckets: Sequence[Bucket]) -> dict[str, int]:
-  ended = np.array([reason == b"stop" for reason in row["finish_reasons"]], bool)
-  return {
-    "responses": len(ended),
-    "long_responses": int((ended & (row["tokens_K"] > buckets[row["bucket"]].response)).sum()),
-    "truncated_responses": int((~ended).sum()),
-    "teaching_responses": int((row["valid_K"] & (row["response_lengths_K"] > 0)).sum()),
-  }
-
-
 def write_rows(stage: pathlib.Path, splits: Mapping[str, Iterator[dict]]) -> None:
   """Writes encoded rows as a TFDS data set in ArrayRecord files, in the order they come."""
   folder = stage / _NAME / _VERSION
@@ -435,13 +425,15 @@ def _index(stage: pathlib.Path, split: str) -> dict[str, int]:
   """Reads the split back, writes its index and returns the number of rows of each task."""
   source = _source(stage, split)
   stored = (source[i] for i in range(len(source)))
-  kept = [(int(row["bucket"]), row["task"].decode("utf-8"), rows.tokens(row)) for row in stored]
-  buckets, names, tokens = zip(*kept, strict=True)
+  texts = lambda row: (row["task"].decode("utf-8"), row["clip"].decode("utf-8"))
+  kept = [(int(row["bucket"]), *texts(row), rows.tokens(row)) for row in stored]
+  buckets, names, clips, tokens = zip(*kept, strict=True)
   np.savez(
     stage / f"index-{split}.npz",
     bucket_N=np.array(buckets, np.int32),
     task_N=names,
     tokens_N2=np.array(tokens, np.int32),
+    clip_N=clips,
   )
   return dict(sorted(collections.Counter(names).items()))
 

@@ -122,14 +122,16 @@ def stage_1(runs: Sequence[Run]) -> Shown:
   panels = [
     Panel("Loss on the target response", "nats per token", of("loss")),
     Panel("Learning rate", "per step", of("learning_rate")),
+    Panel("Quality on held-out prompts", "0 to 1, sampled", of("held_out/sampled/quality")),
     Panel("Gradient norm before clipping", "2-norm", of("grad_norm"), log=True),
     Panel("Throughput", "prompts per second", of("prompts_per_second")),
   ]
   return Shown("stage_1", curves(panels),
     "The loss should fall and flatten as the learning rate runs out: a stage 1 that is stopped "
     "early makes anything trained after it look good. Continued SFT is drawn after the end of "
-    "stage 1, where it started. Stage 1 samples nothing while it trains; its quality is in the "
-    "results. The first point of the throughput includes compilation.")  # fmt: skip
+    "stage 1, where it started. Without held-out looks (evaluate.every) stage 1 samples nothing "
+    "while it trains; its quality is in the results. The first point of the throughput "
+    "includes compilation.")  # fmt: skip
 
 
 def stage_2(run: Run) -> list[Shown]:
@@ -143,17 +145,25 @@ def stage_2(run: Run) -> list[Shown]:
 
 def _rollouts(run: Run, of: Callable[..., Curve]) -> Shown:
   rules = [of(f"rollout/{t}", t, plots.TERM_COLOURS[t]) for t in TERMS if t != "discriminator"]
+  sampled = lambda end: of(f"held_out/sampled/{end}", "95 % interval")
+  looks = [
+    of("held_out/sampled/quality", "sampled"),
+    of("held_out/greedy/quality", "greedy", plots.INK),
+  ]
   panels = [
     Panel("Quality of rollouts", "0 to 1, closed-ended", [of("rollout/quality")]),
+    Panel("Quality on held-out prompts", "0 to 1", looks, band=(sampled("low"), sampled("high"))),
     Panel("Rule scores of rollouts", "0 to 1", rules, share=True),
     Panel("KL to the stage 1 student", "nats per token", [of("policy/kl")]),
     Panel("Policy loss", "per token", [of("policy/loss")], level=0),
   ]
   return Shown(f"{run.name}_rollouts", curves(panels),
     "Quality is that of responses sampled on training prompts, a different batch at every step, so "
-    "look at the smoothed line over many steps. KL grows as the student leaves stage 1; a jump "
-    "means it is running away. The policy loss hovers around 0 by construction and says little. "
-    "Steps without a policy curve trained the discriminator alone.")  # fmt: skip
+    "look at the smoothed line over many steps. Where it, or the reward, rises and that on "
+    "held-out prompts falls, the reward is being exploited. KL grows as the student "
+    "leaves stage 1; a jump means it is running away. The policy loss hovers around 0 by "
+    "construction and says little. Steps without a policy curve trained the "
+    "discriminator alone.")  # fmt: skip
 
 
 def _reward(run: Run, of: Callable[..., Curve]) -> Shown:

@@ -3,7 +3,8 @@
 Axes: B prompts of this process, R responses.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -68,6 +69,40 @@ def rule_terms(
         row["task"], reply, row["answer"], row["options"], bool(finished)
       )
   return RuleTerms(*terms_3BR)
+
+
+class Grader:
+  """Grades the rollouts of a step.
+
+  Args:
+    tokenizer: of the student.
+    rules: the tasks.
+    grade: as `rule_terms`.
+    part: makes a context that times a part of the step, by its name.
+
+  Attributes:
+    replies: the B x R texts that it graded last.
+  """
+
+  def __init__(
+    self,
+    tokenizer: ChatTokenizer,
+    rules: Rules,
+    grade: Callable[..., RuleTerms] = rule_terms,
+    part: Callable[[str], contextlib.AbstractContextManager] = contextlib.nullcontext,
+  ):
+    self._tokenizer = tokenizer
+    self._rules = rules
+    self._grade = grade
+    self._part = part
+    self.replies: list[list[str]] = []
+
+  def __call__(self, mine: Samples, info: Sequence[dict]) -> RuleTerms:
+    """The terms of this process's rollouts, as numpy; `info` as in `rule_terms`."""
+    with self._part("texts"):
+      self.replies = replies_of(mine, self._tokenizer)
+    with self._part("grading"):
+      return self._grade(self.replies, info, mine.finished_BR, rules=self._rules)
 
 
 def figures(samples: Samples, terms: RuleTerms, pairs: Pairs, rules: Rules) -> dict:

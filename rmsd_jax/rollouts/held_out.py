@@ -3,15 +3,51 @@
 Axes: B prompts, N samples of a prompt.
 """
 
+import jax
 import numpy as np
 
-from rmsd_jax.core import intervals
+from rmsd_jax.core import intervals, sharding
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.rollouts import grading
+from rmsd_jax.core.groups import PromptGroups
+from rmsd_jax.data.batch import Batch
+from rmsd_jax.data.chat import ChatTokenizer
+from rmsd_jax.models.student import Qwen3VL
+from rmsd_jax.rollouts import generate, grading
+from rmsd_jax.rollouts.generate import Samples
 from rmsd_jax.tasks import Rules, registry
 
 WAYS = ("greedy", "sampled")
 INFO = ("id", "clip", "task", "question", "options", "answer")
+
+
+def respond(model: Qwen3VL, params: dict, groups: PromptGroups, key, **options) -> Samples:
+  """Replies to the prompts of a batch, to be jitted; `options` as of `generate.generate`.
+
+  A response is finished where it ends as the teacher's do, as in stage 2.
+  """
+  tokens = groups.responses_BRT.shape[2]
+  samples = generate.generate(model, params, groups, key, max_tokens=tokens, **options)
+  samples = generate.ended_by(samples, model.config.stop_ids[0])
+  return jax.tree.map(sharding.by_prompt, samples)
+
+
+def lines_of(batch: Batch) -> list[dict]:
+  """A line for each prompt of this process: row, id, clip, task, question, options, answer,
+  closed."""
+  return [
+    {"row": int(row), **{name: info[name] for name in INFO}, "closed": bool(closed)}
+    for row, info, closed in zip(batch.row_B, batch.info, batch.closed_B, strict=True)
+  ]
+
+
+def add_replies(lines: list[dict], how: str, samples: Samples, tokenizer: ChatTokenizer) -> None:
+  """Adds the replies to the lines: under `how` lists over responses of length, finished, text."""
+  mine = jax.tree.map(sharding.local_rows, samples)
+  replies = grading.replies_of(mine, tokenizer)
+  length_BN = mine.length_BR.tolist()
+  finished_BN = mine.finished_BR.tolist()
+  for line, *columns in zip(lines, length_BN, finished_BN, replies, strict=True):
+    line[how] = dict(zip(("length", "finished", "text"), columns, strict=True))
 
 
 def grade(lines: list[dict], rules: Rules) -> list[dict]:

@@ -39,8 +39,11 @@ _OF_THE_DISK = re.compile(
   r"No space left|Read-only file system|Permission denied|Input/output error|quota|No such file|"
   r"NOT_FOUND|directory does not exist"
 )
+_WITHOUT_SCORE = "Requested `tracked_metric`"  # what Orbax warns of at each save without a score
 # Orbax logs the faults of its threads with their traces, before it raises them.
-_RAISED_LATER = lambda record: not (record.exc_info and "orbax" in record.pathname)
+_RAISED_LATER = lambda record: (
+  not ((record.exc_info and "orbax" in record.pathname) or _WITHOUT_SCORE in str(record.msg))
+)
 _LISTED = 8  # problems named in one message; the rest are counted
 
 

@@ -63,10 +63,15 @@ def guard_config(
     new = _flat(json.loads(text))
     added = {key: value for key, value in old_runs.ADDED_KEYS.items() if key in new}
     if changes := _changes(added | old, new, operational):
+      further = (
+        f", or go on from its student: another --workdir with --config.init_from={workdir}"
+        if any(change.startswith("steps ") for change in changes)
+        else ""
+      )
       more = f"; and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
       raise UserError(
         f"{path} belongs to another {path.stem}: {'; '.join(changes[:_NAMED])}{more}; "
-        "undo the change or use a new workdir"
+        f"undo the change or use a new workdir{further}"
       )
   # Written anew at every start, since operational keys may have changed.
   if write:

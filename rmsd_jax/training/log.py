@@ -17,7 +17,7 @@ import jax
 from etils import epath
 
 from rmsd_jax.core.files import complete_lines, in_bucket, replace_text
-from rmsd_jax.training import old_runs, stored
+from rmsd_jax.training import old_runs, stored, trackers
 
 FILE = "metrics.jsonl"
 _RESERVED = ("step", "time")
@@ -33,11 +33,19 @@ class Writer:
     resume_step: the step the run goes on from; lines of later steps are dropped before the first
       write, so a restarted run does not report a step twice.
     write: False on every process but the first, which makes this object do nothing.
+    tracker: gets the same scalars, see `trackers`; closed with this.
   """
 
-  def __init__(self, workdir: str, resume_step: int = 0, write: bool = True):
+  def __init__(
+    self,
+    workdir: str,
+    resume_step: int = 0,
+    write: bool = True,
+    tracker: trackers.Tracker | None = None,
+  ):
     self._file = None
     self._board = None
+    self._tracker = tracker
     if not write:
       return
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -70,12 +78,20 @@ class Writer:
     self._file.flush()
     if self._board is not None:
       self._board.write(step, numbers)
+    if self._tracker is not None:
+      self._tracker.write(step, numbers)
+
+  def text(self, step: int, name: str, text: str) -> None:
+    """Writes Markdown for TensorBoard's text page."""
+    if self._board is not None:
+      self._board.text(step, name, text)
 
   def close(self) -> None:
     with contextlib.ExitStack() as stack:
-      for one in (self._file, self._board):
+      for one in (self._file, self._board, self._tracker):
         if one is not None:
           stack.callback(one.close)
+      self._tracker = None
       self._file = None
       self._board = None
 
@@ -107,7 +123,12 @@ class _Board:
     self._flushed = time.monotonic()
 
   def write(self, step: int, numbers: Mapping[str, float]) -> None:
-    values = [self._summary.scalar(name, number).value[0] for name, number in numbers.items()]
+    self._add(step, [self._summary.scalar(name, x).value[0] for name, x in numbers.items()])
+
+  def text(self, step: int, name: str, text: str) -> None:
+    self._add(step, list(self._summary.text(name, text).value))
+
+  def _add(self, step: int, values: list) -> None:
     event = self._events.Event(wall_time=time.time(), step=step)
     event.summary.value.extend(values)
     self._writer.write_event(event)

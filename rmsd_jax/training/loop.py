@@ -14,20 +14,21 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 
 from rmsd_jax.core import peers, sharding
-from rmsd_jax.core.errors import Terminated, UserError, check_least
+from rmsd_jax.core.errors import Interrupted, Terminated, UserError, check_least, check_within
 from rmsd_jax.core.progress import Progress, rss_gb
 from rmsd_jax.data import loader
 from rmsd_jax.data.batch import Batch, blinded
-from rmsd_jax.data.store import open_pool
+from rmsd_jax.data.store import another_split, open_pool
 from rmsd_jax.method import matching
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
+from rmsd_jax.training import log, optim, showing, stopping, telling, timing, trackers
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
 from rmsd_jax.training.guard import as_begun, check_alike, guard_config, part_of
@@ -43,6 +44,11 @@ LEAST = {
   "logit_chunk": 1,
   "row_tokens": 1,
   "max_skipped": 0,
+  "evaluate.every": 0,
+  "evaluate.prompts": 1,
+  "evaluate.patience": 0,
+  "samples.every": 0,
+  "samples.prompts": 1,
 }
 DRAWS = ("stage", "seed")
 SHARE_OF = 200  # prompts whose responses are looked at before a run begins
@@ -65,7 +71,8 @@ class Loop:
   """One training run around its steps: data, log, checkpoints, end. A context manager.
 
   SIGTERM, the notice of a preemption, makes it save after the step that is under way and end; where
-  several processes train together, one of them that gets it is enough.
+  several processes train together, one of them that gets it is enough. So does Ctrl-C where one
+  process trains.
 
   Args:
     config: of the run; configs/default.py says what each key means.
@@ -93,6 +100,7 @@ class Loop:
   ):
     self._limits = limits
     self._stage = stage
+    self._workdir = workdir
     self._rules = Rules(**config.tasks)
     first = jax.process_index() == 0
     self.mesh = sharding.make_mesh(**config.mesh)
@@ -100,9 +108,10 @@ class Loop:
     part = part_of(config.data.pool)
     self._pool = open_pool(config.data.pool, config.data.split, part)
     check_least(config, LEAST)
-    if config.data.draws not in DRAWS:
-      raise UserError(f"data.draws is {config.data.draws!r}; choose one of {', '.join(DRAWS)}")
-    self._checkpoints = Checkpoints(workdir, config.keep, config.best_metric or None)
+    self._held_out = None  # the pool of held-out looks
+    self._apart(config)
+    self._best = config.best_metric or (stopping.SCORE if self._held_out is not None else "")
+    self._checkpoints = Checkpoints(workdir, config.keep, self._best or None)
     kept = {"write": first, "begun": self._checkpoints.latest() is not None}
     self._config = config = as_begun(workdir, config, kept["begun"])
     self._order = stage if config.data.draws == "stage" else 0
@@ -113,27 +122,72 @@ class Loop:
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
     # Last, since it reads all of a checkpoint; everyone starts from the step that is whole.
     self.begin = self._checkpoints.latest_whole() or 0
+    # All that a stream of batches may be refused for, before weights are loaded.
+    self._streams = []  # of batches, which worker processes may fill
+    self._load(self.begin, config.steps, config.data.workers)
     if first:
+      print(telling.beginning(stage, self.mesh, workdir, self.begin, config.steps))
       print(self._pool_line())
     if needs_teacher and not (self.begin and known):
       self._check_teaches()
-    self._streams = []  # of batches, which worker processes may fill
+    data = config.data
+    self._per_epoch = loader.per_epoch(self._pool, config.batch, data.tasks, data.limit)
     self._profiler = Profiler(config.profile, workdir)
-    self._writer = Writer(workdir, self.begin, first)
+    tracker = trackers.tracker_of(config.writer, workdir, config.to_dict()) if first else None
+    self._writer = Writer(workdir, self.begin, first, tracker)
+    self._shown = showing.Shown(workdir, self.begin, first, **config.samples)
+    self._batch: Batch | None = None  # of the step that is under way
+    self._warned: dict[str, str] = {}
     self._progress = Progress(config.steps, f"stage {stage}", self.begin, first)
-    self._logged, self._clock = self.begin, time.monotonic()
+    self._logged, self._since = self.begin, time.monotonic()
+    self.clock = timing.Clock(self._progress.say)
     # JAX agrees on a step later than the last one asked about, so it must know where a run begins.
     self._checkpoints.preempted(self.begin)
-    self._ends = False  # SIGTERM came; where processes are joined, JAX takes the signal
-    self._handler = None  # the one before ours
+    self._optims: dict[str, optim.Optimizer] = {}
+    self._look: Callable | None = None
+    # What the rules read of the log; and why the run is over before its last step, "": it is not.
+    looked = self._held_out is not None
+    self._lines = [x for x in log.read(workdir) if looked and x["step"] <= self.begin]
+    self._over = stopping.stalled(stopping.looks_of(self._lines), config.evaluate.patience)
+    self._take_signals()
+
+  def _take_signals(self) -> None:
+    self._ends = 0  # the signal that came; where processes are joined, JAX takes SIGTERM
+    self._handlers: dict[int, Any] = {}  # the ones before ours
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      self._handler = signal.signal(signal.SIGTERM, self._end)
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._handlers[number] = signal.signal(number, self._end)
+
+  def _apart(self, config) -> None:
+    """Sets apart what training never sees."""
+    data, evaluate = config.data, config.evaluate
+    if data.draws not in DRAWS:
+      raise UserError(f"data.draws is {data.draws!r}; choose one of {', '.join(DRAWS)}")
+    check_within(config, {"data.held_out": "[0, 1)"})
+    held_out = None
+    if data.held_out:
+      self._pool, held_out = loader.apart(self._pool, data.held_out)
+    if not evaluate.every:
+      return
+    check_least(config, {"evaluate.samples": 1})
+    if not data.held_out and evaluate.split in ("", data.split):
+      raise UserError(
+        f"evaluate.every={evaluate.every} wants prompts that training never sees: give "
+        f"evaluate.split, a split other than {data.split!r}, or a share of the clips, "
+        "data.held_out=0.05"
+      )
+    if evaluate.split and evaluate.split != data.split:
+      held_out = another_split(self._pool, evaluate.split)
+    self._held_out = loader.some(held_out, evaluate.prompts, data.tasks)
 
   def _pool_line(self) -> str:
     """What there is to learn from."""
     pool, used = self._pool, self._config.data.responses
     sizes = " ".join(",".join(map(str, bucket)) for bucket in pool.buckets)
-    line = f"pool: {len(pool):,} prompts, buckets P,T,F,S {sizes}, "
+    line = f"pool: {loader.chosen(pool, ()).sum():,} prompts, "
+    if pool.used_N is not None:
+      line += f"{(~pool.used_N).sum():,} of other clips are held out, "
+    line += f"buckets P,T,F,S {sizes}, "
     if pool.metadata["scorer"] != self._rules.version:
       line += f"scored by rules {pool.metadata['scorer']} (mended since: {self._rules.version}), "
     if (there := pool.metadata["k"]) <= used:
@@ -165,13 +219,15 @@ class Loop:
       print(f"WARNING: only {taught / seen:.1%} of the prompts have a response that may teach")
 
   def start(
-    self, model: Qwen3VL, optims: dict, make: Callable[[], state_lib.State]
+    self, model: Qwen3VL, optims: dict, make: Callable[[], state_lib.State], look: Callable
   ) -> state_lib.State:
     """The state to begin with: the last checkpoint's, or that of step 0, which `make` makes.
 
     Args:
       optims: role -> its optimizer; the checkpoint is read straight into sharded arrays.
+      look: makes what asks and grades held-out prompts, as `rollouts.looks.Look`.
     """
+    self._look = self._looker(model, look)
     if self.begin:
       trained = self._config.trained
       saved = state_lib.abstract(self.mesh, model, trained, optims, self._rules.names)
@@ -182,13 +238,43 @@ class Loop:
       print(state_lib.summary(state))
     # From here on ids are held against the model that reads them.
     self._pool = dataclasses.replace(self._pool, vocabulary=model.config.text.vocab)
-    self._clock = time.monotonic()
+    self._optims = {role: tx for role, tx in optims.items() if tx is not None}
+    self._since = time.monotonic()
     return state
+
+  def _looker(self, model: Qwen3VL, look: Callable) -> Callable | None:
+    config = self._config
+    if self._held_out is None:
+      return None
+    return look(
+      dataclasses.replace(self._held_out, vocabulary=model.config.text.vocab),
+      model,
+      self.mesh,
+      config.model.folder,
+      self._rules,
+      batch=config.batch,
+      seed=config.seed,
+      samples=config.evaluate.samples,
+      rollouts=config.rollouts,
+      pass_above=config.evaluate.pass_above,
+      blind=config.data.blind,
+      around=self.clock.around,
+    )
+
+  def around(self, steps):
+    """The programs of a step, timed and, where rollouts are shown, looked at."""
+    return self.clock.around(self._shown.around(steps))
 
   def batches(self) -> Iterator[tuple[int, Batch]]:
     """The steps still to do, each with this process's share of its batch."""
-    for step, batch in self._load(self.begin, self._config.steps, self._config.data.workers):
+    loaded = self._load(self.begin, self._config.steps, self._config.data.workers)
+    while not self._over:
+      with self.clock.part("data"):
+        step, batch = next(loaded, (None, None))
+      if step is None:
+        return
       self._profiler.before(step)
+      self._batch = batch
       yield step, batch
 
   def first_batch(self) -> Batch:
@@ -217,7 +303,14 @@ class Loop:
     self._streams.append(loaded)
     return ((step, blinded(batch) if config.data.blind else batch) for step, batch in loaded)
 
-  def after(self, step: int, state: state_lib.State, metrics: Mapping, note: str) -> None:
+  def after(
+    self,
+    step: int,
+    state: state_lib.State,
+    metrics: Mapping,
+    note: str,
+    replies: Sequence[Sequence[str]] = (),
+  ) -> None:
     """Counts one step; logs and saves when it is time.
 
     Args:
@@ -225,6 +318,7 @@ class Loop:
       metrics: scalars; device values are waited for only when they are logged. Those in
         MAY_BE_EMPTY are left out where they are NaN.
       note: name of the metric that the progress bar shows.
+      replies: stage 2, texts of this process's rollouts.
 
     Raises:
       UserError: too many updates in a row had no finite gradient, or a limit was passed; what is
@@ -234,29 +328,85 @@ class Loop:
     config = self._config
     done = step + 1
     self._profiler.after(step, metrics)
-    ends = (self._ends or self._checkpoints.preempted(done)) and done < config.steps
-    if done % config.log_every == 0 or done == config.steps:
+    if self._batch is not None and self._shown.due(done):
+      self._writer.text(done, "rollouts", self._shown.add(done, self._batch, self._pool, replies))
+    ends = (bool(self._ends) or self._checkpoints.preempted(done)) and done < config.steps
+    looks = self._look is not None and (done % config.evaluate.every == 0 or done == config.steps)
+    gains = False
+    if done % config.log_every == 0 or done == config.steps or looks:
       metrics = {
         name: value
         for name, value in jax.device_get(dict(metrics)).items()
         if not (name.startswith(MAY_BE_EMPTY) and np.isnan(value))
       }
-      now = time.monotonic()
-      seconds, self._clock = (now - self._clock) / (done - self._logged), now
-      costs = {"seconds_per_step": seconds, "prompts_per_second": config.batch / seconds}
-      self._writer.write(done, metrics | costs | {"host_memory_gb": rss_gb()})
+      if looks:
+        metrics |= self._look(state_lib.weights(state))
+      line = metrics | self._figures(done, state)
+      self._writer.write(done, line)
       shown = f"{note} {float(metrics[note]):.3f}" if note in metrics else ""
       self._progress.update(done - self._logged, note=shown)
       self._logged = done
+      self._warn(metrics)
       self._check_health(done, metrics)
-    if done % config.save_every == 0 or done == config.steps or ends:
-      self._checkpoints.save(done, state, metrics)
+      gains = self._follow(done, line, looks)
+    if done % config.save_every == 0 or done == config.steps or ends or gains or self._over:
+      # A step without a look cannot become the best, and need not say so.
+      scored = looks or self._best != stopping.SCORE
+      with self.clock.part("save"):
+        self._checkpoints.save(done, state, metrics if scored else None)
     if ends:
       self._checkpoints.wait()
-      raise Terminated(f"ended by SIGTERM: step {done} is saved; the same command goes on from it")
+      kind = Interrupted if self._ends == signal.SIGINT else Terminated
+      by = "Ctrl-C" if self._ends == signal.SIGINT else "SIGTERM"
+      raise kind(f"ended by {by}: step {done} is saved; the same command goes on from it")
 
-  def _end(self, *_: object) -> None:
-    self._ends = True
+  def _warn(self, metrics: Mapping) -> None:
+    """Says what is wrong with the rollouts, when it begins to be."""
+    found = showing.warnings(metrics)
+    for kind in found.keys() - self._warned.keys():
+      self._progress.say(f"WARNING: {found[kind]}")
+    self._warned = found
+
+  def _follow(self, done: int, line: Mapping, looks: bool) -> bool:
+    """Follows the held-out looks; whether this one is the best.
+
+    Raises:
+      UserError: the reward is being hacked.
+    """
+    if self._look is None:
+      return False
+    self._lines.append({"step": done} | {k: line[k] for k in stopping.READ if k in line})
+    if not looks:
+      return False
+    seen = stopping.looks_of(self._lines)
+    if jax.process_index() == 0:
+      self._progress.say(stopping.told(line, seen))
+    if self._config.evaluate.stop_hacking and (why := stopping.hacked(seen)):
+      raise UserError(why)
+    self._over = stopping.stalled(seen, self._config.evaluate.patience)
+    return self._best == stopping.SCORE and stopping.improves(seen)
+
+  def _figures(self, done: int, state: state_lib.State) -> dict[str, Any]:
+    """What is logged beside a step's own metrics; since the line before, where it is a mean."""
+    config, steps, now = self._config, done - self._logged, time.monotonic()
+    taken, self._since = now - self._since, now
+    self._progress.without(self.clock.compiled())
+    return {
+      "seconds_per_step": taken / steps,
+      "prompts_per_second": config.batch * steps / taken,
+      "epoch": done / self._per_epoch,
+      "host_memory_gb": rss_gb(),
+      **self.clock.figures(steps, taken),
+      **optim.rates(self._optims, state),
+    }
+
+  def _end(self, number: int, _: object) -> None:
+    # Ctrl-C ends a run at once before its first step, and where it comes a second time.
+    if number == signal.SIGINT and (self._ends or self._batch is None):
+      raise KeyboardInterrupt
+    if number == signal.SIGINT:
+      self._progress.say("saving behind the step under way; Ctrl-C again ends without saving")
+    self._ends = number
 
   def _check_health(self, done: int, metrics: Mapping) -> None:
     for limit in self._limits:
@@ -275,14 +425,22 @@ class Loop:
           "checkpoint's student (init_from) with a lower learning rate"
         )
 
+  def _ending(self) -> str:
+    reason = f"{self._over}; a higher evaluate.patience goes on" if self._over else ""
+    steps = self._config.steps
+    return telling.ending(self._stage, self._workdir, self._logged, steps, reason)
+
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
     peers.ending(error)  # what follows may wait for the other processes
     with contextlib.ExitStack() as stack:  # from below: all are closed, though a disk be full
-      if self._handler is not None:  # SIGTERM must not end the process while a save is written
-        stack.callback(signal.signal, signal.SIGTERM, self._handler)
+      if error is None and jax.process_index() == 0:
+        stack.callback(print, self._ending())
+      for number, handler in self._handlers.items():  # no signal ends the process in a save
+        stack.callback(signal.signal, number, handler)
+      stack.callback(self.clock.close)
       stack.callback(self._checkpoints.close)
       stack.callback(self._writer.close)
       stack.callback(self._progress.close)

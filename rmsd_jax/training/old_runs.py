@@ -20,6 +20,7 @@ ADDED_KEYS = {
   "tasks.module": "",
   "tasks.reading": "strict",
   "data.draws": "seed",
+  "data.held_out": 0.0,
 }
 # Those of them whose default is another: a run that was begun without the key goes on with the
 # value above, whatever its config says today, and its stored config stays without the key.

@@ -12,6 +12,7 @@ from rmsd_jax.core import named
 from rmsd_jax.core.errors import UserError, check_within
 
 SCHEDULES = ("cosine", "constant")
+_PREFIXES = {"student": "policy/", "discriminator": "discriminator/"}  # of stage 2's metrics
 WITHIN = {  # of an optimizer's section
   "learning_rate": "[0, inf)",
   "b1": "[0, 1)",
@@ -100,7 +101,15 @@ def _adamw(optim, rate: optax.Schedule, decayed: Callable) -> optax.GradientTran
 OPTIMIZERS = {"adamw": _adamw}
 
 
-def make(optim, steps: int) -> optax.GradientTransformation:
+class Optimizer(NamedTuple):
+  """An optax transformation and its learning rate by update, from 0."""
+
+  init: Callable
+  update: Callable
+  rate: optax.Schedule
+
+
+def make(optim, steps: int) -> Optimizer:
   """The optimizer of a config section with clipping by global norm; see `skipping`.
 
   Args:
@@ -114,8 +123,26 @@ def make(optim, steps: int) -> optax.GradientTransformation:
   decayed = lambda params: named.unflatten(
     {name: not _never_decayed(name) for name in named.flatten(params)}
   )
-  inner = OPTIMIZERS[optim.name](optim, schedule(optim, steps), decayed)
-  return skipping(inner, optim.clip_norm)
+  rate = schedule(optim, steps)
+  inner = OPTIMIZERS[optim.name](optim, rate, decayed)
+  return Optimizer(*skipping(inner, optim.clip_norm), rate)
+
+
+def rates(optims: dict[str, Optimizer], state: dict) -> dict[str, jax.Array]:
+  """The learning rate of each role's latest update, as the log calls it; of those that made one.
+
+  Args:
+    optims: by role.
+    state: of the run.
+  """
+  found = {}
+  prefixes = _PREFIXES if "reference" in state else {"student": ""}  # which stage 1 lacks
+  for role, tx in optims.items():
+    paths = jax.tree_util.tree_leaves_with_path(state[f"{role}_optim"])
+    counts = [x for path, x in paths if getattr(path[-1], "name", "") == "count"]
+    if counts and (made := int(counts[-1])):  # updates; Skipping leaves out those that do not count
+      found[f"{prefixes[role]}learning_rate"] = tx.rate(made - 1)
+  return found
 
 
 def _never_decayed(name: str) -> bool:

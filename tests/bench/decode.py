@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from rmsd_jax.compile import chips, cost, hlo
 from rmsd_jax.compile.programs import lengths
 from rmsd_jax.core import named, sharding
+from rmsd_jax.core.accelerators import CHIPS
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.models.config import PRESETS
 from rmsd_jax.models.student import PARTITION, Qwen3VL
@@ -104,7 +105,7 @@ def main() -> None:
     f"128 prompts, responses of {options.mean} T: {total / sampled / 1e6:.0f} MB a sampled token"
   )
   print(f"  (by formula {reckoned(turns) / sampled / 1e6:.0f}), ", end="")
-  print(f"{total / chips.CHIPS[kind].hbm:.2f} s at the chip's peak")
+  print(f"{total / CHIPS[kind].hbm:.2f} s at the chip's peak")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from rmsd_jax.compile.chips import CHIPS
+from rmsd_jax.core import accelerators
 
 GIB = 2**30
 
@@ -41,9 +41,7 @@ def peak_bytes() -> int:
 
 def peak_flops() -> float:
   """bfloat16 peak of the device by its data sheet; NaN for one that is not in the table."""
-  kind = jax.devices()[0].device_kind.lower()
-  # An H200 has the compute of an H100; its memory is larger and faster.
-  return CHIPS["h100"].flops if "h100" in kind or "h200" in kind else float("nan")
+  return accelerators.peak_flops(jax.devices()[0].device_kind) or float("nan")
 
 
 def device(out: Out) -> dict:

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny_run
-from test_train_rl import CONFIG, GRADE, NAMES, case, put
+from test_train_rl import CONFIG, GRADE, NAMES, RULES, case, put
 
 from rmsd_jax import train_rl
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.method.carriers import RuleTerms
+from rmsd_jax.rollouts import grading
 from rmsd_jax.training import optim
 from rmsd_jax.training import state as state_lib
 
@@ -28,9 +29,11 @@ def called(c, step: int) -> dict:
     seen["score"], seen["terms"] = np.asarray(score_BN), type(terms)
     return None, None, {}
 
-  def grade(*arguments):
+  def grade(*arguments, rules):
     seen["order"] = [*seen.get("order", ()), "grade"]
     return GRADE(*arguments)
+
+  grader = grading.Grader(ChatTokenizer(c.model.folder), RULES, grade)
 
   nothing = lambda *_: (None, optim.Figures(jnp.zeros(()), {}))
   fakes = train_rl.Steps(
@@ -46,7 +49,7 @@ def called(c, step: int) -> dict:
   )
   state = dict.fromkeys(("student", "discriminator", "running"))
   _, seen["metrics"] = train_rl.train_step(
-    c, tiny_run.mesh(), fakes, ChatTokenizer(c.model.folder), grade, state, step,
+    c, tiny_run.mesh(), fakes, grader, state, step,
     given["batch"],
   )  # fmt: skip
   return seen

@@ -134,6 +134,10 @@ def straight(tmp_path_factory):
   return workdir
 
 
+def test_every_figure_of_the_log_is_explained(straight):
+  assert not tiny_run.unexplained(straight)
+
+
 def test_the_loss_goes_down_on_a_few_prompts(straight):
   written = tiny_run.lines(straight)
   assert [line["step"] for line in written] == [1, 2, 3, 4, 5, 6]

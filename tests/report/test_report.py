@@ -76,6 +76,9 @@ def stage_2_lines(count=40, warmup=5, seed=0):
       line |= {f"discriminator/accuracy/{task}": 0.6, f"pairs/survivors/{task}": 3.5}
     if i % 10 == 0:
       line |= {"probe/score_teacher": x, "probe/score_student": -x}
+      for way in ("greedy", "sampled"):
+        ends = {"quality": 0.5, "low": 0.4, "high": 0.6}
+        line |= {f"held_out/{way}/{name}": value + 0.1 * x for name, value in ends.items()}
     if i > warmup:
       names = {"kl": 0.02 * x, "loss": rng.normal(0, 0.01), "grad_norm": 0.2, "skipped": 0.0}
       line |= {f"policy/{k}": v for k, v in (names | {"sampler_trainer_gap": 1e-6}).items()}

@@ -56,6 +56,7 @@ class MemoryPool:
   stored: tuple
   buckets: tuple = BUCKETS
   layout: prompts.Layout = LAYOUT
+  used_N: np.ndarray | None = None
 
   def __len__(self):
     return len(self.stored)

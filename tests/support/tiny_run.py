@@ -8,6 +8,7 @@ are such that sampling ends some responses and cuts others off.
 import functools
 import json
 import pathlib
+import re
 import tempfile
 from typing import NamedTuple
 
@@ -25,11 +26,12 @@ from rmsd_jax.data import loader, media, store
 from rmsd_jax.data.processor import Processor
 from rmsd_jax.demo import simulated_teacher, tokenizer
 from rmsd_jax.demo.base import TOKENS
+from rmsd_jax.method import advantages
 from rmsd_jax.models import config as config_lib
 from rmsd_jax.models import hf
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import log, loop
+from rmsd_jax.training import log, loop, timing
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
 
@@ -220,8 +222,19 @@ def moves(got, wanted) -> set[str]:
 
 def lines(workdir) -> list[dict]:
   """The metrics of a run without what a clock gave."""
-  timed = ("time", "seconds_per_step", "prompts_per_second", "host_memory_gb")
+  timed = ("time", *timing.OF_THE_MACHINE)
   return [
-    {name: value for name, value in line.items() if name not in timed}
+    {name: value for name, value in line.items() if not name.startswith(timed)}
     for line in log.read(str(workdir))
   ]
+
+
+def unexplained(workdir) -> list[str]:
+  """Tags that a run logged and the table of docs/training.md does not explain."""
+  section = (ROOT / "docs" / "training.md").read_text("utf-8").partition("## Every figure")[2]
+  cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+  tags = re.findall("`(.+?)`", " ".join(cells))
+  tasks, terms = ("|".join(names) for names in (Rules().names, advantages.TERMS))
+  known = [tag.replace("TASK", f"(?:{tasks})").replace("TERM", f"(?:{terms})") for tag in tags]
+  logged = {name for line in log.read(str(workdir)) for name in line} - {"step", "time"}
+  return sorted(tag for tag in logged if not any(re.fullmatch(one, tag) for one in known))

@@ -44,6 +44,10 @@ def test_every_step_of_a_run_agrees_with_its_sampler(straight):
     assert 0 < line["discriminator/pairs"] <= line["rollout/finished"]
 
 
+def test_every_figure_of_the_log_is_explained(straight):
+  assert not tiny_run.unexplained(straight)
+
+
 def test_the_probe_looks_at_fixed_pairs_every_few_steps(straight):
   """Of the reference's rollouts on the first batch: the student's changes do not show."""
   written = tiny_run.lines(straight)
