@@ -23,9 +23,9 @@ def sizes_of(model: Qwen3VL, P: int, T: int, R: int, most: int) -> Sizes:
     R: responses of a group.
     most: `config.row_tokens`.
   """
-  # A fourth of the prompts' and a 24th of the responses' most: at the lengths of
+  # A fourth of the prompts' and a 32nd of the responses' most: at the lengths of
   # tests/core/test_packing.py at most 1 to 3 % are lost to them, in 4 to 9 sizes in 500 steps.
-  steps = Sizes(P=-(-P // 4), W=-(-R * T // 24), most=most, lanes=LANES)
+  steps = Sizes(P=-(-P // 4), W=-(-R * T // 32), most=most, lanes=LANES)
   if attention.resolve(model.attention, model.dtype) != "splash":
     return steps
   from rmsd_jax.models import splash  # Pallas for TPU: imported where it is used
