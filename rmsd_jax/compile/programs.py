@@ -23,10 +23,12 @@ from rmsd_jax.tasks import Rules
 from rmsd_jax.training import pieces
 from rmsd_jax.training import state as state_lib
 
+LANES = 128  # sizes that any attention can take are multiples of this
+
 
 def programs(config, mesh, mean: float = 0.0) -> dict:
   """name -> (jitted function, abstract arguments, runs in a step, Work of a step, least HBM bytes
-  of one device in a step). What has pieces gets the first, which is the largest.
+  of one device in a step). What has pieces gets the largest that may occur.
 
   Args:
     mean: of the responses' lengths, as a share of T; 0: all are T.
@@ -49,7 +51,8 @@ def _sft_programs(config, mesh, mean: float) -> dict:
   visual = _split(mesh, jax.eval_shape(steps.encode, state, groups))
   plan, size = planned(config, mesh, model, 1, mean)
   grads = gradients_of(mesh, state["student"])
-  arguments = (state, grads, abstract_rows(mesh, plan[0], bucket.response), groups, visual)
+  rows = abstract_rows(mesh, largest(config, plan[0]), bucket.response)
+  arguments = (state, grads, rows, groups, visual)
   figures = jax.eval_shape(steps.imitate, *arguments)[1]
   read = reading_bytes(config, mesh, state, passes * len(plan))
   work = cost.sft(c, size, config.model.remat, config.logit_chunk)
@@ -85,7 +88,8 @@ def _rl_programs(config, mesh, mean: float) -> dict:
   batch, spread, _ = jax.eval_shape(steps.reward, *reward)
   plan, size = planned(config, mesh, model, N, mean)
   grads = gradients_of(mesh, state["student"])
-  improve = (state, grads, abstract_rows(mesh, plan[0], T), groups, visual, _split(mesh, batch))
+  rows = abstract_rows(mesh, largest(config, plan[0]), T)
+  improve = (state, grads, rows, groups, visual, _split(mesh, batch))
   figures = jax.eval_shape(steps.improve, *improve)[1]
   update = update_bytes(mesh, state)
   made = {
@@ -109,7 +113,8 @@ def _rl_programs(config, mesh, mean: float) -> dict:
     learn = jax.ShapeDtypeStruct((), jnp.bool_)
     plan, size = planned(config, mesh, model, N + K, mean)
     grads = gradients_of(mesh, state["discriminator"])
-    judge = (state, grads, abstract_rows(mesh, plan[0], T), groups, visual, pairs)
+    rows = abstract_rows(mesh, largest(config, plan[0]), T)
+    judge = (state, grads, rows, groups, visual, pairs)
     figures = jax.eval_shape(steps.judge, *judge)[1]
     figures = figures._replace(parts=_split(mesh, figures.parts))
     work = cost.discriminator(c, size, remat)
@@ -140,6 +145,13 @@ def abstract_groups(config, model: ModelConfig, mesh, bucket: Bucket, R: int) ->
     responses_BRT=array(B, R, T),
     response_length_BR=array(B, R),
   )
+
+
+def largest(config, piece: Piece) -> Piece:
+  """A piece of all the places that `row_tokens` allows: shorter responses than a plan's fill up its
+  rows with more groups, and memory has to suffice for any batch."""
+  spare = config.row_tokens // piece.deep - piece.P - piece.W
+  return piece._replace(W=piece.W + max(spare, 0) // LANES * LANES)
 
 
 def abstract_rows(mesh, piece: Piece, T: int) -> Rows:

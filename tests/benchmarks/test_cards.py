@@ -242,8 +242,11 @@ def test_the_tables_have_the_papers_rows_and_ours(tmp_path, capsys):
   assert {row["value"] for row in rows if row["column"] == "MathVerse"} == {
     "45.7", "46.8", "49.3", "-"
   }  # fmt: skip
-  with pytest.raises(UserError, match="is no score card"):
-    main(["table", str(tmp_path)])
+  main(["table", str(tmp_path)])  # the cards below a folder
+  assert capsys.readouterr().out.count("step 7 | paper-64f") == 2
+  (tmp_path / "none").mkdir()
+  with pytest.raises(UserError, match="no score card"):
+    main(["table", str(tmp_path / "none")])
 
 
 @pytest.mark.parametrize(

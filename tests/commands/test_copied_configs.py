@@ -24,6 +24,7 @@ SHIPPED = (
   ("qwen3vl_2b_rl.py", ""),
   ("qwen3vl_4b_sft.py", ""),
   ("qwen3vl_4b_rl.py", ""),
+  ("eval/benchmark.py", ""),
   ("eval/demo.py", ""),
   ("eval/qwen3vl.py", ""),
 )

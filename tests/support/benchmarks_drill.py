@@ -42,6 +42,13 @@ def last_step(log: pathlib.Path) -> str:
   return begun[-1].partition(",")[0] if begun else "start"
 
 
+def wait_for_a_step(log: pathlib.Path) -> None:
+  """Returns when the run has begun a step: what goes before is the same in every start."""
+  until = time.monotonic() + 120
+  while last_step(log) == "start" and time.monotonic() < until:
+    time.sleep(0.05)
+
+
 def main(arguments_file: str, folder: str, kills: int, seed: str) -> None:
   rng = random.Random(seed)
   here = pathlib.Path(folder)
@@ -53,8 +60,10 @@ def main(arguments_file: str, folder: str, kills: int, seed: str) -> None:
   out.rename(here / "alone")
   killed = []
   while len(killed) < kills:
+    log.unlink(missing_ok=True)
     number = start(arguments, log)
-    time.sleep(rng.uniform(0.02, 0.15) * seconds)
+    wait_for_a_step(log)
+    time.sleep(rng.uniform(0, 0.12) * seconds)
     how = rng.choice((signal.SIGKILL, signal.SIGTERM))
     os.kill(number, how)  # one that has ended waits for the next line
     if os.waitpid(number, 0)[1] == 0:
