@@ -32,5 +32,8 @@ def get_config() -> ConfigDict:
   c.optim.learning_rate = 1e-6
   for optim in (c.optim, c.discriminator.optim):
     optim.schedule, optim.warmup_share, optim.clip_norm = "constant", 0.01, 0.2  # 5 steps
+  # Where memory is short, such as on v5e: remat "all".
+  c.model.remat = "products"
+  c.row_tokens = 16_896
   c.compile.topology = "v5p:2x2x4"
   return c

@@ -1,5 +1,7 @@
 """A batch as packed rows on the mesh: planned over all processes, each filling its own."""
 
+import math
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -23,9 +25,10 @@ def sizes_of(model: Qwen3VL, P: int, T: int, R: int, most: int) -> Sizes:
     R: responses of a group.
     most: `config.row_tokens`.
   """
-  # A fourth of the prompts' and a 32nd of the responses' most: at the lengths of
-  # tests/core/test_packing.py at most 1 to 3 % are lost to them, in 4 to 9 sizes in 500 steps.
-  steps = Sizes(P=-(-P // 4), W=-(-R * T // 32), most=most, lanes=LANES)
+  # A fourth of the prompts' most, and a 24th or less of the responses': a power of two, so that rows
+  # of several groups are multiples of a kernel's block. tests/bench/padding.py says what is lost.
+  W = 2 ** int(math.log2(max(R * T / 24, 1)))
+  steps = Sizes(P=-(-P // 4), W=W, most=most, lanes=LANES)
   if attention.resolve(model.attention, model.dtype) != "splash":
     return steps
   from rmsd_jax.models import splash  # Pallas for TPU: imported where it is used
