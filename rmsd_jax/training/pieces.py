@@ -25,8 +25,9 @@ def sizes_of(model: Qwen3VL, P: int, T: int, R: int, most: int) -> Sizes:
     R: responses of a group.
     most: `config.row_tokens`.
   """
-  # A fourth of the prompts' most, and a 24th or less of the responses': a power of two, so that rows
-  # of several groups are multiples of a kernel's block. tests/bench/padding.py says what is lost.
+  # A fourth of the prompts' most, and a 24th or less of the responses': a power of two, so that
+  # rows of several groups are multiples of a kernel's block. tests/bench/padding.py says what is
+  # lost.
   W = 2 ** int(math.log2(max(R * T / 24, 1)))
   steps = Sizes(P=-(-P // 4), W=W, most=most, lanes=LANES)
   if attention.resolve(model.attention, model.dtype) != "splash":
