@@ -13,13 +13,6 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "code.md").read_text("utf-8").partition("## Recipes")[2]
 RECIPES = dict(re.findall(r"^\*\*([^*]+?)\.?\*\*(.*?)(?=^\*\*|\Z)", TEXT, re.MULTILINE | re.DOTALL))
 
-TINY = """
-import sys
-sys.path[:0] = ["tests/support", "tests"]
-import conftest, jax, pytest, tiny_run
-from rmsd_jax import train_rl, train_sft
-monkeypatch = pytest.MonkeyPatch()
-"""
 CHECKS = {
   "Change the policy loss": """
 import numpy as np
@@ -64,19 +57,6 @@ replies = [["x " * 40, "x " * 41]]
 terms = grading.rule_terms(replies, info, np.ones((1, 2), bool), Rules())
 assert terms.by_name()["brevity"].tolist() == [[1, 0]]
 """,
-  "Add a column to the pool": TINY
-  + """
-if __name__ == "__main__":
-  from rmsd_jax.data import store
-  row = store.open_pool(str(tiny_run.pool_folder()), "train")[0]
-  assert row.characters == len(row.question) > 0
-""",
-  "Add an optimizer": TINY
-  + """
-if __name__ == "__main__":
-  c = tiny_run.config("sft", steps=1, save_every=1, optim__name="sgd")
-  tiny_run.run(monkeypatch, train_sft, c, "run")
-""",
   "Add an importer": """
 import pathlib
 pathlib.Path("rmsd_jax/teacher/importers/mine.py").write_text(
@@ -89,25 +69,32 @@ from rmsd_jax import pool
 pool.main(["import", "x.json", "--format", "mine", "--out", "out.jsonl"])
 assert pathlib.Path("out.jsonl").exists()
 """,
-  "Print an array inside a step": TINY
-  + """
+}
+# Those that show in a run are followed together: one run shows them all.
+IN_A_RUN = (
+  "Add a column to the pool",
+  "Add an optimizer",
+  "Print an array inside a step",
+  "Take a profile",
+)
+RUN = """
+import pathlib, sys
+sys.path[:0] = ["tests/support", "tests"]
+import conftest, jax, pytest, tiny_run
+from rmsd_jax import train_sft
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.data import store
+from rmsd_jax.training.profiling import Profiler
 if __name__ == "__main__":
-  tiny_run.run(monkeypatch, train_sft, tiny_run.config("sft", steps=1, save_every=1), "run")
-""",
-  "Take a profile": TINY
-  + """
-if __name__ == "__main__":
-  import pathlib
-  c = tiny_run.config("sft", steps=3, save_every=3, profile="1:1")
-  tiny_run.run(monkeypatch, train_sft, c, "run")
+  row = store.open_pool(str(tiny_run.pool_folder()), "train")[0]
+  assert row.characters == len(row.question) > 0
+  c = tiny_run.config("sft", steps=3, save_every=3, profile="1:1", optim__name="sgd")
+  tiny_run.run(pytest.MonkeyPatch(), train_sft, c, "run")
   assert list(pathlib.Path("run/tb").rglob("*.xplane.pb"))
-  from rmsd_jax.core.errors import UserError
-  from rmsd_jax.training.profiling import Profiler
   with pytest.raises(UserError, match="give FIRST:COUNT"):
     Profiler("10", "run")
-""",
-}
-PRINTS = {"Print an array inside a step": "log-prob of each row's first token ["}
+"""
+PRINTED = "log-prob of each row's first token ["
 
 
 def follow(recipe: str, copy: Path) -> None:
@@ -123,20 +110,30 @@ def follow(recipe: str, copy: Path) -> None:
     (copy / "my_tasks.py").write_text(code, encoding="utf-8")
 
 
+def outcome(names, check: str, copy: Path) -> str:
+  """What a check prints in a copy of the package that follows these recipes."""
+  ignored = shutil.ignore_patterns("__pycache__")
+  for folder in ("rmsd_jax", "configs", "tests"):
+    shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+  for name in names:
+    follow(RECIPES[name], copy)
+  (copy / "check.py").write_text(check, encoding="utf-8")
+  environment = os.environ | {"PYTHONPATH": str(copy), "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "check.py"], cwd=copy, env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return done.stdout
+
+
 def test_every_recipe_is_tried():
-  assert list(RECIPES) == list(CHECKS)
+  assert sorted(RECIPES) == sorted([*CHECKS, *IN_A_RUN])
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_recipe_does_what_it_says(name, tmp_path):
-  ignored = shutil.ignore_patterns("__pycache__")
-  for folder in ("rmsd_jax", "configs", "tests"):
-    shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
-  follow(RECIPES[name], tmp_path)
-  (tmp_path / "check.py").write_text(CHECKS[name], encoding="utf-8")
-  environment = os.environ | {"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(
-    [sys.executable, "check.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  assert PRINTS.get(name, "") in done.stdout
+  outcome([name], CHECKS[name], tmp_path)
+
+
+def test_recipes_that_show_in_a_run_do_what_they_say(tmp_path):
+  assert PRINTED in outcome(IN_A_RUN, RUN, tmp_path)
