@@ -44,13 +44,13 @@ def test_every_program_of_a_stage_is_reported(stage, names, here, tmp_path, caps
     assert program["name"] == "encode" or program["hbm_bytes"] > 0 and program["collectives"]
   said = capsys.readouterr().out
   assert said.count("fits") == len(names)
-  # Shorter responses take less of what is packed, and no less of what is not.
+  # Shorter responses take less of the rollouts and of what is packed, and no less of the rest.
   usual = report["usual_lengths"]["seconds"]
   assert list(usual) == names and "responses of 0.3 T on average" in said
   for program in report["programs"]:
     least = max(program["seconds"][name] for name in ("compute", "hbm"))
-    packed = program["name"] in ("imitate", "improve", "judge")
-    assert usual[program["name"]] < least if packed else usual[program["name"]] == least
+    shorter = program["name"] in ("rollout", "imitate", "improve", "judge")
+    assert usual[program["name"]] < least if shorter else usual[program["name"]] == least
 
 
 def test_a_chip_or_a_stage_that_does_not_exist_is_refused(here):
