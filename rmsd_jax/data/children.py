@@ -108,7 +108,10 @@ class Worker:
     while not self._child.ready:
       _collect([self._child])
     self._child.give(0, task, self._limit_s)
-    return _collect([self._child])[0]
+    results: dict[int, Any] = {}
+    while not results:  # none where the deadline has moved
+      results = _collect([self._child])
+    return results[0]
 
   def close(self) -> None:
     """Ends the child; a task under way in another thread returns as a Failure."""
@@ -188,7 +191,7 @@ class _Child:
 
 
 def _collect(children: list[_Child]) -> dict[int, Any]:
-  """Waits until a child sends a message or exceeds its time limit."""
+  """Waits until a child sends a message or its deadline has come; {} where that has moved."""
   pause = min(child.deadline for child in children) - time.monotonic()
   spoke = wait([child.pipe for child in children], None if pause == float("inf") else max(pause, 0))
   results: dict[int, Any] = {}
