@@ -72,10 +72,10 @@ def make_steps(config, mesh) -> Steps:
     rollout=jit(rollout_step(config, model), keep_unused=True),
     nothing=jit(lambda weights: state_lib.pinned(mesh, optim.nothing(weights))),
     judge=jit(judge_step(config, model), donate_argnums=1, keep_unused=True),
-    discriminator=jit(discriminator_step(config, mesh, optims), donate_argnums=(0, 1)),
+    discriminator=jit(discriminator_step(config, mesh, optims), donate_argnums=0),
     reward=jit(reward_step(config)),
     improve=jit(improve_step(config, model), donate_argnums=1, keep_unused=True),
-    policy=jit(policy_step(mesh, optims), donate_argnums=(0, 1)),
+    policy=jit(policy_step(mesh, optims), donate_argnums=0),
     probe=jit(probe.probe_step(config, model)),
     model=model,
   )

@@ -79,7 +79,7 @@ def make_steps(config, mesh) -> Steps:
     nothing=jit(lambda weights: state_lib.pinned(mesh, optim.nothing(weights))),
     # keep_unused: the moments stay in memory meanwhile, so rmsd_jax.compile must count them.
     imitate=jit(imitate, donate_argnums=1, keep_unused=True),
-    train=jit(train, donate_argnums=(0, 1)),
+    train=jit(train, donate_argnums=0),
     model=model,
   )
 
