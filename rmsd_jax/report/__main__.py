@@ -2,8 +2,9 @@
 
 DIR holds runs as the demo makes them (base, blind, sft, sft_continued, rl, or any other names), and
 a pool; a run has metrics.jsonl, evaluate/test.json or both; or DIR is one run. Score cards of
-benchmarks (card.json) are found anywhere below it. Written are DIR/report/index.html, complete in one file, and its pictures as PNG files beside it. What is not
-there is left out, and the page says so.
+benchmarks (card.json) are found anywhere below it. Written are DIR/report/index.html, complete in
+one file, and its pictures as PNG files beside it. What is not there is left out, and the page says
+so.
 """
 
 import functools
@@ -21,7 +22,7 @@ from rmsd_jax.core.files import in_bucket, replace_text
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import rows, store
 from rmsd_jax.data.prompts import Layout
-from rmsd_jax.report import curves, findings, plots, score_cards, teacher_page
+from rmsd_jax.report import browser, curves, findings, plots, score_cards, teacher_page
 from rmsd_jax.report.findings import NAMES, WAYS, Run, scores
 from rmsd_jax.report.page import Page, plain, render
 from rmsd_jax.tasks import Rules
@@ -292,7 +293,8 @@ def write_report(directory: str, name: str) -> tuple[pathlib.Path, str]:
     labels={run.name: run for run in runs}, results=results(page, runs, differences),
     study=teacher_study(page, runs), examples=examples(page, runs), figures=page.figures,
     missing=page.missing,
-    cards=read, made=time.strftime("%Y-%m-%d %H:%M"),
+    cards=read, samples=browser.entries(page, runs),
+    made=time.strftime("%Y-%m-%d %H:%M"),
   )  # fmt: skip
   replace_text(page.folder / "index.html", html)
   return page.folder / "index.html", text

@@ -68,8 +68,8 @@ def opening(groups: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
   """Headline and first paragraph of a page that has nothing else."""
   shown = [card for group in groups for card in group["cards"]]
   models = sorted({card["model"] for card in shown})
-  counts = f"{len(shown)} score cards under {len(groups)} protocols"
-  return f"{counts}: {', '.join(models)}." if models else "No score card could be read.", (
+  named = f"Score cards of {', '.join(models)}." if models else "No score card could be read."
+  return named, (
     "No run is here. Scores of benchmarks stand in their section, a table for each protocol; "
     "figures of different protocols are not comparable."
   )

@@ -61,7 +61,11 @@ def test_a_run_shows_rollouts_as_they_were_graded_also_when_it_was_resumed(
     assert len(line["times"]) == len(row.times_F2)
     assert len(line["rollouts"]) == 4
     assert sum(one["advantage"] for one in line["rollouts"]) == pytest.approx(0, abs=1e-4)
+    assert rows[line["id"]].id == pool[line["row"]].id
     for one in line["rollouts"]:
+      terms, weights = one["terms"], CONFIG().reward
+      if one["finished"]:  # the raw logit is paid, and nothing is gated
+        assert one["reward"] == pytest.approx(sum(weights[n] * x for n, x in terms.items()), abs=1e-5)
       assert one["terms"].keys() == {"discriminator", "outer", "inner", "content"}
       assert one["teacher"] is None or one["teacher"] in row.texts
       assert one["finished"] or one["terms"]["outer"] == 0
