@@ -84,8 +84,9 @@ def test_entries_carry_what_they_are_filtered_and_sorted_by(tmp_path, monkeypatc
   assert values == ["", "a\"b'<c", "multiple_choice", "ocr"]
   assert 'id="samples-run"' not in page, "one run needs no choice"
   first, cut = found[0][2], found[2][2]
-  for words in ("What is &lt;b&gt;?", "A. &lt;i&gt;", "2 frame pairs, 0.0 to 1.5 s", "content 0.250",
-                "reward <b>0.200</b>", "advantage <b>\u22120.300</b>", "D -1.500"):  # fmt: skip
+  for words in ("What is &lt;b&gt;?", "A. &lt;i&gt;", "2 frame pairs, 0.0 to 1.5 s",
+                "content 0.250", "reward <b>0.200</b>", "advantage <b>\u22120.300</b>",
+                "D -1.500"):  # fmt: skip
     assert words in first
   assert "cut off" in cut and "none was matched" in cut and "D \u2013" in cut
   assert not re.findall(r'(?:src|href|action)="(?!data:|#)', page) and "://" not in page
