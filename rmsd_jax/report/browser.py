@@ -31,7 +31,9 @@ def entries(page: Page, runs: Sequence[Run]) -> list[dict[str, Any]]:
   Args:
     page: is told what is not shown and why.
   """
-  found = {run.label: read(page, run.folder / showing.FILE) for run in runs if run.stage == 2}
+  found = {
+    run.label: read_rollouts(page, run.folder / showing.FILE) for run in runs if run.stage == 2
+  }
   for run in runs:
     if run.stage == 2 and not found[run.label]:
       page.lacks(
@@ -53,7 +55,7 @@ def entries(page: Page, runs: Sequence[Run]) -> list[dict[str, Any]]:
   return kept
 
 
-def read(page: Page, path: pathlib.Path) -> list[dict[str, Any]]:
+def read_rollouts(page: Page, path: pathlib.Path) -> list[dict[str, Any]]:
   """Every rollout of a file; damaged lines are left out, and the page names file and line."""
   shown: list[dict[str, Any]] = []
   damaged = []
