@@ -1,9 +1,10 @@
 """One page that shows what a folder of runs did: python -m rmsd_jax.report DIR
 
 DIR holds runs as the demo makes them (base, blind, sft, sft_continued, rl, or any other names), and
-a pool; a run has metrics.jsonl, evaluate/test.json or both; or DIR is one run. Written are
-DIR/report/index.html, complete in one file, and its pictures as PNG files beside it. What is not
-there is left out, and the page says so.
+a pool; a run has metrics.jsonl, evaluate/test.json or both; or DIR is one run. Score cards of
+benchmarks (card.json) are found anywhere below it. Written are DIR/report/index.html, complete in
+one file, and its pictures as PNG files beside it. What is not there is left out, and the page says
+so.
 """
 
 import functools
@@ -21,7 +22,7 @@ from rmsd_jax.core.files import in_bucket, replace_text
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import rows, store
 from rmsd_jax.data.prompts import Layout
-from rmsd_jax.report import curves, findings, plots, teacher_page
+from rmsd_jax.report import browser, curves, findings, plots, score_cards, teacher_page
 from rmsd_jax.report.findings import NAMES, WAYS, Run, scores
 from rmsd_jax.report.page import Page, plain, render
 from rmsd_jax.tasks import Rules
@@ -259,7 +260,7 @@ def write_report(directory: str, name: str) -> tuple[pathlib.Path, str]:
   """Writes the page of a folder; returns its path and its first paragraph.
 
   Raises:
-    UserError: the folder is not there or holds neither a run nor a pool; a file in it is broken.
+    UserError: the folder is not there or holds no run, pool or score card; a file is broken.
   """
   top = pathlib.Path(directory)
   if in_bucket(directory):
@@ -270,24 +271,30 @@ def write_report(directory: str, name: str) -> tuple[pathlib.Path, str]:
   if not top.is_dir():
     raise UserError(f"{directory} is not a folder; give the folder that holds the runs")
   runs = findings.find_runs(top, name)
-  if not runs and not (top / "pool" / "metadata.json").is_file():
+  found = score_cards.paths_below(top)
+  if not runs and not found and not (top / "pool" / "metadata.json").is_file():
     raise UserError(
       f"{directory} holds no run: no {log.FILE} and no evaluate/{name}.json in it or in a "
-      "folder of it, and no pool; give the folder that holds the runs, or train or evaluate first"
+      "folder of it, no pool and no score card; give the folder that holds the runs, or train or "
+      "evaluate first"
     )
   page = Page(top / "report")
   # After the checks, so that a wrong folder is not left with an empty report in it.
   page.folder.mkdir(exist_ok=True)
   differences = findings.compare({run.name: run for run in runs})
-  text = findings.lead(runs, differences)
+  said = findings.headline(runs, differences), findings.lead(runs, differences)
+  read = score_cards.section(page, top, found)
+  headline, text = said if runs or not found else score_cards.opening(read)
   learning(page, runs)
   html = render(
     TEMPLATE,
-    title=top.resolve().name, headline=findings.headline(runs, differences), lead=text,
+    title=top.resolve().name, headline=headline, lead=text,
     runs=overview(runs), differences=differences, ways=WAYS,
     labels={run.name: run for run in runs}, results=results(page, runs, differences),
     study=teacher_study(page, runs), examples=examples(page, runs), figures=page.figures,
-    missing=page.missing, made=time.strftime("%Y-%m-%d %H:%M"),
+    missing=page.missing,
+    cards=read, samples=browser.entries(page, runs),
+    made=time.strftime("%Y-%m-%d %H:%M"),
   )  # fmt: skip
   replace_text(page.folder / "index.html", html)
   return page.folder / "index.html", text

@@ -54,6 +54,7 @@ def render(template: str, **values: Any) -> str:
     "pretty": plots.pretty,
     "plain": plain,
     "signed": findings.signed,
+    "signed_or_none": lambda x: "\N{EN DASH}" if x is None else findings.signed(x),
     "verdict": findings.verdict,
     "duration": duration,
   }

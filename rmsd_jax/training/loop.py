@@ -135,7 +135,7 @@ class Loop:
     self._profiler = Profiler(config.profile, workdir)
     tracker = trackers.tracker_of(config.writer, workdir, config.to_dict()) if first else None
     self._writer = Writer(workdir, self.begin, first, tracker)
-    self._shown = showing.Shown(workdir, self.begin, first, **config.samples)
+    self._shown = showing.Shown(workdir, self.begin, first, config.reward, **config.samples)
     self._batch: Batch | None = None  # of the step that is under way
     self._warned: dict[str, str] = {}
     self._progress = Progress(config.steps, f"stage {stage}", self.begin, first)

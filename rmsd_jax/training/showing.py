@@ -18,6 +18,7 @@ from rmsd_jax.core import sharding
 from rmsd_jax.core.files import complete_lines, replace_text
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.store import Pool
+from rmsd_jax.method import advantages
 
 FILE = "samples.jsonl"
 OUTER_LEAST = 0.05  # share of rollouts with think and answer tags, below which nothing is graded
@@ -60,6 +61,7 @@ class Shown:
     workdir: folder of the run.
     resume_step: lines of later steps are dropped.
     write: False on every process but the first, whose rollouts are shown.
+    reward: config.reward.
     every: steps between two; 0: never.
     prompts: of a step that are shown.
   """
@@ -69,11 +71,13 @@ class Shown:
     workdir: str,
     resume_step: int,
     write: bool,
+    reward: Mapping[str, Any],
     *,
     every: int,
     prompts: int,
   ):
     self._path = epath.Path(workdir) / FILE
+    self._reward = reward
     self._every = every
     self._prompts = prompts
     self._lines: list[str] = []
@@ -111,10 +115,17 @@ class Shown:
     host = lambda tree: jax.tree.map(sharding.local_rows, tree)
     advantage_BN, score_BN, samples, terms, pairs = map(host, self._seen)
     rewards = {"discriminator": score_BN} | terms.by_name()
+    paid = {
+      **rewards,
+      "discriminator": advantages.score_term(score_BN, samples.finished_BR, self._reward["score"]),
+    }
+    weighted = advantages.composite(paid, self._reward, pairs.closed_B, self._reward["gate"])
+    total_BN = np.sum([np.asarray(term) for term in weighted.values()], 0)
     texts = []
     for b in range(min(self._prompts, len(batch.row_B))):
       row = pool[int(batch.row_B[b])]
-      line: dict[str, Any] = {"step": done, "id": row.id, "clip": row.clip, "task": row.task}
+      line: dict[str, Any] = {"step": done, "row": int(batch.row_B[b]), "id": row.id}
+      line |= {"clip": row.clip, "task": row.task}
       line |= {"question": row.question, "options": list(row.options), "answer": row.answer}
       line["times"] = np.round(row.times_F2, 3).tolist()  # s, of both frames of each pair
       line["rollouts"] = []
@@ -126,6 +137,7 @@ class Shown:
             "tokens": int(samples.length_BR[b, n]),
             "finished": bool(samples.finished_BR[b, n]),
             "terms": {name: float(x_BN[b, n]) for name, x_BN in rewards.items()},
+            "reward": float(total_BN[b, n]),
             "advantage": float(advantage_BN[b, n]),
             "teacher": row.texts[match] if match >= 0 else None,
           }

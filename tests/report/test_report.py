@@ -117,6 +117,11 @@ def stored(monkeypatch, tmp_path):
 
 def test_a_whole_demo_makes_one_complete_page(tmp_path, stored):
   make_runs(tmp_path)
+  rollout = {"reply": "<answer>1</answer>", "tokens": 5, "finished": True, "reward": 1.0,
+             "terms": {"discriminator": 0.1}, "advantage": 0.5, "teacher": None}  # fmt: skip
+  shown = {"step": 10, "id": "row 1", "clip": "clip 1", "task": "ocr", "question": "?",
+           "options": [], "answer": "1", "times": [], "rollouts": [rollout]}  # fmt: skip
+  (tmp_path / "rl" / "samples.jsonl").write_text(json.dumps(shown) + "\n")
   path, text = report.write_report(str(tmp_path), "test")
   page = path.read_text()
   assert path == tmp_path / "report" / "index.html"

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import numpy as np
 import pytest
 import tiny_run
 
@@ -61,6 +62,10 @@ def test_a_run_shows_rollouts_as_they_were_graded_also_when_it_was_resumed(
     assert len(line["times"]) == len(row.times_F2)
     assert len(line["rollouts"]) == 4
     assert sum(one["advantage"] for one in line["rollouts"]) == pytest.approx(0, abs=1e-4)
+    assert rows[line["id"]].id == pool[line["row"]].id
+    # Inside a group the advantage is a straight line of the reward, whatever the scale.
+    rewards, gains = np.array([(x["reward"], x["advantage"]) for x in line["rollouts"]]).T
+    assert np.ptp(gains) == 0 or np.corrcoef(rewards, gains)[0, 1] == pytest.approx(1, abs=1e-4)
     for one in line["rollouts"]:
       assert one["terms"].keys() == {"discriminator", "outer", "inner", "content"}
       assert one["teacher"] is None or one["teacher"] in row.texts
