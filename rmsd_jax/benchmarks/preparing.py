@@ -235,8 +235,12 @@ def _record(
   if isinstance(answer, list):
     answer = answer[-1 if protocol.gold == "last" else 0] if answer else ""
   options = item.lettered()
-  asked = {"text": ask.text, "before": ask.before, "system": protocol.system}
-  asked |= {"subtitles": [dataclasses.asdict(subtitle) for subtitle in subtitles]}
+  asked = {
+    "text": ask.text,
+    "before": ask.before,
+    "system": protocol.system,
+    "subtitles": [dataclasses.asdict(subtitle) for subtitle in subtitles],
+  }
   record: dict[str, Any] = {
     "id": record_id(item, ask.call),
     "task": "multiple_choice",
