@@ -117,53 +117,6 @@ def test_sparse_frames_equal_those_of_a_full_pass(mp4):
     np.testing.assert_array_equal(sparse.frames_NHWC, whole.frames_NHWC[sparse.indices_N])
 
 
-def write_hour(path):
-  """3,600 frames at one a second, a key frame every four: a minute of them, repeated."""
-  rng = np.random.default_rng(0)
-  scene = rng.integers(0, 256, (15, 20, 3), np.uint8).repeat(16, 0).repeat(16, 1)
-  options = {"preset": "ultrafast", "bf": "2"}
-  with av.open(str(path), "w") as container:
-    stream = container.add_stream("libx264", rate=1, options=options)
-    stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-    stream.gop_size = 4
-    packets = []
-    for n in range(60):
-      frame = av.VideoFrame.from_ndarray(np.roll(scene, 5 * n, axis=1), format="rgb24")
-      packets += stream.encode(frame)
-    packets += stream.encode()
-    ticks = int(1 / packets[0].time_base)
-    made = [(bytes(p), p.pts, p.dts, p.is_keyframe, p.time_base) for p in packets]
-    for minute in range(60):
-      for content, pts, dts, key, base in made:
-        packet = av.Packet(content)
-        packet.pts, packet.dts = (stamp + 60 * minute * ticks for stamp in (pts, dts))
-        packet.time_base, packet.stream, packet.is_keyframe = base, stream, key
-        container.mux(packet)
-  return path
-
-
-def test_an_hour_at_64_frames_takes_a_tenth_of_decoding_all(tmp_path):
-  path = write_hour(tmp_path / "hour.mp4")
-  sampling = media.Sampling(frames=64)
-  media.decode(path, end=3, sampling=sampling)  # what is loaded once is not counted
-  begun = time.process_time()  # of this process alone, in all threads
-  clip = media.decode(path, sampling=sampling)
-  seeking = time.process_time() - begun
-  wanted = np.linspace(0, 3599, 64).round()
-  pictures, seconds = [], []
-  begun = time.process_time()
-  with av.open(str(path)) as container:
-    for number, frame in enumerate(container.decode(video=0)):
-      if number in wanted:
-        pictures.append(frame.to_ndarray(format="rgb24"))
-        seconds.append(frame.time)
-  whole = time.process_time() - begun
-  assert number == 3599 and len(clip.frames_NHWC) == 64
-  np.testing.assert_array_equal(clip.frames_NHWC, pictures)
-  np.testing.assert_allclose(clip.times_N, np.array(seconds) - seconds[0], atol=1e-9)
-  assert seeking < whole / 10, (seeking, whole)
-
-
 def test_without_seeking_the_frames_are_the_same(mp4):
   line = containers.timeline(mp4)
   wanted = np.array([3, 20, 21, 50])
