@@ -10,6 +10,7 @@ from typing import Any
 from rmsd_jax.benchmarks.aggregation import Row
 from rmsd_jax.benchmarks.protocols import Protocol
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.data.subtitles import Subtitle
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -111,6 +112,19 @@ class Grade:
 
 
 @dataclasses.dataclass(frozen=True)
+class SubtitleFiles:
+  """Where a set has the subtitles of its clips.
+
+  Attributes:
+    places: item -> where its file may lie, as `Picture.places`.
+    read: item, file -> its lines in order, on the clock of the clip.
+  """
+
+  places: Callable[[Item], tuple[str, ...]]
+  read: Callable[[Item, Path], list[Subtitle]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Benchmark:
   """An evaluation set.
 
@@ -130,6 +144,7 @@ class Benchmark:
     judged: calls whose replies a judge alone can grade; without judgements they have no score.
     has_clips: whether it shows clips; else pictures alone.
     further: figures of all rows together, by the set's own rules.
+    subtitles: for protocols that show them; None: the set is asked without.
     vlmeval: name of the table of VLMEvalKit; "": it has none.
     lmms: task of lmms-eval; "": it has none.
     notes: what a reader of its score must know.
@@ -150,6 +165,7 @@ class Benchmark:
   judged: tuple[str, ...] = ()
   has_clips: bool = True
   further: Callable[[Sequence[Row]], dict[str, Any]] | None = None
+  subtitles: SubtitleFiles | None = None
   vlmeval: str = ""
   lmms: str = ""
   notes: tuple[str, ...] = ()
@@ -158,8 +174,10 @@ class Benchmark:
     """What is asked about an item.
 
     Raises:
-      UserError: the set has no prompts of that name.
+      UserError: the set has no prompts of that name, or no subtitles to show.
     """
+    if protocol.subtitles and self.subtitles is None:
+      raise UserError(f"{self.name} is asked without subtitles; leave subtitles=true away")
     if protocol.prompt not in self.prompts:
       raise UserError(
         f"{self.name} has no prompts {protocol.prompt!r}; it has {', '.join(sorted(self.prompts))}:"

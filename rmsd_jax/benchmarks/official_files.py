@@ -234,9 +234,9 @@ class Folder:
     self._root = root
     self._by_name: dict[str, Path] | None = None
 
-  def path(self, picture: Picture) -> Path | None:
-    """Its file, or None."""
-    for place in picture.places:
+  def path(self, places: Sequence[str]) -> Path | None:
+    """The file of the first place that has it, see `Picture.places`; or None."""
+    for place in places:
       if place.startswith("**/"):
         found = self._named(place[3:])
       else:

@@ -22,6 +22,7 @@ from rmsd_jax.benchmarks.official_files import Folder
 from rmsd_jax.benchmarks.protocols import Protocol
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import records
+from rmsd_jax.data.subtitles import Subtitle
 from rmsd_jax.tasks import Rules
 
 FORM = 1  # of a prepared folder; raise it with every change that scoring must know
@@ -172,9 +173,10 @@ def _lines(
     asks = benchmark.asks(item, protocol)
     made = []
     try:
+      subtitles = _subtitles(benchmark, item, folder, root) if protocol.subtitles else []
       for ask in asks:
         media = [_placed(one, folder, root, draft) for one in _shown(item, ask)]
-        made.append(_record(benchmark, item, ask, protocol, media, rules))
+        made.append(_record(benchmark, item, ask, protocol, media, subtitles, rules))
     except (_Missing, records.RecordFault) as fault:
       reason = fault.reason if isinstance(fault, records.RecordFault) else str(fault)
       missing.append({"id": item.id, "reason": reason})
@@ -191,6 +193,19 @@ def _shown(item: Item, ask: Ask) -> tuple[Picture, ...]:
   return item.media if ask.media is None else ask.media
 
 
+def _subtitles(benchmark: Benchmark, item: Item, folder: Folder, root: Path) -> list[Subtitle]:
+  """Of an item of a set that has them."""
+  files = benchmark.subtitles
+  assert files is not None  # `Benchmark.asks` refuses the protocol
+  places = files.places(item)
+  if not places:
+    raise _Missing("its row names no file of subtitles")
+  found = folder.path(places)
+  if found is None:
+    raise _Missing(f"no file {places[0]} in {root}")
+  return files.read(item, found)
+
+
 def _placed(picture: Picture, folder: Folder, root: Path, draft: Path) -> dict[str, str]:
   """A medium of a record; pictures of tables are written."""
   if picture.content:
@@ -198,7 +213,7 @@ def _placed(picture: Picture, folder: Folder, root: Path, draft: Path) -> dict[s
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture.content)
     return {"type": picture.type, "path": picture.places[0]}
-  found = folder.path(picture)
+  found = folder.path(picture.places)
   if found is None:
     raise _Missing(f"no file {picture.places[0]} in {root}")
   # The draft is renamed where it stands, so that paths from it stay what they are.
@@ -212,6 +227,7 @@ def _record(
   ask: Ask,
   protocol: Protocol,
   media: Sequence[Mapping[str, str]],
+  subtitles: Sequence[Subtitle],
   rules: Rules,
 ) -> dict[str, Any]:
   """A record of the pool: multiple choice where the truth is one of its letters, else open."""
@@ -219,7 +235,12 @@ def _record(
   if isinstance(answer, list):
     answer = answer[-1 if protocol.gold == "last" else 0] if answer else ""
   options = item.lettered()
-  asked = {"text": ask.text, "before": ask.before, "system": protocol.system}
+  asked = {
+    "text": ask.text,
+    "before": ask.before,
+    "system": protocol.system,
+    "subtitles": [dataclasses.asdict(subtitle) for subtitle in subtitles],
+  }
   record: dict[str, Any] = {
     "id": record_id(item, ask.call),
     "task": "multiple_choice",
@@ -230,7 +251,7 @@ def _record(
     "source": benchmark.name,
     "split": "test",
     "clip": item.cluster,
-    "asked": {name: text for name, text in asked.items() if text},
+    "asked": {name: words for name, words in asked.items() if words},
     "benchmark": {
       "set": benchmark.name,
       "protocol": protocol.title,

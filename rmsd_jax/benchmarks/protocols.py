@@ -33,6 +33,7 @@ class Protocol:
     video_style: what the pixel limits count, see `data.images.Budget`.
     video_min_pixels, video_max_pixels, image_min_pixels, image_max_pixels: limits after the resize.
     times: the clock, see `data.media.Sampling`.
+    subtitles: whether they stand among the frames, see `data.subtitles.between`.
     temperature, top_p, top_k: of the sampling; temperature 0 is greedy, top_k 0 is none.
     max_tokens: of a reply.
     extractor: how the answer is read; one of `letters.EXTRACTORS`, or of the set.
@@ -58,6 +59,7 @@ class Protocol:
   image_min_pixels: int = 4_096
   image_max_pixels: int = 16_777_216
   times: str = "stamps"
+  subtitles: bool = False
   temperature: float = 0.0
   top_p: float = 1.0
   top_k: int = 0
@@ -101,7 +103,11 @@ class Protocol:
 
   def to_json(self) -> dict[str, Any]:
     """All fields as JSON values; `from_json` is the inverse."""
-    return dataclasses.asdict(self) | {"changed": list(self.changed)}
+    values = dataclasses.asdict(self) | {"changed": list(self.changed)}
+    # Younger than the hashes of cards, which stay what they are without it.
+    if not self.subtitles:
+      del values["subtitles"]
+    return values
 
   def pool_flags(self) -> list[str]:
     """The flags of `pool plan` and `pool build` that show clips and pictures so."""

@@ -172,7 +172,7 @@ def card(
     "further": benchmark.further(rows) if benchmark.further else {},
     "curves": _curves(benchmark, of_call),
     "judge": judge or ("none: " + ", ".join(benchmark.judged) if benchmark.judged else "none"),
-    "notes": [*benchmark.notes, protocol.note],
+    "notes": _notes(benchmark, protocol),
     "differs": adherence.differences(prepared, responses.run, protocol),
     "replies": _lengths(responses),
     "clips": _clips(pool, prepared) if pool else None,
@@ -194,6 +194,13 @@ def _refused(pool: str) -> dict[str, str]:
   path = Path(pool, "quarantine.jsonl")
   lines = path.read_text("utf-8").splitlines() if pool and path.is_file() else []
   return {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}
+
+
+def _notes(benchmark: Benchmark, protocol: protocols.Protocol) -> list[str]:
+  """What a reader of the score must know."""
+  shown = {True: ["with subtitles among the frames"], False: ["without subtitles"]}
+  about = shown[protocol.subtitles] if benchmark.subtitles else []
+  return [*about, *benchmark.notes, protocol.note]
 
 
 def _headline(

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -56,11 +57,14 @@ class MediaTokens:
     kind: "image" or "video".
     counts_F: visual tokens of each frame pair; an image has one entry.
     seconds_F: timestamp of each frame pair in seconds; empty for an image.
+    words: F + 1 texts before each frame pair and after the last, see `subtitles.between`; empty:
+      nothing stands between the pairs.
   """
 
   kind: str
   counts_F: tuple[int, ...]
   seconds_F: tuple[float, ...] = ()
+  words: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.kind not in _PADS:
@@ -69,6 +73,8 @@ class MediaTokens:
       raise ValueError(f"an image has one count and no timestamp, got {self}")
     if self.kind == "video" and len(self.counts_F) != len(self.seconds_F):
       raise ValueError(f"a clip has one timestamp for each count, got {self}")
+    if self.words and len(self.words) != len(self.seconds_F) + 1:
+      raise ValueError(f"words stand before each pair and after the last, got {self}")
 
 
 def pair_seconds(seconds_N: np.ndarray, temporal: int = 2) -> tuple[float, ...]:
@@ -216,6 +222,8 @@ class ChatTokenizer:
       texts = [content] if isinstance(content, str) else [i["text"] for i in content if "text" in i]
       for text in texts:
         _refuse_control(text, f"a {message['role']} message")
+    for text in itertools.chain.from_iterable(medium.words for medium in media):
+      _refuse_control(text, "a subtitle")
     text = self._tokenizer.apply_chat_template(
       list(messages), tokenize=False, add_generation_prompt=True
     )
@@ -345,9 +353,11 @@ def _spell(medium: MediaTokens, outer_vision_wrapper: bool) -> str:
   pad = _PADS[medium.kind]
   if medium.kind == "image":
     return _START + pad * medium.counts_F[0] + _END
+  *before_F, after = medium.words or [""] * (len(medium.counts_F) + 1)
   # One decimal, by Python's rounding: 0.25 is written 0.2.
   pairs = "".join(
-    f"<{seconds:.1f} seconds>{_START}{pad * count}{_END}"
-    for seconds, count in zip(medium.seconds_F, medium.counts_F, strict=True)
+    f"{words}<{seconds:.1f} seconds>{_START}{pad * count}{_END}"
+    for words, seconds, count in zip(before_F, medium.seconds_F, medium.counts_F, strict=True)
   )
+  pairs += after
   return _START + pairs + _END if outer_vision_wrapper else pairs

@@ -20,13 +20,17 @@ import numpy as np
 from PIL import Image
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data import pictures
+from rmsd_jax.data import pictures, subtitles
+from rmsd_jax.data.subtitles import Subtitle
 
 _ROLES = ("system", "user", "assistant")
 _ITEM_KEYS = {  # type of a content item: (allowed keys, required keys)
   "text": ({"type", "text"}, {"type", "text"}),
   "image": ({"type", "image"}, {"type", "image"}),
-  "video": ({"type", "video", "start", "end", "times", "sample_fps"}, {"type", "video"}),
+  "video": (
+    {"type", "video", "start", "end", "times", "sample_fps", "subtitles"},
+    {"type", "video"},
+  ),
 }
 _IMAGE = "a path, a file:// address, a data: address in base64, a PIL image or uint8 [H, W, 3]"
 
@@ -40,6 +44,7 @@ class Medium:
     source: of an image: see `image_of`. Of a clip: the path of its file, or a list of images.
     start, end: window of a file in seconds; None: its edge.
     times_N: seconds of the images of a list; None for a file.
+    subtitles: of a clip, in order.
   """
 
   kind: str
@@ -47,6 +52,7 @@ class Medium:
   start: float | None = None
   end: float | None = None
   times_N: np.ndarray | None = None
+  subtitles: tuple[Subtitle, ...] = ()
 
 
 def media_of(messages: Sequence[Mapping]) -> list[Medium]:
@@ -154,7 +160,11 @@ def _media_of_item(item: Any) -> list[Medium]:
   if kind == "image":
     _check_image(value, "an image")
     return [Medium("image", value)]
-  return [_frames(item, value) if _is_list(value) else _file(item, value)]
+  medium = _frames(item, value) if _is_list(value) else _file(item, value)
+  try:
+    return [dataclasses.replace(medium, subtitles=subtitles.from_json(item.get("subtitles", ())))]
+  except ValueError as fault:
+    raise _Unsuited(f"a video of which {fault}") from None
 
 
 def _file(item: Mapping, value: Any) -> Medium:

@@ -17,7 +17,7 @@ import numpy as np
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket, PromptGroups
-from rmsd_jax.data import chat, images, media, prompts
+from rmsd_jax.data import chat, images, media, prompts, subtitles
 from rmsd_jax.data.messages import Medium, image_of, media_of
 from rmsd_jax.data.prompts import Prompt
 
@@ -129,8 +129,10 @@ class Processor:
         {"type": "image", "image": image} and {"type": "video", "video": path, "start": seconds,
         "end": seconds} with optional start and end, on the clock of the file from its first frame
         on; or {"type": "video", "video": list of images, "times": list of seconds} (or
-        "sample_fps": frames a second), of which all are taken. An image is a path, a file://
-        address, a data: address in base64, a PIL image, or uint8 [H, W, 3].
+        "sample_fps": frames a second), of which all are taken. "subtitles" of a video, a list of
+        {"start": seconds, "end": seconds, "text": str}, stand among its frames, see
+        `subtitles.between`. An image is a path, a file:// address, a data: address in base64, a
+        PIL image, or uint8 [H, W, 3].
 
     Returns:
       The prompt, ending with the header of the assistant's turn.
@@ -231,7 +233,8 @@ class Processor:
     seconds_F = chat.pair_seconds(seconds_N, self.video.temporal) if len(seconds_N) else ()
     height, width = budget.size(count, *source[:2])
     per_pair = (height // budget.factor) * (width // budget.factor)
-    layout = chat.MediaTokens(medium.kind, (per_pair,) * max(1, len(seconds_F)), seconds_F)
+    words = subtitles.between(medium.subtitles, seconds_N, seconds_F)
+    layout = chat.MediaTokens(medium.kind, (per_pair,) * max(1, len(seconds_F)), seconds_F, words)
     return MediaPlan(count, height, width, layout)
 
   def _read(self, medium: Medium) -> _Read:
@@ -255,7 +258,9 @@ class Processor:
     temporal = self.video.temporal
     times_N = images.pad_to_multiple(times_N, temporal).astype(np.float32)
     times_F2 = times_N.reshape(-1, temporal)[:, [0, -1]]
-    return self._pack("video", frames_NHWC, times_F2, chat.pair_seconds(seconds_N, temporal))
+    seconds_F = chat.pair_seconds(seconds_N, temporal)
+    words = subtitles.between(medium.subtitles, seconds_N, seconds_F)
+    return self._pack("video", frames_NHWC, times_F2, seconds_F, words)
 
   def _pack(
     self,
@@ -263,6 +268,7 @@ class Processor:
     frames_NHWC: np.ndarray,
     times_F2: np.ndarray,
     seconds_F: tuple[float, ...],
+    words: tuple[str, ...] = (),
   ) -> _Read:
     """Cuts resized frames into patches and counts the tokens of each pair."""
     budget = self.video  # of its geometry, which images share
@@ -270,7 +276,7 @@ class Processor:
     frames, patches, _ = patches_FSC.shape
     rows, columns = (size // budget.patch for size in frames_NHWC.shape[1:3])
     counts_F = (patches // budget.merge**2,) * frames
-    tokens = chat.MediaTokens(kind, counts_F, seconds_F)
+    tokens = chat.MediaTokens(kind, counts_F, seconds_F, words)
     return _Read(patches_FSC, (rows, columns), times_F2, tokens)
 
 

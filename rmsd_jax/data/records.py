@@ -19,6 +19,8 @@ from collections.abc import Collection
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.data import subtitles
+from rmsd_jax.data.subtitles import Subtitle
 from rmsd_jax.tasks import Rules, truths
 
 SPLITS = ("train", "test")
@@ -71,6 +73,7 @@ class Asked:
   text: str = ""  # after the media; "": all words stand before them
   before: str = ""  # before them, in the same turn; "": the media come first
   system: str = ""  # a turn of its own before it; "": none
+  subtitles: tuple[Subtitle, ...] = ()  # of its one clip, among the frames, see `subtitles.between`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +103,12 @@ class Record:
 
   def not_plain(self) -> str | None:
     """Why its prompt is more than one text after the media, or None: no more can be collected."""
-    if self.asked is None or not (self.asked.before or self.asked.system):
+    asked = self.asked or Asked()
+    if not (asked.before or asked.system or asked.subtitles):
       return None
     return (
-      "a system prompt or words before the media can be built into a pool, but not be collected "
-      "from an endpoint; leave them out of 'asked'"
+      "a system prompt, words before the media and subtitles can be built into a pool, but not be "
+      "collected from an endpoint; leave them out of 'asked'"
     )
 
 
@@ -187,6 +191,9 @@ def _record(value: Any, known_tasks: Collection[str]) -> Record:
     responses=tuple(_response(item) for item in lists["responses"]),
     **fields,
   )
+  clips = sum(medium.type == "video" for medium in record.media)
+  if record.asked is not None and record.asked.subtitles and clips != 1:
+    raise _Reason(f"subtitles under 'asked' are of one clip, not of {clips}")
   try:
     _text(json.dumps(record.answer, ensure_ascii=False), "answer")
   except RecursionError:
@@ -213,9 +220,15 @@ def _media(value: Any) -> Media:
 
 def _asked(value: Any) -> Asked:
   fields = _fields(value, Asked, "prompt under 'asked'", required=())
+  try:
+    lines = subtitles.from_json(fields.pop("subtitles", ()))
+  except ValueError as fault:
+    raise _Reason(f"{fault} (under 'asked')") from None
+  for line in lines:
+    _text(line.text, "a subtitle", empty=True)
   for name in fields:
     _text(fields[name], f"{name!r} of asked", empty=True)
-  asked = Asked(**fields)
+  asked = Asked(**fields, subtitles=lines)
   if not asked.text.strip() and not asked.before.strip():
     raise _Reason("'asked' has no words; give a 'text', or one 'before' the media")
   return asked

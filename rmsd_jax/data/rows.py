@@ -286,6 +286,9 @@ def messages(record: Record, folder: str, rules: Rules) -> list[dict[str, Any]]:
   asked = record.asked or Asked(rules.prompt_text(record.task, record.question, record.options))
   words = lambda text: [{"type": "text", "text": text}] if text else []
   shown = [_item(media, folder) for media in record.media]
+  if asked.subtitles:  # of the one clip that there is then
+    clip = next(item for item in shown if item["type"] == "video")
+    clip["subtitles"] = [dataclasses.asdict(subtitle) for subtitle in asked.subtitles]
   content = [*words(asked.before), *shown, *words(asked.text)]
   turns = [{"role": "system", "content": asked.system}] if asked.system else []
   return [*turns, {"role": "user", "content": content}]

@@ -138,8 +138,8 @@ def test_a_path_that_leaves_the_folder_is_no_file(tmp_path):
   (tmp_path / "set").mkdir()
   (tmp_path / "secret.mp4").write_bytes(b"x")
   folder = official_files.Folder(tmp_path / "set")
-  assert folder.path(Picture("video", ("../secret.mp4",))) is None
-  assert folder.path(Picture("video", (str(tmp_path / "secret.mp4"),))) is None
+  assert folder.path(("../secret.mp4",)) is None
+  assert folder.path((str(tmp_path / "secret.mp4"),)) is None
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
-"""LongVideoBench, validation, without subtitles: 1,337 questions of two to five options.
+"""LongVideoBench, validation: 1,337 questions of two to five options.
 
 lvb_val.json, the table of VLMEvalKit, or the parquet (option0 .. option4 with "N/A")
 videos/{video_path}
+subtitles/{subtitle_path}     where a protocol shows subtitles; as they come, VLMEvalKit's and
+                              lmms-eval's sets of clips show none, the official protocol does
 """
 
 from collections.abc import Mapping
@@ -9,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rmsd_jax.benchmarks import choices, official_files
-from rmsd_jax.benchmarks.item import LETTERS, Ask, Benchmark, Item, Picture
+from rmsd_jax.benchmarks.item import LETTERS, Ask, Benchmark, Item, Picture, SubtitleFiles
 from rmsd_jax.benchmarks.protocols import PAPER_BY_VLMEVALKIT, Protocol
+from rmsd_jax.core.errors import UserError
+from rmsd_jax.data.subtitles import Subtitle
 
 _KEPT = (
   *("video_id", "subtitle_path", "question_wo_referring_query", "topic_category", "view_count"),
@@ -78,6 +82,56 @@ def _lmms(item: Item, protocol: Protocol) -> list[Ask]:
   return choices.ask(f"{choices.asked(item)}\n{choices.DIRECTLY}\n")
 
 
+def _subtitle_places(item: Item) -> tuple[str, ...]:
+  file = str(item.row.get("subtitle_path") or "").removeprefix("./").removeprefix("subtitles/")
+  return (f"subtitles/{file}", file, f"**/{file}") if file else ()
+
+
+def _read_subtitles(item: Item, path: Path) -> list[Subtitle]:
+  """The lines of a file, which is of the video that the clip was cut from."""
+  begin = _number(item, "starting_timestamp_for_subtitles", path)
+  lines = []
+  for row in official_files.rows(path):
+    try:
+      first, last, text = _line(row)
+    except (AttributeError, KeyError, TypeError, ValueError):
+      raise UserError(f"{path} has the subtitle {row!r:.80}; copy the file again") from None
+    # The official code puts the length of the clip for an end that is not known, and moves it so.
+    start = first - begin
+    end = (_number(item, "duration", path) if last is None else last) - begin
+    if end < start:  # counts as every short one does: as a second around its middle
+      middle = (start + end) / 2
+      start = middle - 0.5
+      end = middle + 0.5
+    lines.append(Subtitle(start, end, text))
+  return lines
+
+
+def _line(row: Mapping[str, Any]) -> tuple[float, float | None, str]:
+  """(start, end or None, text) of either form."""
+  if "timestamp" in row:
+    start, end = row["timestamp"]
+    # The official code knows ends as floats alone.
+    found = float(start), end if isinstance(end, float) else None, row["text"]
+  else:
+    found = _clock(row["start"]), _clock(row["end"]), row["line"]
+  if not isinstance(found[2], str):
+    raise TypeError
+  return found
+
+
+def _clock(text: str) -> float:
+  """Seconds of HH:MM:SS.mmm."""
+  hours, minutes, seconds = text.split(":")
+  return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def _number(item: Item, name: str, path: Path) -> float:
+  if item.row.get(name) is None:
+    raise UserError(f"item {item.id!r} has no {name}, which its subtitles in {path} need")
+  return official_files.to_number(item.row[name], name, path)
+
+
 SET = Benchmark(
   name="longvideobench",
   title="LongVideoBench",
@@ -97,5 +151,5 @@ SET = Benchmark(
   breakdowns=("duration_group", "question_category", "level"),
   vlmeval="LongVideoBench",
   lmms="longvideobench_val_v",
-  notes=("without subtitles",),
+  subtitles=SubtitleFiles(_subtitle_places, _read_subtitles),
 )
