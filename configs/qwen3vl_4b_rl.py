@@ -8,13 +8,11 @@ Build the pool with `--frames 16 --video-pixels 4096,4128768 --image-pixels 4096
 2304,1024,8,1008`: 16 frames of up to 252 tokens a frame pair (16 * 252 * 32 * 32 pixels), and their
 timestamps, fit 2,304 prompt tokens.
 
-By rmsd_jax.compile before rows were packed (not run on chips), with fp32 weights and moments and
-recomputed layers:
-  v5p:2x2x4, 16 chips: rollouts 37.0 of 95 GiB, policy update 49.4, discriminator update 65.5; 5.8,
-    8.5 and 8.9 s at the chips' peak, all responses 1,024 tokens long.
-  v5e:8x8, 64 chips, in two micro-batches: rollouts 14.8 of 15.75 GiB, policy update 11.2,
-    discriminator update 9.1; 12.4, 5.0 and 5.2 s.
-Packed rows were not planned yet; config.row_tokens decides what an update takes.
+By rmsd_jax.compile (not run on chips), with fp32 weights and moments, on v5p:2x2x4, 16 chips:
+rollouts 37.4 of 95 GiB, gradients of the policy 69.5, of the discriminator 52.0 with row_tokens of
+24,576; 5.8, 7.1 and 7.2 s at the chips' peak, all responses 1,024 tokens long, 11.8 s in all at 0.3
+of that. Since then rows are shorter, for some 60 GiB, and rollouts read less: not compiled yet. Nor
+was v5e:8x8, which before rows were packed fitted in two micro-batches (it wants model.remat "all").
 Sampling brings the weights together on each chip once, 7.5 GiB (rollouts.gather).
 """
 

@@ -8,10 +8,10 @@ Build the pool with `--frames 16 --video-pixels 4096,4128768 --image-pixels 4096
 2304,1024,8,1008`: 16 frames of up to 252 tokens a frame pair (16 * 252 * 32 * 32 pixels), and their
 timestamps, fit 2,304 prompt tokens.
 
-On v5e:4x4, 16 chips, by rmsd_jax.compile before rows were packed (not run on chips): 12.6 of 15.75
-GiB, 4.8 s of compute a step at the chips' peak. Weights, moments and gradients are fp32 and split
-16 ways (3 GiB a chip), so bf16 moments are not needed; layers are recomputed in the backward pass
-(model.remat); 4 prompts of a chip at a time, since 8 at once took 21 GiB.
+On v5e:4x4, 16 chips, by rmsd_jax.compile (not run on chips): 15.0 of 15.75 GiB, 4.8 s of compute a
+step at the chips' peak, 3.9 s where responses are 0.3 of T on average. Weights, moments and
+gradients are fp32 and split 16 ways (4 GiB a chip), so bf16 moments are not needed; layers are
+recomputed in the backward pass (model.remat); rows of a chip hold 13,312 tokens at a time.
 """
 
 from ml_collections import ConfigDict
