@@ -1,4 +1,4 @@
-"""The demo: the whole method on one CPU from a tiny base, in at most 15 minutes and 6 GB.
+"""The demo: the whole method on one CPU from a tiny base, in 11 to 20 minutes and 3 GB.
 
     ./launch/demo.sh runs/demo            every stage, one after the other; or one by itself:
     python -m rmsd_jax.train_sft --config=configs/demo.py:sft --workdir=runs/demo/sft

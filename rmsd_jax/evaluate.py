@@ -20,13 +20,11 @@ Axes: B prompts, N samples of a prompt.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import jax
 from etils import epath
@@ -42,8 +40,8 @@ from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.reply_journal import ReplyJournal
 from rmsd_jax.data.store import Pool, open_pool
 from rmsd_jax.models import hf
-from rmsd_jax.rollouts import generate, grading
-from rmsd_jax.rollouts.held_out import WAYS, add_replies, blind, grade, lines_of, respond, summary
+from rmsd_jax.rollouts import grading, held_out
+from rmsd_jax.rollouts.held_out import WAYS, Ways, answered, blind, graded, summary
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import find_step
@@ -62,27 +60,15 @@ OPTIONS = {
 RULES = ("rules", "pass_above")  # of what is asked; replies do not depend on them
 
 
-class Steps(NamedTuple):
-  """The jitted programs of an evaluation, by the way of answering."""
-
-  greedy: Callable | None  # (params, groups, key) -> Samples; None: not asked for
-  sampled: Callable | None  # (params, groups, key) -> Samples
-
-
-def make_steps(config, mesh) -> Steps:
+def make_steps(config, mesh) -> Ways:
   """Compiled when first called."""
-  run = functools.partial(respond, hf.load_model(**config.model))
-  jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
-  sampled = dict(config.rollouts) | {"samples": config.evaluate.samples}
-  greedy = dict(samples=1, temperature=0.0, gather=config.rollouts.gather)
-  return Steps(
-    greedy=jit(functools.partial(run, **greedy)) if config.evaluate.greedy else None,
-    sampled=jit(functools.partial(run, **sampled)) if config.evaluate.samples else None,
-  )
+  model = hf.load_model(**config.model)
+  asked = config.evaluate
+  return held_out.make_ways(model, mesh, config.rollouts, asked.samples, asked.greedy)
 
 
 def answer(
-  steps: Steps,
+  ways: Ways,
   params,
   mesh,
   batches,
@@ -91,23 +77,11 @@ def answer(
   journal: ReplyJournal,
   progress: Progress,
 ) -> None:
-  """Adds the replies to the prompts of this process to the journal, batch by batch.
-
-  A line has row, id, clip, task, question, options, answer, closed, and under each way of
-  answering ("greedy", "sampled") lists over responses of length, finished, text.
-  """
+  """Adds the replies to the prompts of this process to the journal, batch by batch; its lines are
+  those of `held_out.answered`."""
   began = time.monotonic()
   for batch in batches:
-    groups = sharding.put_batch(mesh, batch.groups)
-    # By the row of the pool: the same samples in any batch and on any number of devices.
-    key_B = generate.keys_of_rows(mesh, jax.random.key(seed), batch.row_B)
-    lines = lines_of(batch)
-    for how, run in steps._asdict().items():
-      if run is None:
-        continue
-      add_replies(lines, how, run(params, groups, key_B), tokenizer)
-    # The last batch is filled up with rows that were answered before; they do not count twice.
-    real = [line for line, is_real in zip(lines, batch.real_B, strict=True) if is_real]
+    real = answered(ways, params, mesh, jax.random.key(seed), batch, tokenizer)
     new = sum(line["row"] not in journal.rows for line in real)
     now = time.monotonic()
     journal.add(real, now - began)
@@ -117,11 +91,7 @@ def answer(
 
 def _graded(journal: ReplyJournal, order: list[int], rules: Rules) -> list[dict]:
   """The graded prompts of all processes, in the order of an evaluation."""
-  lines = list(journal.rows.values())
-  graded = sharding.gathered(
-    [[line["row"], prompt] for line, prompt in zip(lines, grade(lines, rules), strict=True)]
-  )
-  prompts = dict(graded)
+  prompts = graded(list(journal.rows.values()), rules)
   if lacking := len(set(order) - prompts.keys()):
     raise UserError(
       f"{journal.folder} has no whole replies to {lacking} of {len(order)} prompts; run the same "
@@ -225,8 +195,8 @@ def _answered(config, workdir: str, folder: str, checkpoint: str, rules: Rules):
         write=jax.process_index() == 0,
       )
     )
-    steps = make_steps(config, mesh)
-    answer(steps, params, mesh, batches, tokenizer, config.seed, journal, progress)
+    ways = make_steps(config, mesh)
+    answer(ways, params, mesh, batches, tokenizer, config.seed, journal, progress)
   return about, _graded(journal, about["order"], rules)
 
 

@@ -10,7 +10,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 
 CARD, PAGE, ROWS = "card.json", "card.md", "rows.jsonl"
-_MOST_MISSING = 20  # named on the page; card.json names all
+MOST_MISSING = 20  # named on the page; card.json names all
 
 
 def write_card(folder: Path, card: Mapping[str, Any], rows: Sequence[Row]) -> None:
@@ -114,9 +114,9 @@ def _answered(card: Mapping[str, Any]) -> list[str]:
   if missing:
     worst = ", ".join(f"{name} {100 * v:.1f}" for name, v in card["missing_as_wrong"].items())
     lines += [f"If what is missing counted as wrong: {worst}.", "", "Missing:", ""]
-    lines += [f"- {one['id']}: {one['reason']}" for one in missing[:_MOST_MISSING]]
-    if len(missing) > _MOST_MISSING:
-      lines += [f"- and {len(missing) - _MOST_MISSING} more, in {CARD}"]
+    lines += [f"- {one['id']}: {one['reason']}" for one in missing[:MOST_MISSING]]
+    if len(missing) > MOST_MISSING:
+      lines += [f"- and {len(missing) - MOST_MISSING} more, in {CARD}"]
   lines += ["", "Unparsed, and so wrong:"]
   lines += [f"{name} {100 * (rate or 0):.1f} %" for name, rate in card["unparsed"].items()]
   if card["differs"]:

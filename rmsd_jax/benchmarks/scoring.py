@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rmsd_jax.benchmarks.answered import Reply, Responses
 from rmsd_jax.benchmarks.item import Benchmark, Grade, Item, digest
 from rmsd_jax.benchmarks.judging import Judgements
 from rmsd_jax.benchmarks.preparing import Prepared
+from rmsd_jax.core import checkout
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data.store import open_pool
 
@@ -265,13 +265,7 @@ def software() -> dict[str, str]:
       found[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  try:
-    asked = ["git", "rev-parse", "HEAD"]
-    here = Path(__file__).parent
-    done = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=False)
-  except OSError:
-    return found | {"commit": "unknown"}
-  return found | {"commit": done.stdout.strip() or "unknown"}
+  return found | {"commit": checkout.commit() or "unknown"}
 
 
 def _finite(value: Any) -> Any:

@@ -197,19 +197,23 @@ def _split(mesh, tree):
 def lengths(bucket: Bucket, B: int, R: int, mean: float) -> tuple[np.ndarray, np.ndarray]:
   """Tokens of B prompts and of their R responses each: all of them full, or about `mean` of T.
 
-  Log-normal, 2 % cut off at T, half the variance between prompts; prompts of 85 to 100 % of P. Of
-  one seed, so that a plan is always the same.
+  Prompts of 85 to 100 % of P. Of one seed, so that a plan is always the same.
   """
   if not mean:
     return np.full(B, bucket.prompt), np.full((B, R), bucket.response)
   rng = np.random.default_rng(0)
+  response_BR = response_lengths(rng, B, R, mean, bucket.response)
+  return rng.integers(math.ceil(0.85 * bucket.prompt), bucket.prompt + 1, B), response_BR
+
+
+def response_lengths(rng, B: int, R: int, mean: float, T: int) -> np.ndarray:
+  """Tokens of R responses to each of B prompts: log-normal, 2 % cut off at T, half the variance
+  between prompts; int [B, R]."""
   quantile = 2.054  # of the normal distribution, above which 2 % lie
   spread = quantile - math.sqrt(quantile**2 + 2 * math.log(mean))
-  centre = math.log(mean * bucket.response) - spread**2 / 2
+  centre = math.log(mean * T) - spread**2 / 2
   noise = (rng.standard_normal((B, 1)) + rng.standard_normal((B, R))) / math.sqrt(2)
-  response_BR = np.clip(np.ceil(np.exp(centre + spread * noise)), 1, bucket.response)
-  prompt_B = rng.integers(math.ceil(0.85 * bucket.prompt), bucket.prompt + 1, B)
-  return prompt_B, response_BR.astype(int)
+  return np.clip(np.ceil(np.exp(centre + spread * noise)), 1, T).astype(int)
 
 
 def dealt_lengths(config, mesh, R: int, mean: float) -> tuple[np.ndarray, np.ndarray]:

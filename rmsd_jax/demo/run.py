@@ -23,6 +23,7 @@ from typing import TextIO
 import psutil
 
 from rmsd_jax import cli
+from rmsd_jax.core import checkout
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.core.progress import Progress
@@ -213,11 +214,8 @@ def _interval(score: dict) -> dict:
 
 def _commit() -> str:
   """The commit of the checkout, marked where files differ from it; "unknown" outside a checkout."""
-  git = lambda *args: subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
-  head = git("rev-parse", "HEAD")
-  if head.returncode:
-    return "unknown"
-  return head.stdout.strip() + ("+changes" if git("status", "--porcelain").stdout else "")
+  head = checkout.commit()
+  return head + "+changes" * checkout.changed() if head else "unknown"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,7 +15,6 @@ from rmsd_jax.report.page import Page, plain
 
 # Of a protocol: told by the heading or the table already.
 _TOLD = ("name", "note", "changed")
-_MOST_MISSING = 20  # named on the page; card.json names all
 
 
 def paths_below(top: pathlib.Path) -> list[pathlib.Path]:
@@ -97,9 +96,9 @@ def _shown(card: Mapping[str, Any]) -> dict[str, Any]:
     "unparsed": ", ".join(_rate(name, rate, card) for name, rate in card["unparsed"].items()),
     "checkpoint": _checkpoint(run),
     "missing": [f"{text(one['id'])}: {text(one['reason'])}" for one in card["missing"]][
-      :_MOST_MISSING
+      : cards.MOST_MISSING
     ],
-    "more_missing": max(0, len(card["missing"]) - _MOST_MISSING),
+    "more_missing": max(0, len(card["missing"]) - cards.MOST_MISSING),
     "as_wrong": ", ".join(
       f"{text(name)} {100 * value:.1f}" for name, value in card["missing_as_wrong"].items()
     ),

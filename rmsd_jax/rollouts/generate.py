@@ -160,6 +160,11 @@ class _Rows(NamedTuple):
   token_ZX: jax.Array  # the last one drawn
   done_ZX: jax.Array  # ended before that token
 
+  def at(self, index_ZX: jax.Array) -> "_Rows":
+    """Only these rows of each shard, in this order."""
+    take = jax.vmap(lambda x_X, index_X: x_X[index_X])
+    return jax.tree.map(lambda x_ZX: take(x_ZX, index_ZX), self)
+
 
 def _grow(
   model: Qwen3VL, params, groups: PromptGroups, started, key_BR, sizes, draw, ends
@@ -195,16 +200,12 @@ def _grow(
   ).with_tokens(rows, 0, logp_ZX)
 
   loop = 0, rows, out, cache
-  for left in (*fewer, 0):
-    loop = _loop(model, params, groups, samples, loop, left, draw, ends)
-    if left:
-      t, rows, out, cache = loop
-      # Those that are done leave; the sort is stable.
-      kept_ZX = jnp.argsort(rows.done_ZX | ends(rows.token_ZX), axis=1)[:, :left]
-      take = jax.vmap(lambda x_X, kept_X: x_X[kept_X])
-      rows = jax.tree.map(lambda x_ZX: take(x_ZX, kept_ZX), rows)  # noqa: B023
-      loop = t, rows, out, cache.with_first(kept_ZX)
-  _, _, out, _ = loop
+  for left in fewer:
+    t, rows, out, cache = _loop(model, params, groups, samples, loop, left, draw, ends)
+    # Those that are done leave; the sort is stable.
+    kept_ZX = jnp.argsort(rows.done_ZX | ends(rows.token_ZX), axis=1)[:, :left]
+    loop = t, rows.at(kept_ZX), out, cache.with_first(kept_ZX)
+  _, _, out, _ = _loop(model, params, groups, samples, loop, 0, draw, ends)
   return _samples(out, B, samples, ends)
 
 

@@ -3,8 +3,13 @@
 Axes: B prompts, N samples of a prompt.
 """
 
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rmsd_jax.core import intervals, sharding
 from rmsd_jax.core.errors import UserError
@@ -20,8 +25,36 @@ WAYS = ("greedy", "sampled")
 INFO = ("id", "clip", "task", "question", "options", "answer")
 
 
-def respond(model: Qwen3VL, params: dict, groups: PromptGroups, key, **options) -> Samples:
-  """Replies to the prompts of a batch, to be jitted; `options` as of `generate.generate`.
+class Ways(NamedTuple):
+  """The jitted programs that answer, by the way of answering."""
+
+  greedy: Callable | None  # (params, groups, key) -> Samples; None: not asked for
+  sampled: Callable | None  # (params, groups, key) -> Samples
+  model: Qwen3VL
+
+
+def make_ways(
+  model: Qwen3VL, mesh: Mesh, rollouts: Mapping, samples: int, greedy: bool = True
+) -> Ways:
+  """Compiled when first called.
+
+  Args:
+    rollouts: options of `generate.generate`.
+    samples: sampled replies a prompt; 0: none.
+    greedy: whether the likeliest reply is asked for.
+  """
+  jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
+  program = lambda **options: jit(functools.partial(_respond, model, **options))
+  likeliest = dict(samples=1, temperature=0.0, gather=rollouts["gather"])
+  return Ways(
+    greedy=program(**likeliest) if greedy else None,
+    sampled=program(**dict(rollouts) | {"samples": samples}) if samples else None,
+    model=model,
+  )
+
+
+def _respond(model: Qwen3VL, params: dict, groups: PromptGroups, key, **options) -> Samples:
+  """Replies to the prompts of a batch; `options` as of `generate.generate`.
 
   A response is finished where it ends as the teacher's do, as in stage 2.
   """
@@ -31,17 +64,30 @@ def respond(model: Qwen3VL, params: dict, groups: PromptGroups, key, **options) 
   return jax.tree.map(sharding.by_prompt, samples)
 
 
-def lines_of(batch: Batch) -> list[dict]:
-  """A line for each prompt of this process: row, id, clip, task, question, options, answer,
-  closed."""
-  return [
+def answered(
+  ways: Ways, params: dict, mesh: Mesh, key: jax.Array, batch: Batch, tokenizer: ChatTokenizer
+) -> list[dict]:
+  """A line for each prompt of this process: row, id, clip, task, question, options, answer, closed,
+  and under each way of answering lists over responses of length, finished, text.
+
+  Args:
+    key: of all prompts; each draws by its row of the pool: the same samples in any batch and on any
+      number of devices.
+  """
+  groups = sharding.put_batch(mesh, batch.groups)
+  key_B = generate.keys_of_rows(mesh, key, batch.row_B)
+  lines = [
     {"row": int(row), **{name: info[name] for name in INFO}, "closed": bool(closed)}
     for row, info, closed in zip(batch.row_B, batch.info, batch.closed_B, strict=True)
   ]
+  for how in WAYS:
+    if (program := getattr(ways, how)) is not None:
+      _add_replies(lines, how, program(params, groups, key_B), tokenizer)
+  # The last batch is filled up with rows that were answered before; they do not count twice.
+  return [line for line, is_real in zip(lines, batch.real_B, strict=True) if is_real]
 
 
-def add_replies(lines: list[dict], how: str, samples: Samples, tokenizer: ChatTokenizer) -> None:
-  """Adds the replies to the lines: under `how` lists over responses of length, finished, text."""
+def _add_replies(lines: list[dict], how: str, samples: Samples, tokenizer: ChatTokenizer) -> None:
   mine = jax.tree.map(sharding.local_rows, samples)
   replies = grading.replies_of(mine, tokenizer)
   length_BN = mine.length_BR.tolist()
@@ -66,6 +112,12 @@ def grade(lines: list[dict], rules: Rules) -> list[dict]:
     for b, (line, prompt) in enumerate(zip(lines, prompts, strict=True)):
       prompt[how] = {name: column[b].tolist() for name, column in columns.items()} | line[how]
   return prompts
+
+
+def graded(lines: list[dict], rules: Rules) -> dict[int, dict]:
+  """The prompts of all processes by their rows in the pool, graded; `lines`: of this one."""
+  mine = zip(lines, grade(lines, rules), strict=True)
+  return dict(sharding.gathered([[line["row"], prompt] for line, prompt in mine]))
 
 
 def summary(prompts: list[dict], how: str, pass_above: float, rules: Rules) -> dict:

@@ -3,9 +3,7 @@
 Axes: B prompts.
 """
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 
@@ -15,17 +13,9 @@ from rmsd_jax.data.batch import blinded
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.store import Pool
 from rmsd_jax.models.student import Qwen3VL
-from rmsd_jax.rollouts import generate, held_out
-from rmsd_jax.rollouts.held_out import WAYS
+from rmsd_jax.rollouts import held_out
+from rmsd_jax.rollouts.held_out import WAYS, Ways
 from rmsd_jax.tasks import Rules
-
-
-class Ways(NamedTuple):
-  """The jitted programs, by the way of answering."""
-
-  greedy: Callable  # (params, groups, key) -> Samples
-  sampled: Callable  # (params, groups, key) -> Samples
-  model: Qwen3VL
 
 
 class Look:
@@ -59,13 +49,7 @@ class Look:
     blind: bool,
     around: Callable[[Ways], Ways],
   ):
-    jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
-    run = functools.partial(held_out.respond, model)
-    sampled = dict(rollouts) | {"samples": samples}
-    greedy = dict(samples=1, temperature=0.0, gather=rollouts["gather"])
-    self._ways = around(
-      Ways(jit(functools.partial(run, **greedy)), jit(functools.partial(run, **sampled)), model)
-    )
+    self._ways = around(held_out.make_ways(model, mesh, rollouts, samples))
     self._pool = pool
     self._mesh = mesh
     self._tokenizer = ChatTokenizer(folder)
@@ -87,20 +71,8 @@ class Look:
     )
     for batch in batches:
       batch = blinded(batch) if self._blind else batch
-      groups = sharding.put_batch(self._mesh, batch.groups)
-      key_B = generate.keys_of_rows(self._mesh, self._key, batch.row_B)
-      some = held_out.lines_of(batch)
-      for how in WAYS:
-        samples = getattr(self._ways, how)(params, groups, key_B)
-        held_out.add_replies(some, how, samples, self._tokenizer)
-      lines += [line for line, real in zip(some, batch.real_B, strict=True) if real]
-    graded = sharding.gathered(
-      [
-        [line["row"], prompt]
-        for line, prompt in zip(lines, held_out.grade(lines, self._rules), strict=True)
-      ]
-    )
-    prompts = [prompt for _, prompt in sorted(graded, key=lambda one: one[0])]
+      lines += held_out.answered(self._ways, params, self._mesh, self._key, batch, self._tokenizer)
+    prompts = [prompt for _, prompt in sorted(held_out.graded(lines, self._rules).items())]
     return figures_of(prompts, self._pass_above, self._rules)
 
 

@@ -84,7 +84,7 @@ class Shown:
     self._write = write and every > 0
     self._seen: tuple = ()  # of the latest policy step, on the devices
     if self._write and self._path.exists():
-      kept = (text for text in complete_lines(self._path))
+      kept = complete_lines(self._path)
       self._lines = [text for text in kept if json.loads(text)["step"] <= resume_step]
       replace_text(self._path, "".join(self._lines))
 

@@ -8,15 +8,14 @@ class Mine:                                          # my_writer.py
 --config.writer=my_writer.py:Mine                    or --config.writer=wandb
 """
 
-import contextlib
 import hashlib
 import importlib
 import pathlib
 import runpy
-import subprocess
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from rmsd_jax.core.checkout import commit
 from rmsd_jax.core.errors import UserError
 
 PROJECT = "rmsd_jax"
@@ -51,16 +50,6 @@ class _Wandb:
 
   def close(self) -> None:
     self._run.finish()
-
-
-def commit() -> str:
-  """Of the checkout that runs; "" for an installed package."""
-  folder = pathlib.Path(__file__).parent
-  with contextlib.suppress(OSError):
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-  return ""
 
 
 def tracker_of(writer: str, workdir: str, config: Mapping[str, Any]) -> Tracker | None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmsd_jax.compile import cost
+from rmsd_jax.compile.programs import response_lengths
 from rmsd_jax.core import packing
 from rmsd_jax.models.config import PRESETS
 from rmsd_jax.models.student import Qwen3VL
@@ -44,18 +45,11 @@ BARS = [
 
 
 def lengths(rng, mean: float, images: float) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens of the prompts [B] and responses [B, R]: log-normal, 2 % cut off, half the variance
-  between prompts; image prompts are short."""
-  quantile = 2.0537
-  spread = quantile - np.sqrt(quantile**2 + 2 * np.log(mean))
-  noise = (rng.standard_normal((B, 1)) + rng.standard_normal((B, N + K))) / np.sqrt(2)
-  response_BR = np.exp(np.log(mean * T) - spread**2 / 2 + spread * noise)
+  """Tokens of the prompts [B], of which those of images are short, and responses [B, R]."""
+  response_BR = response_lengths(rng, B, N + K, mean, T)
   prompt_B = rng.integers(1950, 2290, B)
   picture_B = rng.random(B) < images
-  return (
-    np.where(picture_B, rng.integers(300, 600, B), prompt_B),
-    np.clip(np.ceil(response_BR), 8, T).astype(int),
-  )
+  return np.where(picture_B, rng.integers(300, 600, B), prompt_B), response_BR
 
 
 def work(program: str, size: cost.Size) -> float:

@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
 import random
-import subprocess
-import sys
 
 import benchmark_files
+import drills
 import jax
 import pytest
 import tiny_run
@@ -19,7 +17,6 @@ from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError
 
 SETS = ("longvideobench", "mathvista")
-DRILL = tiny_run.ROOT / "tests" / "support" / "benchmarks_drill.py"
 SMALL = {
   "max_tokens": 8,
   "video_min_pixels": 256,
@@ -246,19 +243,8 @@ def test_all_sets_killed_at_random_moments_are_as_undisturbed(kills, tmp_path):
   models = [f"tiny={tiny_run.model_folder()}", f"{tmp_path / 'run'}@latest"]
   arguments = ["run", *roots, "--models", *models, *FLAGS, "--set", "frames=4", "--allow-missing"]
   (tmp_path / "arguments.json").write_text(json.dumps(arguments))
-  seed = str(random.Random(18).random())
-  environment = os.environ | {
-    "PYTHONPATH": str(tiny_run.ROOT),
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",  # one device
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  command = [sys.executable, DRILL, tmp_path / "arguments.json", tmp_path, str(kills), seed]
-  done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-  assert done.returncode == 0, done.stderr[-3000:]
-  report = json.loads(done.stdout)
+  drill = tmp_path / "arguments.json", tmp_path, kills, random.Random(18).random()
+  report = drills.run("benchmarks_drill", *drill, compiled=tmp_path / "compiled")
   print(report)
   assert len(report["killed"]) == kills
   killed_in = [word.split(" in ")[1] for word in report["killed"]]

@@ -1,12 +1,10 @@
 """An evaluation that is killed goes on where it stopped; stored replies are graded anew."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 
+import drills
 import numpy as np
 import pytest
 import tiny_run
@@ -18,7 +16,6 @@ from rmsd_jax.data import loader, reply_journal, store
 from rmsd_jax.data.reply_journal import ReplyJournal
 
 CONFIG = dict(batch=3, data__limit=11, evaluate__samples=2)  # the last of 4 batches has 2 prompts
-DRILL = tiny_run.ROOT / "tests" / "support" / "evaluation_drill.py"
 
 
 class Killed(BaseException):
@@ -64,10 +61,13 @@ def copied(whole, tmp_path):
 def test_a_killed_evaluation_goes_on_where_it_stopped(whole, tmp_path, monkeypatch):
   """Twice killed: no batch is answered twice, and the result is the same, byte for byte."""
   answered = []
-  put = evaluate.generate.prompt_keys
-  monkeypatch.setattr(
-    evaluate.generate, "prompt_keys", lambda key, row_B: answered.append(row_B) or put(key, row_B)
-  )
+  ask = evaluate.answered
+
+  def counted(ways, params, mesh, key, batch, tokenizer):
+    answered.append(batch.row_B)
+    return ask(ways, params, mesh, key, batch, tokenizer)
+
+  monkeypatch.setattr(evaluate, "answered", counted)
   first = evaluated(monkeypatch, tmp_path, after=1)
   second = evaluated(monkeypatch, tmp_path, after=2)
   assert first == ["part-00000-row-000000000.jsonl"] and len(second) == 3
@@ -235,18 +235,8 @@ def test_killed_at_random_moments_the_result_is_the_same(kills, tmp_path):
   c = tiny_run.config("evaluate", **CONFIG | {"batch": 1})
   config = tmp_path / "config.json"
   config.write_text(json.dumps(c.to_dict()))
-  command = [sys.executable, DRILL, config, tmp_path, str(kills), str(random.Random(7).random())]
-  environment = os.environ | {
-    "PYTHONPATH": str(tiny_run.ROOT),
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",  # one device
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-  assert done.returncode == 0, done.stderr[-2000:]
-  report = json.loads(done.stdout)
+  arguments = config, tmp_path, kills, random.Random(7).random()
+  report = drills.run("evaluation_drill", *arguments, compiled=tmp_path / "compiled")
   assert report["killed"] == kills and 0 < report["parts"][0] < 11  # in the midst
   results = [tmp_path / name / "evaluate" / "test.json" for name in ("alone", "killed")]
   assert results[0].read_bytes() == results[1].read_bytes()

@@ -15,25 +15,11 @@ import signal
 import sys
 import time
 
-from rmsd_jax import cli
+import drills
+
 from rmsd_jax import evaluate as evaluate  # before the forks, as the command does it later
 from rmsd_jax import pool as pool
 from rmsd_jax.benchmarks.__main__ import main as benchmarks
-
-
-def start(arguments: list[str], log: pathlib.Path) -> int:
-  """The number of a new process that runs the command."""
-  if number := os.fork():
-    return number
-  out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-  os.dup2(out, 1)
-  os.dup2(out, 2)
-  try:
-    cli.run(lambda: benchmarks(arguments))
-  except SystemExit as ended:
-    sys.stdout.flush()
-    os._exit(ended.code or 0)
-  os._exit(1)
 
 
 def last_step(log: pathlib.Path) -> str:
@@ -54,14 +40,15 @@ def main(arguments_file: str, folder: str, kills: int, seed: str) -> None:
   here = pathlib.Path(folder)
   out, log = here / "out", here / "log"
   arguments = [*json.loads(pathlib.Path(arguments_file).read_text()), "--out", str(out)]
+  start = lambda: drills.start(lambda: benchmarks(arguments), log)
   began = time.monotonic()
-  assert os.waitpid(start(arguments, log), 0)[1] == 0, log.read_text()[-2000:]
+  assert os.waitpid(start(), 0)[1] == 0, log.read_text()[-2000:]
   seconds = time.monotonic() - began
   out.rename(here / "alone")
   killed = []
   while len(killed) < kills:
     log.unlink(missing_ok=True)
-    number = start(arguments, log)
+    number = start()
     wait_for_a_step(log)
     time.sleep(rng.uniform(0, 0.12) * seconds)
     how = rng.choice((signal.SIGKILL, signal.SIGTERM))
@@ -69,7 +56,7 @@ def main(arguments_file: str, folder: str, kills: int, seed: str) -> None:
     if os.waitpid(number, 0)[1] == 0:
       break
     killed.append(f"{how.name} in {last_step(log)}")
-  assert os.waitpid(start(arguments, log), 0)[1] == 0, log.read_text()[-2000:]
+  assert os.waitpid(start(), 0)[1] == 0, log.read_text()[-2000:]
   print(json.dumps({"killed": killed, "seconds": round(seconds, 1)}))
 
 

@@ -14,37 +14,27 @@ import signal
 import sys
 import time
 
+import drills
 from ml_collections import ConfigDict
 
-from rmsd_jax import cli, evaluate
+from rmsd_jax import evaluate
 
 BATCHES = 11  # of the config
-
-
-def start(config: ConfigDict, workdir: pathlib.Path) -> int:
-  """The number of a new process that evaluates."""
-  if number := os.fork():
-    return number
-  os.dup2(2, 1)
-  try:
-    cli.run(lambda: evaluate.main(config, str(workdir), "base"))
-  except SystemExit as ended:
-    sys.stdout.flush()
-    os._exit(ended.code or 0)
-  os._exit(1)
 
 
 def main(config_file: str, folder: str, kills: int, seed: str) -> None:
   rng = random.Random(seed)
   config = ConfigDict(json.loads(pathlib.Path(config_file).read_text()), convert_dict=True)
   alone, killed = pathlib.Path(folder, "alone"), pathlib.Path(folder, "killed")
+  output = pathlib.Path(folder, "output.txt")
+  start = lambda workdir: drills.start(lambda: evaluate.main(config, str(workdir), "base"), output)
   begin = time.monotonic()
-  assert os.waitpid(start(config, alone), 0)[1] == 0
+  assert os.waitpid(start(alone), 0)[1] == 0, output.read_text()[-2000:]
   seconds = time.monotonic() - begin
   parts = lambda: len(list(killed.glob("evaluate/test/part-*")))
   found = []
   while len(found) < kills:
-    number, before = start(config, killed), parts()
+    number, before = start(killed), parts()
     # Soon after a batch was written, as long as there is one to write; else whenever it may be.
     end = time.monotonic() + seconds * (1 if before < BATCHES - 1 else rng.uniform(0.1, 0.6))
     while time.monotonic() < end and parts() == before:
@@ -53,7 +43,7 @@ def main(config_file: str, folder: str, kills: int, seed: str) -> None:
     os.kill(number, signal.SIGKILL)  # one that has ended waits for the next line
     os.waitpid(number, 0)
     found.append(parts())
-  assert os.waitpid(start(config, killed), 0)[1] == 0
+  assert os.waitpid(start(killed), 0)[1] == 0, output.read_text()[-2000:]
   print(json.dumps({"killed": len(found), "parts": found}))
 
 

@@ -15,9 +15,10 @@ import signal
 import sys
 import time
 
+import drills
 from ml_collections import ConfigDict
 
-from rmsd_jax import cli, train_sft
+from rmsd_jax import train_sft
 
 PHASES = ("draft", "digests", "commit", "deletion")
 
@@ -44,35 +45,20 @@ def going_on(folder: pathlib.Path, most: dict[str, int]) -> set[str]:
   return found
 
 
-def start(config: ConfigDict, workdir: pathlib.Path) -> int:
-  """The number of a new process that trains."""
-  print(f"{time.monotonic():.1f} start", file=sys.stderr, flush=True)
-  number = os.fork()
-  if number:
-    return number
-  with open(workdir.parent / "output.txt", "w") as output:
-    os.dup2(output.fileno(), 1)
-    os.dup2(output.fileno(), 2)
-    try:
-      cli.run(lambda: train_sft.main(config, str(workdir)))
-    except SystemExit as ended:
-      sys.stdout.flush()
-      os._exit(ended.code or 0)
-  os._exit(1)
-
-
 def main(config_file: str, workdir: str, kills: int, seed: int) -> None:
   rng = random.Random(seed)
   config = ConfigDict(json.loads(pathlib.Path(config_file).read_text()), convert_dict=True)
   folder, killed, refused = pathlib.Path(workdir), collections.Counter(), []
+  output = folder.parent / "output.txt"
+  start = lambda: drills.start(lambda: train_sft.main(config, str(folder)), output)
   torn = 0  # kills that left a numbered folder with files missing
   while sum(killed.values()) < kills:
     phase, delay = PHASES[sum(killed.values()) % len(PHASES)], rng.uniform(0, 0.02)
-    number, most = start(config, folder), {}
+    number, most = start(), {}
     while True:
       ended, status = os.waitpid(number, os.WNOHANG)
       if ended:
-        refused.append([status, (folder.parent / "output.txt").read_text()[-500:]])
+        refused.append([status, output.read_text()[-500:]])
         break
       if phase in going_on(folder / "checkpoints", most):
         time.sleep(delay)
@@ -84,9 +70,9 @@ def main(config_file: str, workdir: str, kills: int, seed: int) -> None:
         break
     if refused:
       break
-  _, status = os.waitpid(start(config, folder), 0)
+  _, status = os.waitpid(start(), 0)
   if status:
-    refused.append([status, (folder.parent / "output.txt").read_text()[-500:]])
+    refused.append([status, output.read_text()[-500:]])
   print(json.dumps({"killed": killed, "torn": torn, "refused": refused}))
 
 

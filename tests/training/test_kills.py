@@ -1,36 +1,18 @@
 """Killed around its saves and deletions, a run goes on by itself and ends as it would have."""
 
 import json
-import os
-import subprocess
-import sys
 
+import drills
 import pytest
 import tiny_run
 
 from rmsd_jax import train_sft
 
-DRILL = tiny_run.ROOT / "tests" / "support" / "kill_drill.py"
-
 
 def drill(folder, name, kills) -> dict:
-  """The report of a drill in a new process; its work folder is folder/name."""
-  done = subprocess.run(
-    [sys.executable, str(DRILL), str(folder / "config.json"), str(folder / name), str(kills), "0"],
-    env=os.environ
-    | {
-      "PYTHONPATH": str(tiny_run.ROOT),
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "",  # one device
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-      "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    },
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  """The report of a drill whose work folder is folder/name."""
+  arguments = folder / "config.json", folder / name, kills, 0
+  return drills.run("kill_drill", *arguments, compiled=folder / "compiled")
 
 
 @pytest.mark.slow
