@@ -15,13 +15,14 @@ import runpy
 import signal
 import sys
 import threading
+import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from rmsd_jax.core import peers
 from rmsd_jax.core.errors import EXIT_BAD_INPUT as EXIT_BAD_INPUT
@@ -207,12 +208,38 @@ def load_config(path: str) -> ConfigDict:
       f"--config={path}: {file} reads {error.filename}, which is not there; find it by "
       f'base_config(__file__, "{Path(str(error.filename)).name}") of rmsd_jax.cli, as configs/ does'
     ) from error
+  except (TypeError, AttributeError, KeyError) as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    if Path(frames[-1].filename).parent != Path(config_dict.__file__).parent:
+      raise
+    # ml_collections refused what a line of the file sets or reads.
+    (line, *_) = [f.lineno for f in reversed(frames) if f.filename == module.__file__]
+    raise UserError(f"--config={path}: line {line} of {file}: {error.args[0]}") from error
   if not isinstance(config, ConfigDict):
     raise UserError(
       f"--config={path}: get_config() returned a {type(config).__name__}; return a ConfigDict"
     )
   _rename_keys(config)
+  _check_names(config, path)
   return config
+
+
+def _check_names(config: ConfigDict, path: str) -> None:
+  """Refuses what looks like a mistyped key of configs/default.py in a config that is based on it.
+  Keys of a user's own pass."""
+  known = _keys(runpy.run_path(str(CONFIGS / "default.py"))["get_config"]())
+  keys = _keys(config)
+  if not set(known) <= {*keys}:
+    return
+  for key in sorted({*keys} - {*known}):
+    section, _, name = key.rpartition(".")
+    beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
+    if close := difflib.get_close_matches(name, beside, 1, cutoff=0.8):
+      meant = f"{section}.{close[0]}".lstrip(".")
+      raise UserError(
+        f"--config={path} sets {key}, which nothing reads; did you mean {meant}? A key of your own "
+        "wants a name that is less alike"
+      )
 
 
 def base_config(file: str, name: str) -> Callable[..., ConfigDict]:

@@ -7,6 +7,7 @@ Axes: B prompts of this process, N rollouts.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ class Shown:
     self._seen: tuple = ()  # of the latest policy step, on the devices
     if self._write and self._path.exists():
       kept = complete_lines(self._path)
-      self._lines = [text for text in kept if json.loads(text)["step"] <= resume_step]
+      self._lines = [text for text in kept if _step_of(text) <= resume_step]
       replace_text(self._path, "".join(self._lines))
 
   def around(self, steps):
@@ -146,6 +147,14 @@ class Shown:
       texts.append(_markdown(line))
     replace_text(self._path, "".join(self._lines))
     return "\n\n".join(texts)
+
+
+def _step_of(text: str) -> float:
+  """The step of a line; of one that was damaged on the disk, later than any."""
+  try:
+    return json.loads(text)["step"]
+  except (ValueError, TypeError, KeyError):
+    return math.inf
 
 
 def _markdown(line: Mapping[str, Any]) -> str:

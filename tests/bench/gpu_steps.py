@@ -18,14 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmsd_jax import train_rl, train_sft
+from rmsd_jax.compile import cost
 from rmsd_jax.compile.programs import abstract_rewards, programs
 from rmsd_jax.core import sharding
+from rmsd_jax.core.groups import Bucket, join_responses
 from rmsd_jax.models import hf
+from rmsd_jax.rollouts import generate
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import pieces
 from tests.bench.measure import GIB, Out, peak_bytes, peak_flops, seconds_of
 from tests.bench.random_model import Size, make_config, make_groups, make_state, write_folder
 
+OVER_ROWS = {"imitate", "improve", "judge"}  # programs that a step runs once for each piece
 MOST_GAP = 0.3  # nats between the log-probabilities of sampler and trainer, in bfloat16
 
 
@@ -62,17 +66,28 @@ def compiled_programs(config, mesh, out: Out) -> Iterator[Program]:
     yield Program(name, executable, work, report, out.trace)
 
 
-def measured(program: Program, seconds: float, tokens: int, what: str, out: Out) -> dict:
-  """What one call took: the program's report completed."""
+def measured(
+  program: Program, seconds: float, tokens: int, fills: cost.Size | None, out: Out
+) -> dict:
+  """What one call took: the program's report completed.
+
+  Args:
+    tokens: that exist, of prompts and responses; for rollouts those that were sampled.
+    fills: the places of the rows; None: there are none.
+  """
   program.report |= {
     "seconds": seconds,
     "tokens_per_second": tokens / seconds,
-    "tokens": what,
+    "tokens": tokens,
     "share_of_peak": program.work.total / seconds / peak_flops(),
     "peak_gib": peak_bytes() / GIB,
   }
+  what = "sampled tokens/s"
+  if fills is not None:
+    program.report["padding"] = fills.tokens / tokens - 1
+    what = f"tokens/s ({fills.tokens / tokens - 1:.0%} padding)"
   out.say(
-    f"{program.name}: {seconds:.2f} s, {tokens / seconds:,.0f} {what} tokens/s, "
+    f"{program.name}: {seconds:.2f} s, {tokens / seconds:,.0f} {what}, "
     f"{program.report['share_of_peak']:.0%} of the peak; {program.report['peak_gib']:.1f} GiB held"
   )
   return program.report
@@ -92,18 +107,20 @@ def timed_updates(call: Callable, state, repeats: int):
   return state, jax.device_get(metrics), statistics.median(taken)
 
 
-def traced(program: Program, run: Callable):
-  """(what a call returned, what the device did in it): {"busy_seconds", "kernels": [operation of
-  the compiled program, kernel, launches, seconds]}, the longest first. The compiled program's text
-  goes to the folder `trace`."""
+def traced(program: Program, *arguments):
+  """What the device did in a call: {"busy_seconds", "kernels": [operation of the compiled program,
+  kernel, launches, seconds]}, the longest first. The compiled program's text goes to the folder
+  `trace`."""
   folder = pathlib.Path(program.trace)
   folder.mkdir(parents=True, exist_ok=True)
   text = folder / f"{program.name.replace(' ', '_')}.hlo.txt"
-  text.write_text(program.run.as_text())
+  is_compiled = hasattr(program.run, "as_text")
+  executable = program.run if is_compiled else program.run.lower(*arguments).compile()
+  text.write_text(executable.as_text())
   found = collections.defaultdict(lambda: [0, 0.0])
   with tempfile.TemporaryDirectory() as temporary:
     with jax.profiler.trace(temporary):
-      result = jax.block_until_ready(run())
+      jax.block_until_ready(executable(*arguments))
     (path,) = pathlib.Path(temporary).rglob("*.xplane.pb")
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
       for line in plane.lines if plane.name.startswith("/device:GPU") else ():
@@ -117,7 +134,7 @@ def traced(program: Program, run: Callable):
   busy = sum(row[3] for row in rows)
   for row in rows[:12]:
     print(f"    {row[3]:.3f} s {row[2]:>7} x {row[0][:40]:<40} {row[1][:60]}")
-  return result, {"busy_seconds": busy, "kernels": rows[:200]}
+  return {"busy_seconds": busy, "kernels": rows[:200]}
 
 
 @contextlib.contextmanager
@@ -136,18 +153,21 @@ def begun(size: Size, stage: str, trainer, out: Out) -> Iterator[tuple]:
 
 
 def sft(size: Size, out: Out) -> dict:
-  """Stage 1's step on full rows."""
+  """Stage 1's step."""
+  _, _, F, S = size.bucket
   with begun(size, "sft", train_sft, out) as (config, mesh, state):
-    made = {program.name: program for program in compiled_programs(config, mesh, out)}
-    steps = train_sft.make_steps(config, mesh)
-    steps = steps._replace(**{name: program.run for name, program in made.items()})
+    steps, made = programs_of(size, config, mesh, train_sft.make_steps(config, mesh), out)
     groups = make_groups(size, 1)
     state, metrics, seconds = timed_updates(
       lambda state: train_sft.train_step(config, mesh, steps, state, groups), state, size.repeats
     )
-    made["imitate"].work = made["imitate"].work.plus(made["encode"].work)
-    tokens = size.batch * (size.bucket[0] + size.bucket[1])
-    found = measured(made["imitate"], seconds, tokens, "row", out)
+    c = steps.model.config
+    fills, tokens = planned(config, mesh, steps.model, groups)
+    work = cost.sft(c, fills, config.model.remat, config.logit_chunk)
+    made["imitate"].work = work.plus(
+      cost.vision(c.vision, size.batch * size.bucket[2], size.bucket[3])
+    )
+    found = measured(made["imitate"], seconds, tokens, fills, out)
     loss = float(metrics["loss"])
     return found | {"loss": loss, "ok": bool(np.isfinite(loss))}
 
@@ -155,7 +175,7 @@ def sft(size: Size, out: Out) -> dict:
 def rl(size: Size, out: Out) -> dict:
   """Stage 2's rollouts and updates, each on what the one before made."""
   B, N = size.batch, size.samples
-  P, T, _, _ = size.bucket
+  bucket = Bucket(*size.bucket)
   found = {}
   with begun(size, "rl", train_rl, out) as (config, mesh, state):
     host = make_groups(size, N)
@@ -172,43 +192,72 @@ def rl(size: Size, out: Out) -> dict:
       my_pairs, match_BN=slot_BN, paired_BN=everyone_BN, differs_BN=everyone_BN
     )
     scores, terms, pairs = sharding.put_batch(mesh, (score_BN, terms, my_pairs))
-    made = {program.name: program for program in compiled_programs(config, mesh, out)}
-    steps = train_rl.make_steps(config, mesh)
-    steps = steps._replace(**{name: program.run for name, program in made.items()})
+    steps, made = programs_of(size, config, mesh, train_rl.make_steps(config, mesh), out)
+    model = steps.model
+    c, remat = model.config, config.model.remat
 
     key = jax.random.key(0)
     rollout = made["rollout"]
     seconds = seconds_of(lambda: rollout.run(state, groups, key), min(2, size.repeats))
     samples, visual = rollout.run(state, groups, key)
-    count = int(samples.length_BR.sum())
+    length_BN = np.asarray(samples.length_BR)
     if rollout.trace:
-      _, rollout.report["trace"] = traced(rollout, lambda: rollout.run(state, groups, key))
-    found["rollout"] = measured(rollout, seconds, count, "sampled", out)
+      rollout.report["trace"] = traced(rollout, state, groups, key)
+    rows = generate.rows_of_loops(B * N)
+    turns = cost.turns(length_BN.reshape(1, -1), rows, model.window_of(bucket.response), bucket[1])
+    rollout.work = cost.rollout(c, B, bucket, 1, turns)
+    found["rollout"] = measured(rollout, seconds, int(length_BN.sum()), None, out)
+    found["rollout"] |= {"mean_length": float(length_BN.mean()), "longest": int(length_BN.max())}
     # As if each had ended by itself, so that all are paired.
     samples = dataclasses.replace(samples, finished_BR=sharding.put_batch(mesh, everyone_BN))
-    students = host.with_responses(*map(np.asarray, (samples.responses_BRT, samples.length_BR)))
+    students = host.with_responses(np.asarray(samples.responses_BRT), length_BN)
 
-    rows = pieces.rows_of(mesh, steps.model, students, config.row_tokens)
+    rows = pieces.rows_of(mesh, model, students, config.row_tokens)
     call = lambda state: train_rl.update_policy(
       steps, state, rows, groups, samples, visual, scores, terms, pairs
     )
     state, metrics, seconds = timed_updates(call, state, size.repeats)
-    found["policy"] = measured(made["improve"], seconds, B * (P + N * T), "row", out)
+    fills, tokens = planned(config, mesh, model, students)
+    made["improve"].work = cost.policy(c, fills, remat, config.logit_chunk)
+    found["policy"] = measured(made["improve"], seconds, tokens, fills, out)
     found["policy"]["metrics"] = _numbers(metrics)
     del rows
-    rows = pieces.of_pairs(
-      mesh, steps.model, host, students, everyone_BN, my_pairs, config.row_tokens
-    )
+    rows = pieces.of_pairs(mesh, model, host, students, everyone_BN, my_pairs, config.row_tokens)
     call = lambda state: train_rl.update_discriminator(
       steps, state, rows, groups, samples, visual, pairs, jnp.array(True)
     )
     state, metrics, seconds = timed_updates(call, state, size.repeats)
-    found["discriminator"] = measured(made["judge"], seconds, B * (P + 2 * N * T), "row", out)
+    fills, tokens = planned(config, mesh, model, join_responses(students, host))
+    made["judge"].work = cost.discriminator(c, fills, remat)
+    found["discriminator"] = measured(made["judge"], seconds, tokens, fills, out)
     found["discriminator"]["metrics"] = _numbers(metrics)
   gap = found["policy"]["metrics"]["policy/sampler_trainer_gap"]
   out.say(f"sampler against trainer: largest gap {gap:.1e} nats of a token")
   fine = np.isfinite(found["policy"]["metrics"]["policy/grad_norm"]) and gap <= MOST_GAP
   return found | {"ok": bool(fine)}
+
+
+def programs_of(size: Size, config, mesh, steps, out: Out):
+  """(steps, name -> Program). For full responses each is compiled as planned; what goes over rows
+  is planned for the largest, and compiled again when called with those of a batch."""
+  if size.mean:
+    return steps, {
+      name: Program(name, run, cost.Work(), {}, out.trace) for name, run in steps._asdict().items()
+    }
+  made = {program.name: program for program in compiled_programs(config, mesh, out)}
+  for name in made.keys() & OVER_ROWS:
+    made[name].run = getattr(steps, name)
+  return steps._replace(**{name: program.run for name, program in made.items()}), made
+
+
+def planned(config, mesh, model, groups) -> tuple[cost.Size, int]:
+  """How large the packed rows of a batch are, and how many tokens are in them."""
+  P = groups.tokens_BP.shape[1]
+  _, R, T = groups.responses_BRT.shape
+  prompt_B, length_BR = map(np.asarray, (groups.prompt_length_B, groups.response_length_BR))
+  sizes = pieces.sizes_of(model, P, T, R, config.row_tokens)
+  plan = pieces.planned(mesh, model, prompt_B, length_BR.sum(1), sizes)
+  return cost.size(plan, prompt_B, length_BR), int(prompt_B.sum() + length_BR.sum())
 
 
 def _numbers(metrics: dict) -> dict[str, float]:

@@ -13,9 +13,17 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from tests.bench import against_torch
 from tests.bench.measure import GIB, Out
-from tests.bench.random_model import Size, make_cases, make_responses, write_folder
+from tests.bench.random_model import (
+  Size,
+  make_cases,
+  make_lengths,
+  make_responses,
+  stop_ids,
+  write_folder,
+)
 
-MICROBATCHES = 2  # of torch's step, each padded to the same length
+MICROBATCHES = 2  # of torch's step, each padded to its longest response
+PADDING = -100  # as a target: not learned
 
 
 def torch_sft(size: Size, out: Out) -> dict:
@@ -28,18 +36,23 @@ def torch_sft(size: Size, out: Out) -> dict:
     weight.requires_grad_("visual" not in name)
   learned = [weight for weight in model.parameters() if weight.requires_grad]
   adam = torch.optim.AdamW(learned, lr=1e-6, weight_decay=0.01, fused=device == "cuda")
-  responses = make_responses(size, 1)[:, 0]
-  T = responses.shape[1]
+  cases, responses = make_cases(size), make_responses(size, 1)[:, 0]
+  length_B = make_lengths(size, 1)[:, 0]
   pieces = np.array_split(np.arange(size.batch), MICROBATCHES)
-  cases = make_cases(size)
-  batches = [their_batch([cases[i] for i in piece], responses[piece], device) for piece in pieces]
+  batches = [
+    their_batch([cases[i] for i in piece], responses[piece], length_B[piece], device)
+    for piece in pieces
+  ]
 
   def run() -> float:
     total = 0.0
     for batch, targets in batches:
       with torch.autocast(device, torch.bfloat16):
-        logits = model(**batch, logits_to_keep=T + 1, use_cache=False).logits[:, :-1]
-      loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        kept = targets.shape[1] + 1
+        logits = model(**batch, logits_to_keep=kept, use_cache=False).logits[:, :-1]
+      loss = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=PADDING
+      )
       (loss / len(batches)).backward()
       total += float(loss.detach()) / len(batches)
     torch.nn.utils.clip_grad_norm_(learned, 1.0)
@@ -48,26 +61,30 @@ def torch_sft(size: Size, out: Out) -> dict:
     return total
 
   loss, seconds = _timed_torch(run, size.repeats)
-  row_tokens = size.batch * (size.bucket[0] + T)
-  found = {"seconds": seconds, "tokens_per_second": row_tokens / seconds, "loss": loss}
-  return found | _their_peak(device, f"SFT step {seconds:.2f} s, {row_tokens / seconds:,.0f}", out)
+  tokens = size.batch * size.bucket[0] + int(length_B.sum())
+  found = {"seconds": seconds, "tokens_per_second": tokens / seconds, "loss": loss}
+  return found | _their_peak(device, f"SFT step {seconds:.2f} s, {tokens / seconds:,.0f}", out)
 
 
 def torch_rollouts(size: Size, out: Out) -> dict:
-  """transformers' generate in bfloat16: N samples of T tokens for each prompt."""
+  """transformers' generate in bfloat16: N samples of at most T tokens for each prompt."""
   device, model = their_model(size, torch.bfloat16)
   model.eval()
-  batch, _ = their_batch(make_cases(size), None, device)
+  batch = _on(device, against_torch.their_batch(make_cases(size)))
+  stops = stop_ids(size)
   batch["pixel_values_videos"] = batch["pixel_values_videos"].to(torch.bfloat16)
   T = size.bucket[1]
 
   def run() -> int:
     with torch.no_grad():
       out = model.generate(
-        **batch, do_sample=True, top_k=0, temperature=0.8, max_new_tokens=T, min_new_tokens=T,
-        num_return_sequences=size.samples,
+        **batch, do_sample=True, top_k=0, temperature=0.8, max_new_tokens=T,
+        min_new_tokens=0 if size.mean else T, num_return_sequences=size.samples,
+        eos_token_id=stops, pad_token_id=stops[0],
       )  # fmt: skip
-    return out.shape[0] * (out.shape[1] - size.bucket[0])
+    ends = torch.isin(out[:, size.bucket[0] :], torch.tensor(stops, device=out.device))
+    # Up to the first end, which counts; T where there is none.
+    return int(((ends.cumsum(1) - ends.long()) == 0).sum())
 
   count, seconds = _timed_torch(run, 1)
   found = {"seconds": seconds, "tokens_per_second": count / seconds}
@@ -88,13 +105,17 @@ def their_model(size: Size, dtype=None):
   return device, model
 
 
-def their_batch(cases: list, responses: np.ndarray | None, device: str):
-  """(torch tensors of all rows, responses [B, T] or None)."""
-  batch = against_torch.their_batch(cases, responses)
-  batch = {name: x.to(device) for name, x in batch.items()}
-  if responses is None:
-    return batch, None
-  return batch, batch["input_ids"][:, -responses.shape[1] :]
+def their_batch(cases: list, responses: np.ndarray, length_B: np.ndarray, device: str):
+  """(torch tensors of rows as long as the longest of them, targets: PADDING behind the end)."""
+  responses = responses[:, : length_B.max()]
+  batch = _on(device, against_torch.their_batch(cases, responses))
+  behind = torch.arange(responses.shape[1]) >= torch.tensor(length_B)[:, None]
+  targets = batch["input_ids"][:, -responses.shape[1] :]
+  return batch, targets.masked_fill(behind.to(device), PADDING)
+
+
+def _on(device: str, batch: dict) -> dict:
+  return {name: x.to(device) for name, x in batch.items()}
 
 
 def _timed_torch(run: Callable, repeats: int):

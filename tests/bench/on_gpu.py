@@ -2,7 +2,7 @@
 
     python -m tests.bench.on_gpu                     all parts, Qwen3-VL-2B from random weights
     python -m tests.bench.on_gpu --size tiny         the same at toy sizes, on any device
-    python -m tests.bench.on_gpu --parts attention,sft --json found.json
+    python -m tests.bench.on_gpu --parts attention,rl@0.3 --json found.json
 
 Needs jax for the device, flax, optax, transformers, safetensors, absl-py, etils, psutil, tqdm, and
 the small packages ml_collections and jiwer (with rapidfuzz); none of grain, tensorflow-datasets, av
@@ -18,6 +18,9 @@ longer than what is left of --minutes, does not stop the others. Parts:
     torch_sft       transformers + torch: the same model, rows and update as `sft`
     torch_rollouts  transformers' generate: the same prompts, samples and lengths as `rl`
 
+Every response is T tokens long, or with @0.3 behind a part's name about 0.3 T on average: the
+rollouts then end by a token of which there are as many as that takes.
+
 "plan" is what XLA planned for the program before it ran, as `rmsd_jax.compile` prints it. A share
 of the peak counts the FLOPs of rmsd_jax.compile.cost. With --trace FOLDER the compiled programs are
 written there, and the seconds of each kernel go to the JSON.
@@ -30,6 +33,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,7 +42,7 @@ import time
 ROOT = pathlib.Path(__file__).parents[2]
 SIZES = ("2b", "tiny")  # of tests.bench.random_model
 # Part -> its module, imported in the part's own process: this one needs neither jax nor torch.
-PARTS = {
+MODULES = {
   "attention": "gpu_parity",
   "parity": "gpu_parity",
   "sft": "gpu_steps",
@@ -46,17 +50,29 @@ PARTS = {
   "torch_sft": "gpu_torch",
   "torch_rollouts": "gpu_torch",
 }
+ALIKE = ("attention", "parity")  # whatever the lengths
+PARTS = [*MODULES, *(f"{name}@0.3" for name in MODULES if name not in ALIKE)]
 
 
 def run_part(name: str, size: str, out: str, trace: str) -> None:
   """One part in this process; its figures go to the file `out`."""
   from tests.bench import measure, random_model
 
-  module = importlib.import_module(f"tests.bench.{PARTS[name]}")
+  part, _, mean = name.partition("@")
+  module = importlib.import_module(f"tests.bench.{MODULES[part]}")
   said = measure.Out(name, trace)
-  found = {} if name.startswith("torch") else measure.device(said)
-  found |= getattr(module, name)(random_model.SIZES[size], said)
+  found = {} if part.startswith("torch") else measure.device(said)
+  sizes = random_model.SIZES[size]._replace(mean=float(mean or 0))
+  found |= getattr(module, part)(sizes, said)
   pathlib.Path(out).write_text(json.dumps(_plain(found), allow_nan=False))
+
+
+def _is_part(name: str) -> bool:
+  """Whether it is a part, with or without a mean length in (0, 1] behind it."""
+  part, at, mean = name.partition("@")
+  if not at:
+    return part in MODULES
+  return part in MODULES and part not in ALIKE and bool(re.fullmatch(r"0?\.\d+|1", mean))
 
 
 def _plain(found):
@@ -81,15 +97,15 @@ def main() -> None:
   parser.add_argument("--json", default="", help="file for all figures")
   parser.add_argument("--minutes", type=float, default=8.0, help="for all; default: %(default)s")
   parser.add_argument("--trace", default="", metavar="FOLDER", help="for programs and kernels")
-  parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+  parser.add_argument("--part", help=argparse.SUPPRESS)
   parser.add_argument("--out", help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.part:
     run_part(options.part, options.size, options.out, options.trace)
     return
   names = options.parts.split(",")
-  if unknown := set(names) - set(PARTS):
-    parser.error(f"unknown parts {', '.join(sorted(unknown))}; choose of {', '.join(PARTS)}")
+  if unknown := [name for name in names if not _is_part(name)]:
+    parser.error(f"unknown parts {', '.join(unknown)}; choose of {', '.join(PARTS)}")
   ends = time.monotonic() + 60 * options.minutes
   # Most of the memory, taken as it is needed: the default keeps a quarter back.
   environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"} | os.environ

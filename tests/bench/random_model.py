@@ -1,4 +1,4 @@
-"""A model of true or toy sizes with random weights, and full rows for it: what a bench runs on.
+"""A model of true or toy sizes with random weights, and rows for it: what a bench runs on.
 
 Axes: B prompts, R responses, P prompt tokens, T response tokens, F frame pairs, S patches of a
 pair.
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rmsd_jax.compile import programs
 from rmsd_jax.core import named, sharding
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data import prompts
@@ -24,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Size(NamedTuple):
-  """How large the parts are. The rows are full: P prompt and T response tokens, no padding."""
+  """How large the parts are. Prompts have P tokens each; responses T, or lengths of their own."""
 
   preset: str  # of rmsd_jax.models.config.PRESETS, or "tiny"
   batch: int
@@ -35,6 +36,7 @@ class Size(NamedTuple):
   logit_chunk: int
   row_tokens: int  # places of rows whose gradient is computed at a time
   repeats: int
+  mean: float = 0.0  # of the responses' lengths, as a share of T; 0: all are T
 
 
 SIZES = {
@@ -55,9 +57,21 @@ def model_config(size: Size):
 
 
 def write_folder(size: Size, folder: str) -> None:
-  """A model folder with config.json alone."""
-  raw = config_lib.to_hf(model_config(size), TOKEN_IDS)
-  pathlib.Path(folder, "config.json").write_text(json.dumps(raw))
+  """A model folder with config.json and generation_config.json alone."""
+  config = model_config(size)
+  write = lambda name, values: pathlib.Path(folder, name).write_text(json.dumps(values))
+  write("config.json", config_lib.to_hf(config, TOKEN_IDS))
+  write("generation_config.json", {"eos_token_id": stop_ids(size), "pad_token_id": config.pad_id})
+
+
+def stop_ids(size: Size) -> list[int]:
+  """Tokens that end a response. Random weights draw all about alike and would hardly ever end: for
+  lengths of a mean so many tokens end one that a response has as many on average."""
+  config = model_config(size)
+  stops = list(config.stop_ids)
+  if size.mean:
+    stops += range(0, config.text.vocab - 1_000, round(size.mean * size.bucket[1]))
+  return stops
 
 
 def make_cases(size: Size) -> list:
@@ -73,13 +87,21 @@ def make_responses(size: Size, samples: int) -> np.ndarray:
   return np.random.default_rng(9).integers(0, 100_000, shape).astype(np.int32)
 
 
+def make_lengths(size: Size, samples: int) -> np.ndarray:
+  """Tokens of `samples` responses to each prompt, int32 [B, R]."""
+  T = size.bucket[1]
+  if not size.mean:
+    return np.full((size.batch, samples), T, np.int32)
+  rng = np.random.default_rng(8)
+  return programs.response_lengths(rng, size.batch, samples, size.mean, T).astype(np.int32)
+
+
 def make_groups(size: Size, samples: int):
-  """The prompts with `samples` full responses each, on the host."""
+  """The prompts with `samples` responses each, on the host."""
   v = model_config(size).vision
   layout = prompts.Layout(v.patch, v.merge, v.temporal, 0)
   groups = prompts.collate([c.prompt for c in make_cases(size)], layout, Bucket(*size.bucket))
-  full = np.full((size.batch, samples), size.bucket[1], np.int32)
-  return groups.with_responses(make_responses(size, samples), full)
+  return groups.with_responses(make_responses(size, samples), make_lengths(size, samples))
 
 
 def make_config(size: Size, stage: str, folder: str, **model):

@@ -157,6 +157,34 @@ def test_a_fault_inside_a_config_file_is_not_blamed_on_the_user(folder):
     parse("--config=c.py --workdir=out")
 
 
+@pytest.mark.parametrize(
+  ("line", "words"),
+  [
+    ("c.optim.learnin_rate = 3.0", "sets optim.learnin_rate.*did you mean optim.learning_rate?"),
+    ("c.stepz = 3", "sets stepz, which nothing reads; did you mean steps?"),
+    ("c.model.remat = False", r"line 4 of c.py: .*'remat'.*False.*bool"),
+    ("c.model.wrong", "line 4 of c.py: .*wrong"),
+  ],
+)
+def test_mistyped_keys_and_values_of_a_config_file_are_named(folder, line, words):
+  (folder / "c.py").write_text(
+    "from rmsd_jax.cli import base_config\ndef get_config():\n"
+    f"  c = base_config(__file__, 'default.py')()\n  {line}\n  return c\n"
+  )
+  with pytest.raises(UserError, match=words):
+    parse("--config=c.py --workdir=out")
+
+
+def test_keys_of_a_users_own_pass(folder):
+  (folder / "c.py").write_text(
+    "from rmsd_jax.cli import base_config\ndef get_config():\n"
+    "  c = base_config(__file__, 'default.py')()\n  c.reward.length = 0.1\n  c.mine = 1\n"
+    "  return c\n"
+  )
+  config, _ = parse("--config=c.py --workdir=out")
+  assert (config.reward.length, config.mine) == (0.1, 1)
+
+
 def test_command_runs_and_exits_zero(folder):
   done = start(folder, "--config=c.py", "--workdir=out", "--config.steps=5")
   assert done.returncode == 0, done.stderr

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import random_model
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -42,8 +44,22 @@ def test_an_unknown_part_is_named(tmp_path):
   assert done.returncode == 2 and "unknown parts vision" in done.stderr
 
 
+def test_lengths_have_the_mean_that_was_asked_for():
+  size = random_model.SIZES["2b"]._replace(mean=0.3)
+  lengths = random_model.make_lengths(size, 8)
+  assert lengths.shape == (8, 8) and 0.2 < lengths.mean() / size.bucket[1] < 0.4
+  # Of tokens drawn evenly one in so many ends a response.
+  vocabulary = random_model.model_config(size).text.vocab
+  assert vocabulary / len(random_model.stop_ids(size)) == pytest.approx(0.3 * 256, rel=0.02)
+  assert len(random_model.stop_ids(random_model.SIZES["2b"])) == 2
+
+
 @pytest.mark.slow
 def test_all_parts(tmp_path):
-  done, found = run("attention,parity,sft,rl,torch_sft,torch_rollouts", tmp_path)
+  names = "attention,parity,sft,rl,sft@0.3,rl@0.3,torch_sft,torch_rollouts@0.3"
+  done, found = run(names, tmp_path, "--trace", str(tmp_path / "trace"))
   assert done.returncode == 0, done.stderr[-2000:]
   assert all(figures["part_seconds"] > 0 for figures in found.values())
+  assert found["rl@0.3"]["rollout"]["mean_length"] < found["rl"]["rollout"]["mean_length"]
+  assert found["sft"]["padding"] == 0 < found["sft@0.3"]["padding"]
+  assert "ENTRY" in (tmp_path / "trace" / "rollout.hlo.txt").read_text()

@@ -48,7 +48,9 @@ def test_a_run_shows_rollouts_as_they_were_graded_also_when_it_was_resumed(
   tmp_path, monkeypatch, capsys
 ):
   tiny_run.run(monkeypatch, train_rl, CONFIG(), tmp_path, stop_after=5)
-  (tmp_path / showing.FILE).open("a").write('{"step": 5, "torn')
+  first = (tmp_path / showing.FILE).read_text()
+  # A line damaged in the middle, and one torn at the end.
+  (tmp_path / showing.FILE).write_text('{"step": 4, "ques\0\0\n5\n' + first + '{"step": 5, "torn')
   tiny_run.run(monkeypatch, train_rl, CONFIG(), tmp_path)
   lines = [json.loads(line) for line in (tmp_path / showing.FILE).read_text().splitlines()]
   # The warm-up of two steps shows nothing; each step once.
