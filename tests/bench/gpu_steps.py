@@ -180,17 +180,7 @@ def rl(size: Size, out: Out) -> dict:
   with begun(size, "rl", train_rl, out) as (config, mesh, state):
     host = make_groups(size, N)
     groups = sharding.put_batch(mesh, host)
-    # Scores, rule terms and pairs of a step: random numbers, every rollout matched.
-    rng = np.random.default_rng(0)
-    make = lambda x: np.asarray(
-      rng.random(x.shape) if x.dtype == jnp.float32 else np.zeros(x.shape), x.dtype
-    )
-    score_BN, terms, my_pairs = jax.tree.map(make, abstract_rewards(mesh, B, N))
-    everyone_BN = np.ones((B, N), bool)
-    slot_BN = np.broadcast_to(np.arange(N, dtype=np.int32), (B, N))
-    my_pairs = dataclasses.replace(
-      my_pairs, match_BN=slot_BN, paired_BN=everyone_BN, differs_BN=everyone_BN
-    )
+    my_pairs, score_BN, terms = made_up(mesh, B, N)
     scores, terms, pairs = sharding.put_batch(mesh, (score_BN, terms, my_pairs))
     steps, made = programs_of(size, config, mesh, train_rl.make_steps(config, mesh), out)
     model = steps.model
@@ -209,7 +199,7 @@ def rl(size: Size, out: Out) -> dict:
     found["rollout"] = measured(rollout, seconds, int(length_BN.sum()), None, out)
     found["rollout"] |= {"mean_length": float(length_BN.mean()), "longest": int(length_BN.max())}
     # As if each had ended by itself, so that all are paired.
-    samples = dataclasses.replace(samples, finished_BR=sharding.put_batch(mesh, everyone_BN))
+    samples = dataclasses.replace(samples, finished_BR=sharding.put_batch(mesh, my_pairs.paired_BN))
     students = host.with_responses(np.asarray(samples.responses_BRT), length_BN)
 
     rows = pieces.rows_of(mesh, model, students, config.row_tokens)
@@ -222,7 +212,9 @@ def rl(size: Size, out: Out) -> dict:
     found["policy"] = measured(made["improve"], seconds, tokens, fills, out)
     found["policy"]["metrics"] = _numbers(metrics)
     del rows
-    rows = pieces.of_pairs(mesh, model, host, students, everyone_BN, my_pairs, config.row_tokens)
+    rows = pieces.of_pairs(
+      mesh, model, host, students, my_pairs.paired_BN, my_pairs, config.row_tokens
+    )
     call = lambda state: train_rl.update_discriminator(
       steps, state, rows, groups, samples, visual, pairs, jnp.array(True)
     )
@@ -235,6 +227,22 @@ def rl(size: Size, out: Out) -> dict:
   out.say(f"sampler against trainer: largest gap {gap:.1e} nats of a token")
   fine = np.isfinite(found["policy"]["metrics"]["policy/grad_norm"]) and gap <= MOST_GAP
   return found | {"ok": bool(fine)}
+
+
+def made_up(mesh, B: int, N: int):
+  """(pairs, scores [B, N], rule terms) of a step, on the host: random numbers, and every rollout
+  matched with the teacher response of its number."""
+  rng = np.random.default_rng(0)
+  make = lambda x: np.asarray(
+    rng.random(x.shape) if x.dtype == jnp.float32 else np.zeros(x.shape), x.dtype
+  )
+  score_BN, terms, pairs = jax.tree.map(make, abstract_rewards(mesh, B, N))
+  everyone_BN = np.ones((B, N), bool)
+  slot_BN = np.broadcast_to(np.arange(N, dtype=np.int32), (B, N))
+  pairs = dataclasses.replace(
+    pairs, match_BN=slot_BN, paired_BN=everyone_BN, differs_BN=everyone_BN
+  )
+  return pairs, score_BN, terms
 
 
 def programs_of(size: Size, config, mesh, steps, out: Out):
