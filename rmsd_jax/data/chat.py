@@ -21,10 +21,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import jinja2
 import numpy as np
 
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
-
-import transformers
-
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import images
 
@@ -304,11 +300,18 @@ def _read_object(path: pathlib.Path) -> dict:
 
 
 def _read_tokenizer(folder: pathlib.Path):
-  for name in ("tokenizer_config.json", "tokenizer.json"):  # torn ones, before a library sees them
-    if (folder / name).is_file():
-      _read_object(folder / name)
+  config = _read_object(folder / "tokenizer_config.json")
+  if (folder / "tokenizer.json").is_file():
+    _read_object(folder / "tokenizer.json")  # a torn one, before a library sees it
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
+  import transformers  # not at the top: it takes seconds, and a refusal should not wait for it
+
+  # The class that AutoTokenizer chooses for released models; where PyTorch is installed that one
+  # would import it first, 6 s.
+  is_released = config.get("tokenizer_class") in ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+  kind = transformers.Qwen2Tokenizer if is_released else transformers.AutoTokenizer
   try:
-    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return kind.from_pretrained(folder, local_files_only=True)
   except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
     said = " ".join(str(error).split())[:200]
     raise UserError(

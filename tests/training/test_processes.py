@@ -19,6 +19,7 @@ import pytest
 import tiny_run
 
 from rmsd_jax import cli, train_rl, train_sft
+from rmsd_jax.core.errors import UserError
 from rmsd_jax.training import log, stored, timing
 
 WRAPPER = """\
@@ -234,17 +235,13 @@ def test_evaluation_in_two_processes_equals_one(alone, tmp_path):
   [{"JAX_COORDINATOR_ADDRESS": "localhost:1"}, {"RMSD_PROCESS": "0"}, {"RMSD_PROCESS": "2"}],
   ids=["no number", "no address", "number too large"],
 )
-def test_a_process_without_its_place_is_refused(variables):
-  done = subprocess.run(
-    [sys.executable, "-m", "rmsd_jax.train_sft", "--config=configs/demo.py:sft", "--workdir=x"],
-    cwd=tiny_run.ROOT,
-    env=os.environ | {"RMSD_PROCESSES": "2"} | variables,
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 2
-  assert done.stderr.startswith("error: RMSD_PROCESSES='2' RMSD_PROCESS=")
-  assert "HOST:PORT" in done.stderr
+def test_a_process_without_its_place_is_refused(variables, monkeypatch):
+  for name in ("RMSD_PROCESS", "JAX_COORDINATOR_ADDRESS"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in ({"RMSD_PROCESSES": "2"} | variables).items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(UserError, match="^RMSD_PROCESSES='2' RMSD_PROCESS=.*HOST:PORT"):
+    cli.join_processes()
 
 
 def test_a_process_of_a_slurm_job_sees_all_gpus_of_its_node():
