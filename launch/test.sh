@@ -15,5 +15,5 @@ env_install requirements.txt tests/requirements.txt
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy
-[ $# -gt 0 ] || set -- --numprocesses=auto --maxprocesses=4 --dist=loadfile
+[ $# -gt 0 ] || set -- --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 exec .venv/bin/python -m pytest "$@"

@@ -19,3 +19,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["XLA_FLAGS"] = " ".join(
   [os.getenv("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={DEVICES}"]
 ).strip()
+
+# Files that take minutes begin first, so that no process works alone at the end.
+FIRST = ("test_processes.py", "test_recipes.py", "test_rl_runs.py", "test_toolkit.py")
+
+
+def pytest_collection_modifyitems(items):
+  place = {name: number for number, name in enumerate(FIRST)}
+  items.sort(key=lambda item: place.get(item.path.name, len(FIRST)))

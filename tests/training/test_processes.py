@@ -183,7 +183,9 @@ def alone(tmp_path_factory):
   return {stage: run(stage, 1, folder) for stage in MODULES}
 
 
-@pytest.mark.parametrize(("stage", "processes"), [("sft", 4), ("rl", 2)])
+@pytest.mark.parametrize(
+  ("stage", "processes"), [("rl", 2), pytest.param("sft", 4, marks=pytest.mark.slow)]
+)
 def test_processes_together_equal_one(stage, processes, alone, tmp_path):
   together = run(stage, processes, tmp_path)
   one, many = log.read(str(alone[stage])), log.read(str(together))
