@@ -6,8 +6,11 @@ between runs in the user's folder for temporary files; nothing is fetched from t
 
 import getpass
 import os
+import sys
 import tempfile
 from pathlib import Path
+
+import pytest
 
 DEVICES = 8
 CACHE = Path(tempfile.gettempdir()) / f"rmsd_jax-tests-{getpass.getuser()}"
@@ -27,3 +30,17 @@ FIRST = ("test_processes.py", "test_recipes.py", "test_rl_runs.py", "test_toolki
 def pytest_collection_modifyitems(items):
   place = {name: number for number, name in enumerate(FIRST)}
   items.sort(key=lambda item: place.get(item.path.name, len(FIRST)))
+
+
+# Every compiled program takes some mappings of memory, of which Linux gives a process 65,530; XLA
+# ends in a segmentation fault where there is none left.
+MOST_MAPPINGS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def mappings_to_spare():
+  """Lets go of compiled programs behind a file of tests where there are many of them."""
+  yield
+  maps = Path("/proc/self/maps")
+  if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+    sys.modules["jax"].clear_caches()
