@@ -88,10 +88,10 @@ def main(configs_file: str, folder: str, kills: int, seed: int) -> None:
     config = ConfigDict(raw[stage], convert_dict=True)
     workdir = base / ("sft" if stage == "sft" else "rl")
     run = functools.partial(command, config, str(workdir))
-    # A third of the kills each; every signal at every moment in turn.
+    # A third of the kills each; in nine turns every signal at every moment.
     for turn in range((place + 1) * kills // 3 - place * kills // 3):
       sent = SIGNALS[turn % len(SIGNALS)]
-      moment = MOMENTS[turn // len(SIGNALS) % len(MOMENTS)]
+      moment = MOMENTS[(turn + turn // len(SIGNALS) + place) % len(MOMENTS)]
       moment = "step" if (stage, moment) == ("evaluate", "save") else moment
       number = drills.start(run, output)
       status = wait_for(moment, number, workdir, rng)
