@@ -2,10 +2,12 @@
 
 import html
 import json
+import pathlib
 import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from rmsd_jax.core.errors import UserError
@@ -14,6 +16,7 @@ from rmsd_jax.report import browser
 from rmsd_jax.report.page import Page
 from rmsd_jax.training import showing
 
+TEMPLATES = pathlib.Path(report.__file__).parent / "templates"
 HOSTILE = '</code></article><script>alert("x")</script> & \u202e \ud800 <b>bold</b>'
 
 
@@ -277,3 +280,38 @@ def test_the_script_shows_twenty_and_more_on_demand(tmp_path, monkeypatch):
 def test_a_broken_page_is_never_half_of_one(tmp_path):
   with pytest.raises(UserError, match="no score card; give the folder"):
     report.write_report(str(tmp_path), "test")
+
+
+PAIRS = {  # what is read on what, at 4.5 : 1 or more (WCAG 2.2, success criterion 1.4.3)
+  "page": ("ink", "muted", "link", "better", "worse"),
+  "soft": ("muted",),
+  "note": ("ink",),
+  "good": ("good-ink",),
+  "half": ("half-ink",),
+  "bad": ("bad-ink",),
+  "warn": ("warn-ink",),
+}
+
+
+def luminance(colour: str) -> float:
+  digits = colour.lstrip("#") if len(colour) == 7 else "".join(2 * c for c in colour.lstrip("#"))
+  parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+  linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+  return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def test_words_are_legible_on_light_and_on_dark_pages():
+  page = (TEMPLATES / "page.html.jinja").read_text("utf-8")
+  schemes = [
+    dict(re.findall(r"--([\w-]+): (#[0-9a-f]+)", block))
+    for block in re.findall(r":root \{(.*?)\}", page, re.DOTALL)
+  ]
+  light, dark = schemes
+  assert set(re.findall(r"var\(--([\w-]+)\)", page)) <= light.keys()
+  assert dark.keys() == light.keys()
+  for scheme in schemes:
+    for ground, inks in PAIRS.items():
+      for ink in inks:
+        darker, lighter = sorted(luminance(scheme[name]) for name in (ground, ink))
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (ground, ink)
+  assert luminance(light["page"]) > 0.9 and luminance(dark["page"]) < 0.05
