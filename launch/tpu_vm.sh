@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
 # A run on a Cloud TPU slice of any size, from this machine, through gcloud.
-#   ./launch/tpu_vm.sh [--dry-run] create | setup | run | logs | status | stop | down
+#   ./launch/tpu_vm.sh [--dry-run] create | setup | run | logs | status | stop | abort | down
+#   ./launch/tpu_vm.sh supervise
 #
 #   create   the slice: a TPU VM, or with QUEUED=1 a queued resource
 #   setup    copies this checkout (commit and diff) to every worker and makes the environment there
 #   run      starts the command on every worker, in the background; the same RUN resumes
 #   logs     follows the output of worker 0
-#   status   the slice, and whether the command still runs on each worker
+#   status   the slice, whether the command runs on each worker, step and last checkpoint of the run
 #   stop     saves and ends the command on every worker (the run can be resumed)
+#   abort    ends it at once, with the stacks of its threads in each worker's log
 #   down     deletes the slice
+#   supervise  all of these until the run is done: makes the slice anew after a preemption, starts
+#            the run again when it fails, hangs or loses a worker, and ends at a crash loop. STEP_LIMIT
+#            (minutes without a step, default 30), START_LIMIT (to the first, 90), MAX_HOURS of the
+#            slice (none), PRICE of an hour (to tell what it cost), POLL (seconds, 60), DOWN=1 to
+#            delete the slice at the end.
 #
 # Variables: NAME, ZONE, PROJECT, TYPE (such as v5litepod-16), VERSION (runtime, such as
 # v2-alpha-tpuv5-lite), BUCKET (gs://..), RUN (id of the run, its folder is BUCKET/runs/RUN), STAGE
@@ -23,7 +30,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source launch/_run.sh
-begin launch/tpu_vm.sh create setup run logs status stop down -- "$@"
+begin launch/tpu_vm.sh create setup run logs status stop abort down probe supervise -- "$@"
 
 check_buckets() {
   need BUCKET
@@ -71,6 +78,13 @@ case $command in
     check_run
     check_buckets
     ;;
+  supervise)
+    need TYPE VERSION
+    check_report
+    check_run
+    check_buckets
+    [ -z "$dry" ] || faults+=("supervise runs other commands by what it sees; there is no dry run")
+    ;;
 esac
 if [ -z "$dry" ]; then
   command -v gcloud >/dev/null || faults+=("gcloud is not installed; --dry-run needs none")
@@ -95,6 +109,24 @@ pack() {
   git rev-parse HEAD >"$code/commit"
   apart diff --cached HEAD --binary --relative >"$code/diff"
   stamp="$MODEL $POOL $RUN $(cat "$code/commit" "$code/diff" | git hash-object --stdin)"
+}
+
+# shellcheck disable=SC2016  # for the workers' shell
+state_of_worker='state=gone
+if [ -f rmsd/ended ]; then state="ended $(cat rmsd/ended)"
+elif [ -f rmsd/pid ] && kill -0 $(cat rmsd/pid) 2>/dev/null; then state=running
+elif [ ! -f rmsd/pid ]; then state="not started"; fi
+echo "worker $(hostname) $state"'
+
+progress() { # of the run, by its folder in the bucket
+  local folder=${BUCKET:-}/runs/${RUN:-}
+  [ -z "$dry" ] && [ -n "${RUN:-}" ] || return 0
+  {
+    gcloud storage cat "$folder/metrics.jsonl" | tail -n 1 | sed -n 's/.*"step": \([0-9]*\).*/step \1/p'
+    gcloud storage ls "$folder/checkpoints/" | sed -n 's|.*/\([0-9]\{1,\}\)/$|\1|p' | sort -n | tail -n 1 |
+      sed 's/^/checkpoint /'
+    gcloud storage ls "$folder/evaluate/*/part-*" | wc -l | sed 's/^ */parts /'
+  } 2>/dev/null || true # what is not there is not told
 }
 
 case $command in
@@ -152,7 +184,11 @@ echo '$stamp' >stamp"
 if [ -f pid ] && kill -0 \$(cat pid) 2>/dev/null; then echo 'it runs already'; exit 1; fi
 if [ \"\$(cat stamp 2>/dev/null)\" != '$stamp' ]; then
 echo 'this worker was not set up with this MODEL, POOL, RUN and code; run setup first'; exit 1; fi
-RMSD_PROCESSES=auto nohup .venv/bin/$line >>log 2>&1 & echo \$! >pid"
+rm -f pid ended
+(trap '' HUP
+RMSD_PROCESSES=auto PYTHONFAULTHANDLER=1 .venv/bin/$line & echo \$! >pid
+wait \$!; echo \$? >ended) </dev/null >>log 2>&1 &
+until [ -s pid ]; do sleep 0.1; done"
     ;;
   logs) on 0 "tail -n 200 -f rmsd/log" ;;
   status)
@@ -161,7 +197,25 @@ RMSD_PROCESSES=auto nohup .venv/bin/$line >>log 2>&1 & echo \$! >pid"
     else
       do_ gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format="value(state,health)"
     fi
-    on all "if kill -0 \$(cat rmsd/pid) 2>/dev/null; then echo running; else echo 'not running'; tail -n 3 rmsd/log; fi"
+    on all "$state_of_worker; [ \"\$state\" = running ] || tail -n 3 rmsd/log"
+    progress
+    ;;
+  probe) # for supervise: lines that it reads, see `parse` there
+    if [ -n "${QUEUED:-}" ]; then
+      node=$(gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format="value(state.state)" 2>/dev/null) || true
+    else
+      node=$(gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format="value(state)" 2>/dev/null) || true
+    fi
+    echo "node ${node:-NONE}"
+    progress
+    case $node in READY | ACTIVE) on all "$state_of_worker" || true ;; esac
+    ;;
+  supervise) exec python3 launch/supervise.py ;;
+  abort)
+    on all "cd rmsd; [ -f pid ] || exit 0
+kill -ABRT \$(cat pid) 2>/dev/null
+for i in \$(seq 20); do kill -0 \$(cat pid) 2>/dev/null || break; sleep 1; done
+kill -KILL \$(cat pid) 2>/dev/null; rm -f pid"
     ;;
   stop)
     # Trainers save and end by TERM, after the step that is under way; an evaluation ends by INT.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ RUN = {
   "MODEL": "gs://bucket/model",
   "POOL": "gs://bucket/pool",
 }
-COMMANDS = ("create", "setup", "run", "logs", "status", "stop", "down")
+COMMANDS = ("create", "setup", "run", "logs", "status", "stop", "abort", "down")
 
 
 @pytest.fixture
@@ -262,3 +263,73 @@ def test_a_worker_runs_refuses_to_run_twice_and_stops(tmp_path, gcloud):
   assert worker(stop).returncode == 0 and not (home / "rmsd" / "pid").exists()
   with pytest.raises(ProcessLookupError):
     os.kill(pid, 0)
+
+
+CLOUD = """\
+#!/usr/bin/env bash
+case "$*" in
+  *"tpu-vm describe"*) cat node ;;
+  "storage cat gs://bucket/runs/run-1/metrics.jsonl")
+    printf '{"step": 8}\\n{"step": 9, "x": 1}\\n' ;;
+  "storage ls gs://bucket/runs/run-1/checkpoints/")
+    printf 'gs://bucket/runs/run-1/checkpoints/%s/\\n' 8 10 9.draft ;;
+  *"--worker=all"*) script="${@: -1:1}"; bash -c "${script#--command=}" ;;
+esac
+"""
+
+
+def test_probe_says_what_supervise_reads(tmp_path, gcloud):
+  (gcloud / "bin" / "gcloud").write_text(CLOUD.replace("node", str(tmp_path / "node")))
+  (tmp_path / "node").write_text("READY\n")
+  done = launch("probe", folder=gcloud)
+  assert done.returncode == 0 and "error" not in done.stderr
+  lines = [line for line in done.stdout.splitlines() if not line.startswith("+")]
+  assert lines[:4] == ["node READY", "step 9", "checkpoint 10", "parts 0"]
+  assert re.fullmatch(r"worker \S+ not started", lines[4])
+  (tmp_path / "node").write_text("")
+  assert launch("probe", folder=gcloud).stdout.splitlines()[0] == "node NONE"
+
+
+def test_supervise_refuses_what_it_cannot_begin(gcloud):
+  done = launch("supervise", folder=gcloud, TYPE=None, MAX_HOURS="2")
+  assert done.returncode == 2 and "TYPE is not set" in done.stderr
+  done = launch("supervise", folder=gcloud, MAX_HOURS="two")
+  assert done.returncode == 2 and "MAX_HOURS=two is no number" in done.stderr
+  assert "no dry run" in launch("--dry-run", "supervise").stderr
+  assert all(call[0] != "compute" for call in calls(gcloud))
+
+
+def test_a_worker_tells_its_state_and_leaves_stacks_where_it_is_aborted(tmp_path, gcloud):
+  for command in ("setup", "run", "status", "abort"):
+    launch(command, folder=gcloud)
+  scripts = [a.removeprefix("--command=") for c in calls(gcloud) for a in c if "--command=" in a]
+  setup, run, status, abort = scripts
+  home = tmp_path / "home"
+  python = home / "rmsd" / ".venv" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  python.write_text(f"#!/usr/bin/env bash\nexec {sys.executable} {tmp_path}/sleeps.py\n")
+  python.chmod(0o755)
+  sleeps = tmp_path / "sleeps.py"
+  sleeps.write_text("import time\ndef waits_for_a_chip():\n  time.sleep(60)\nwaits_for_a_chip()\n")
+  worker = lambda script: (
+    subprocess.run(
+      ["bash", "-c", script], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ).stdout
+  )
+  state = lambda: worker(status).splitlines()[0].split(" ", 2)[2]
+  worker(f"cd rmsd; {setup.splitlines()[-1]}")
+  assert state() == "not started"
+  worker(run)
+  assert state() == "running"
+  time.sleep(0.5)
+  worker(abort)
+  assert "waits_for_a_chip" in (home / "rmsd" / "log").read_text()
+  assert not (home / "rmsd" / "pid").exists()
+  sleeps.write_text("raise SystemExit(2)\n")
+  worker(run)
+  end = time.monotonic() + 30
+  while state() != "ended 2":
+    assert time.monotonic() < end
+    time.sleep(0.05)
+  (home / "rmsd" / "ended").unlink()
+  assert state() == "gone"
