@@ -14,8 +14,9 @@
 # (train_sft, train_rl, evaluate), CONFIG (such as configs/qwen3vl_4b_rl.py, to evaluate
 # configs/eval/qwen3vl.py), MODEL and POOL (folders of the weights and of the pool), ARGS (further
 # flags, as shell text, such as --config.init_from=..); NODES (default 1), GPUS (of a node, default
-# 8; 0: the run is on CPUs), TIME (of one job, default 24:00:00), SBATCH (further flags of sbatch,
-# such as "--account=a --partition=p"). --dry-run prints every command and runs none.
+# 8; 0: the run is on CPUs), CPUS (of a node, default 8 a GPU; 0: as the cluster gives them), TIME
+# (of one job, default 24:00:00), SBATCH (further flags of sbatch, such as "--account=a
+# --partition=p"). --dry-run prints every command and runs none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,6 +25,7 @@ source launch/_env.sh
 begin launch/gpu_slurm.sh setup run logs status stop -- "$@"
 
 nodes=${NODES:-1} gpus=${GPUS:-8} platform=cuda
+cpus=${CPUS:-$((10#0${gpus//[!0-9]/} * 8))} # for the data workers: many clusters give a process one
 [ "$gpus" != 0 ] || platform=cpu
 
 check_folders() {
@@ -44,7 +46,7 @@ check_folders() {
 
 check_size() {
   local name value
-  for name in nodes gpus; do
+  for name in nodes gpus cpus; do
     value=${!name}
     case $value in '' | *[!0-9]*) faults+=("${name^^}=$value: give a number") ;; esac
   done
@@ -86,6 +88,8 @@ cd '$folder/code'
 export JAX_PLATFORMS=$platform RMSD_PROCESSES=\$SLURM_NNODES
 host=\$(scontrol show hostnames "\$SLURM_JOB_NODELIST" | head -n 1)
 export JAX_COORDINATOR_ADDRESS=\$host:\$((61440 + SLURM_JOB_ID % 4096))
+export SRUN_CPUS_PER_TASK=\${SLURM_CPUS_PER_TASK:-} # which srun does not take over from the job
+[ -n "\$SRUN_CPUS_PER_TASK" ] || unset SRUN_CPUS_PER_TASK
 before=\$(ls '$folder/checkpoints' 2>/dev/null)
 srun bash '$folder/step.sh'
 status=\$?
@@ -117,6 +121,7 @@ case $command in
     flags=(--parsable --requeue --open-mode=append --job-name="$RUN" --output="$folder/log"
       --nodes="$nodes" --ntasks-per-node=1 --time="${TIME:-24:00:00}" --signal=TERM@600)
     [ "$gpus" = 0 ] || flags+=(--gpus-per-node="$gpus")
+    [ "$cpus" = 0 ] || flags+=(--cpus-per-task="$cpus")
     read -ra more <<<"${SBATCH:-}"
     submit=(sbatch "${flags[@]}" ${more[@]+"${more[@]}"} "$folder/job.sh")
     if [ -n "$dry" ]; then
