@@ -300,7 +300,7 @@ def _read_object(path: pathlib.Path) -> dict:
 
 
 def _read_tokenizer(folder: pathlib.Path):
-  config = _read_object(folder / "tokenizer_config.json")
+  about = _read_object(folder / "tokenizer_config.json")
   if (folder / "tokenizer.json").is_file():
     _read_object(folder / "tokenizer.json")  # a torn one, before a library sees it
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
@@ -308,7 +308,7 @@ def _read_tokenizer(folder: pathlib.Path):
 
   # The class that AutoTokenizer chooses for released models; where PyTorch is installed that one
   # would import it first, 6 s.
-  is_released = config.get("tokenizer_class") in ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+  is_released = about.get("tokenizer_class") in ("Qwen2Tokenizer", "Qwen2TokenizerFast")
   kind = transformers.Qwen2Tokenizer if is_released else transformers.AutoTokenizer
   try:
     return kind.from_pretrained(folder, local_files_only=True)

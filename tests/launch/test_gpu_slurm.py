@@ -87,8 +87,8 @@ def test_a_run_is_submitted_with_a_copy_of_the_checkout(cluster):
   assert (done.returncode, done.stderr) == (0, "")
   assert "job 7 is in the queue" in done.stdout
   (submitted,) = calls(folder)
-  for flag in ("--nodes=2", "--gpus-per-node=8", "--cpus-per-task=64", "--time=1:00", "--requeue", "--account=x",
-               "--partition=y", "--signal=TERM@600"):  # fmt: skip
+  for flag in ("--nodes=2", "--gpus-per-node=8", "--cpus-per-task=64", "--time=1:00", "--requeue",
+               "--account=x", "--partition=y", "--signal=TERM@600"):  # fmt: skip
     assert f" {flag} " in submitted
   run = folder / "runs" / "a"
   assert (run / "job").read_text() == "7\n"
