@@ -88,8 +88,8 @@ cd '$folder/code'
 export JAX_PLATFORMS=$platform RMSD_PROCESSES=\$SLURM_NNODES
 host=\$(scontrol show hostnames "\$SLURM_JOB_NODELIST" | head -n 1)
 export JAX_COORDINATOR_ADDRESS=\$host:\$((61440 + SLURM_JOB_ID % 4096))
-export SRUN_CPUS_PER_TASK=\${SLURM_CPUS_PER_TASK:-} # which srun does not take over from the job
-[ -n "\$SRUN_CPUS_PER_TASK" ] || unset SRUN_CPUS_PER_TASK
+# Which srun does not take over from the job.
+[ -z "\${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=\$SLURM_CPUS_PER_TASK
 before=\$(ls '$folder/checkpoints' 2>/dev/null)
 srun bash '$folder/step.sh'
 status=\$?

@@ -67,13 +67,15 @@ class Cloud(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Args:
-  step_limit: minutes without a step (or a batch of an evaluation) after which a run hangs.
-  start_limit: the same for the first step of a start, which restores and compiles.
-  max_hours: of a slice that is billed; 0: no limit.
-  price: of an hour, in any currency; 0: not told.
-  poll: seconds between two looks.
-  down: delete the slice at the end.
+  """What the environment says.
+
+  Attributes:
+    step_limit: minutes without a step (or a batch of an evaluation) after which a run hangs.
+    start_limit: the same for the first step of a start, which restores and compiles.
+    max_hours: of a slice that is billed; 0: no limit.
+    price: of an hour, in any currency; 0: not told.
+    poll: seconds between two looks.
+    down: delete the slice at the end.
   """
 
   step_limit: float = 30.0
@@ -96,12 +98,7 @@ class Supervisor:
     self._hosts = 0  # most workers seen on this slice
     self._failed_setups = 0
     self._new_slices = 0
-    self._begin()
-
-  def _begin(self) -> None:
-    """No attempt is under way."""
-    self._running = False
-    self._stepped = False  # the attempt made a step
+    self._running = False  # an attempt is under way
 
   def run(self) -> int:
     """Until the end; the exit status."""
@@ -140,7 +137,7 @@ class Supervisor:
           self.say(f"the run {verdict}; it is started again")
           self.cloud.act("abort")
           self._is_set_up &= verdict != "lost a worker"
-          self._begin()
+          self._running = False
           continue
       self.cloud.wait(self.settings.poll)
 
@@ -150,7 +147,7 @@ class Supervisor:
       self.cloud.act("down")
     self._is_set_up = False
     self._hosts = 0
-    self._begin()
+    self._running = False
     if not self.cloud.act("create"):
       self.say("no slice could be made; it is tried again")
 
@@ -174,8 +171,8 @@ class Supervisor:
     self._failed_setups = 0
     self._new_slices = 0
     self._running = True
-    self._stepped = False
-    self._missed = 0
+    self._stepped = False  # the attempt made a step
+    self._missed = 0  # looks in a row without a worker
     self._progress = there.step, there.parts
     self._moved = self.cloud.now()
     return True

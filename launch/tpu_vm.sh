@@ -98,8 +98,11 @@ fi
 refuse_faults
 
 where=(--zone="$ZONE" --project="$PROJECT")
+# shellcheck disable=SC2153  # NAME comes from the environment
+describe=(gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format="value(state,health)")
+[ -z "${QUEUED:-}" ] ||
+  describe=(gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format="value(state.state)")
 on() { # on WORKER COMMAND: runs a shell command on one worker, or on all
-  # shellcheck disable=SC2153  # NAME comes from the environment
   do_ gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"
 }
 
@@ -192,20 +195,12 @@ until [ -s pid ]; do sleep 0.1; done"
     ;;
   logs) on 0 "tail -n 200 -f rmsd/log" ;;
   status)
-    if [ -n "${QUEUED:-}" ]; then
-      do_ gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format="value(state.state)"
-    else
-      do_ gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format="value(state,health)"
-    fi
+    do_ "${describe[@]}"
     on all "$state_of_worker; [ \"\$state\" = running ] || tail -n 3 rmsd/log"
     progress
     ;;
   probe) # for supervise: lines that it reads, see `parse` there
-    if [ -n "${QUEUED:-}" ]; then
-      node=$(gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format="value(state.state)" 2>/dev/null) || true
-    else
-      node=$(gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format="value(state)" 2>/dev/null) || true
-    fi
+    read -r node _ < <("${describe[@]}" 2>/dev/null) || true
     echo "node ${node:-NONE}"
     progress
     case $node in READY | ACTIVE) on all "$state_of_worker" || true ;; esac

@@ -210,11 +210,13 @@ def load_config(path: str) -> ConfigDict:
     ) from error
   except (TypeError, AttributeError, KeyError) as error:
     frames = traceback.extract_tb(error.__traceback__)
-    if Path(frames[-1].filename).parent != Path(config_dict.__file__).parent:
+    library = Path(config_dict.__file__).parent
+    if Path(frames[-1].filename).parent != library:
       raise
-    # ml_collections refused what a line of the file sets or reads.
-    (line, *_) = [f.lineno for f in reversed(frames) if f.filename == module.__file__]
-    raise UserError(f"--config={path}: line {line} of {file}: {error.args[0]}") from error
+    # ml_collections refused what a line of this file, or of one that it is based on, sets or reads.
+    *_, line = (frame for frame in frames if Path(frame.filename).parent != library)
+    where = file if line.filename == module.__file__ else line.filename
+    raise UserError(f"--config={path}: line {line.lineno} of {where}: {error.args[0]}") from error
   if not isinstance(config, ConfigDict):
     raise UserError(
       f"--config={path}: get_config() returned a {type(config).__name__}; return a ConfigDict"
@@ -229,9 +231,9 @@ def _check_names(config: ConfigDict, path: str) -> None:
   Keys of a user's own pass."""
   known = _keys(runpy.run_path(str(CONFIGS / "default.py"))["get_config"]())
   keys = _keys(config)
-  if not set(known) <= {*keys}:
+  if not set(known) <= set(keys):
     return
-  for key in sorted({*keys} - {*known}):
+  for key in sorted(set(keys) - set(known)):
     section, _, name = key.rpartition(".")
     beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
     if close := difflib.get_close_matches(name, beside, 1, cutoff=0.8):

@@ -164,9 +164,7 @@ def sft(size: Size, out: Out) -> dict:
     c = steps.model.config
     fills, tokens = planned(config, mesh, steps.model, groups)
     work = cost.sft(c, fills, config.model.remat, config.logit_chunk)
-    made["imitate"].work = work.plus(
-      cost.vision(c.vision, size.batch * size.bucket[2], size.bucket[3])
-    )
+    made["imitate"].work = work.plus(cost.vision(c.vision, size.batch * F, S))
     found = measured(made["imitate"], seconds, tokens, fills, out)
     loss = float(metrics["loss"])
     return found | {"loss": loss, "ok": bool(np.isfinite(loss))}

@@ -42,7 +42,7 @@ import time
 ROOT = pathlib.Path(__file__).parents[2]
 SIZES = ("2b", "tiny")  # of tests.bench.random_model
 # Part -> its module, imported in the part's own process: this one needs neither jax nor torch.
-MODULES = {
+PARTS = {
   "attention": "gpu_parity",
   "parity": "gpu_parity",
   "sft": "gpu_steps",
@@ -51,7 +51,6 @@ MODULES = {
   "torch_rollouts": "gpu_torch",
 }
 ALIKE = ("attention", "parity")  # whatever the lengths
-PARTS = [*MODULES, *(f"{name}@0.3" for name in MODULES if name not in ALIKE)]
 
 
 def run_part(name: str, size: str, out: str, trace: str) -> None:
@@ -59,7 +58,7 @@ def run_part(name: str, size: str, out: str, trace: str) -> None:
   from tests.bench import measure, random_model
 
   part, _, mean = name.partition("@")
-  module = importlib.import_module(f"tests.bench.{MODULES[part]}")
+  module = importlib.import_module(f"tests.bench.{PARTS[part]}")
   said = measure.Out(name, trace)
   found = {} if part.startswith("torch") else measure.device(said)
   sizes = random_model.SIZES[size]._replace(mean=float(mean or 0))
@@ -70,9 +69,8 @@ def run_part(name: str, size: str, out: str, trace: str) -> None:
 def _is_part(name: str) -> bool:
   """Whether it is a part, with or without a mean length in (0, 1] behind it."""
   part, at, mean = name.partition("@")
-  if not at:
-    return part in MODULES
-  return part in MODULES and part not in ALIKE and bool(re.fullmatch(r"0?\.\d+|1", mean))
+  has_lengths = part not in ALIKE and bool(re.fullmatch(r"0?\.\d+|1", mean))
+  return part in PARTS and (has_lengths or not at)
 
 
 def _plain(found):
@@ -105,7 +103,8 @@ def main() -> None:
     return
   names = options.parts.split(",")
   if unknown := [name for name in names if not _is_part(name)]:
-    parser.error(f"unknown parts {', '.join(unknown)}; choose of {', '.join(PARTS)}")
+    lengths = f"all but {' and '.join(ALIKE)} also with a mean length behind them, such as rl@0.3"
+    parser.error(f"unknown parts {', '.join(unknown)}; choose of {', '.join(PARTS)}; {lengths}")
   ends = time.monotonic() + 60 * options.minutes
   # Most of the memory, taken as it is needed: the default keeps a quarter back.
   environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"} | os.environ

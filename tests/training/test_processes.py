@@ -19,7 +19,6 @@ import pytest
 import tiny_run
 
 from rmsd_jax import cli, train_rl, train_sft
-from rmsd_jax.core.errors import UserError
 from rmsd_jax.training import log, stored, timing
 
 WRAPPER = """\
@@ -237,13 +236,17 @@ def test_evaluation_in_two_processes_equals_one(alone, tmp_path):
   [{"JAX_COORDINATOR_ADDRESS": "localhost:1"}, {"RMSD_PROCESS": "0"}, {"RMSD_PROCESS": "2"}],
   ids=["no number", "no address", "number too large"],
 )
-def test_a_process_without_its_place_is_refused(variables, monkeypatch):
+def test_a_process_without_its_place_is_refused(variables, monkeypatch, capsys):
   for name in ("RMSD_PROCESS", "JAX_COORDINATOR_ADDRESS"):
     monkeypatch.delenv(name, raising=False)
   for name, value in ({"RMSD_PROCESSES": "2"} | variables).items():
     monkeypatch.setenv(name, value)
-  with pytest.raises(UserError, match="^RMSD_PROCESSES='2' RMSD_PROCESS=.*HOST:PORT"):
-    cli.join_processes()
+  with pytest.raises(SystemExit) as ended:
+    cli.run(cli.join_processes)
+  assert ended.value.code == 2
+  said = capsys.readouterr().err
+  assert said.startswith("error: RMSD_PROCESSES='2' RMSD_PROCESS=")
+  assert "HOST:PORT" in said
 
 
 def test_a_process_of_a_slurm_job_sees_all_gpus_of_its_node():
