@@ -175,6 +175,16 @@ def test_mistyped_keys_and_values_of_a_config_file_are_named(folder, line, words
     parse("--config=c.py --workdir=out")
 
 
+def test_a_wrong_value_is_found_in_the_file_that_another_is_based_on(folder):
+  head = "from rmsd_jax.cli import base_config\ndef get_config():\n"
+  (folder / "base.py").write_text(
+    f"{head}  c = base_config(__file__, 'default.py')()\n  c.model.remat = False\n  return c\n"
+  )
+  (folder / "c.py").write_text(f"{head}  return base_config(__file__, 'base.py')()\n")
+  with pytest.raises(UserError, match=r"--config=c.py: line 4 of .*base.py: .*'remat'"):
+    parse("--config=c.py --workdir=out")
+
+
 def test_keys_of_a_users_own_pass(folder):
   (folder / "c.py").write_text(
     "from rmsd_jax.cli import base_config\ndef get_config():\n"
