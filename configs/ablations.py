@@ -50,6 +50,29 @@ GAD = ONE_SAMPLE | {  # arXiv 2511.10643
   "policy.scale": "group",
 }
 WARM = {"discriminator.warmup_steps": 40, "reward.score": "raw"}
+BOUNDED = {  # arXiv 2604.28123, the settings of its scripts/train/experiment/qwen3_vl_prism.sh
+  "reward.score": "raw",
+  "reward.clip": 10.0,
+  "discriminator.score_l2": 0.001,
+}
+# Its adversarial stage with one discriminator for its two (of a caption and of the reasoning), and
+# from this demo's stage 1: rates, batch and steps are the demo's.
+PRISM = (
+  ONE_SAMPLE
+  | BOUNDED
+  | {
+    "reward.discriminator": 1.0,
+    "reward.outer": 0.0,
+    "reward.inner": 0.0,
+    "reward.content": 0.0,
+    "reward.gate": False,
+    "policy.scale": "group",
+    "policy.format_penalty": 1.5,
+    "policy.kl": 0.0,
+    "rollouts.samples": 16,
+    "rollouts.temperature": 1.0,
+  }
+)
 
 ROWS = {
   "A": Row("K = 1, no filter, no weighting", ONE_SAMPLE, _paper(63.8, 54.4)),
@@ -90,6 +113,25 @@ ROWS = {
   "gad": Row("GAD: K = 1, the discriminator's reward only", GAD),
   "frozen": Row("discriminator frozen after 10 steps", {"discriminator.frozen_after": 10}),
   "gate_off": Row("no content gate", {"reward.gate": False}),
+  # What the discriminator adds: D without it, from D's own stage 1, which is RL on the rules alone.
+  "no_D": Row("D without a discriminator", {"reward.discriminator": 0.0}),
+  # How its score reaches the student.
+  "separate": Row(
+    "each reward term normalised by itself",
+    {"policy.advantage": "separate", "policy.scale": "group"},
+  ),
+  "gated": Row(
+    "the discriminator ranks right rollouts only",
+    {"policy.advantage": "gated", "policy.scale": "group"},
+  ),
+  "bounded": Row("raw score within 10, its square in the loss", BOUNDED),
+  "zero_head": Row("a value head that begins at 0", {"discriminator.zero_head": True}),
+  "joint": Row(
+    "40 steps of warm-up in which stage 1 goes on",
+    {"discriminator.warmup_steps": 40, "discriminator.joint_warmup": True},
+  ),
+  "kl0": Row("no KL term", {"policy.kl": 0.0}),
+  "prism": Row("PRISM's adversarial stage", PRISM),
   # Does a discriminator matter that has learned first and is not bounded?
   "gad_warm": Row("GAD, 40 steps of warm-up, raw score", GAD | WARM),
   "warm": Row("D, 40 steps of warm-up, raw score", WARM),

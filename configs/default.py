@@ -167,10 +167,18 @@ def _method(c: ConfigDict) -> None:
   c.reward.inner = 0.1  # eta, the task's own format (R_task)
   c.reward.content = 0.4  # delta, the metric against the ground truth (closed-ended tasks)
   c.reward.score = "raw"  # the discriminator's term: "raw" logit, "sigmoid", "standardised" [ours]
+  c.reward.clip = 0.0  # bound of the logit before that, 10 in PRISM (arXiv 2604.28123); 0: none
+  c.reward.per_log_length = 0.0  # what the logit loses by log(1 + tokens) [PRISM]
   c.reward.gate = False  # closed-ended: no format reward where content scores 0 [ours]
   c.reward.dead_below = 1e-4  # a group whose rewards span less has no advantages [ours]
 
+  c.reward.right_from = 0.5  # content score from which a rollout is right, for "gated" and AUCs
+
   c.policy = ConfigDict()
+  # Normalised inside a group: the "total" reward; each term by itself, "separate"; or rules and
+  # discriminator, the latter counting for right rollouts alone, "gated" [PRISM].
+  c.policy.advantage = "total"
+  c.policy.format_penalty = 0.0  # minus this is the advantage of a wrong outer format [PRISM: 1.5]
   c.policy.scale = "group"  # advantages over the group's s.d. (GRPO), its "task"'s, or "none"
   c.policy.scale_decay = 0.99  # of the running s.d. of each task, per step
   c.policy.clip = 0.2  # of the importance ratio, which is 1 with one update per batch [GAD]
@@ -184,7 +192,11 @@ def _method(c: ConfigDict) -> None:
 
   c.discriminator = ConfigDict()
   c.discriminator.optim = _optim(learning_rate=1e-6, schedule="constant", clip_norm=0.2)
+  c.discriminator.zero_head = False  # its head begins at 0, not drawn [ours]
+  c.discriminator.score_l2 = 0.0  # of the mean squared score in its loss, 0.001 in PRISM
   c.discriminator.warmup_steps = 10  # first steps that train it alone [GAD]
+  # The student goes on with stage 1 in the warm-up, as in GAD's warm-up epoch; else it waits.
+  c.discriminator.joint_warmup = False
   c.discriminator.pause_above = 1.0  # no update while its running accuracy is higher [ours]
   c.discriminator.probe_every = 50  # steps between scorings of fixed pairs of step 0; 0: none
   c.discriminator.frozen_after = 0  # it stops learning after this step; 0: never (ablation)

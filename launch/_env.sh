@@ -1,5 +1,8 @@
 # Sourced by the launch scripts from the root of the repository: makes .venv and fills it.
 
+# Where this is set, each of the many processes compiles every module that it imports anew: 7 s.
+unset PYTHONDONTWRITEBYTECODE
+
 # env_install FILE...: installs requirement files; does nothing for a file installed unchanged before.
 env_install() {
   local python=${PYTHON:-python3} file stamp hash

@@ -37,6 +37,7 @@ from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.rollouts import generate, grading, looks
 from rmsd_jax.rollouts.generate import Samples
 from rmsd_jax.tasks import Rules
+from rmsd_jax.train_sft import imitate_step
 from rmsd_jax.training import optim, pieces, probe
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Limit, Loop
@@ -58,6 +59,7 @@ class Steps(NamedTuple):
   reward: Callable  # (state, scores, samples, terms, pairs) -> (batch, spread, metrics)
   improve: Callable  # (state, grads, rows, groups, visual, batch) -> (grads, figures)
   policy: Callable  # (state, grads, figures, spread) -> (state, metrics)
+  imitate: Callable  # (state, grads, rows, groups, visual) -> (grads, figures), in a joint warm-up
   probe: Callable  # (state, pieces, groups, pairs) -> metrics
   model: Qwen3VL  # that they compute
 
@@ -76,6 +78,7 @@ def make_steps(config, mesh) -> Steps:
     reward=jit(reward_step(config)),
     improve=jit(improve_step(config, model), donate_argnums=1, keep_unused=True),
     policy=jit(policy_step(mesh, optims), donate_argnums=0),
+    imitate=jit(imitate_step(config, model), donate_argnums=1, keep_unused=True),
     probe=jit(probe.probe_step(config, model)),
     model=model,
   )
@@ -122,7 +125,9 @@ def judge_step(config, model):
     here_BR = rows.to_responses(jnp.ones_like(score_XW), B, N + config.data.responses) > 0
     teacher_BN = jnp.take_along_axis(score_BR[:, N:], jnp.maximum(pairs.match_BN, 0), 1)
     counts_BN = pairs.differs_BN & here_BR[:, :N]
-    (loss, count), sums = losses.pairs(score_BR[:, :N], teacher_BN, pairs.weight_BN, counts_BN)
+    (loss, count), sums = losses.pairs(
+      score_BR[:, :N], teacher_BN, pairs.weight_BN, counts_BN, config.discriminator.score_l2
+    )
     return loss, optim.Figures(count, {"loss": loss, **sums}, parts=score_BR)
 
   def judge(state, grads, rows: Rows, groups: PromptGroups, visual, pairs: Pairs):
@@ -189,14 +194,16 @@ def reward_step(config):
   """(state, scores_BN, samples, rule terms, pairs) -> (batch, spread, metrics): what the policy's
   loss reads, and the tasks' running spread of rewards."""
   rules = Rules(**config.tasks)
-  settings = {name: config.reward[name] for name in ("score", "gate", "dead_below")}
-  of_policy = ("scale", "scale_decay", "kl_of_dead", "mask_cut_off")
-  settings |= {name: config.policy[name] for name in of_policy}
-  weights = {name: config.reward[name] for name in advantages.TERMS}
+  c = config.reward
+  settings = {name: c[name] for name in ("score", "gate", "dead_below", "right_from")}
+  of_policy = ("format_penalty", "scale", "scale_decay", "kl_of_dead", "mask_cut_off")
+  settings |= {name: config.policy[name] for name in of_policy} | {"form": config.policy.advantage}
+  weights = {name: c[name] for name in advantages.TERMS}
 
   def reward(running, score_BN, samples: Samples, terms: RuleTerms, pairs: Pairs):
+    bounded_BN = advantages.bounded(score_BN, samples.length_BR, c.clip, c.per_log_length)
     gained, spread, metrics = advantages.from_rewards(
-      score_BN, samples.finished_BR, terms, pairs, running["spread"], weights=weights, **settings
+      bounded_BN, samples.finished_BR, terms, pairs, running["spread"], weights=weights, **settings
     )
     batch = PolicyBatch(
       advantage_BN=gained.advantage_BN,
@@ -205,6 +212,10 @@ def reward_step(config):
       sampled_BNT=samples.logp_BRT,
     )
     quality_BN = rules.quality(terms.outer_BN, terms.inner_BN, terms.content_BN)
+    if c.discriminator:
+      metrics |= shortcuts.of_scores(
+        score_BN, samples.finished_BR, terms.content_BN, pairs, c.right_from, rules.names
+      )
     closed_BN = jnp.broadcast_to(pairs.closed_B[:, None], quality_BN.shape)
     metrics |= shortcuts.by_label(
       "rollout/quality", quality_BN, closed_BN, pairs.task_B, rules.names
@@ -293,7 +304,7 @@ def init_state(config, mesh, model, optims: dict) -> state_lib.State:
   state["running"] = sharding.everywhere(mesh, state_lib.new_running(Rules(**config.tasks).names))
   if "discriminator" in optims:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    head = Discriminator(model).init_head(key)
+    head = Discriminator(model).init_head(key, config.discriminator.zero_head)
     head = jax.device_put(head, sharding.shardings(mesh, head, state_lib.RULES))
     state["discriminator"] = state_lib.copy(state["student"]) | head
   return state | state_lib.init_optims(mesh, optims, state)
@@ -302,13 +313,14 @@ def init_state(config, mesh, model, optims: dict) -> state_lib.State:
 def make_optims(config) -> dict:
   """Role -> its optimizer; the discriminator is there only if its reward counts.
 
-  Schedules are over the updates that each makes: the student waits for the discriminator's warm-up.
-  A discriminator that is frozen later has the same schedule until then.
+  Schedules are over the updates that each makes: the student waits for the discriminator's warm-up,
+  unless that is joint. A discriminator that is frozen later has the same schedule until then.
   """
   if not config.reward.discriminator:
     return {"student": optim.make(config.optim, config.steps), "reference": None}
+  waits = 0 if config.discriminator.joint_warmup else config.discriminator.warmup_steps
   return {
-    "student": optim.make(config.optim, config.steps - config.discriminator.warmup_steps),
+    "student": optim.make(config.optim, config.steps - waits),
     "reference": None,
     "discriminator": optim.make(config.discriminator.optim, config.steps),
   }
@@ -344,10 +356,15 @@ def train_step(config, mesh, steps: Steps, grader, state, step: int, batch: Batc
   terms = sharding.put_batch(mesh, grader(mine, batch.info))
   metrics |= grading.figures(samples, terms, pairs, Rules(**config.tasks))
 
-  # 4. The policy, once the discriminator has had its warm-up.
+  # 4. The policy, once the discriminator has had its warm-up; in a joint one, stage 1 goes on.
   if not config.reward.discriminator or step >= config.discriminator.warmup_steps:
     rows = pieces.rows_of(mesh, steps.model, rollouts, config.row_tokens)
     state, more = update_policy(steps, state, rows, groups, samples, visual, score_BN, terms, pairs)
+    metrics |= more
+  elif config.discriminator.joint_warmup:
+    targets = matching.targets(batch, seed=config.seed, step=step, **config.supervision)
+    rows = pieces.rows_of(mesh, steps.model, targets, config.row_tokens)
+    state, more = imitate_teacher(steps, state, rows, groups, visual)
     metrics |= more
   return state, metrics
 
@@ -384,6 +401,18 @@ def update_policy(
   )
   state, metrics = steps.policy(state, grads, figures, spread)
   return state, metrics | rewards
+
+
+def imitate_teacher(steps: Steps, state, rows: list[Rows], groups, visual):
+  """(state, metrics): an update of stage 1, in a joint warm-up (GAD, arXiv 2511.10643): the student
+  goes on with what it can do, while the discriminator learns on its current samples."""
+  grads, figures = optim.over(
+    rows,
+    steps.nothing(state["student"]),
+    lambda grads, piece: steps.imitate(state, grads, piece, groups, visual),
+  )
+  state, metrics = steps.policy(state, grads, figures, state["running"]["spread"])
+  return state, {name.replace("policy/", "warmup/"): value for name, value in metrics.items()}
 
 
 def check_config(config) -> None:

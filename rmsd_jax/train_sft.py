@@ -52,6 +52,27 @@ def make_steps(config, mesh) -> Steps:
       return None
     return model.encode(state_lib.weights(state), groups)
 
+  def train(state, grads, figures):
+    grads, metrics = optim.averaged(grads, figures)
+    student, opt_state, health = optim.apply(
+      optims["student"], grads, state["student_optim"], state["student"]
+    )
+    state = {**state, "student": student, "student_optim": opt_state}
+    return state_lib.pinned(mesh, state), metrics | health
+
+  return Steps(
+    encode=jit(encode),
+    nothing=jit(lambda weights: state_lib.pinned(mesh, optim.nothing(weights))),
+    # keep_unused: the moments stay in memory meanwhile, so rmsd_jax.compile must count them.
+    imitate=jit(imitate_step(config, model), donate_argnums=1, keep_unused=True),
+    train=jit(train, donate_argnums=0),
+    model=model,
+  )
+
+
+def imitate_step(config, model):
+  """(state, grads, rows, groups, visual) -> (grads, figures): the gradient of a piece."""
+
   def loss_fn(student, frozen, rows: Rows, groups: PromptGroups, visual):
     params = named.join(frozen, student)
     hidden_XSD = model.hidden(params, rows, model.encoded(params, groups, visual))
@@ -66,22 +87,7 @@ def make_steps(config, mesh) -> Steps:
   def imitate(state, grads, rows: Rows, groups: PromptGroups, visual):
     return optim.add(loss_fn, state["student"], grads, state["frozen"], rows, groups, visual)
 
-  def train(state, grads, figures):
-    grads, metrics = optim.averaged(grads, figures)
-    student, opt_state, health = optim.apply(
-      optims["student"], grads, state["student_optim"], state["student"]
-    )
-    state = {**state, "student": student, "student_optim": opt_state}
-    return state_lib.pinned(mesh, state), metrics | health
-
-  return Steps(
-    encode=jit(encode),
-    nothing=jit(lambda weights: state_lib.pinned(mesh, optim.nothing(weights))),
-    # keep_unused: the moments stay in memory meanwhile, so rmsd_jax.compile must count them.
-    imitate=jit(imitate, donate_argnums=1, keep_unused=True),
-    train=jit(train, donate_argnums=0),
-    model=model,
-  )
+  return imitate
 
 
 def train_step(config, mesh, steps: Steps, state, groups: PromptGroups):

@@ -43,7 +43,7 @@ from rmsd_jax.data.processor import Processor
 from rmsd_jax.data.prompts import Prompt
 from rmsd_jax.demo import tokenizer as tokenizer_lib
 from rmsd_jax.demo import world
-from rmsd_jax.demo.plain_texts import plain_texts
+from rmsd_jax.demo.plain_texts import Lookup, lookups, plain_texts
 from rmsd_jax.demo.questions import LETTERS
 from rmsd_jax.method import losses
 from rmsd_jax.models import config as config_lib
@@ -77,9 +77,10 @@ BUCKET = Bucket(
   prompt=112, response=40, frames=world.SECONDS, patches=(world.SIZE * 2 // world.CELL) ** 2
 )
 CLIPS = 16  # per step
-# (shortest, longest text in tokens, R). Two thirds of the texts are short, and lookups are among
-# them; texts of like length share a step, so that little is padding.
-SHAPES = ((0, 26, 16), (27, 60, 7))
+# (shortest, longest text in tokens, R) of the steps, in turn. Two thirds of the texts are short;
+# texts of like length share a step, so that little is padding.
+SHAPES = ((0, 26, 16), (27, 60, 7), (0, 60, 7))
+LOOKUPS = 2  # the shape whose texts are lookups, of which the letter alone is learned
 STILLS = 0.2  # share of pictures among the scenes
 CARDS = (1, 2, 2, 3, 3, 3)  # drawn from; one card alone teaches nobody to find the one asked for
 # What a visual token is taught to say of its cell: one word of each list, each one token.
@@ -130,10 +131,11 @@ class Reader:
       with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         self.prompts = list(pool.map(functools.partial(_read, self.processor), paths, chunksize=64))
 
-  def batch(self, rng: np.random.Generator, clips: int, shortest: int, T: int, questions: int):
-    """Texts of `shortest` to T tokens about random clips.
+  def batch(self, rng: np.random.Generator, clips: int, shape: int):
+    """Texts about random clips, of one of SHAPES.
 
     Returns groups with R = questions, learned bool [B, R, T], and labels int32 [A, B, F, G]."""
+    shortest, T, questions = SHAPES[shape]
     chat = self.processor.tokenizer
     chosen = rng.integers(len(self.scenes), size=clips)
     ids_BRT = np.full((clips, questions, T), chat.pad, np.int32)
@@ -141,9 +143,12 @@ class Reader:
     learned_BRT = np.zeros((clips, questions, T), bool)
     labels = np.full((len(WORDS), clips, BUCKET.frames, world.GRID**2), -1, np.int32)
     for b, index in enumerate(chosen):
-      texts = plain_texts(self.scenes[index], rng)
       # Drawn one by one until R of them fit, since a clip has more texts than a row takes.
-      pairs = (self.encode(*texts[i]) for i in rng.permutation(len(texts)))
+      if shape == LOOKUPS:
+        pairs = (self.encode_lookup(one) for one in lookups(rng, 3 * questions))
+      else:
+        texts = plain_texts(self.scenes[index], rng)
+        pairs = (self.encode(*texts[i]) for i in rng.permutation(len(texts)))
       fitting = (pair for pair in pairs if shortest <= len(pair[0]) + len(pair[1]) <= T)
       for r, (asked, replied) in enumerate(itertools.islice(fitting, questions)):
         length_BR[b, r] = len(asked) + len(replied)
@@ -159,6 +164,12 @@ class Reader:
   def encode(self, question: str, reply: str) -> tuple[list[int], list[int]]:
     chat = self.processor.tokenizer
     return chat.encode_response(question)[:-1] + _turn(chat), chat.encode_response(reply)
+
+  def encode_lookup(self, lookup: Lookup) -> tuple[list[int], list[int]]:
+    """What is given, up to what the reply says before the letter; and the letter."""
+    asked, reply = self.encode(lookup.asked, lookup.said + lookup.letter)
+    # Its token is the last one before the turn's end; a space before it is a token of its own.
+    return asked + reply[:-2], reply[-2:-1]
 
 
 def _read(processor: Processor, path: pathlib.Path) -> Prompt:
@@ -242,7 +253,7 @@ def batches(reader: Reader, seed: int, steps: int) -> Iterator:
   """Batches made one ahead by a thread, while the devices compute."""
 
   def make(i: int):
-    return reader.batch(np.random.default_rng((seed, i)), CLIPS, *SHAPES[i % len(SHAPES)])
+    return reader.batch(np.random.default_rng((seed, i)), CLIPS, i % len(SHAPES))
 
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     waiting = pool.submit(make, 0)
@@ -261,6 +272,10 @@ def reading_score(model: Qwen3VL, reader: Reader, clips: int = 200):
     "vanishes": lambda c: (f"When does the card with {c.digit} vanish?", f"at {c.end}"),
     "letter": _ask_letter,
     "place": lambda c: (f"Where is the card with {c.digit} first?", world.CELL_NAMES[c.cell]),
+    "motion": lambda c: (
+      f"Where does the card with {c.digit} go?",
+      f"{c.direction}." if c.moves else "It stays",
+    ),
   }
   bucket = BUCKET._replace(prompt=BUCKET.prompt + 48)
   numbers = [i for i, scene in enumerate(reader.scenes) if not scene.still][:clips]

@@ -9,6 +9,7 @@ Axes: B prompts, R or N rollouts of a prompt.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from rmsd_jax.method.carriers import Array, Pairs, RuleTerms
 TERMS = ("discriminator", *RuleTerms.names())
 SCORES = ("raw", "sigmoid", "standardised")
 SCALES = ("group", "task", "none")
+FORMS = ("total", "separate", "gated")  # what is normalised inside a group, see `parts_of`
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +44,9 @@ def from_rewards(
   score: str,
   gate: bool,
   dead_below: float,
+  form: str,
+  right_from: float,
+  format_penalty: float,
   scale: str,
   scale_decay: float,
   kl_of_dead: bool,
@@ -50,12 +55,15 @@ def from_rewards(
   """Discriminator scores and rule terms -> advantages.
 
   Args:
-    score_BN: the discriminator's logits.
+    score_BN: the discriminator's logits, see also `bounded`.
     finished_BN: bool, rollouts that came to their end-of-turn token.
     spread: running spread of each task's rewards, by task name, see `new_spread`.
     weights: alpha, beta, eta, delta by the names in TERMS.
     score, gate, scale: see `score_term`, `composite`, `scales`.
-    dead_below: groups whose rewards span less are dead.
+    form, right_from: see `parts_of`.
+    format_penalty: if any, a rollout whose outer format is wrong has minus this as its advantage,
+      whatever its group earns (PRISM).
+    dead_below: groups whose rewards span less are dead; of each part, where there are several.
     scale_decay: of the running spread, per step.
     kl_of_dead: dead groups keep their KL term, in a step with a group that is not dead. Without
       one the step is to leave the student as it is: the KL's gradient is rounding noise where the
@@ -69,24 +77,55 @@ def from_rewards(
   # 1. The reward: weighted terms.
   rewards = {"discriminator": score_term(score_BN, finished_BN, score), **terms.by_name()}
   weighted = composite(rewards, weights, pairs.closed_B, gate)
-  total_BN = sum(weighted.values())
+  total_BN = sum(weighted.values(), jnp.zeros(()))
   # 2. The scale. The running spread takes this step in before it divides this step's rewards, so
   # that the first step of a task has a spread.
-  alive_B = alive(total_BN, counts_BN, dead_below)
   names = list(spread["weight"])
   followed = follow_spread(
-    _stacked(spread), total_BN, counts_BN, alive_B, pairs.task_B, scale_decay
+    _stacked(spread),
+    total_BN,
+    counts_BN,
+    alive(total_BN, counts_BN, dead_below),
+    pairs.task_B,
+    scale_decay,
   )
-  scale_B = scales(scale, total_BN, counts_BN, followed, pairs.task_B)
-  # 3. Advantages inside the group.
-  advantage_BN = group_advantages(total_BN, counts_BN, alive_B, scale_B)
+  # 3. Advantages inside the group: of the reward, or of its parts and added up.
+  advantage_BN = jnp.zeros_like(total_BN)
+  alive_B = jnp.zeros(len(total_BN), bool)
+  for part in parts_of(form, rewards, weighted, weights, pairs.closed_B, right_from):
+    lives_B = alive(part.reward_BN, counts_BN, dead_below)
+    scale_B = scales(scale, part.reward_BN, counts_BN, followed, pairs.task_B)
+    gained_BN = group_advantages(part.reward_BN, counts_BN, lives_B, scale_B)
+    advantage_BN += part.weight * jnp.where(part.pays_BN, gained_BN, 0.0)
+    alive_B |= lives_B
+  if format_penalty:
+    wrong_BN = counts_BN & (terms.outer_BN != 1)
+    advantage_BN = jnp.where(wrong_BN, -format_penalty, advantage_BN)
+    alive_B |= wrong_BN.any(-1)
   keep_kl_B = alive_B | (kl_of_dead & jnp.any(alive_B))
   keep_kl_BN = jnp.broadcast_to(keep_kl_B[:, None], advantage_BN.shape)
-  metrics = reward_metrics(weighted, counts_BN) | {
+  metrics = reward_metrics(weighted, counts_BN)
+  metrics |= shares_by_task(weighted["discriminator"], total_BN, counts_BN, pairs.task_B, names)
+  metrics |= {
     "reward/dead_groups": 1 - jnp.mean(alive_B),
     "policy/tied_share": tied_share(advantage_BN, terms.content_BN, counts_BN, pairs.closed_B),
   }
   return Advantages(advantage_BN, counts_BN, keep_kl_BN), _by_name(followed, names), metrics
+
+
+def bounded(score_BR: jax.Array, length_BR: jax.Array, clip: float, length: float) -> jax.Array:
+  """The discriminator's logit as a reward may read it, fp32 [B, R] (PRISM, arXiv 2604.28123).
+
+      clip(D, -clip, clip) - length * log(1 + tokens)
+
+  Args:
+    length_BR: int32, tokens of each rollout.
+    clip: 0 leaves the logit as it is.
+    length: what a longer rollout loses; 0: nothing.
+  """
+  if clip:
+    score_BR = jnp.clip(score_BR, -clip, clip)
+  return score_BR - length * jnp.log1p(length_BR.astype(jnp.float32)) if length else score_BR
 
 
 def score_term(score_BR: jax.Array, finished_BR: jax.Array, form: str) -> jax.Array:
@@ -123,6 +162,43 @@ def composite(
     for name in ("outer", "inner"):
       weighted[name] = jnp.where(pays_BR, weighted[name], 0.0)
   return weighted
+
+
+class Part(NamedTuple):
+  """What is normalised inside its group by itself."""
+
+  weight: float  # in the sum of the advantages
+  reward_BN: jax.Array  # fp32
+  pays_BN: jax.Array | bool  # False where it gives no advantage
+
+
+def parts_of(
+  form: str, terms: dict, weighted: dict, weights: Mapping, closed_B: Array, right_from: float
+) -> list[Part]:
+  """The parts of the reward whose advantages are added up; GN is normalisation inside a group.
+
+      "total"     A = GN(sum_j w_j r_j)                                (GRPO; R-MSD as we read it)
+      "separate"  A = sum_j w_j GN(r_j)                                       (PRISM, 2604.28123)
+      "gated"     A = GN(rules) + alpha GN(D) [format right] [content right]                (PRISM)
+
+  With "total" a term weighs by its spread, with "separate" by its weight alone, and with "gated"
+  the discriminator ranks right rollouts only: it cannot pay for a wrong answer in a teacher's tone.
+
+  Args:
+    terms, weighted, weights: by the names in TERMS, see `composite`.
+    closed_B: bool; an open-ended prompt has no content to be right.
+    right_from: content score from which a rollout is right.
+  """
+  if form == "separate":
+    # Of the weighted terms: with the gate of `composite`.
+    return [Part(w, weighted[name] / w, True) for name, w in weights.items() if w]
+  if form == "gated":
+    rules_BN = sum(weighted[name] for name in RuleTerms.names())
+    right_BN = (terms["outer"] == 1) & (terms["inner"] == 1)
+    right_BN &= ~closed_B[:, None] | (terms["content"] >= right_from)
+    score_BN = terms["discriminator"].astype(jnp.float32)
+    return [Part(1.0, rules_BN, True), Part(weights["discriminator"], score_BN, right_BN)]
+  return [Part(1.0, sum(weighted.values()), True)]
 
 
 def new_spread(tasks: Sequence[str]) -> dict:
@@ -236,4 +312,22 @@ def reward_metrics(weighted: dict, mask_BR: jax.Array) -> dict:
     metrics[f"reward/{name}/mean"] = masked.mean(term_BR, mask_BR)
     metrics[f"reward/{name}/std_in_group"] = jnp.mean(masked.std(term_BR, mask_BR, -1))
     metrics[f"reward/{name}/variance_share"] = covariance / jnp.maximum(variance, 1e-12)
+  return metrics
+
+
+def shares_by_task(
+  term_BR: jax.Array, reward_BR: jax.Array, mask_BR: jax.Array, task_B: Array, tasks: Sequence[str]
+) -> dict:
+  """The discriminator's share of the reward's variance inside the groups of each task, as in
+  `reward_metrics`; NaN for a task whose rewards do not vary."""
+  centred = lambda x: x - masked.mean(x, mask_BR, -1, keepdims=True)
+  reward_BR = centred(reward_BR)
+  metrics = {}
+  for i, task in enumerate(tasks):
+    of_task_BR = mask_BR & (task_B == i)[:, None]
+    variance = masked.total(reward_BR**2, of_task_BR)
+    share = masked.total(centred(term_BR) * reward_BR, of_task_BR) / jnp.maximum(variance, 1e-12)
+    metrics[f"reward/discriminator/variance_share/{task}"] = jnp.where(
+      variance > 1e-12, share, jnp.nan
+    )
   return metrics

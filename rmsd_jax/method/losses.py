@@ -209,10 +209,11 @@ def policy_gradient(
   return (loss, jnp.sum(mask_XW).astype(jnp.float32)), metrics
 
 
-def pairs(student_BR, teacher_BR, weight_BR, pair_BR):
+def pairs(student_BR, teacher_BR, weight_BR, pair_BR, score_l2: float = 0.0):
   """L_D = E[q * -log sigmoid(D(T) - D(S))], one pair per rollout (R-MSD; GAD has q = 1).
 
-  The mean is over pairs, and is not divided by the sum of q.
+  The mean is over pairs, and is not divided by the sum of q. With `score_l2`, that much of the mean
+  squared score is added, which keeps scores near 0 (PRISM, arXiv 2604.28123: 0.001).
 
   Args:
     student_BR, teacher_BR: scores of the rollout and of the teacher response it is paired with.
@@ -223,6 +224,8 @@ def pairs(student_BR, teacher_BR, weight_BR, pair_BR):
   """
   margin_BR = teacher_BR - student_BR
   loss = masked.total(weight_BR * -jax.nn.log_sigmoid(margin_BR), pair_BR)
+  if score_l2:
+    loss += score_l2 * masked.total((student_BR**2 + teacher_BR**2) / 2, pair_BR)
   metrics = {
     "accuracy": masked.total(margin_BR > 0, pair_BR),
     "margin": masked.total(margin_BR, pair_BR),

@@ -9,14 +9,19 @@ LEAST = {
   "rollouts.samples": 2,  # each is compared with the others of its prompt
   "policy.kl": 0,
   "policy.max_kl": 0,
+  "policy.format_penalty": 0,
   "discriminator.warmup_steps": 0,
   "discriminator.probe_every": 0,
   "discriminator.frozen_after": 0,
+  "discriminator.score_l2": 0,
 }
 WITHIN = {f"reward.{name}": "[0, inf)" for name in advantages.TERMS} | {
   "rollouts.temperature": "(0, inf)",
   "policy.clip": "(0, inf)",
   "policy.scale_decay": "[0, 1)",
+  "reward.clip": "[0, inf)",
+  "reward.per_log_length": "[0, inf)",
+  "reward.right_from": "(0, 1]",
   "discriminator.pause_above": "[0, inf)",
 }
 
@@ -26,6 +31,7 @@ def check_settings(config) -> None:
   for name, value, choices in (
     ("reward.score", config.reward.score, advantages.SCORES),
     ("policy.scale", config.policy.scale, advantages.SCALES),
+    ("policy.advantage", config.policy.advantage, advantages.FORMS),
     ("policy.kl_estimator", config.policy.kl_estimator, losses.KL_ESTIMATORS),
   ):
     if value not in choices:
@@ -35,6 +41,11 @@ def check_settings(config) -> None:
     raise UserError(
       f"discriminator.warmup_steps={config.discriminator.warmup_steps} of steps={config.steps} "
       "leave the student none; raise steps or lower the warm-up"
+    )
+  if config.policy.advantage != "total" and config.policy.scale == "task":
+    raise UserError(
+      f"policy.scale='task' follows the spread of the total reward, and "
+      f"policy.advantage={config.policy.advantage!r} divides parts of it; take 'group' or 'none'"
     )
   if config.rollouts.top_p != 1 or config.rollouts.top_k != 0:
     raise UserError(

@@ -117,6 +117,39 @@ def of_pairs(ids_BNT, length_BN, matched_ids_BNT, matched_length_BN, margin_BN, 
   return {f"pairs/{name}": value for name, value in probes.items()}
 
 
+def auc_in_groups(score_BR, right_BR, wrong_BR) -> jax.Array:
+  """How well a score ranks right rollouts above wrong ones of the same prompt: fp32 [B], the area
+  under the ROC curve of each group, 0.5 for a score that knows nothing; NaN where a group has not
+  both kinds. A tie counts half.
+
+  Inside groups, since only differences there reach the policy: a score that knows which prompts
+  are hard would look good over all rollouts together.
+  """
+  above_BRR = score_BR[:, :, None] - score_BR[:, None]
+  fits_BRR = right_BR[:, :, None] & wrong_BR[:, None]
+  ranked_B = masked.mean((jnp.sign(above_BRR) + 1) / 2, fits_BRR, (1, 2))
+  return jnp.where(fits_BRR.any((1, 2)), ranked_B, jnp.nan)
+
+
+def of_scores(score_BN, finished_BN, content_BN, pairs: Pairs, right_from: float, names) -> dict:
+  """What the discriminator's scores say of right and wrong: "discriminator/auc" over the
+  closed-ended groups with rollouts of both kinds, and by task; NaN without such groups.
+
+  Args:
+    score_BN: of the rollouts; of those that were cut off it is not read.
+    right_from: content score from which a rollout is right.
+    names: of the tasks, in the order of `pairs.task_B`.
+  """
+  right_BN = content_BN >= right_from
+  counts_BN = finished_BN & pairs.closed_B[:, None]
+  auc_B = auc_in_groups(score_BN, right_BN & counts_BN, ~right_BN & counts_BN)
+  auc_B1, known_B1 = auc_B[:, None], jnp.isfinite(auc_B)[:, None]
+  return {
+    "discriminator/auc": mean(auc_B1, known_B1),
+    **by_label("discriminator/auc", auc_B1, known_B1, pairs.task_B, names),
+  }
+
+
 def by_task(pairs: Pairs, right_BN, pair_BN, names: Sequence[str]) -> dict:
   """By task: the discriminator's accuracy, teacher responses that survive per prompt, the share of
   rollouts in an effective pair (one whose two responses differ) and their mean weight, 0 without.

@@ -29,10 +29,12 @@ class Discriminator:
 
   body: Qwen3VL
 
-  def init_head(self, key: jax.Array) -> dict:
-    """A new value head; the body's weights are the student's."""
+  def init_head(self, key: jax.Array, zero: bool = False) -> dict:
+    """A new value head, drawn as the model's other weights were, or 0: every score is then 0 until
+    it has learned. The body's weights are the student's."""
     c = self.body.config.text
-    return {"value_head": {"kernel": c.init_std * jax.random.normal(key, (c.width,), jnp.float32)}}
+    std = 0.0 if zero else c.init_std
+    return {"value_head": {"kernel": std * jax.random.normal(key, (c.width,), jnp.float32)}}
 
   def abstract_head(self) -> dict:
     return jax.eval_shape(lambda: self.init_head(jax.random.key(0)))

@@ -319,6 +319,8 @@ def _serve() -> None:
   import math_verify
   import sympy
 
+  # A process that has taken a profile ignores the signal of the time limit, and so would its child.
+  signal.signal(signal.SIGPROF, signal.SIG_DFL)
   resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
   logging.disable(logging.CRITICAL)
   # What the libraries print must not stand among the verdicts.

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -102,6 +102,19 @@ class Writer:
     self.close()
 
 
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[None]:
+  """A package that others import where they find it, but need not, is not found: torch takes 6 s of
+  a run's start, for nothing."""
+  hidden = {} if name in sys.modules else {name: None}
+  sys.modules.update(hidden)
+  try:
+    yield
+  finally:
+    for each in hidden:
+      del sys.modules[each]
+
+
 class _Board:
   """TensorBoard's events, written at once: the SummaryWriter of tensorboardX has a thread for it,
   which a full disk ends, and then blocks for ever.
@@ -111,8 +124,9 @@ class _Board:
   """
 
   def __init__(self, folder: str, purge_step: int):
-    from tensorboardX import event_file_writer, summary  # here: it imports torch where that is
-    from tensorboardX.proto import event_pb2
+    with _without("torch"):
+      from tensorboardX import event_file_writer, summary
+      from tensorboardX.proto import event_pb2
 
     os.makedirs(folder, exist_ok=True)
     self._summary = summary

@@ -21,6 +21,14 @@ ADDED_KEYS = {
   "tasks.reading": "strict",
   "data.draws": "seed",
   "data.held_out": 0.0,
+  "reward.clip": 0.0,
+  "reward.per_log_length": 0.0,
+  "reward.right_from": 0.5,
+  "policy.advantage": "total",
+  "policy.format_penalty": 0.0,
+  "discriminator.zero_head": False,
+  "discriminator.score_l2": 0.0,
+  "discriminator.joint_warmup": False,
 }
 # Those of them whose default is another: a run that was begun without the key goes on with the
 # value above, whatever its config says today, and its stored config stays without the key.

@@ -10,6 +10,7 @@ from test_train_rl import CONFIG, GRADE, NAMES, RULES, case, put
 
 from rmsd_jax import train_rl
 from rmsd_jax.data.chat import ChatTokenizer
+from rmsd_jax.method import matching
 from rmsd_jax.method.carriers import RuleTerms
 from rmsd_jax.rollouts import grading
 from rmsd_jax.training import optim
@@ -29,6 +30,10 @@ def called(c, step: int) -> dict:
     seen["score"], seen["terms"] = np.asarray(score_BN), type(terms)
     return None, None, {}
 
+  def imitate(state, grads, rows, *_):
+    seen["targets"] = np.asarray(rows.mask_XW).sum()
+    return None, optim.Figures(jnp.zeros(()), {})
+
   def grade(*arguments, rules):
     seen["order"] = [*seen.get("order", ()), "grade"]
     return GRADE(*arguments)
@@ -44,10 +49,11 @@ def called(c, step: int) -> dict:
     reward=reward,
     improve=nothing,
     policy=lambda state, *_: (state, {"policy/loss": 0.0}),
+    imitate=imitate,
     probe=None,
     model=tiny_run.model_of(c),
   )
-  state = dict.fromkeys(("student", "discriminator", "running"))
+  state = {"student": None, "discriminator": None, "running": {"spread": None}}
   _, seen["metrics"] = train_rl.train_step(
     c, tiny_run.mesh(), fakes, grader, state, step,
     given["batch"],
@@ -64,6 +70,28 @@ def test_warm_up_and_freezing_count_steps():
   assert all(s["order"] == ["discriminator", "grade"] for s in seen)
   assert (seen[2]["score"] == 1).all() and seen[2]["terms"] is RuleTerms
   assert all(bool(called(CONFIG(), step)["learn"]) for step in (0, 5, 1000))
+
+
+def test_in_a_joint_warm_up_the_student_goes_on_with_its_targets():
+  c = CONFIG(discriminator__warmup_steps=2, discriminator__joint_warmup=True)
+  seen = [called(c, step) for step in range(3)]
+  assert ["targets" in s for s in seen] == [True, True, False]
+  assert ["score" in s for s in seen] == [False, False, True]
+  loaded = case()["batch"]
+  for step, s in enumerate(seen[:2]):
+    targets = matching.targets(loaded, seed=c.seed, step=step, **c.supervision)
+    assert s["targets"] == targets.response_length_BR.sum() > 0
+    assert s["metrics"]["warmup/loss"] == 0.0
+
+
+def test_the_students_schedule_is_over_the_updates_that_it_makes(monkeypatch):
+  monkeypatch.setattr(optim, "make", lambda settings, steps: steps)
+  made = lambda **changes: train_rl.make_optims(
+    CONFIG(steps=9, discriminator__warmup_steps=2, **changes)
+  )
+  assert made() == {"student": 7, "reference": None, "discriminator": 9}
+  assert made(discriminator__joint_warmup=True)["student"] == 9
+  assert made(reward__discriminator=0.0) == {"student": 9, "reference": None}
 
 
 def test_without_its_reward_there_is_no_discriminator():

@@ -48,7 +48,7 @@ def test_the_baselines():
   updates = {
     row: config(row).steps - config(row).discriminator.warmup_steps
     for row in ablations.ROWS
-    if row != "sft_rl"
+    if row not in ("sft_rl", "no_D")
   }
   assert set(updates.values()) == {config("sft_rl").steps}
   frozen = config("frozen").discriminator
@@ -76,8 +76,10 @@ def test_the_papers_figures_stand_in_the_table_of_the_method():
 def test_rows_with_the_same_stage_1_share_it():
   shared = ablations.stage_1_rows()
   assert {row: first for row, first in shared.items() if first != row} == {
-    "sft_rl": "A", "gad": "A", "gad_warm": "A",
+    "sft_rl": "A", "gad": "A", "gad_warm": "A", "prism": "A",
     "frozen": "D", "gate_off": "D", "warm": "D", "warm_frozen": "D",
+    "no_D": "D", "separate": "D", "gated": "D", "bounded": "D", "zero_head": "D", "joint": "D",
+    "kl0": "D",
   }  # fmt: skip
   ignored = ("reward", "policy", "rollouts", "discriminator")
   for row, first in shared.items():

@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from rmsd_jax.demo import world
-from rmsd_jax.demo.plain_texts import plain_texts
+from rmsd_jax.demo.plain_texts import lookups, plain_texts
 from rmsd_jax.demo.questions import LETTERS
 from rmsd_jax.demo.simulated_teacher import MARKER
 from rmsd_jax.tasks import registry
@@ -99,6 +99,15 @@ def test_letters_stand_beside_their_texts():
       else:
         assert options[letter[0]] in ask
   assert lettered > 600
+
+
+def test_lookups_hide_the_tasks_format_and_ask_for_every_letter_alike():
+  drawn = lookups(np.random.default_rng(0), 2_000)
+  for one in drawn:
+    for text in one:
+      assert not re.search(r"[<>{}\[\]\"]|think|answer|Reply as", text), text
+  for letter in LETTERS:
+    assert 0.22 < np.mean([one.letter.strip() == letter for one in drawn]) < 0.28
 
 
 def test_lettered_facts_are_true():

@@ -1,10 +1,14 @@
 """From reward terms to advantages: hand cases, dead groups, the gate, shares of the variance."""
 
+from types import SimpleNamespace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rmsd_jax.method import advantages
+from rmsd_jax.method.carriers import RuleTerms
 
 ALL = np.ones((1, 4), bool)
 
@@ -264,3 +268,94 @@ def test_group_scale_is_grpo_as_in_trl_and_verl():
   np.testing.assert_allclose(group_advantages(reward, mask, "group", 0.0)[0], theirs, rtol=1e-4)
   centred = (flat - mean).view(6, 8).numpy()
   np.testing.assert_allclose(group_advantages(reward, mask, "none", 0.0)[0], centred, atol=1e-6)
+
+
+# forms of the advantage, against numpy written out
+
+
+def from_rewards(form, scale="group", format_penalty=0.0, gate=False, dead_below=1e-4, seed=0):
+  """(advantages, what went in) of random rewards of 6 prompts, the last one open-ended."""
+  rng = np.random.default_rng(seed)
+  B, N = 6, 8
+  random = lambda: rng.random((B, N)).astype(np.float32)
+  outer = (random() < 0.8).astype(np.float32)
+  terms = RuleTerms(outer, outer * (random() < 0.9), random() * (np.arange(B) < 5)[:, None])
+  score = 3 * random()
+  pairs = SimpleNamespace(closed_B=np.arange(B) < 5, task_B=np.arange(B) % 2)
+  spread = {name: {"a": 0.0, "b": 0.0} for name in ("variance", "weight")}
+  spread = jax.tree.map(jnp.float32, spread)
+  gained, _, metrics = advantages.from_rewards(
+    score, np.ones((B, N), bool), terms, pairs, spread, weights=WEIGHTS, score="raw", gate=gate,
+    dead_below=dead_below, form=form, right_from=0.5, format_penalty=format_penalty, scale=scale,
+    scale_decay=0.9, kl_of_dead=True, mask_cut_off=False,
+  )  # fmt: skip
+  return gained, {"discriminator": score} | terms.by_name(), pairs, metrics
+
+
+def normalised(x, scale):
+  centred = x - x.mean(-1, keepdims=True)
+  return centred / (x.std(-1, ddof=1, keepdims=True) + 1e-6) if scale == "group" else centred
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+@pytest.mark.parametrize("gate", [True, False])
+def test_separate_advantages_are_the_weighted_sum_of_normalised_terms(scale, gate):
+  gained, terms, pairs, _ = from_rewards("separate", scale, gate=gate)
+  if gate:
+    pays = ~pairs.closed_B[:, None] | (terms["content"] > 0)
+    terms |= {name: np.where(pays, terms[name], 0) for name in ("outer", "inner")}
+  want = sum(WEIGHTS[name] * normalised(x.astype(np.float64), scale) for name, x in terms.items())
+  np.testing.assert_allclose(gained.advantage_BN, want, atol=2e-4)
+
+
+def test_separate_without_a_scale_is_the_total():
+  a, b = (from_rewards(form, "none")[0].advantage_BN for form in ("separate", "total"))
+  np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_a_gated_discriminator_ranks_right_rollouts_only(scale):
+  gained, terms, pairs, _ = from_rewards("gated", scale)
+  rules = sum(WEIGHTS[name] * terms[name] for name in ("outer", "inner", "content"))
+  right = (terms["outer"] == 1) & (terms["inner"] == 1)
+  right &= ~pairs.closed_B[:, None] | (terms["content"] >= 0.5)
+  judged = WEIGHTS["discriminator"] * normalised(terms["discriminator"], scale)
+  want = normalised(rules, scale) + np.where(right, judged, 0)
+  np.testing.assert_allclose(gained.advantage_BN, want, atol=2e-4)
+  assert right.any() and (~right).any() and right[5].any()
+
+
+@pytest.mark.parametrize("form", advantages.FORMS)
+def test_a_wrong_format_has_minus_the_penalty_as_its_advantage(form):
+  plain, terms, *_ = from_rewards(form)
+  gained, *_ = from_rewards(form, format_penalty=1.5)
+  wrong = terms["outer"] != 1
+  want = np.where(wrong, -1.5, plain.advantage_BN)
+  np.testing.assert_array_equal(gained.advantage_BN, want)
+  # Also where nothing else tells the rollouts of a group apart.
+  dead, *_ = from_rewards(form, format_penalty=1.5, dead_below=1e9)
+  np.testing.assert_array_equal(dead.advantage_BN, np.where(wrong, -1.5, 0))
+  np.testing.assert_array_equal(np.asarray(dead.keep_kl_BN)[:, 0], [True] * 6)
+
+
+def test_a_score_is_bounded_and_loses_by_its_length():
+  score, length = row(25, -12, 3, 0.5), np.array([[0, 9, 99, 999]])
+  np.testing.assert_array_equal(advantages.bounded(score, length, 0.0, 0.0), score)
+  np.testing.assert_array_equal(advantages.bounded(score, length, 10.0, 0.0), row(10, -10, 3, 0.5))
+  want = np.clip(score, -10, 10) - 0.5 * np.log(1.0 + length)
+  np.testing.assert_allclose(advantages.bounded(score, length, 10.0, 0.5), want, rtol=1e-6)
+
+
+def test_the_discriminators_share_of_each_tasks_variance():
+  _, terms, pairs, metrics = from_rewards("total")
+  terms = {name: WEIGHTS[name] * x.astype(np.float64) for name, x in terms.items()}
+  reward = sum(terms.values())
+  for number, task in enumerate("ab"):
+    of = pairs.task_B == number
+    inside = lambda x, of=of: (x[of] - x[of].mean(-1, keepdims=True)).ravel()
+    want = inside(terms["discriminator"]) @ inside(reward) / (inside(reward) @ inside(reward))
+    got = metrics[f"reward/discriminator/variance_share/{task}"]
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+  alike = np.ones((2, 4), np.float32)
+  shares = advantages.shares_by_task(alike, alike, alike > 0, np.array([0, 0]), ["a", "b"])
+  assert all(np.isnan(x) for x in shares.values())

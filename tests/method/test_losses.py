@@ -309,6 +309,18 @@ def test_the_pair_gradient_lifts_the_teacher_and_lowers_the_student():
   np.testing.assert_allclose(d_teacher, -d_student, rtol=1e-6)
 
 
+def test_squared_scores_of_both_sides_are_added_and_not_weighed():
+  """PRISM's score_reg_coef: coefficient * mean over pairs of the two squares' mean."""
+  student, teacher, weight = normal(17, B, R), normal(18, B, R), np.full((B, R), 0.5, np.float32)
+  value = lambda s, t, l2: losses.pairs(s, t, weight, PAIR, l2)[0][0]
+  squares = ((student**2 + teacher**2) / 2)[PAIR].sum()
+  got = value(student, teacher, 0.3) - value(student, teacher, 0.0)
+  np.testing.assert_allclose(got, 0.3 * squares, rtol=1e-5)
+  with_l2, without = (jax.grad(value, (0, 1))(student, teacher, l2) for l2 in (0.3, 0.0))
+  for scores, a, b in zip((student, teacher), with_l2, without, strict=True):
+    np.testing.assert_allclose(a - b, np.where(PAIR, 0.3 * scores, 0), atol=1e-6)
+
+
 def test_no_pair_is_no_loss_even_when_scores_are_not_numbers():
   nan = np.full((B, R), np.nan, np.float32)
   (loss, count), metrics = losses.pairs(nan, nan, nan, np.zeros((B, R), bool))

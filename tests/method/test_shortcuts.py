@@ -1,7 +1,10 @@
 """Probes of the discriminator's pairs: hand cases, and what chance and a give-away score."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from rmsd_jax.method import shortcuts
 
@@ -116,4 +119,35 @@ def test_means_by_label():
   found = shortcuts.by_label("score", x, mask, np.array([0, 0, 2]), ("a", "b", "c"))
   assert values(found) == pytest.approx(
     {"score/a": 11 / 3, "score/b": np.nan, "score/c": 9}, nan_ok=True
+  )
+
+
+def test_the_auc_inside_groups_is_sklearns():
+  rng = np.random.default_rng(1)
+  score = np.round(rng.normal(size=EVERYONE.shape), 1)  # with ties
+  right, counts = rng.random(EVERYONE.shape) < 0.5, rng.random(EVERYONE.shape) < 0.9
+  right[0], right[1] = True, False
+  got = np.asarray(shortcuts.auc_in_groups(score, right & counts, ~right & counts))
+  for b in range(len(score)):
+    kinds = right[b][counts[b]]
+    if kinds.all() or not kinds.any():
+      assert np.isnan(got[b])
+    else:
+      assert got[b] == pytest.approx(roc_auc_score(kinds, score[b][counts[b]]), abs=1e-6)
+  assert np.isnan(got[:2]).all() and np.isfinite(got).sum() > 30
+
+
+def test_the_auc_of_scores_is_by_task_and_reads_finished_closed_ended_rollouts():
+  score = np.array([[3.0, 1.0, 2.0], [0.0, 1.0, 9.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
+  content = np.array([[1.0, 0.2, 0.4], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+  finished = np.array([[True] * 3, [True, True, False], [True] * 3, [True] * 3])
+  pairs = SimpleNamespace(closed_B=np.array([1, 1, 0, 1], bool), task_B=np.array([0, 1, 1, 0]))
+  found = shortcuts.of_scores(score, finished, content, pairs, 0.5, ["a", "b", "c"])
+  assert values(found) == same(
+    {
+      "discriminator/auc": 0.5,  # the third is open-ended, the fourth has nobody wrong
+      "discriminator/auc/a": 1.0,
+      "discriminator/auc/b": 0.0,
+      "discriminator/auc/c": np.nan,
+    }
   )

@@ -1,5 +1,6 @@
 """Mathematical results: equal in other words, different in spite of looks, and bombs."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -221,10 +222,17 @@ def test_rational_results_are_equal_as_their_fractions_are(a, b, form, other):
   assert symbolic.equal(WRITTEN[form](a), WRITTEN[other](b)) == (a == b)
 
 
-def test_a_judge_works_for_its_time_and_ends_by_itself():
+@pytest.mark.parametrize("profiled", [False, True], ids=["", "after a profile was taken"])
+def test_a_judge_works_for_its_time_and_ends_by_itself(profiled):
+  """Also as the child of a process that took a profile, which ignores SIGPROF from then on."""
   code = "from rmsd_jax.tasks import symbolic; symbolic.SECONDS = 0.2; symbolic._serve()"
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-  with subprocess.Popen([sys.executable, "-c", code], **pipes) as judge:
+  before = signal.signal(signal.SIGPROF, signal.SIG_IGN if profiled else signal.SIG_DFL)
+  try:
+    judge = subprocess.Popen([sys.executable, "-c", code], **pipes)
+  finally:
+    signal.signal(signal.SIGPROF, before)
+  try:
     assert judge.stdout.readline() == b"ready\n"
     judge.stdin.write(b'["\\\\frac{2}{6}", "\\\\frac{1}{3}"]\n')
     judge.stdin.flush()
@@ -233,7 +241,10 @@ def test_a_judge_works_for_its_time_and_ends_by_itself():
     assert judge.poll() is None, "idle is not hung"
     judge.stdin.write(b'["9^{9^{9^{9}}}", "\\\\frac{1}{3}"]\n')
     judge.stdin.flush()
-    assert judge.wait(timeout=60) == -27  # SIGPROF
+    assert judge.wait(timeout=60) == -signal.SIGPROF
+  finally:
+    judge.kill()
+    judge.communicate()
 
 
 TEXTS = {"even", "Yes", "\\triangle ABC", "\u2205", "6 or more", "x is odd"}

@@ -199,3 +199,19 @@ def test_a_bucket_gets_the_whole_file_each_time(tmp_path, monkeypatch):
         assert read(bucket)[-1]["step"] == step
   assert [line["loss"] for line in read(bucket)] == [0.1, 0.2, 2.3, 2.4]
   assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_log_does_not_wait_for_torch_which_can_be_imported_afterwards(tmp_path):
+  code = f"""
+import sys
+from rmsd_jax.training.log import Writer
+with Writer({str(tmp_path)!r}) as writer:
+  writer.write(1, {{"loss": 0.5}})
+assert "tensorboardX" in sys.modules and "torch" not in sys.modules
+import torch
+assert torch.ones(2).sum() == 2
+with Writer({str(tmp_path / "again")!r}):
+  assert sys.modules["torch"] is torch
+"""
+  subprocess.run([sys.executable, "-c", code], check=True)
+  assert events(tmp_path)[0] == [(1, "loss", 0.5)]
