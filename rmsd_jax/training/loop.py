@@ -54,7 +54,14 @@ DRAWS = ("stage", "seed")
 SHARE_OF = 200  # prompts whose responses are looked at before a run begins
 FEW_TEACH = 0.1  # share of prompts that teach, below which the run says so
 # Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
-MAY_BE_EMPTY = ("discriminator/accuracy/", "pairs/", "probe/", "rollout/quality")
+MAY_BE_EMPTY = (
+  "discriminator/accuracy/",
+  "discriminator/auc",
+  "pairs/",
+  "probe/",
+  "reward/discriminator/variance_share/",
+  "rollout/quality",
+)
 
 
 class Limit(NamedTuple):

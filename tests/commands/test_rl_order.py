@@ -84,16 +84,6 @@ def test_in_a_joint_warm_up_the_student_goes_on_with_its_targets():
     assert s["metrics"]["warmup/loss"] == 0.0
 
 
-def test_the_students_schedule_is_over_the_updates_that_it_makes(monkeypatch):
-  monkeypatch.setattr(optim, "make", lambda settings, steps: steps)
-  made = lambda **changes: train_rl.make_optims(
-    CONFIG(steps=9, discriminator__warmup_steps=2, **changes)
-  )
-  assert made() == {"student": 7, "reference": None, "discriminator": 9}
-  assert made(discriminator__joint_warmup=True)["student"] == 9
-  assert made(reward__discriminator=0.0) == {"student": 9, "reference": None}
-
-
 def test_without_its_reward_there_is_no_discriminator():
   c = CONFIG(reward__discriminator=0.0)
   seen = called(c, 0)
