@@ -249,11 +249,16 @@ def _cells(words: list[jax.Array], visual, labels_ABFG):
   return loss, masked.mean(right, real & (labels_ABV[0] != world.NO_DIGIT))
 
 
-def batches(reader: Reader, seed: int, steps: int) -> Iterator:
-  """Batches made one ahead by a thread, while the devices compute."""
+def batches(reader: Reader, seed: int, steps: int, lookups_first: int) -> Iterator:
+  """Batches made one ahead by a thread, while the devices compute.
+
+  The first `lookups_first` are lookups alone: among other texts the base does not find out how a
+  letter is looked up (the loss stays at that of four letters), once it has it does not forget.
+  """
 
   def make(i: int):
-    return reader.batch(np.random.default_rng((seed, i)), CLIPS, i % len(SHAPES))
+    shape = LOOKUPS if i < lookups_first else i % len(SHAPES)
+    return reader.batch(np.random.default_rng((seed, i)), CLIPS, shape)
 
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     waiting = pool.submit(make, 0)
@@ -345,7 +350,7 @@ def train(folder: pathlib.Path, options: argparse.Namespace, log) -> dict:
   opt_state = jax.jit(tx.init)(params)
   score = reading_score(model, held_out)
   with Progress(steps, "tiny base") as progress:
-    for i, ready in enumerate(batches(reader, seed + 1, steps)):
+    for i, ready in enumerate(batches(reader, seed + 1, steps, options.lookups_first)):
       params, opt_state, metrics = step(params, opt_state, i, *ready)
       jax.block_until_ready(metrics)  # or the bar would show how fast steps are queued
       if i % 50 == 0 or i == steps - 1:
@@ -362,6 +367,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--out", required=True, help="the Hugging Face folder to write")
   parser.add_argument("--start", help="a folder this command wrote, to go on from")
   parser.add_argument("--steps", type=int, default=2_400, help="of 16 clips (default 2400)")
+  parser.add_argument("--lookups-first", type=int, default=0, metavar="STEPS",
+                      help="of them the first that are lookups of letters alone (default 0)")  # fmt: skip
   parser.add_argument("--scenes", type=int, default=7_000, help="training clips and pictures")
   parser.add_argument("--learning-rate", type=float, default=2e-3, help="highest (default 2e-3)")
   parser.add_argument("--seed", type=int, default=0)
@@ -374,7 +381,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_folder(out)
   with open(out / "training.jsonl", "a" if options.start else "w", encoding="utf-8") as file:
     log = lambda line: print(json.dumps(line), file=file, flush=True)
-    settings = {key: getattr(options, key) for key in ("steps", "scenes", "learning_rate", "seed")}
+    keys = ("steps", "scenes", "learning_rate", "seed", "lookups_first")
+    settings = {key: getattr(options, key) for key in keys}
     log(settings | {"goes_on": bool(options.start)})
     params = train(out, options, log)
   hf.save(out, params, out, dtype=ml_dtypes.bfloat16)

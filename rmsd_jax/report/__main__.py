@@ -28,7 +28,7 @@ from rmsd_jax.report.page import Page, plain, render
 from rmsd_jax.tasks import Rules
 from rmsd_jax.teacher import variance
 from rmsd_jax.teacher.scores import of_pool
-from rmsd_jax.training import log
+from rmsd_jax.training import guard, log
 
 TEMPLATE = "report.html.jinja"
 MAX_COLUMNS = 8  # frame pairs shown of an example
@@ -116,13 +116,25 @@ def open_split(page: Page, runs: Sequence[Run], section: str, split: str) -> sto
     return None
 
 
+def rules_of(runs: Sequence[Run]) -> Rules:
+  """The tasks of the runs, those of a file of one's own among them."""
+  for run in runs:
+    if (run.folder / guard.CONFIG_FILE).is_file():
+      return Rules(**guard.read_config(str(run.folder))["tasks"])
+  return Rules()
+
+
 def teacher_study(page: Page, runs: Sequence[Run]) -> dict[str, Any] | None:
   """The section on the teacher: figures per task beside the paper's."""
   opened = open_split(page, runs, "pool", "train")
   if opened is None:
     return None
   bar = functools.partial(Progress, label="teacher's figures")
-  questions = of_pool(opened, Rules(), bar).questions
+  try:
+    questions = of_pool(opened, rules_of(runs), bar).questions
+  except UserError as error:
+    page.lacks("pool", f"The teacher's answers cannot be read: {error}.")
+    return None
   if not questions:
     page.lacks("pool", "The pool holds no teacher responses.")
     return None
