@@ -24,7 +24,13 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 
 # Files that take minutes begin first, so that no process works alone at the end.
-FIRST = ("test_processes.py", "test_recipes.py", "test_rl_runs.py", "test_toolkit.py")
+FIRST = (
+  "test_processes.py",
+  "test_new_user.py",
+  "test_recipes.py",
+  "test_rl_runs.py",
+  "test_toolkit.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -25,15 +25,16 @@ python -m rmsd_jax.pool build --jsonl answered.jsonl --tokenizer "$STUDENT" $MED
   --tasks my_tasks.py --fit 48 --out pool
 python -m rmsd_jax.pool check pool --tasks my_tasks.py
 
-# 3. Both stages, with looks at held-out prompts and some rollouts shown.
+# 3. Both stages; in the second looks at held-out prompts, and some rollouts shown.
 RUN="--config.model.folder=$STUDENT --config.model.dtype=float32 --config.model.attention=split
   --config.data.pool=pool --config.data.workers=0 --config.tasks.module=my_tasks.py
   --config.batch=8 --config.steps=4 --config.save_every=2 --config.log_every=1
-  --config.evaluate.every=2 --config.evaluate.split=test --config.evaluate.samples=2"
+  --config.evaluate.samples=2"
 python -m rmsd_jax.train_sft --config="$CONFIGS/default.py" --workdir=runs/sft $RUN
 python -m rmsd_jax.train_rl --config="$CONFIGS/default.py" --workdir=runs/rl $RUN \
   --config.init_from=runs/sft --config.discriminator.warmup_steps=1 --config.samples.every=2 \
-  --config.rollouts.samples=4 --config.discriminator.probe_every=0
+  --config.rollouts.samples=4 --config.discriminator.probe_every=0 \
+  --config.evaluate.every=2 --config.evaluate.split=test
 
 # 4. Scores, a page, the student as others load it, and a question to it.
 python -m rmsd_jax.evaluate --config="$CONFIGS/default.py" --workdir=runs/rl $RUN \

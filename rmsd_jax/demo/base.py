@@ -368,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--start", help="a folder this command wrote, to go on from")
   parser.add_argument("--steps", type=int, default=2_400, help="of 16 clips (default 2400)")
   parser.add_argument("--lookups-first", type=int, default=0, metavar="STEPS",
-                      help="of them the first that are lookups of letters alone (default 0)")  # fmt: skip
+                      help="of them the first that are lookups alone (default 0)")  # fmt: skip
   parser.add_argument("--scenes", type=int, default=7_000, help="training clips and pictures")
   parser.add_argument("--learning-rate", type=float, default=2e-3, help="highest (default 2e-3)")
   parser.add_argument("--seed", type=int, default=0)

@@ -109,7 +109,7 @@ def test_a_new_user_gets_from_prompts_to_an_exported_student(tmp_path):
   for stage in ("sft", "rl"):
     lines = [json.loads(line) for line in open(tmp_path / "runs" / stage / "metrics.jsonl")]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert all("held_out/greedy/quality" in line for line in lines[1::2])
+  assert all("held_out/greedy/quality" in line for line in lines[1::2])  # of stage 2
   assert len((tmp_path / "runs" / "rl" / "samples.jsonl").read_text().splitlines()) >= 4
   page = (tmp_path / "runs" / "report" / "index.html").read_text()
   assert "counting" in page and "Looking closely" not in page

@@ -99,7 +99,8 @@ SWITCHES = {
 }
 
 
-@pytest.mark.parametrize("row", ["joint", pytest.param("prism", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("row", SWITCHES)
 def test_a_run_of_our_own_rows_ends_and_resumes(row, tmp_path, monkeypatch):
   c = CONFIG(**SWITCHES[row])
   tiny_run.run(monkeypatch, train_rl, c, tmp_path / "whole")
