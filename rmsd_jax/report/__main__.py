@@ -298,6 +298,8 @@ def write_report(directory: str, name: str) -> tuple[pathlib.Path, str]:
   read = score_cards.section(page, top, found)
   headline, text = said if runs or not found else score_cards.opening(read)
   learning(page, runs)
+  samples = browser.entries(page, runs)
+  films = browser.films(page, runs, samples)
   html = render(
     TEMPLATE,
     title=top.resolve().name, headline=headline, lead=text,
@@ -305,7 +307,7 @@ def write_report(directory: str, name: str) -> tuple[pathlib.Path, str]:
     labels={run.name: run for run in runs}, results=results(page, runs, differences),
     study=teacher_study(page, runs), examples=examples(page, runs), figures=page.figures,
     missing=page.missing,
-    cards=read, samples=browser.entries(page, runs),
+    cards=read, samples=samples, films=films,
     made=time.strftime("%Y-%m-%d %H:%M"),
   )  # fmt: skip
   replace_text(page.folder / "index.html", html)

@@ -4,6 +4,8 @@ An entry is one rollout beside the teacher's reply that it was matched with. The
 sorts entries itself; which of many are in it is decided here, so that it stays of a readable size.
 """
 
+import base64
+import io
 import json
 import math
 import pathlib
@@ -11,15 +13,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from etils import epath
 
+from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import complete_lines
+from rmsd_jax.data import rows, store
 from rmsd_jax.report.findings import Run
 from rmsd_jax.report.page import Page, plain
-from rmsd_jax.training import showing
+from rmsd_jax.training import guard, showing
 
 MAX_ENTRIES = 240  # of the page
 MAX_STEPS = 6  # of a run, the first and the last among them
+MAX_FRAMES = 8  # of a film
+FRAME_HEIGHT = 96  # pixels, at most
 # Characters of a reply: its beginning and, since the answer stands there, its end.
 HEAD = 2000
 TAIL = 800
@@ -86,6 +93,7 @@ def _of_line(line: Mapping[str, Any]) -> list[dict[str, Any]]:
   answer = line["answer"] if isinstance(line["answer"], str) else json.dumps(line["answer"])
   prompt = {
     "step": int(line["step"]),
+    "row": int(line["row"]),
     "task": plain(str(line["task"])),
     "id": plain(str(line["id"])),
     "clip": plain(str(line["clip"])),
@@ -164,3 +172,63 @@ def thinned(shown: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 def _largest_score(shown: Sequence[Mapping[str, Any]]) -> int:
   scores = [-math.inf if one["score"] is None else one["score"] for one in shown]
   return scores.index(max(scores))
+
+
+def films(page: Page, runs: Sequence[Run], shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The frames of the prompts that are shown, each once: {"uri", "width", "height"}, and in each
+  entry under "film" the place of its own; -1 where there are none.
+
+  The pool is the one that the run's config names; without it, or with another one there, the page
+  says that frames are missing.
+  """
+  made: list[dict[str, Any]] = []
+  places: dict[tuple[str, int, str], int] = {}
+  pools = {run.label: _pool_of(page, run) for run in runs if run.stage == 2}
+  for one in shown:
+    key = (one["run"], one["row"], one["id"])
+    if key not in places:
+      film = _film(pools.get(one["run"]), one["row"], one["id"])
+      places[key] = len(made) if film else -1
+      made += [film] if film else []
+    one["film"] = places[key]
+  return made
+
+
+def _pool_of(page: Page, run: Run) -> store.Pool | None:
+  """The split of the pool that a run was trained on; None if it is not there."""
+  try:
+    data = guard.read_config(str(run.folder))["data"]
+    return store.open_pool(data["pool"], data["split"])
+  except UserError as error:
+    page.lacks(
+      "samples", f"Frames of {run.name}'s prompts, since its pool cannot be read: {error}."
+    )
+    return None
+
+
+def _film(pool: store.Pool | None, place: int, name: str) -> dict[str, Any] | None:
+  """Some frames of a row side by side; None without pictures, or where the row is another one."""
+  if pool is None or not 0 <= place < len(pool):
+    return None
+  row = pool[place]
+  if plain(row.id) != name or not row.pictures:
+    return None
+  pictures = rows.unpack(row)
+  kept = np.unique(np.linspace(0, len(pictures) - 1, MAX_FRAMES).round().astype(int))
+  frames = [_small(pictures[f], int(row.grid_F2[f][0]) * pool.layout.patch) for f in kept]
+  strip = PIL.Image.new("RGB", (sum(frame.width for frame in frames), frames[0].height))
+  left = 0
+  for frame in frames:
+    strip.paste(frame, (left, 0))
+    left += frame.width
+  file = io.BytesIO()
+  strip.save(file, "PNG")
+  uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+  return {"uri": uri, "width": strip.width, "height": strip.height}
+
+
+def _small(pair_HWC: np.ndarray, height: int) -> PIL.Image.Image:
+  """The first frame of a pair, at most FRAME_HEIGHT high."""
+  frame = PIL.Image.fromarray(pair_HWC[:height])
+  frame.thumbnail((16 * FRAME_HEIGHT, FRAME_HEIGHT))
+  return frame

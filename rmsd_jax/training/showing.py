@@ -116,10 +116,10 @@ class Shown:
     host = lambda tree: jax.tree.map(sharding.local_rows, tree)
     advantage_BN, score_BN, samples, terms, pairs = map(host, self._seen)
     rewards = {"discriminator": score_BN} | terms.by_name()
-    paid = {
-      **rewards,
-      "discriminator": advantages.score_term(score_BN, samples.finished_BR, self._reward["score"]),
-    }
+    c = self._reward
+    bounded_BN = advantages.bounded(score_BN, samples.length_BR, c["clip"], c["per_log_length"])
+    paid_BN = advantages.score_term(bounded_BN, samples.finished_BR, c["score"])
+    paid = rewards | {"discriminator": paid_BN}
     weighted = advantages.composite(paid, self._reward, pairs.closed_B, self._reward["gate"])
     total_BN = np.sum([np.asarray(term) for term in weighted.values()], 0)
     texts = []

@@ -1,6 +1,8 @@
 """The browser of rollouts: what is in the page, that texts stay texts, and what its script does."""
 
+import base64
 import html
+import io
 import json
 import pathlib
 import re
@@ -8,9 +10,12 @@ import shutil
 import subprocess
 
 import numpy as np
+import PIL.Image
 import pytest
+import tiny_run
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.data import rows, store
 from rmsd_jax.report import __main__ as report
 from rmsd_jax.report import browser
 from rmsd_jax.report.page import Page
@@ -315,3 +320,36 @@ def test_words_are_legible_on_light_and_on_dark_pages():
         darker, lighter = sorted(luminance(scheme[name]) for name in (ground, ink))
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (ground, ink)
   assert luminance(light["page"]) > 0.9 and luminance(dark["page"]) < 0.05
+
+
+def of_run(tmp_path, names, pool):
+  """A run of stage 2 on a pool, whose samples are of its first rows under these ids."""
+  write(
+    tmp_path / "rl", [line(10, [rollout(), rollout()], row=i, id=x) for i, x in enumerate(names)]
+  )
+  config = {"data": {"pool": str(pool), "split": "train"}, "tasks": {}}
+  (tmp_path / "rl" / "config.json").write_text(json.dumps(config))
+
+
+def test_frames_stand_beside_the_rollouts_once_for_each_prompt(tmp_path, monkeypatch):
+  opened = store.open_pool(tiny_run.pool_folder(), "train")
+  names = [opened[0].id, opened[1].id, "another"]
+  of_run(tmp_path, names, tiny_run.pool_folder())
+  page = page_of(tmp_path, monkeypatch)
+  found = re.findall(r"\.film-(\d) { .*?url\(data:image/png;base64,([^)]*)\)", page)
+  assert [number for number, _ in found] == ["0", "1"]
+  shown = [re.findall(r'class="film film-(\d)"', inside) for _, _, inside in articles(page)]
+  assert shown == [["0"], ["0"], ["1"], ["1"], [], []]  # row 2 has another id than "another"
+  for (_, encoded), index in zip(found, (0, 1), strict=True):
+    strip = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(encoded))))
+    first = rows.unpack(opened[index])[0]
+    height = len(strip)
+    assert 0 < height <= browser.FRAME_HEIGHT
+    np.testing.assert_array_equal(strip[:, : first.shape[1]], first[:height])
+
+
+def test_a_pool_that_is_gone_leaves_the_rollouts_without_frames(tmp_path, monkeypatch):
+  of_run(tmp_path, ["a"], tmp_path / "gone")
+  page = page_of(tmp_path, monkeypatch)
+  assert len(articles(page)) == 2 and 'class="film' not in page
+  assert "Frames of rl&#39;s prompts, since its pool cannot be read" in page

@@ -47,11 +47,12 @@ def test_stage_1_and_warm_up_have_nothing_to_warn_of():
 def test_a_run_shows_rollouts_as_they_were_graded_also_when_it_was_resumed(
   tmp_path, monkeypatch, capsys
 ):
-  tiny_run.run(monkeypatch, train_rl, CONFIG(), tmp_path, stop_after=5)
+  c = CONFIG(reward__clip=0.02, reward__per_log_length=0.1)
+  tiny_run.run(monkeypatch, train_rl, c, tmp_path, stop_after=5)
   first = (tmp_path / showing.FILE).read_text()
   # A line damaged in the middle, and one torn at the end.
   (tmp_path / showing.FILE).write_text('{"step": 4, "ques\0\0\n5\n' + first + '{"step": 5, "torn')
-  tiny_run.run(monkeypatch, train_rl, CONFIG(), tmp_path)
+  tiny_run.run(monkeypatch, train_rl, c, tmp_path)
   lines = [json.loads(line) for line in (tmp_path / showing.FILE).read_text().splitlines()]
   # The warm-up of two steps shows nothing; each step once.
   assert [line["step"] for line in lines] == [4, 4, 4, 6, 6, 6]
