@@ -212,10 +212,6 @@ def reward_step(config):
       sampled_BNT=samples.logp_BRT,
     )
     quality_BN = rules.quality(terms.outer_BN, terms.inner_BN, terms.content_BN)
-    if c.discriminator:
-      metrics |= shortcuts.of_scores(
-        score_BN, samples.finished_BR, terms.content_BN, pairs, c.right_from, rules.names
-      )
     closed_BN = jnp.broadcast_to(pairs.closed_B[:, None], quality_BN.shape)
     metrics |= shortcuts.by_label(
       "rollout/quality", quality_BN, closed_BN, pairs.task_B, rules.names
@@ -354,7 +350,11 @@ def train_step(config, mesh, steps: Steps, grader, state, step: int, batch: Batc
 
   # 3. The rules' terms.
   terms = sharding.put_batch(mesh, grader(mine, batch.info))
-  metrics |= grading.figures(samples, terms, pairs, Rules(**config.tasks))
+  rules = Rules(**config.tasks)
+  metrics |= grading.figures(samples, terms, pairs, rules)
+  if config.reward.discriminator:
+    known = (samples.finished_BR, terms.content_BN, pairs.closed_B, pairs.task_B)
+    metrics |= shortcuts.of_scores(score_BN, *known, config.reward.right_from, rules.names)
 
   # 4. The policy, once the discriminator has had its warm-up; in a joint one, stage 1 goes on.
   if not config.reward.discriminator or step >= config.discriminator.warmup_steps:

@@ -1,7 +1,5 @@
 """Probes of the discriminator's pairs: hand cases, and what chance and a give-away score."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -141,8 +139,8 @@ def test_the_auc_of_scores_is_by_task_and_reads_finished_closed_ended_rollouts()
   score = np.array([[3.0, 1.0, 2.0], [0.0, 1.0, 9.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
   content = np.array([[1.0, 0.2, 0.4], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
   finished = np.array([[True] * 3, [True, True, False], [True] * 3, [True] * 3])
-  pairs = SimpleNamespace(closed_B=np.array([1, 1, 0, 1], bool), task_B=np.array([0, 1, 1, 0]))
-  found = shortcuts.of_scores(score, finished, content, pairs, 0.5, ["a", "b", "c"])
+  closed, task = np.array([1, 1, 0, 1], bool), np.array([0, 1, 1, 0])
+  found = shortcuts.of_scores(score, finished, content, closed, task, 0.5, ("a", "b", "c"))
   assert values(found) == same(
     {
       "discriminator/auc": 0.5,  # the third is open-ended, the fourth has nobody wrong
