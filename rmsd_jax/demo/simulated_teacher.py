@@ -302,6 +302,18 @@ def _record(
   }
 
 
+def scene_of(clip: str, seed: int) -> tuple[world.Scene, np.random.Generator]:
+  """What a clip of a pool shows, by its name, SPLIT-NUMBER; and the generator that goes on from
+  there with its questions.
+
+  By its number: more prompts add clips and leave those before them as they are.
+  """
+  split, number = clip.split("-")
+  rng = np.random.default_rng((seed, world.SPLITS.index(split), int(number)))
+  still = rng.random() < 1 / 6  # one task of six is about pictures
+  return (world.make_still if still else world.make_scene)(rng, split), rng
+
+
 def _draw_split(
   split: str, prompts: int, per_clip: int, seed: int, teacher: Teacher
 ) -> tuple[list[dict], list[tuple[str, world.Scene]]]:
@@ -309,13 +321,10 @@ def _draw_split(
   records = []
   jobs = []
   while len(records) < prompts:
-    # By its number: more prompts add clips and leave those before them as they are.
-    rng = np.random.default_rng((seed, world.SPLITS.index(split), len(jobs)))
-    still = rng.random() < 1 / 6  # one task of six is about pictures
-    scene = (world.make_still if still else world.make_scene)(rng, split)
     clip = f"{split}-{len(jobs):05d}"
+    scene, rng = scene_of(clip, seed)
     name = world.media_name(scene, clip)
-    media = {"type": "image" if still else "video", "path": f"clips/{name}"}
+    media = {"type": "image" if scene.still else "video", "path": f"clips/{name}"}
     asked = draw_questions(scene, min(per_clip, prompts - len(records)), rng)
     for number, question in enumerate(asked):
       responses = respond(question, teacher, rng)
