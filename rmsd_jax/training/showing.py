@@ -39,7 +39,9 @@ def warnings(metrics: Mapping[str, float]) -> dict[str, str]:
       "all rollouts were cut off at T: none has a score or a reward; build the pool with a larger "
       "T in --buckets, or train stage 1 longer"
     )
-  share = metrics.get("reward/discriminator/variance_share")
+  # A run of the rules alone has no discriminator, and none of its share is to be warned of.
+  judged = "discriminator/loss" in metrics
+  share = metrics.get("reward/discriminator/variance_share") if judged else None
   low, high = SHARE_WITHIN
   # Without a group that is not dead there is no variance to have a share of.
   if share is not None and metrics["reward/dead_groups"] < 1 and not low <= share <= high:

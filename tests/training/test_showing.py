@@ -17,7 +17,7 @@ CONFIG = functools.partial(
 )  # fmt: skip
 FINE = {
   "rollout/outer": 0.9, "rollout/finished": 0.9, "reward/dead_groups": 0.2,
-  "reward/discriminator/variance_share": 0.3,
+  "reward/discriminator/variance_share": 0.3, "discriminator/loss": 0.6,
 }  # fmt: skip
 
 
@@ -37,6 +37,11 @@ def test_warnings_name_what_is_wrong(changes, kinds):
   found = showing.warnings(FINE | changes)
   assert found.keys() == kinds
   assert all("\n" not in text and len(text) > 40 for text in found.values())
+
+
+def test_a_run_of_the_rules_alone_is_not_warned_of_its_discriminator():
+  rules = {name: value for name, value in FINE.items() if name != "discriminator/loss"}
+  assert not showing.warnings(rules | {"reward/discriminator/variance_share": 0.0})
 
 
 def test_stage_1_and_warm_up_have_nothing_to_warn_of():
