@@ -183,11 +183,13 @@ def test_nextgqa_places_and_texts(right, texts, letter, first, tmp_path):
     ("2", ["1", "2", "3", "4", "5"], "may be a place or a text"),
     ("0", ["3", "0", "x", "y", "z"], "may be a place or a text"),
     ("0", ["", "cat", "dog", "cow", "pig"], "is empty"),
+    ("B", ["", "cat", "dog", "cow", "pig"], "names none of the choices"),
+    ("7", ["cow", "cat", "dog", "hen", "pig"], "names none of the choices"),
   ],
 )
 def test_nextgqa_refuses_what_could_be_another_choice(right, texts, reason, tmp_path):
   kind, told = refusal("nextgqa", nextgqa(tmp_path, right, *texts))
-  assert kind == "options" and reason in told
+  assert kind == ("ground truth" if "none" in reason else "options") and reason in told
 
 
 def cgbench(folder, choices, right):
@@ -202,6 +204,7 @@ def cgbench(folder, choices, right):
     (["C", "B", "A"], "A", "may be a place or a text"),
     (["B. dog", "A. cat"], "A", "labels out of order"),
     (["cat", " "], "B", "is empty"),
+    (["A. cat", "B."], "B", "is empty"),
     ([1, 2], "B", "not a list of texts"),
   ],
 )
@@ -216,6 +219,10 @@ def test_cgbench_refuses_choices_with_two_readings(choices, right, reason, tmp_p
     (["A. Cat", "B. Dog"], "B", ("A. Cat", "B. Dog"), "B"),
     (["(a) Cat", "(b) Dog"], "A", ("A. Cat", "B. Dog"), "A"),
     (["A. Cat", "B. Dog"], "B. Dog", ("A. Cat", "B. Dog"), "B"),
+    (["A. Cat", "", "C. Dog"], "C", ("A. Cat", "B. Dog"), "B"),
+    (["Cat", "Dog"], "(b)", ("A. Cat", "B. Dog"), "B"),
+    (["Cat", "Dog"], "B. dog", ("A. Cat", "B. Dog"), "B. dog"),
+    (["A", "B", "C"], "B", ("A. A", "B. B", "C. C"), "B"),
     (["A. Lincoln", "Washington"], "A", ("A. A. Lincoln", "B. Washington"), "A"),
     (["B", "A", "C", "D"], "C", ("A. B", "B. A", "C. C", "D. D"), "C"),
   ],
@@ -251,6 +258,25 @@ def llava(folder, asked, said="B. dog", **changes):
 def test_llava_video_keeps_every_line_that_asks(asked, question, tmp_path):
   _, (record,) = convert("llava_video", llava(tmp_path, asked))
   assert record.question == question and record.answer == "B"
+
+
+@pytest.mark.parametrize(
+  ("said", "letter"),
+  [("B", "B"), ("(b)", "B"), ("B. dog.", "B"), ("dog", "B"), ("A. dog", None), ("not B", None),
+   ("The answer is B.", None)],
+)  # fmt: skip
+def test_llava_video_truths_are_read_strictly(said, letter, tmp_path):
+  source = llava(tmp_path, "What?\nA. cat\nB. dog", said)
+  if letter is None:
+    assert refusal("llava_video", source)[0] == "ground truth"
+  else:
+    (record,) = convert("llava_video", source)[1]
+    assert record.answer == letter
+
+
+def test_llava_video_refuses_a_letter_that_is_another_options_text(tmp_path):
+  kind, told = refusal("llava_video", llava(tmp_path, "What?\nA. B\nB. A", "A"))
+  assert kind == "options" and "may be a letter or a text" in told
 
 
 def test_llava_video_loses_no_medium(tmp_path):

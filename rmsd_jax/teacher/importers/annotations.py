@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.tasks import Rules, answers, lenient
+from rmsd_jax.tasks import Rules, answers
 from rmsd_jax.teacher.importers import Imported, writing
 from rmsd_jax.teacher.importers.writing import Refused, string
 
@@ -85,6 +85,8 @@ def _choice(question: str, texts: Any, right: str, video: str, first: str = "A")
     raise Refused("options", f"the right choice, {right!r}, is empty")
   # Empty ones are left out once the places are counted.
   kept = [i for i, text in enumerate(texts) if text]
+  if place is None and (first != "A" or len(kept) < len(texts)):
+    raise Refused("ground truth", f"the answer {right!r} names none of the choices")
   options = [f"{_letter(k)}. {texts[i]}" for k, i in enumerate(kept)]
   answer = right if place is None else _letter(kept.index(place))
   return _record("multiple_choice", question, answer, video, options=options)
@@ -97,7 +99,9 @@ def _place(texts: list[str], right: str, first: str) -> int | None:
   found = [i for i, names in enumerate(pairs) if right in (names[0].strip(), names[1]) and right]
   if len(found) > 1:
     raise Refused("options", f"the answer {right!r} stands among the choices {len(found)} times")
-  counted = ord(right) - ord(first) if len(right) == 1 else -1
+  label = answers.split_label(right)
+  name = label[0] if label and not label[1] else right  # "(b)" is B
+  counted = ord(name) - ord(first) if len(name) == 1 else -1
   if not 0 <= counted < len(texts):
     return found[0] if found else None
   if found and found[0] != counted:
@@ -107,20 +111,23 @@ def _place(texts: list[str], right: str, first: str) -> int | None:
 
 def _unlabelled(texts: list[str]) -> list[str]:
   """The texts without labels, where each has that of its own place: A, B, C in order."""
-  labels = [label[0] for label in map(answers.split_label, texts) if label and label[1]]
-  letters = [_letter(i) for i in range(len(texts))]
-  if labels == letters:
-    return [_LABEL.sub("", text).strip() for text in texts]
-  if len(texts) > 1 and sorted(labels) == letters:
-    raise Refused("options", "the choices have labels out of order: a letter may be either's")
-  return [text.strip() for text in texts]
+  texts = [text.strip() for text in texts]
+  labels = {_letter(i): answers.split_label(text) for i, text in enumerate(texts) if text}
+  # Bare letters are texts; so are those behind which "A. Lincoln" stands without the others.
+  if all(labels.values()) and any(label and label[1] for label in labels.values()):
+    told = [label[0] for label in labels.values() if label]
+    if told == list(labels):
+      return [_LABEL.sub("", text).strip() for text in texts]
+    if len(told) > 1 and sorted(told) == sorted(labels):
+      raise Refused("options", "the choices have labels out of order: a letter may be either's")
+  return texts
 
 
 def _letter(place: int) -> str:
   return chr(ord("A") + place)
 
 
-_LABEL = re.compile(r"\A\s*\(?[A-Za-z][.:)]+")
+_LABEL = re.compile(r"\A\(?[A-Za-z](?:[.:)]+|\Z)")
 
 
 def _object(item: Any) -> dict[str, Any]:
@@ -138,8 +145,10 @@ def _time_r1(item: Any) -> list[dict[str, Any]]:
     lists = isinstance(times, list) and isinstance(sentences, list)
     if not lists or len(times) != len(sentences):
       raise Refused("form", "'timestamps' and 'sentences' are not lists of one length")
+    if not all(isinstance(sentence, str) for sentence in sentences):
+      raise Refused("form", "'sentences' are not texts")
     pairs = list(zip(sentences, times, strict=True))
-    return [_moment(str(sentence), interval, video) for sentence, interval in pairs]
+    return [_moment(sentence, interval, video) for sentence, interval in pairs]
   item = _object(item)
   interval = item["timestamp"] if "timestamp" in item else item.get("solution")
   return [_moment(string(item, "sentence"), interval, string(item, "video"))]
@@ -228,8 +237,13 @@ def _said(asked: str, said: str, media: str) -> dict[str, Any]:
   if len(options) < 2:
     return _record("open_ended", asked, said, media)
   question = "\n".join(_asking(lines, options))
-  letter = lenient.option_letter(said, options)
-  return _record("multiple_choice", question, letter or said, media, options=options)
+  # As strictly as it can be: a truth is not guessed as a reply is.
+  letters = {option[0] for option in options if _LABEL.sub("", option).strip() == said.strip()}
+  letters |= {letter for letter in [answers.option_letter(said, options)] if letter}
+  if len(letters) > 1:
+    raise Refused("options", f"the answer {said!r} may be a letter or a text among the options")
+  answer = letters.pop() if letters else said
+  return _record("multiple_choice", question, answer, media, options=options)
 
 
 def _asking(lines: list[str], options: list[str]) -> Iterator[str]:
