@@ -46,6 +46,10 @@ def split(tree: dict, patterns: Iterable[str]) -> tuple[dict, dict]:
   flat = flatten(tree)
   patterns = tuple(patterns)  # it is read twice, and may be a generator
   for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(f"pattern {pattern!r} is no regular expression ({error}); mend it") from None
     if not any(re.fullmatch(pattern, name) for name in flat):
       raise UserError(
         f"pattern {pattern!r} matches no parameter; names look like {next(iter(flat))!r}"

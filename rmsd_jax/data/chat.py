@@ -145,7 +145,7 @@ class ChatTokenizer:
   def _check_config(self, folder: pathlib.Path, vocabulary: Mapping[str, int]) -> None:
     """Holds the ids against the model's config.json, where it lies beside them."""
     path = folder / "config.json"
-    raw = _read_object(path) if path.is_file() else {}
+    raw = read_object(path) if path.is_file() else {}
     for key, token in _CONFIG_IDS.items():
       if raw.get(key, vocabulary[token]) != vocabulary[token]:
         raise UserError(
@@ -153,6 +153,7 @@ class ChatTokenizer:
           f"{vocabulary[token]}; take both from one model"
         )
     text = raw.get("text_config")
+    self._check_stops(folder, [raw, text if isinstance(text, dict) else {}])
     size = text.get("vocab_size") if isinstance(text, dict) else None
     highest = max(vocabulary, key=vocabulary.__getitem__)
     if isinstance(size, int) and vocabulary[highest] >= size:
@@ -160,6 +161,19 @@ class ChatTokenizer:
         f"the tokenizer in {folder} has id {vocabulary[highest]} ({highest!r}), the model has "
         f"{size} rows (vocab_size); take the model's own tokenizer, or resize the model"
       )
+
+  def _check_stops(self, folder: pathlib.Path, configs: list[dict]) -> None:
+    """Tokens at which a response ends must be control tokens: at a word, it would end too soon."""
+    path = folder / "generation_config.json"
+    sources = ([read_object(path)] if path.is_file() else []) + configs
+    stop = next((s["eos_token_id"] for s in sources if s.get("eos_token_id") is not None), [])
+    special = {id_ for id_, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+    for id_ in stop if isinstance(stop, list) else [stop]:
+      if not isinstance(id_, int) or id_ not in special:
+        raise UserError(
+          f"eos_token_id {id_!r:.60} of the model in {folder} is no control token of the "
+          f"tokenizer; name <|im_end|>, {self.im_end}, in generation_config.json"
+        )
 
   def _try_template(self, folder: pathlib.Path) -> str:
     """A short conversation as the template writes it; UserError of one that cannot serve."""
@@ -289,7 +303,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def _read_object(path: pathlib.Path) -> dict:
+def read_object(path: pathlib.Path) -> dict:
+  """The JSON object that a file holds; UserError of one that holds none."""
   try:
     value = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
@@ -300,9 +315,9 @@ def _read_object(path: pathlib.Path) -> dict:
 
 
 def _read_tokenizer(folder: pathlib.Path):
-  about = _read_object(folder / "tokenizer_config.json")
+  about = read_object(folder / "tokenizer_config.json")
   if (folder / "tokenizer.json").is_file():
-    _read_object(folder / "tokenizer.json")  # a torn one, before a library sees it
+    read_object(folder / "tokenizer.json")  # a torn one, before a library sees it
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
   import transformers  # not at the top: it takes seconds, and a refusal should not wait for it
 

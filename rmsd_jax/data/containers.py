@@ -8,6 +8,7 @@ import dataclasses
 import fractions
 import functools
 import itertools
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -222,12 +223,18 @@ def _timeline(path: str, changed: int, size: int, by_decoding: bool) -> Timeline
   if not packets.stamps:
     raise MediaError(path, "holds no frames")
   # Where all bytes are there, a duration that is not is the header's error.
-  told = packets.stated and not packets.unstamped
-  if not wanted and told and packets.held < _WHOLE * packets.stated:
+  whole = packets.stated if not wanted else headers.stated_seconds(path)
+  if not packets.unstamped and packets.held < _WHOLE * whole:
     raise MediaError(
       path,
-      f"is cut off: it holds {packets.held:.2f} of the {packets.stated:.2f} seconds that its "
-      "header states; copy it again",
+      f"is cut off: it holds {packets.held:.2f} of the {whole:.2f} seconds that its header states; "
+      "copy it again",
+    )
+  if packets.stated and packets.held < _WHOLE * packets.stated and packets.read < _WHOLE * size:
+    raise MediaError(
+      path,
+      f"is damaged: it can be read up to {packets.held:.2f} of {packets.stated:.2f} seconds; copy "
+      "it again",
     )
   if _backwards(packets.keys):
     raise MediaError(path, "has time stamps that run backwards; encode it again")
@@ -251,6 +258,7 @@ class _Packets:
   frames: int  # by the header; 0 if it says nothing
   stated: float  # seconds, by the header; 0 if it says nothing
   held: float  # seconds, where the packets end
+  read: float  # bytes up to where the last packet ends; infinite where that tells nothing
   unstamped: bool  # some packets have no time of showing, so that it must be had by decoding
 
 
@@ -259,6 +267,7 @@ def _packets(path: str) -> _Packets:
   keys = []
   ends: dict[int, Any] = {}  # of each stream, in its own units
   unstamped = False
+  read = 0
   with open_container(path) as container:
     stream = video_stream(path, container)
     context = stream.codec_context
@@ -266,6 +275,7 @@ def _packets(path: str) -> _Packets:
     own = stream.duration  # of the track; Matroska states one duration for the whole file alone
     whole = container.duration if container.format.name.split(",")[0] in _STATE_DURATION else None
     for packet in container.demux([stream] if own or not whole else None):
+      read = max(read, (packet.pos or 0) + packet.size)
       if packet.pts is not None:
         end = packet.pts + (packet.duration or 0)
         ends[packet.stream_index] = max(ends.get(packet.stream_index, end), end)
@@ -282,6 +292,9 @@ def _packets(path: str) -> _Packets:
       stamps.append(stamp)
       if packet.is_keyframe and stamp is not None:
         keys.append(stamp)
+    # Of such a file the library leaves out the frame that is cut.
+    if container.format.name == "yuv4mpegpipe" and read < container.size:
+      raise MediaError(path, "is cut off inside a frame; copy it again")
     base = stream.time_base
     bases = {other.index: other.time_base for other in container.streams}
     if own:
@@ -292,7 +305,9 @@ def _packets(path: str) -> _Packets:
       stated = (whole or 0) / av.time_base
       held = max((float(end * bases[index]) for index, end in ends.items()), default=0.0)
     rate = float(stream.average_rate) if stream.average_rate else None
-    return _Packets(stamps, keys, base, rate, stream.frames, stated, held, unstamped)
+    # Elsewhere packets may lie in any order, and much may follow them.
+    read = read if whole and not own else math.inf
+    return _Packets(stamps, keys, base, rate, stream.frames, stated, held, read, unstamped)
 
 
 def _decoded(path: str) -> tuple[str, list[int]]:

@@ -2,6 +2,7 @@
 
 import os
 
+_LARGEST_INDEX = 2**20  # bytes of a box that is read: an index has at most 65,535 entries of 12
 _SYNC = b"G"  # 0x47, which begins a packet of an MPEG transport stream
 
 
@@ -26,14 +27,37 @@ def stated_size(path: str) -> int:
 
 
 def _matroska_size(file) -> int:
-  """Where the segment ends that holds everything; 0 for a live recording, which does not know."""
+  """Where the segment ends that holds everything.
+
+  A live recording does not know: where its last element ends, if that lies beyond the file; else 0.
+  """
   file.seek(4)
   header = _matroska_number(file)
   file.seek(header or 0, os.SEEK_CUR)
   if header is None or file.read(4) != b"\x18\x53\x80\x67":
     return 0
   size = _matroska_number(file)
-  return 0 if size is None else file.tell() + size
+  return _elements_end(file) if size is None else file.tell() + size
+
+
+def _elements_end(file) -> int:
+  """Where the elements end from here on, if that lies beyond the file; else 0."""
+  place = file.tell()
+  end = file.seek(0, os.SEEK_END)
+  while place < end:
+    file.seek(place)
+    head = file.read(12)  # an id of at most four bytes, a size of at most eight
+    name = 9 - head[0].bit_length()
+    if name > 4:
+      return 0  # something else follows
+    length = 9 - head[name].bit_length() if len(head) > name else 1
+    place += name + length
+    if length > 8 or place > end:
+      continue
+    size = int.from_bytes(head[name : name + length], "big") - (1 << 7 * length)
+    # Of a cluster that does not know its size, either, what is in it follows.
+    place += 0 if size == (1 << 7 * length) - 1 else size
+  return place if place > end else 0
 
 
 def _matroska_number(file) -> int | None:
@@ -61,8 +85,60 @@ def _boxes_size(file) -> int:
       break
     place += size
     if kind in (b"moov", b"moof", b"mdat"):
-      wanted = place
+      wanted = max(wanted, place)
+    if kind == b"sidx":
+      wanted = max(wanted, place + _indexed(file.read(min(size, _LARGEST_INDEX))))
   return wanted
+
+
+def _indexed(index: bytes) -> int:
+  """Bytes that a segment index (sidx, ISO 14496-12) says to follow it.
+
+  Args:
+    index: what stands in the box.
+  """
+  wide = 8 if index[:1] == b"\1" else 4  # two fields of its version 1
+  first = int.from_bytes(index[12 + wide : 12 + 2 * wide], "big")
+  entries = 16 + 2 * wide
+  count = int.from_bytes(index[entries - 2 : entries], "big")
+  places = range(entries, entries + 12 * count, 12)
+  # The highest bit says what an entry leads to.
+  sizes = [int.from_bytes(index[place : place + 4], "big") & 0x7FFFFFFF for place in places]
+  return first + sum(sizes) if count else 0
+
+
+def stated_seconds(path: str) -> float:
+  """Seconds that a fragmented MP4 file states for all of its fragments (mehd); 0 elsewhere."""
+  with open(path, "rb") as file:
+    whole = (0, file.seek(0, os.SEEK_END))
+    movie = _box(file, b"moov", whole)
+    about = _read_box(file, _box(file, b"mvhd", movie))
+    told = _read_box(file, _box(file, b"mehd", _box(file, b"mvex", movie)))
+  units = int.from_bytes(about[20:24] if about[:1] == b"\1" else about[12:16], "big")
+  length = int.from_bytes(told[4:12] if told[:1] == b"\1" else told[4:8], "big")
+  return length / units if units else 0.0
+
+
+def _box(file, kind: bytes, inside: tuple[int, int]) -> tuple[int, int]:
+  """Where the contents of the first box of a kind begin and end; nowhere if there is none."""
+  place, end = inside
+  while place + 8 <= end:
+    file.seek(place)
+    size = int.from_bytes(file.read(4), "big")
+    found = file.read(4)
+    if size == 1:
+      size = int.from_bytes(file.read(8), "big")
+    if size < 8:
+      break
+    if found == kind:
+      return file.tell(), min(place + size, end)
+    place += size
+  return 0, 0
+
+
+def _read_box(file, inside: tuple[int, int]) -> bytes:
+  file.seek(inside[0])
+  return file.read(min(inside[1] - inside[0], _LARGEST_INDEX))
 
 
 def _ogg_size(file) -> int:

@@ -17,6 +17,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 _BITS_PER_SAMPLE = 258  # tags of TIFF
 _PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
+_SAMPLE_FORMAT = 339
+_SIGNED = 2
 
 
 def load_image(path: str | pathlib.Path) -> np.ndarray:
@@ -38,6 +40,9 @@ def from_picture(picture: Image.Image, name: str = "the given picture") -> np.nd
 def from_file(file, name: str) -> np.ndarray:
   """As `load_image`, of an open binary file; `name` is for messages."""
   return _guarded(name, lambda: _opened(file))
+
+
+_NO_RANGE = "holds {}, which have no black and white; convert it to 8 or 16 bits"
 
 
 class _Unsuited(Exception):
@@ -66,6 +71,9 @@ def _rgb(picture: Image.Image) -> np.ndarray:
   width, height = picture.size
   if width * height > MAX_PIXELS:
     raise _Unsuited(f"has {width} x {height} pixels, limit {MAX_PIXELS} in all; scale it down")
+  # Pillow gives the bytes of 8 signed bits as if they had no sign.
+  if _SIGNED in getattr(picture, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):
+    raise _Unsuited(_NO_RANGE.format("signed integers"))
   if picture.mode.startswith(("I", "F")):
     levels = _levels(picture)
     scaled = Image.fromarray(levels)
@@ -95,7 +103,7 @@ def _levels(picture: Image.Image) -> np.ndarray:
     levels = np.rint(values * 255).astype(np.uint8)
   else:
     kind = "floating-point numbers outside 0 to 1" if picture.mode == "F" else "signed integers"
-    raise _Unsuited(f"holds {kind}, which have no black and white; convert it to 8 or 16 bits")
+    raise _Unsuited(_NO_RANGE.format(kind))
   if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
     levels = 255 - levels
   if isinstance(clear := picture.info.get("transparency"), int):

@@ -93,6 +93,7 @@ class Processor:
       UserError: a file is missing or lacks a field; a budget is impossible.
     """
     patch, merge, temporal = read_geometry(folder)
+    _check_preprocessors(pathlib.Path(folder), patch, merge, temporal)
     budget = functools.partial(images.budget, patch=patch, merge=merge, temporal=temporal)
     self.tokenizer = chat.ChatTokenizer(folder)
     self.video = budget(video_style, video_pixels)
@@ -327,6 +328,37 @@ def read_geometry(folder: str | pathlib.Path) -> tuple[int, int, int]:
   if not all(isinstance(size, int) and size >= 1 for size in sizes):
     raise UserError(f"{path} has sizes {sizes} (patch, merge, temporal); positive integers needed")
   return sizes
+
+
+def _check_preprocessors(folder: pathlib.Path, patch: int, merge: int, temporal: int) -> None:
+  """Holds the files of transformers' processors against what is computed here."""
+  wanted = {
+    "patch_size": patch,
+    "merge_size": merge,
+    "temporal_patch_size": temporal,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "rescale_factor": 1 / 255,
+    "do_rescale": True,
+    "do_normalize": True,
+    "resample": 3,  # bicubic
+  }
+  for name in (
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+  ):
+    if not (path := folder / name).is_file():
+      continue
+    whole = chat.read_object(path)
+    inner = [whole.get(part) for part in ("image_processor", "video_processor")]  # of 5.x
+    for said in (part for part in (whole, *inner) if isinstance(part, dict)):
+      for key, value in wanted.items():
+        if said.get(key) not in (value, None):
+          raise UserError(
+            f"{path} says {key} {said[key]!r:.60}, but {value} is what the model is given here; "
+            "take the file of the Qwen3-VL model"
+          )
 
 
 def _fit(budget: images.Budget, frames: int, picture_HWC: np.ndarray) -> np.ndarray:

@@ -54,6 +54,11 @@ def check_settings(config) -> None:
     )
   check_within(config, WITHIN)
   check_least(config, LEAST)
+  if not any(config.reward[name] for name in advantages.TERMS) and not config.policy.format_penalty:
+    raise UserError(
+      f"{', '.join(f'reward.{name}' for name in advantages.TERMS)} are all 0: no rollout earns "
+      "more than another, and there is nothing to learn; give one of them a weight"
+    )
   if config.reward.discriminator and config.discriminator.probe_every % config.log_every:
     raise UserError(
       f"discriminator.probe_every={config.discriminator.probe_every} is not a multiple of "

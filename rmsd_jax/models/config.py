@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 
 from rmsd_jax.core.errors import UserError
@@ -119,29 +120,36 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
       f"{path}: model_type is {raw.get('model_type')!r}; only 'qwen3_vl' (dense) is read"
     )
   # 1. The fields, wherever the version of transformers that wrote the file puts them.
-  text, vision = (raw.get(part) or {} for part in _FIXED)
-  rope = text.get("rope_parameters") or {}  # 5.x; older files keep theta beside rope_scaling
-  rope = (text.get("rope_scaling") or {}) | rope
+  text, vision = (_object(path, raw, part) for part in _FIXED)
+  # rope_parameters of 5.x; older files keep theta beside rope_scaling.
+  ropes = [_object(path, text, part) for part in ("rope_scaling", "rope_parameters")]
+  rope = ropes[0] | ropes[1]
   theta = rope.get("rope_theta", text.get("rope_theta"))
+  tied = raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
   # 2. Whatever is wrong with them, collected for one message.
   faults = [
-    f"{part}.{key} = {raw[part][key]!r} is not supported, only {value!r}"
-    for part, fixed in _FIXED.items()
+    f"{part}.{key} = {fields[key]!r} is not supported, only {value!r}"
+    for (part, fixed), fields in zip(_FIXED.items(), (text, vision), strict=True)
     for key, value in fixed.items()
-    if (raw.get(part) or {}).get(key, value) not in (value, None)
+    if fields.get(key, value) not in (value, None)
   ]
   needed = [("text_config", text, key) for key in _TEXT_FIELDS.values()]
   needed += [("vision_config", vision, key) for key in _VISION_FIELDS.values()]
   needed += [("vision_config", vision, "num_position_embeddings")]
   needed += [("vision_config", vision, "deepstack_visual_indexes")]
   faults += [f"{part}.{key} is missing" for part, fields, key in needed if key not in fields]
-  faults += _quantised(raw, text)
-  if theta is None or len(rope.get("mrope_section", ())) != 3:
-    faults.append("text_config has no rope_theta, or no mrope_section of three numbers")
-  if not rope.get("mrope_interleaved", False):
+  faults += _quantised(raw, text, vision)
+  if theta is None:
+    faults.append("text_config has no rope_theta")
+  faults += _numbers(text | ({} if theta is None else {"rope_theta": theta}), vision, rope)
+  if not isinstance(tied, bool | None):
+    faults.append(f"tie_word_embeddings is {tied!r}; give true or false")
+  if rope.get("mrope_interleaved") is not True:
     faults.append("mrope_interleaved is not true; Qwen3-VL's positions are interleaved")
-  if (kind := rope.get("rope_type", "default")) != "default":
-    faults.append(f"rope_type {kind!r} is not supported, only 'default'")
+  # "type" is the older name.
+  for kind in (part.get(key) for part in ropes for key in ("rope_type", "type")):
+    if kind not in ("default", "mrope", None):
+      faults.append(f"rope_type {kind!r} is not supported, only 'default'")
   if faults:
     raise UserError(f"{path}: {'; '.join(faults)}")
   # 3. Sizes that are all there may still contradict each other.
@@ -150,23 +158,62 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
       **{ours: text[theirs] for ours, theirs in _TEXT_FIELDS.items()},
       theta=float(theta),
       sections=tuple(rope["mrope_section"]),
-      tied=bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+      tied=bool(tied),
     ),
     VisionConfig(
       **{ours: vision[theirs] for ours, theirs in _VISION_FIELDS.items()},
       table=round(vision["num_position_embeddings"] ** 0.5),
       deepstack=tuple(vision["deepstack_visual_indexes"]),
     ),
-    **_special_ids(path.parent, raw),
+    **_special_ids(path.parent, [raw, text], text["vocab_size"]),
   )
   if faults := _contradictions(config, vision["num_position_embeddings"]):
     raise UserError(f"{path}: {'; '.join(faults)}")
   return config
 
 
-def _quantised(raw: dict, text: dict) -> list[str]:
+def _object(path: pathlib.Path, fields: dict, name: str) -> dict:
+  """The object under a name; an empty one where there is none."""
+  value = fields.get(name)
+  if value is not None and not isinstance(value, dict):
+    raise UserError(f"{path}: {name} is {value!r:.60}, not an object; copy the file again")
+  return value or {}
+
+
+def _numbers(text: dict, vision: dict, rope: dict) -> list[str]:
+  """What is wrong with the numbers that are there."""
+  whole = [("text_config", text, key) for key in _TEXT_FIELDS.values() if key != "rms_norm_eps"]
+  whole += [("vision_config", vision, key) for key in _VISION_FIELDS.values()]
+  whole += [("vision_config", vision, "num_position_embeddings")]
+  faults = [
+    f"{part}.{key} is {fields[key]!r:.60}, not a whole number of 1 or more"
+    for part, fields, key in whole
+    if key in fields and not (_is_whole(fields[key]) and fields[key] >= 1)
+  ]
+  for key in ("rms_norm_eps", "rope_theta"):
+    if key in text and not (_is_real(text[key]) and 0 < text[key] < math.inf):
+      faults.append(f"{key} is {text[key]!r:.60}, not a number above 0")
+  places = lambda value: isinstance(value, list) and all(_is_whole(i) and i >= 0 for i in value)
+  sections = rope.get("mrope_section")
+  if not places(sections) or len(sections) != 3:
+    faults.append(f"mrope_section is {sections!r:.60}, not three whole numbers in a list")
+  if not places(blocks := vision.get("deepstack_visual_indexes", [])):
+    faults.append(f"deepstack_visual_indexes is {blocks!r:.60}, not a list of whole numbers")
+  return faults
+
+
+def _is_whole(value: object) -> bool:
+  """Whether a JSON value is a whole number: no boolean, and not 1.0."""
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+  return isinstance(value, float) or _is_whole(value)
+
+
+def _quantised(*parts: dict) -> list[str]:
   """The fault, if a config says that its weights are quantised."""
-  said = raw.get("quantization_config") or text.get("quantization_config")
+  said = next((part["quantization_config"] for part in parts if part.get("quantization_config")), 0)
   if not said:
     return []
   method = said.get("quant_method") if isinstance(said, dict) else said
@@ -200,6 +247,7 @@ def _contradictions(config: ModelConfig, positions: int) -> list[str]:
     f"num_attention_heads {t.heads} is no multiple of num_key_value_heads {t.kv_heads}": (
       t.heads % t.kv_heads == 0
     ),
+    f"vision hidden_size {v.width} is no multiple of num_heads {v.heads}": v.width % v.heads == 0,
     f"vision out_hidden_size {v.out} is not the decoder's hidden_size {t.width}": v.out == t.width,
     f"num_position_embeddings {positions} is not a square": v.table**2 == positions,
     f"deepstack_visual_indexes {v.deepstack} are not ascending blocks of {v.depth}": (
@@ -211,18 +259,27 @@ def _contradictions(config: ModelConfig, positions: int) -> list[str]:
   return [fault for fault, holds in rules.items() if not holds]
 
 
-def _special_ids(folder: pathlib.Path, raw: dict) -> dict:
+def _special_ids(folder: pathlib.Path, configs: list[dict], vocab: int) -> dict:
   """stop_ids and pad_id, from generation_config.json, else config.json."""
   # generation_config.json goes first: of the released models it names both tokens that end a reply.
   extra = folder / "generation_config.json"
   sources = [_read_json(extra)] if extra.is_file() else []
-  sources += [raw, raw["text_config"]]
+  sources += configs
   first = lambda key: next((s[key] for s in sources if s.get(key) is not None), None)
   stop = first("eos_token_id")
   padding = first("pad_token_id")
-  stop = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+  stop = stop if isinstance(stop, list) else [] if stop is None else [stop]
+  for key, ids in (("eos_token_id", stop), ("pad_token_id", [] if padding is None else [padding])):
+    for id_ in ids:
+      if not (_is_whole(id_) and 0 <= id_ < vocab):
+        raise UserError(
+          f"{folder}: {key} {id_!r:.60} is no id of the model, a whole number below vocab_size "
+          f"{vocab}; mend it in generation_config.json, or in config.json"
+        )
+  if not stop and first("eos_token_id") is not None:
+    raise UserError(f"{folder}: eos_token_id is an empty list; name the tokens that end a response")
   # Without a pad id any will do, since padding is never seen.
-  return {"stop_ids": stop, "pad_id": padding if padding is not None else (*stop, 0)[0]}
+  return {"stop_ids": tuple(stop), "pad_id": padding if padding is not None else (*stop, 0)[0]}
 
 
 def to_hf(config: ModelConfig, token_ids: dict[str, int]) -> dict:

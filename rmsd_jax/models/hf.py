@@ -13,6 +13,7 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
@@ -146,18 +147,22 @@ def load_model(folder: str | pathlib.Path, **options) -> Qwen3VL:
   Raises:
     UserError: the folder holds no Qwen3-VL that is supported, or an option has no such value.
   """
-  try:
-    np.dtype(options.get("dtype", "float32"))
-  except TypeError:
-    raise UserError(
-      f"model.dtype is {options['dtype']!r}; give a type such as float32 or bfloat16"
-    ) from None
+  _check_dtype(options.get("dtype", "float32"))
   if options.get("remat", "none") not in layers.REMAT:
     raise UserError(f"model.remat is {options['remat']!r}; give one of {', '.join(layers.REMAT)}")
   # A folder goes before a size of the same name.
   preset = None if pathlib.Path(folder).is_dir() else config_lib.PRESETS.get(str(folder))
   config = preset or config_lib.from_hf(folder)
   return Qwen3VL(config, **options)
+
+
+def _check_dtype(dtype) -> None:
+  try:
+    floats = jnp.issubdtype(np.dtype(dtype), np.floating) and np.dtype(dtype).itemsize > 1
+  except TypeError:
+    floats = False
+  if not floats:
+    raise UserError(f"model.dtype is {dtype!r}; give a type such as float32 or bfloat16")
 
 
 def load(

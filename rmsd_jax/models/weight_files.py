@@ -88,6 +88,11 @@ class Reader:
     index = folder / INDEX
     places = _read_index(index) if index.is_file() else None
     self.files = sorted(set(places.values())) if places is not None else _found(folder)
+    if (folder / _SINGLE).is_file() and _SINGLE not in self.files:
+      # transformers reads the single file: which of them is the model, only its owner knows.
+      raise UserError(
+        f"{folder} has {_SINGLE}, and {INDEX} of other files; remove what is not the model's"
+      )
     self._where = {}  # their name -> (open file, name in it)
     for file in self.files:
       handle = _opened(folder / file)

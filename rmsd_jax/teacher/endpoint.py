@@ -131,6 +131,7 @@ class Endpoint:
     self._unanswered = 0  # requests that used up their retries
     self._sent: set[asyncio.Task | None] = set()  # those that wait for a reply
     self._ended = False
+    self._warned = False  # of a charset
     self.endings = endings
     self.answered = False
     self.repeated: collections.Counter[str] = collections.Counter()
@@ -266,7 +267,16 @@ class Endpoint:
           break  # an error is an error, however long
       if 300 <= status < 400:
         raw = f"it redirects to {shown(response.headers.get('location', '?'))}".encode()
-      return status, response.headers, replies.decoded(bytes(raw), response.charset_encoding)
+      reply = bytes(raw)
+      charset = response.charset_encoding
+      if not replies.is_legible(reply, charset) and not self._warned:
+        self._warned = True
+        print(
+          "a reply is neither in UTF-8 nor in a charset that the server declares; letters that are "
+          "lost stand as U+FFFD in its text: look for them in the pool, and mend the server",
+          file=sys.stderr,
+        )
+      return status, response.headers, replies.decoded(reply, charset)
 
   def _refused(self, error: replies.ServerError, headers: Mapping[str, str]) -> _Again | UserError:
     """What an error means for the request, or for the run."""

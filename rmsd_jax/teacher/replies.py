@@ -20,6 +20,10 @@ _MOST_TOKENS = 10**8  # of one answer; a larger count is a fault of the server
 _OPEN, _CLOSE, _ANSWER, _ = TAGS
 # Of chat templates: servers that leave special tokens in the text end it with one of these.
 _TURN_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "</s>")
+# Of events from a server: one begins with any of its fields, or with a comment.
+_STREAM = re.compile(r"\s*(?:data|event|id|retry)?:")
+_LINE_END = re.compile(r"\r\n|\r|\n")  # others are letters of a text
+_OPENING = re.compile(rf"\s*{_OPEN}")
 _EMPTY_THOUGHTS = re.compile(rf"\s*{_OPEN}\s*{_CLOSE}")
 
 
@@ -83,11 +87,22 @@ def decoded(raw: bytes, charset: str | None) -> str:
   Args:
     charset: as the server declares it.
   """
+  text = _legible(raw, charset)
+  # No charset is guessed: a wrong one would give other letters, where this sign shows the damage.
+  return raw.decode("utf-8", "replace") if text is None else text
+
+
+def is_legible(raw: bytes, charset: str | None) -> bool:
+  """Whether `decoded` loses no letter of a reply."""
+  return _legible(raw, charset) is not None
+
+
+def _legible(raw: bytes, charset: str | None) -> str | None:
   for encoding in (json.detect_encoding(raw), charset):
     if encoding is not None:
       with contextlib.suppress(ValueError, LookupError):
         return raw.decode(encoding)
-  return raw.decode("utf-8", "replace")
+  return None
 
 
 def read_error(status: int, text: str) -> ServerError:
@@ -112,13 +127,15 @@ def read_answer(text: str) -> Answer:
   value = None
   tokens = None
   try:
-    value = _streamed(text) if text.lstrip().startswith("data:") else json.loads(text)
+    value = _streamed(text) if _STREAM.match(text) else json.loads(text)
     # Errors come with status 200, too, some of them beside an empty list of choices.
     choices = value.get("choices")
     if not choices and (error := _error(value)):
       raise _told(error, value, None)
     tokens = _tokens(value.get("usage"))
     choice = choices[0]
+    if choice.get("error"):  # of the model behind a router, which itself says that all is well
+      raise _told(_error(choice) or {}, choice, None)
     word = endings.spelled(choice.get("finish_reason"))
     message = choice.get("message")
     if message is None and endings.KNOWN.kind(word) not in endings.USABLE:
@@ -139,7 +156,7 @@ def read_answer(text: str) -> Answer:
 
 def _streamed(text: str) -> dict[str, Any]:
   """The completion of a reply that came as a stream of its pieces, though none was asked for."""
-  lines = [line.removeprefix("data:").strip() for line in text.splitlines() if line[:5] == "data:"]
+  lines = [line[5:].strip() for line in _LINE_END.split(text.lstrip()) if line[:5] == "data:"]
   pieces = [json.loads(line) for line in lines if line != "[DONE]"]
   message: dict[str, str] = {}
   whole: dict[str, Any] = {"choices": [{"message": message}]}
@@ -150,7 +167,11 @@ def _streamed(text: str) -> dict[str, Any]:
       if _error(piece):
         return piece
       continue
-    choice = piece["choices"][0]
+    choice = next((one for one in piece["choices"] if not one.get("index")), None)
+    if choice is None:
+      continue  # of another answer, which nobody asked for
+    if choice.get("error"):
+      return {"choices": [choice]}
     for name, part in choice.get("delta", {}).items():
       if name != "role" and part is not None:
         message[name] = message.get(name, "") + _flat(part)
@@ -161,10 +182,16 @@ def _streamed(text: str) -> dict[str, Any]:
 
 
 def _without_end(text: str) -> str:
-  for end in _TURN_ENDS:
-    if text.rstrip().endswith(end):
-      return text.rstrip().removesuffix(end)
-  return text
+  """A text without the special tokens that end it."""
+  kept = len(text)
+  while True:
+    end = kept
+    while end and text[end - 1].isspace():
+      end -= 1
+    token = next((token for token in _TURN_ENDS if text.endswith(token, 0, end)), None)
+    if token is None:
+      return text[:kept]
+    kept = end - len(token)
 
 
 def _error(value: Any) -> Mapping | None:
@@ -233,6 +260,7 @@ def _joined(thoughts: str, content: str) -> str:
 
   A content with thoughts of its own, as asked for, goes without the model's native ones.
   """
+  content = _asked_for(content)
   if content.lstrip().startswith(_OPEN):
     if not (empty := _EMPTY_THOUGHTS.match(content)):
       return content
@@ -272,7 +300,23 @@ def _opened(content: str) -> str:
   before, closing, after = content.partition(_CLOSE)
   if closing and _OPEN not in before:  # the asked-for reasoning may follow the model's own
     return after.lstrip() if after.lstrip().startswith(_OPEN) else f"{_OPEN}{content}"
-  return content
+  return _asked_for(content)
+
+
+def _asked_for(content: str) -> str:
+  """A content without the model's native think blocks, empty ones among them, before another."""
+  begin = 0
+  # By places: a server may send a million blocks, and copies of the rest would take hours.
+  while opening := _OPENING.match(content, begin):
+    close = content.find(_CLOSE, opening.end())
+    behind = close + len(_CLOSE)
+    follows = _OPENING.match(content, behind) if close >= 0 else None
+    # Thoughts that quote the tags are no block of their own; one that is cut off is no answer.
+    quotes = content.find(_OPEN, opening.end(), close) >= 0
+    if follows is None or quotes or content.find(_CLOSE, follows.end()) < 0:
+      break
+    begin = behind
+  return content[begin:].lstrip() if begin else content
 
 
 def _tokens(usage: Any) -> Tokens | None:

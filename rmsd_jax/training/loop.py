@@ -64,6 +64,9 @@ MAY_BE_EMPTY = (
 )
 
 
+LOOKED_AT = "held_out/"  # metrics of held-out looks begin so
+
+
 class Limit(NamedTuple):
   """A metric beyond which a run is not worth going on with."""
 
@@ -117,6 +120,11 @@ class Loop:
     check_least(config, LEAST)
     self._held_out = None  # the pool of held-out looks
     self._apart(config)
+    if self._held_out is None and config.best_metric.removeprefix("-").startswith(LOOKED_AT):
+      raise UserError(
+        f"best_metric={config.best_metric}: this run looks at no held-out prompts; give "
+        "evaluate.every, or a metric of the log"
+      )
     self._best = config.best_metric or (stopping.SCORE if self._held_out is not None else "")
     self._checkpoints = Checkpoints(workdir, config.keep, self._best or None)
     kept = {"write": first, "begun": self._checkpoints.latest() is not None}
@@ -334,6 +342,8 @@ class Loop:
     """
     config = self._config
     done = step + 1
+    if self._stage == 1 and step == self.begin:
+      self._check_best(metrics)  # stage 2 has other metrics once the warm-up is over
     self._profiler.after(step, metrics)
     if self._batch is not None and self._shown.due(done):
       self._writer.text(done, "rollouts", self._shown.add(done, self._batch, self._pool, replies))
@@ -366,6 +376,14 @@ class Loop:
       kind = Interrupted if self._ends == signal.SIGINT else Terminated
       by = "Ctrl-C" if self._ends == signal.SIGINT else "SIGTERM"
       raise kind(f"ended by {by}: step {done} is saved; the same command goes on from it")
+
+  def _check_best(self, metrics: Mapping) -> None:
+    """Whether the steps of this run have the metric that the best is chosen by."""
+    name = self._best.removeprefix("-")
+    if name and not name.startswith(LOOKED_AT) and name not in metrics:
+      raise UserError(
+        f"best_metric={self._best}: no step has {name!r}; give one of {', '.join(sorted(metrics))}"
+      )
 
   def _warn(self, metrics: Mapping) -> None:
     """Says what is wrong with the rollouts, when it begins to be."""

@@ -9,6 +9,7 @@ from rmsd_jax import train_rl
 from rmsd_jax.core.errors import UserError
 
 CONFIG = functools.partial(tiny_run.config, "rl")
+TERMS = ("reward__discriminator", "reward__outer", "reward__inner", "reward__content")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,8 @@ CONFIG = functools.partial(tiny_run.config, "rl")
     ({"policy__kl": float("inf")}, "policy.kl=inf; give 0 or more"),
     ({"reward__outer": -1.0}, r"reward.outer=-1.0: it must be in \[0, inf\)"),
     ({"policy__clip": 0.0}, r"policy.clip=0.0: it must be in \(0, inf\)"),
+    (dict.fromkeys(TERMS, 0.0), "reward.outer, .* are all 0: .* nothing to learn; give one"),
+    (dict.fromkeys(TERMS, 0) | {"policy__kl": 0.1}, "are all 0: no rollout earns more"),
     ({"log_every": 0}, "log_every=0; give 1 or more"),
     ({"discriminator__warmup_steps": -3}, "warmup_steps=-3; give 0 or more"),
     ({"reward__dead_below": -1.0}, "reward.dead_below=-1.0; give 0 or more"),
@@ -46,3 +49,8 @@ CONFIG = functools.partial(tiny_run.config, "rl")
 def test_values_that_make_no_sense_are_refused(changes, words):
   with pytest.raises(UserError, match=words):
     train_rl.check_config(CONFIG(**changes))
+
+
+@pytest.mark.parametrize("weight", [*TERMS, "policy__format_penalty"])
+def test_one_term_of_the_reward_is_enough(weight):
+  train_rl.check_config(CONFIG(**dict.fromkeys(TERMS, 0.0) | {weight: 0.5}))

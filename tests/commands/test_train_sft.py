@@ -198,6 +198,11 @@ def test_the_best_step_of_a_run_is_kept_and_found(tmp_path, monkeypatch):
     ({"log_every": 0}, "log_every=0; give 1 or more"),
     ({"save_every": 0}, "save_every=0; give 1 or more"),
     ({"model__dtype": "fp32"}, "model.dtype is 'fp32'; give a type such as"),
+    ({"model__dtype": "int32"}, "model.dtype is 'int32'; give a type such as"),
+    ({"model__dtype": "bool"}, "model.dtype is 'bool'; give a type such as"),
+    ({"trained": ("text/(",)}, "pattern 'text/.' is no regular expression"),
+    ({"best_metric": "-held_out/sampled/quality"}, "this run looks at no held-out prompts"),
+    ({"best_metric": "nosuch", "steps": 2}, "no step has 'nosuch'; give one of .*grad_norm"),
     ({"optim__moment_dtype": "bf16"}, "moment_dtype is 'bf16'; choose float32 or bfloat16"),
   ],
 )

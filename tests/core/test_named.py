@@ -54,6 +54,13 @@ def test_a_pattern_that_matches_nothing_is_refused_by_name():
     named.split(TREE, ["text/.*", "vison/.*"])
 
 
+@pytest.mark.parametrize("pattern", ["text/(", "*", "[a-", "(?P<"])
+def test_what_is_no_pattern_is_refused_in_one_line(pattern):
+  with pytest.raises(UserError, match="is no regular expression") as error:
+    named.split(TREE, [pattern])
+  assert "\n" not in str(error.value)
+
+
 def test_the_table_counts_by_group_and_marks_what_is_frozen():
   lines = named.count_table(TREE, frozen=["vision/.*", ".*q_norm"]).splitlines()
   rows = [line.split() for line in lines]

@@ -245,6 +245,30 @@ def test_the_tokenizer_is_held_against_the_models_config(tmp_path, changes, word
       chat.ChatTokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("where", "more"),
+  [
+    ("config.json", [5]),
+    ("generation_config.json", ["x"]),
+    ("text_config", [[1]]),
+    ("config.json", [True]),
+    ("generation_config.json", [330.0]),
+    ("config.json", []),
+    ("text_config", []),
+  ],
+)
+def test_a_response_ends_at_a_control_token_alone(tokenizer, tmp_path, where, more):
+  tiny_tokenizer.write(tmp_path)
+  raw = {"eos_token_id": [tokenizer.im_end, tokenizer.pad, *more]}
+  raw = {"text_config": raw} if where == "text_config" else raw
+  (tmp_path / ("config.json" if where == "text_config" else where)).write_text(json.dumps(raw))
+  if more:
+    with pytest.raises(UserError, match="is no control token of the tokenizer; name <.im_end.>"):
+      chat.ChatTokenizer(tmp_path)
+  else:
+    assert chat.ChatTokenizer(tmp_path).im_end == tokenizer.im_end
+
+
 def empty_vocabulary(value):
   value["model"] |= {"vocab": {}, "merges": []}
   return json.dumps(value)

@@ -70,3 +70,84 @@ def test_junk_is_no_stream(tmp_path):
     path.write_bytes(content)
     with pytest.raises(MediaError):
       media.decode(path)
+
+
+FRAGMENTS = ("-c:v", "libx264", "-g", "5", "-movflags")
+STATED = {
+  "live.webm": ("-c:v", "libvpx", "-live", "1"),
+  "live.mkv": ("-c:v", "libx264", "-live", "1", "-cluster_time_limit", "500"),
+  "a.y4m": ("-pix_fmt", "yuv420p"),
+  "b.y4m": ("-pix_fmt", "yuv444p10le", "-strict", "-1"),
+  "sidx.mp4": (*FRAGMENTS, "dash+frag_keyframe+global_sidx"),
+  "mehd.mp4": (*FRAGMENTS, "frag_keyframe+empty_moov+default_base_moof"),
+  "zeros.webm": ("-c:v", "libvpx", "-cluster_time_limit", "9000"),
+}
+
+
+@pytest.fixture(scope="module")
+def stated(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("stated")
+  for name, how in STATED.items():
+    ffmpeg(*SOURCE, *how, folder / name)
+  content = (folder / "mehd.mp4").read_bytes()
+  (folder / "mehd.mp4").write_bytes(with_mehd(content, milliseconds=2000))
+  return folder
+
+
+def with_mehd(content, milliseconds):
+  """A fragmented file whose header states the length of all fragments, as some packagers do."""
+  place = content.index(b"mvhd") + 16
+  units = int.from_bytes(content[place : place + 4], "big")
+  length = (milliseconds * units // 1000).to_bytes(4, "big")
+  box = (16).to_bytes(4, "big") + b"mehd" + bytes(4) + length
+  for kind in (b"mvex", b"moov"):
+    place = content.index(kind) - 4
+    size = int.from_bytes(content[place : place + 4], "big") + len(box)
+    content = content[:place] + size.to_bytes(4, "big") + content[place + 4 :]
+  place = content.index(b"mvex") + 4
+  return content[:place] + box + content[place:]
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_whole_files_that_state_their_parts_are_read(stated, name):
+  assert len(media.decode(stated / name, sampling=ALL).indices_N) == 20
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("name", ["live.webm", "live.mkv", "a.y4m", "b.y4m"])
+def test_a_cut_inside_a_part_is_noticed(stated, name, share, tmp_path):
+  content = (stated / name).read_bytes()
+  (tmp_path / name).write_bytes(content[: int(len(content) * share)])
+  for read in (media.decode, media.look):
+    with pytest.raises(MediaError, match=f"{name}: is cut off"):
+      read(tmp_path / name)
+
+
+@pytest.mark.parametrize("fragments", [1, 2, 3])
+@pytest.mark.parametrize("name", ["sidx.mp4", "mehd.mp4"])
+def test_fragments_that_are_stated_must_be_there(stated, name, fragments, tmp_path):
+  content = (stated / name).read_bytes()
+  end = 0
+  for _ in range(fragments + 1):
+    end = content.index(b"moof", end + 5) - 4
+  (tmp_path / name).write_bytes(content[:end])
+  with pytest.raises(MediaError, match=f"{name}: is cut off: it holds "):
+    media.decode(tmp_path / name)
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_damaged(stated, tmp_path):
+  content = bytearray((stated / "zeros.webm").read_bytes())
+  start = len(content) * 3 // 10
+  content[start : start + len(content) // 8] = bytes(len(content) // 8)
+  (tmp_path / "zeros.webm").write_bytes(content)
+  with pytest.raises(MediaError, match="zeros.webm: is damaged: it can be read up to"):
+    media.decode(tmp_path / "zeros.webm")
+
+
+@pytest.mark.parametrize("more", [b"\0" * 50, b"\x1a", b"\xec\xff", b"junk" * 9])
+def test_what_follows_a_live_recording_is_no_fault_of_the_reader(stated, more, tmp_path):
+  (tmp_path / "a.webm").write_bytes((stated / "live.webm").read_bytes() + more)
+  try:
+    assert len(media.decode(tmp_path / "a.webm", sampling=ALL).indices_N) == 20
+  except MediaError as error:
+    assert "is cut off" in str(error)

@@ -310,3 +310,34 @@ def test_geometry_comes_from_the_folder(folder, tmp_path):
   )
   with pytest.raises(UserError, match="positive integers"):
     processor.read_geometry(tmp_path)
+
+
+HALF = [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+  ("name", "said", "words"),
+  [
+    ("preprocessor_config.json", {"image_mean": [0.48, 0.46, 0.41]}, r"image_mean \[0.48"),
+    ("preprocessor_config.json", {"image_std": [1, 1, 1]}, "image_std"),
+    ("preprocessor_config.json", {"patch_size": 14}, "patch_size 14, but 8"),
+    ("video_preprocessor_config.json", {"merge_size": 4}, "merge_size 4, but 2"),
+    ("video_preprocessor_config.json", {"temporal_patch_size": 1}, "temporal_patch_size 1, but 2"),
+    ("processor_config.json", {"image_processor": {"rescale_factor": 1}}, "rescale_factor 1"),
+    ("preprocessor_config.json", {"do_normalize": False}, "do_normalize False"),
+    (
+      "preprocessor_config.json",
+      {"image_mean": HALF, "image_std": HALF, "patch_size": 8, "merge_size": 2, "resample": 3,
+       "temporal_patch_size": 2, "rescale_factor": 0.00392156862745098, "size": {}},
+      None,
+    ),
+  ],
+)  # fmt: skip
+def test_what_preprocessor_files_say_is_what_is_computed(tmp_path, name, said, words):
+  tiny_tokenizer.write_model_folder(tmp_path, PATCH, MERGE, TEMPORAL)
+  (tmp_path / name).write_text(json.dumps(said))
+  if words is None:
+    assert processor.Processor(tmp_path).layout.patch == PATCH
+  else:
+    with pytest.raises(UserError, match=f"{name} says {words}"):
+      processor.Processor(tmp_path)

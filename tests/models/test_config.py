@@ -67,6 +67,34 @@ FAULTS = {
   "out_hidden_size 40 is not the decoder's": {"vision_config.out_hidden_size": 40},
   "num_position_embeddings 37 is not a square": {"vision_config.num_position_embeddings": 37},
   "are not ascending blocks of 4": {"vision_config.deepstack_visual_indexes": [0, 4]},
+  "rope_type 'linear' is not supported": {
+    "text_config.rope_scaling.rope_type": None,
+    "text_config.rope_scaling.type": "linear",
+  },
+  "rope_type 'dynamic' is not supported": {"text_config.rope_scaling.type": "dynamic"},
+  "rope_type 'longrope' is not supported": {
+    "text_config.rope_parameters": {"rope_type": "default"},
+    "text_config.rope_scaling.type": "longrope",
+  },
+  "text_config.num_hidden_layers is '4', not a whole": {"text_config.num_hidden_layers": "4"},
+  "text_config.vocab_size is True, not a whole": {"text_config.vocab_size": True},
+  "text_config.hidden_size is 48.0, not a whole": {"text_config.hidden_size": 48.0},
+  "vision_config.depth is 0, not a whole": {"vision_config.depth": 0},
+  "num_position_embeddings is '36', not": {"vision_config.num_position_embeddings": "36"},
+  "rms_norm_eps is -1, not a number above 0": {"text_config.rms_norm_eps": -1},
+  "rms_norm_eps is '1e-6', not a number": {"text_config.rms_norm_eps": "1e-6"},
+  "rope_theta is 0, not a number above 0": {"text_config.rope_theta": 0},
+  "rope_theta is 'abc', not": {"text_config.rope_theta": "abc"},
+  "rope_theta is inf, not": {"text_config.rope_theta": float("inf")},
+  "mrope_section is [26, -5, -5]": {"text_config.rope_scaling.mrope_section": [26, -5, -5]},
+  "mrope_section is 'abc'": {"text_config.rope_scaling.mrope_section": "abc"},
+  "deepstack_visual_indexes is '01'": {"vision_config.deepstack_visual_indexes": "01"},
+  "deepstack_visual_indexes is [0, 1.5]": {"vision_config.deepstack_visual_indexes": [0, 1.5]},
+  "hidden_size 32 is no multiple of num_heads 3": {"vision_config.num_heads": 3},
+  "tie_word_embeddings is 'false'": {"tie_word_embeddings": "false"},
+  "text_config is [3], not an object": {"text_config": [3]},
+  "rope_scaling is 'yarn', not an object": {"text_config.rope_scaling": "yarn"},
+  "weights are quantised (fp8)": {"vision_config.quantization_config": {"quant_method": "fp8"}},
   "3 DeepStack levels, but 2 layers": {"text_config.num_hidden_layers": 2},
 }
 
@@ -98,3 +126,32 @@ def test_a_broken_file_is_named(tmp_path, text, words):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(UserError, match=words):
     config_lib.from_hf(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["deepstack_visual_indexes", "depth"])
+def test_null_is_no_value(raw, tmp_path, key):
+  raw["vision_config"][key] = None
+  with pytest.raises(UserError, match=f"{key} is None, not"):
+    read(raw, tmp_path)
+
+
+def test_the_older_name_of_the_default_is_the_default(raw, tmp_path):
+  want = read(raw, tmp_path)
+  del raw["text_config"]["rope_scaling"]["rope_type"]
+  for kind in ("default", "mrope"):
+    raw["text_config"]["rope_scaling"]["type"] = kind
+    assert read(raw, tmp_path) == want
+
+
+@pytest.mark.parametrize("key", ["eos_token_id", "pad_token_id"])
+@pytest.mark.parametrize("value", [99_999, 160, -1, "x", True, 154.0, [[154]], [154, 160], {}])
+def test_an_id_is_a_row_of_the_table(raw, tmp_path, key, value):
+  (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
+  with pytest.raises(UserError, match=f"{key} .* is no id of the model") as error:
+    read(raw, tmp_path)
+  assert "\n" not in str(error.value)
+
+
+def test_no_token_at_all_ends_no_response(raw, tmp_path):
+  with pytest.raises(UserError, match="eos_token_id is an empty list"):
+    read(raw | {"eos_token_id": []}, tmp_path)

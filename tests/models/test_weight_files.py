@@ -113,6 +113,22 @@ def test_an_index_and_its_files_must_agree(source, folder):
   refused(folder, f"has {NORM} twice")
 
 
+@pytest.mark.parametrize("shards", [("a.safetensors",), ("a.safetensors", "b.safetensors")])
+def test_a_single_file_beside_an_index_of_others_is_no_one_model(source, folder, shards):
+  names = sorted(source[1])
+  where = {name: shards[i % len(shards)] for i, name in enumerate(names)}
+  for file in shards:
+    put(folder, {name: source[1][name] for name in names if where[name] == file}, file)
+  (folder / weight_files.INDEX).write_text(json.dumps({"weight_map": where}))
+  check_same(source, folder)
+  put(folder, {name: 2 * value for name, value in source[1].items()})
+  refused(folder, "has model.safetensors, and model.safetensors.index.json of other files; remove")
+  (folder / weight_files.INDEX).write_text(
+    json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")})
+  )
+  hf.check_folder(folder)
+
+
 def test_a_stored_head_is_the_tied_table_or_is_not_dropped(source, folder):
   tensors = {name: value for name, value in source[1].items() if name != "lm_head.weight"}
   raw = json.loads((folder / "config.json").read_text())

@@ -146,3 +146,166 @@ def test_free_form_is_open_ended_and_times_in_words_are_times(tmp_path):
   made, found = convert("onethinker", written(tmp_path / "x.json", items))
   assert made.tasks == {"open_ended": 1, "temporal_grounding": 3}
   assert [record.answer for record in found[:3]] == [{"time": [7, 11]}] * 3
+
+
+def refusal(name, source, **changes):
+  """(kind, reason) of the first item of a file of which none is taken."""
+  with pytest.raises(UserError, match="none of the"):
+    convert(name, source, **changes)
+  kept = source.parent / "out.jsonl.quarantine.jsonl"
+  entry = json.loads(kept.read_text().splitlines()[0])
+  return entry["kind"], entry["reason"]
+
+
+def nextgqa(folder, right, *texts):
+  head = "video_id,question,answer,qid,a0,a1,a2,a3,a4\n"
+  return written(folder / "val.csv", head + ",".join(["1", "which", right, "1", *texts]))
+
+
+@pytest.mark.parametrize(
+  "right, texts, letter, first",
+  [
+    ("2", ["6", "7", "8", "9", "10"], "C", "A. 6"),  # a place
+    ("8", ["6", "7", "8", "9", "10"], "C", "A. 6"),  # a text
+    ("1", ["", "cat", "dog", "", "cow"], "A", "A. cat"),  # places count empty ones
+    ("4", ["", "cat", "dog", "", "cow"], "C", "A. cat"),
+    ("0", ["0", "1", "2", "3", "4"], "A", "A. 0"),  # both ways agree
+  ],
+)
+def test_nextgqa_places_and_texts(right, texts, letter, first, tmp_path):
+  _, (record,) = convert("nextgqa", nextgqa(tmp_path, right, *texts))
+  assert (record.answer, record.options[0]) == (letter, first)
+
+
+@pytest.mark.parametrize(
+  "right, texts, reason",
+  [
+    ("2", ["1", "2", "3", "4", "5"], "may be a place or a text"),
+    ("0", ["3", "0", "x", "y", "z"], "may be a place or a text"),
+    ("0", ["", "cat", "dog", "cow", "pig"], "is empty"),
+    ("B", ["", "cat", "dog", "cow", "pig"], "names none of the choices"),
+    ("7", ["cow", "cat", "dog", "hen", "pig"], "names none of the choices"),
+  ],
+)
+def test_nextgqa_refuses_what_could_be_another_choice(right, texts, reason, tmp_path):
+  kind, told = refusal("nextgqa", nextgqa(tmp_path, right, *texts))
+  assert kind == ("ground truth" if "none" in reason else "options") and reason in told
+
+
+def cgbench(folder, choices, right):
+  item = {"video_uid": "u", "question": "What?", "choices": choices, "right_answer": right}
+  return written(folder / "cgbench.json", [item])
+
+
+@pytest.mark.parametrize(
+  "choices, right, reason",
+  [
+    (["B", "A", "C", "D"], "A", "may be a place or a text"),
+    (["C", "B", "A"], "A", "may be a place or a text"),
+    (["B. dog", "A. cat"], "A", "labels out of order"),
+    (["cat", " "], "B", "is empty"),
+    (["A. cat", "B."], "B", "is empty"),
+    ([1, 2], "B", "not a list of texts"),
+  ],
+)
+def test_cgbench_refuses_choices_with_two_readings(choices, right, reason, tmp_path):
+  kind, told = refusal("cgbench", cgbench(tmp_path, choices, right))
+  assert kind == "options" and reason in told
+
+
+@pytest.mark.parametrize(
+  "choices, right, options, letter",
+  [
+    (["A. Cat", "B. Dog"], "B", ("A. Cat", "B. Dog"), "B"),
+    (["(a) Cat", "(b) Dog"], "A", ("A. Cat", "B. Dog"), "A"),
+    (["A. Cat", "B. Dog"], "B. Dog", ("A. Cat", "B. Dog"), "B"),
+    (["A. Cat", "", "C. Dog"], "C", ("A. Cat", "B. Dog"), "B"),
+    (["Cat", "Dog"], "(b)", ("A. Cat", "B. Dog"), "B"),
+    (["Cat", "Dog"], "B. dog", ("A. Cat", "B. Dog"), "B. dog"),
+    (["A", "B", "C"], "B", ("A. A", "B. B", "C. C"), "B"),
+    (["A. Lincoln", "Washington"], "A", ("A. A. Lincoln", "B. Washington"), "A"),
+    (["B", "A", "C", "D"], "C", ("A. B", "B. A", "C. C", "D. D"), "C"),
+  ],
+)
+def test_cgbench_labels_stand_once(choices, right, options, letter, tmp_path):
+  _, (record,) = convert("cgbench", cgbench(tmp_path, choices, right))
+  assert (record.options, record.answer) == (options, letter)
+
+
+def llava(folder, asked, said="B. dog", **changes):
+  turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": said}]
+  return written(folder / "v.json", [{"video": "a.mp4", "conversations": turns} | changes])
+
+
+@pytest.mark.parametrize(
+  "asked, question",
+  [
+    (
+      "Carefully watch it.\nSelect the option that best describes what he does.\nA. cat\nB. dog",
+      "Carefully watch it.\nSelect the option that best describes what he does.",
+    ),
+    ("Choose the right option.\nA. cat\nB. dog", "Choose the right option."),
+    ("What is it?\nPlease respond with only the letter.\nA. cat\nB. dog", "What is it?"),
+    (
+      "What is it?\nA. cat\nB. dog\nPlease provide your answer by stating the letter followed by "
+      "the full option.",
+      "What is it?",
+    ),
+    ("A. cat\nB. dog\nSelect the option he points at.", "Select the option he points at."),
+    ("Which letter does he answer with?\nA. cat\nB. dog", "Which letter does he answer with?"),
+  ],
+)
+def test_llava_video_keeps_every_line_that_asks(asked, question, tmp_path):
+  _, (record,) = convert("llava_video", llava(tmp_path, asked))
+  assert record.question == question and record.answer == "B"
+
+
+@pytest.mark.parametrize(
+  ("said", "letter"),
+  [("B", "B"), ("(b)", "B"), ("B. dog.", "B"), ("dog", "B"), ("A. dog", None), ("not B", None),
+   ("The answer is B.", None)],
+)  # fmt: skip
+def test_llava_video_truths_are_read_strictly(said, letter, tmp_path):
+  source = llava(tmp_path, "What?\nA. cat\nB. dog", said)
+  if letter is None:
+    assert refusal("llava_video", source)[0] == "ground truth"
+  else:
+    (record,) = convert("llava_video", source)[1]
+    assert record.answer == letter
+
+
+def test_llava_video_refuses_a_letter_that_is_another_options_text(tmp_path):
+  kind, told = refusal("llava_video", llava(tmp_path, "What?\nA. B\nB. A", "A"))
+  assert kind == "options" and "may be a letter or a text" in told
+
+
+def test_llava_video_loses_no_medium(tmp_path):
+  kind, told = refusal("llava_video", llava(tmp_path, "What?", image="a.jpg"))
+  assert kind == "media" and "an image and a video" in told
+  _, (record,) = convert("llava_video", llava(tmp_path, "What?", image="a.jpg", video=None))
+  assert record.media[0].type == "image"
+
+
+@pytest.mark.parametrize(
+  "line", ["50,nan,30,40", "50,,30,40", "50,20,30", "1,2,3,4,5", "x", "1,2,inf,4"]
+)
+def test_got10k_refuses_a_box_that_lacks_a_number(line, tmp_path):
+  folder = tmp_path / "S"
+  folder.mkdir()
+  written(folder / "meta_info.ini", "[METAINFO]\nanno_fps: 1Hz\nresolution: (100, 100)\n")
+  written(folder / "groundtruth.txt", f"1,2,30,40\n{line}")
+  kind, told = refusal("got10k", written(tmp_path / "list.txt", "S"))
+  assert kind == "form" and "is not x,y,width,height" in told
+
+
+def test_an_item_that_gives_a_key_twice_is_refused(tmp_path):
+  good = json.dumps({"video": "a.mp4", "timestamp": [1, 2], "sentence": "She sits."})
+  twice = good.replace("{", '{"timestamp": [0, 1], ')
+  inner = good.replace('"She sits."', '{"a": 1, "a": 2}')
+  made, _ = convert("time_r1", written(tmp_path / "train.json", f"[{good}, {twice}, {inner}]"))
+  assert made.refused == {"form": 2} and "a key twice" in next(iter(made.reasons))
+  made, _ = convert("time_r1", written(tmp_path / "train.jsonl", f"{twice}\n{good}\n"))
+  assert made.refused == {"form": 1}
+  both = '{"v": {"timestamps": [[0, 1]], "sentences": ["x"]}, "v": {}}'
+  with pytest.raises(UserError, match="a key twice"):
+    convert("time_r1", written(tmp_path / "val.json", both))

@@ -64,6 +64,11 @@ GOOD = {  # all answers are spelled so
   "no such charset": lambda m: whole(m, headers=TABLE),
   "UTF-16": lambda m: Raw(whole(m).body.decode().encode("utf-16"), 200, TABLE),
   "broken UTF-8": lambda m: replaced(whole(m), b"</think>", b" \xff\xfe</think>"),
+  "undeclared Latin-1": lambda m: replaced(whole(m), b"</think>", b" caf\xe9</think>"),
+  "comment before a stream": lambda m: Raw(
+    b": hi\n\nevent: a\ndata: " + replaced(whole(m), b'"message"', b'"delta"').body + b"\n\n"),
+  "native thoughts first": lambda m: whole(
+    m, content=f"<think>\n\n</think>\n\n<think>{m}</think><answer>B</answer>"),
   "byte order mark": lambda m: Raw(b"\xef\xbb\xbf" + whole(m).body),
   "infinite usage": lambda m: replaced(whole(m), b": 100", b": Infinity"),
   "negative usage": lambda m: replaced(whole(m), b": 50", b": -50"),
@@ -84,6 +89,11 @@ PASSING = {  # in place of the second answer to a prompt: kind of the fault, whe
   "login page": (lambda m: Raw(b"<html>login</html>"), "malformed", True),
   "429 in a body": (lambda m: error(code=429), "429", False),
   "overloaded in a body": (lambda m: error(type="overloaded_error"), "500", False),
+  "502 of a choice": (
+    lambda m: replaced(whole("x"), b'"message"', b'"error": {"code": 502}, "message"'),
+    "502",
+    False,
+  ),
   "late 404": (lambda m: error(404), "404", False),
   "late redirect": (lambda m: Raw(b"", 302, [("Location", "http://elsewhere/")]), "302", False),
   "wait in ms": (lambda m: error(429, [("retry-after-ms", "20")]), "429", False),
@@ -173,11 +183,14 @@ def check_nothing_is_lost(folder, teacher, spare=0):
 
 
 @pytest.mark.parametrize("mode", GOOD)
-def test_an_answer_counts_however_it_is_spelled(tmp_path, start, mode):
+def test_an_answer_counts_however_it_is_spelled(tmp_path, start, capsys, mode):
   teacher = start(lambda mark, id_, n: GOOD[mode](mark))
   collect(tmp_path, teacher)
   check_nothing_is_lost(tmp_path, teacher)
   assert len(written(tmp_path)[0]) == PROMPTS * K
+  # Lost letters are told of, and once.
+  told = capsys.readouterr().err.count("neither in UTF-8 nor in a charset")
+  assert told == (mode in ("broken UTF-8", "undeclared Latin-1"))
 
 
 @pytest.mark.parametrize("mode", PASSING)

@@ -132,7 +132,7 @@ def test_options_without_letters_get_them(tmp_path):
 
 
 def test_placeholders_go_where_the_pool_puts_media(tmp_path):
-  two = {"data_type": "image", "images": ["1.png", "2.png"]}
+  two = {"data_type": "image", "images": ["1.png", "2.png"], "videos": None}
   made = [
     item("numerical", "1", "<image> <image>\nHow many?", **two),
     item("numerical", "1", "How many? <image><image>", **two),
@@ -157,6 +157,14 @@ REFUSED = [
   (item("numerical", "1", videos=[]), "media", "there is no path of any"),
   (item("numerical", "1", videos=[["1.jpg", "2.jpg"]]), "media", "is not the path of a file"),
   (item("numerical", "1", videos=["../../etc/x.mp4"]), "media", "leaves the folder"),
+  (item("numerical", "1", images=["1.png"]), "media", "'images' has media that data_type 'video'"),
+  (item("numerical", "1", data_type="text"), "media", "'videos' has media that data_type 'text'"),
+  (item("temporal grounding", "frames 100 to 200"), "ground truth", "frames 100"),
+  (item("temporal grounding", "minutes 1 to 2"), "ground truth", "minutes 1"),
+  (item("temporal grounding", "not from 1 to 2"), "ground truth", "not from 1"),
+  (item("spatial grounding", "1,00,200,300"), "ground truth", "1,00,200"),
+  (item("spatial grounding", "[1, NaN, 200, 300]"), "ground truth", "NaN"),
+  (item("tracking", '{"boxes": {"0": [0, 0, 9, 9], "0": [1, 1, 9, 9]}}'), "ground truth", "boxes"),
   (item("numerical", "1", data_type="audio"), "media", "'audio' is none of"),
   (item("numerical", "1", problem="<video> "), "record", "question is empty"),
   (item("numerical", "1", problem=None), "form", "'problem' is not a string"),

@@ -32,6 +32,14 @@ TEXTS = [
   ({"content": "u</think>\n\n<think>v</think>a"}, "<think>v</think>a"),
   ({"content": "u</think>\n\n<think>v</think>a", "reasoning": "t"}, "<think>v</think>a"),
   ({"content": "<think>\n\n</think>\n\na", "reasoning": "t"}, "<think>t</think>\n\na"),
+  # blocks that the template or the model puts before the asked-for one
+  ({"content": f"<think>\n\n</think>\n\n{T}"}, T),
+  ({"content": f"<think>native</think>\n{T}"}, T),
+  ({"content": f"\n<think></think><think>native</think>{T}"}, T),
+  ({"content": f"<think>\n\n</think>\n\n{T}", "reasoning": "t"}, T),
+  ({"content": "<think>as <think>..</think>\n<think>.</think>a"},
+   "<think>as <think>..</think>\n<think>.</think>a"),
+  ({"content": "<think>u</think>\n<think>a"}, "<think>u</think>\n<think>a"),
   # the template began the thoughts
   ({"content": "Okay so\n</think>\n\n<answer>B</answer>"},
    "<think>Okay so\n</think>\n\n<answer>B</answer>"),
@@ -65,6 +73,8 @@ TEXTS = [
   # special tokens left in the text
   ({"content": T + "<|im_end|>\n"}, T),
   ({"content": f"{T}</s>"}, T),
+  ({"content": f"{T}<|im_end|><|endoftext|>"}, T),
+  ({"content": f"{T}<|im_end|>\n</s> <|im_end|>\n"}, T),
 ]  # fmt: skip
 
 
@@ -160,6 +170,51 @@ def test_a_stream_that_nobody_asked_for_is_put_together():
   with pytest.raises(ServerError) as error:
     replies.read_answer(spell([{"error": {"message": "busy", "code": 503}}]))
   assert error.value.status == 503
+
+
+def _event(content, **choice):
+  piece = {"choices": [{"delta": {"content": content}, **choice}]}
+  return "data: " + json.dumps(piece, ensure_ascii=False)
+
+
+END = {"finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+  ("lines", "text"),
+  [
+    ([": keep-alive", "", _event("a"), "", _event("b", **END)], "ab"),
+    (["event: message", "id: 1", _event("a", **END)], "a"),
+    (["retry: 3", "data: [DONE]", _event("a", **END)], "a"),
+    ([_event("a\u2028b\u0085c\x0bd", **END)], "a\u2028b\u0085c\x0bd"),
+    ([_event("a", index=0), _event("X", index=1), _event("b", index=0, **END)], "ab"),
+  ],
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_events_are_read_as_the_standard_says(lines, text, line_end):
+  assert replies.read_answer(line_end.join(lines) + line_end) == Answer(text, "stop", None)
+
+
+def test_an_error_of_a_choice_is_that_error():
+  choice = {"message": A, "finish_reason": "stop", "error": {"code": 502, "message": "no upstream"}}
+  with pytest.raises(ServerError, match="502: no upstream"):
+    replies.read_answer(json.dumps({"choices": [choice]}))
+  with pytest.raises(ServerError, match="502: no upstream"):
+    replies.read_answer("data: " + json.dumps({"choices": [choice]}))
+  assert read(A) == replies.read_answer(json.dumps({"choices": [choice | {"error": None}]}))
+
+
+def test_millions_of_tags_take_no_hours():
+  many = "<think></think>" * 200_000 + T + "</s>" * 200_000
+  assert read({"content": many}).text == T
+
+
+@pytest.mark.parametrize("charset", [None, "utf-8", "no-such-charset"])
+def test_no_charset_is_guessed(charset):
+  for raw in ("caf\u00e9".encode("latin-1"), "\u4f60\u597d".encode("gbk")):
+    assert not replies.is_legible(raw, charset)
+    assert "\ufffd" in replies.decoded(raw, charset)
+  assert replies.is_legible("caf\u00e9".encode("latin-1"), "latin-1")
 
 
 ERRORS = [

@@ -6,15 +6,15 @@ Read off the published files and the code that loads them; what is asked is put 
 import configparser
 import csv
 import dataclasses
-import json
+import io
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.tasks import Rules, answers, lenient
+from rmsd_jax.tasks import Rules, answers
 from rmsd_jax.teacher.importers import Imported, writing
 from rmsd_jax.teacher.importers.writing import Refused, string
 
@@ -69,19 +69,65 @@ def _evidence(question: str, intervals: Any, video: str) -> list[dict[str, Any]]
   return [_record("temporal_grounding", text, first, video, **more)]
 
 
-def _choice(question: str, texts: Any, right: Any, video: str) -> dict[str, Any]:
-  """A multiple-choice record of unlabelled texts; the answer is a letter, or one of the texts."""
+def _choice(question: str, texts: Any, right: str, video: str, first: str = "A") -> dict[str, Any]:
+  """A multiple-choice record of the texts that are not empty.
+
+  Args:
+    right: the place of the right one, counted from `first` ("A" or "0"), or its text.
+  """
   if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
     raise Refused("options", "the choices are not a list of texts")
   if len(texts) > MAX_OPTIONS:
     raise Refused("options", f"{len(texts)} choices, at most {MAX_OPTIONS} have a letter")
-  letters = [chr(ord("A") + i) for i in range(len(texts))]
-  places = [letter for letter, text in zip(letters, texts, strict=True) if text == right]
-  if len(places) > 1:
-    raise Refused("options", f"the answer {right!r} stands among the choices {len(places)} times")
-  answer = places[0] if places else right
-  options = [f"{letter}. {text.strip()}" for letter, text in zip(letters, texts, strict=True)]
+  place = _place(texts, right.strip(), first)
+  texts = _unlabelled(texts)
+  if place is not None and not texts[place]:
+    raise Refused("options", f"the right choice, {right!r}, is empty")
+  # Empty ones are left out once the places are counted.
+  kept = [i for i, text in enumerate(texts) if text]
+  if place is None and (first != "A" or len(kept) < len(texts)):
+    raise Refused("ground truth", f"the answer {right!r} names none of the choices")
+  options = [f"{_letter(k)}. {texts[i]}" for k, i in enumerate(kept)]
+  answer = right if place is None else _letter(kept.index(place))
   return _record("multiple_choice", question, answer, video, options=options)
+
+
+def _place(texts: list[str], right: str, first: str) -> int | None:
+  """Which of the texts is right; None where neither a place nor a text fits."""
+  # A choice is known by its text with and without its label.
+  pairs = zip(texts, _unlabelled(texts), strict=True)
+  found = [i for i, names in enumerate(pairs) if right in (names[0].strip(), names[1]) and right]
+  if len(found) > 1:
+    raise Refused("options", f"the answer {right!r} stands among the choices {len(found)} times")
+  label = answers.split_label(right)
+  name = label[0] if label and not label[1] else right  # "(b)" is B
+  counted = ord(name) - ord(first) if len(name) == 1 else -1
+  if not 0 <= counted < len(texts):
+    return found[0] if found else None
+  if found and found[0] != counted:
+    raise Refused("options", f"the answer {right!r} may be a place or a text among the choices")
+  return counted
+
+
+def _unlabelled(texts: list[str]) -> list[str]:
+  """The texts without labels, where each has that of its own place: A, B, C in order."""
+  texts = [text.strip() for text in texts]
+  labels = {_letter(i): answers.split_label(text) for i, text in enumerate(texts) if text}
+  # Bare letters are texts; so are those behind which "A. Lincoln" stands without the others.
+  if all(labels.values()) and any(label and label[1] for label in labels.values()):
+    told = [label[0] for label in labels.values() if label]
+    if told == list(labels):
+      return [_LABEL.sub("", text).strip() for text in texts]
+    if len(told) > 1 and sorted(told) == sorted(labels):
+      raise Refused("options", "the choices have labels out of order: a letter may be either's")
+  return texts
+
+
+def _letter(place: int) -> str:
+  return chr(ord("A") + place)
+
+
+_LABEL = re.compile(r"\A\(?[A-Za-z](?:[.:)]+|\Z)")
 
 
 def _object(item: Any) -> dict[str, Any]:
@@ -99,8 +145,10 @@ def _time_r1(item: Any) -> list[dict[str, Any]]:
     lists = isinstance(times, list) and isinstance(sentences, list)
     if not lists or len(times) != len(sentences):
       raise Refused("form", "'timestamps' and 'sentences' are not lists of one length")
+    if not all(isinstance(sentence, str) for sentence in sentences):
+      raise Refused("form", "'sentences' are not texts")
     pairs = list(zip(sentences, times, strict=True))
-    return [_moment(str(sentence), interval, video) for sentence, interval in pairs]
+    return [_moment(sentence, interval, video) for sentence, interval in pairs]
   item = _object(item)
   interval = item["timestamp"] if "timestamp" in item else item.get("solution")
   return [_moment(string(item, "sentence"), interval, string(item, "video"))]
@@ -130,7 +178,7 @@ def _nextgqa_rows(source: str | os.PathLike) -> Items:
     spans = dict(item for _, item in writing.json_items(file) if isinstance(item, tuple))
   if (file := beside / "map_vid_vidorID.json").is_file():
     paths = _flat(file)
-  rows = csv.DictReader(writing.text_of(source).splitlines())
+  rows = csv.DictReader(io.StringIO(writing.text_of(source), newline=""))
   for number, row in enumerate(rows, 1):
     video = row.get("video_id") or row.get("video")
     qid = row.get("qid")
@@ -141,7 +189,7 @@ def _nextgqa_rows(source: str | os.PathLike) -> Items:
 def _flat(file: pathlib.Path) -> dict[str, str]:
   """A JSON object of texts."""
   try:
-    value = json.loads(writing.text_of(file))
+    value = writing.loads(writing.text_of(file))
   except ValueError as error:
     raise UserError(f"{file} is not JSON ({error}); copy it again, or move it away") from error
   return {key: path for key, path in _object(value).items() if isinstance(path, str)}
@@ -149,11 +197,11 @@ def _flat(file: pathlib.Path) -> dict[str, str]:
 
 def _nextgqa(row: dict[str, Any]) -> list[dict[str, Any]]:
   question, video, right = (string(row, key) for key in ("question", "path", "answer"))
-  texts = [row[f"a{i}"] for i in range(5) if row.get(f"a{i}")]
+  texts = [row.get(f"a{i}") or "" for i in range(5)]
   question = question[:1].upper() + question[1:].rstrip("? ") + "?"
-  if right not in texts and re.fullmatch("[0-4]", right) and int(right) < len(texts):
-    right = chr(ord("A") + int(right))  # NExT-QA has the place, NExT-GQA the text
-  return [_choice(question, texts, right, video), *_evidence(question, row["spans"], video)]
+  # NExT-QA has the place, from 0; NExT-GQA the text.
+  asked = _choice(question, texts, right, video, first="0")
+  return [asked, *_evidence(question, row["spans"], video)]
 
 
 def _cgbench(item: Any) -> list[dict[str, Any]]:
@@ -168,7 +216,9 @@ def _cgbench(item: Any) -> list[dict[str, Any]]:
 def _llava(item: Any) -> list[dict[str, Any]]:
   """{"video": .., "conversations": [{"from": "human", "value": ".."}, {"from": "gpt", ..}, ..]}"""
   item = _object(item)
-  media = string(item, "image" if "image" in item and "video" not in item else "video")
+  if item.get("image") and item.get("video"):
+    raise Refused("media", "an image and a video, of which one question shows one")
+  media = string(item, "image" if item.get("image") else "video")
   turns = item.get("conversations")
   if not isinstance(turns, list) or not turns or len(turns) % 2:
     raise Refused("form", "'conversations' is not a list of questions with their answers")
@@ -186,12 +236,35 @@ def _said(asked: str, said: str, media: str) -> dict[str, Any]:
   # A single "A. .." is an enumeration, not a choice.
   if len(options) < 2:
     return _record("open_ended", asked, said, media)
-  question = "\n".join(line for line in lines if line not in options and not _ASKED.search(line))
-  letter = lenient.option_letter(said, options)
-  return _record("multiple_choice", question, letter or said, media, options=options)
+  question = "\n".join(_asking(lines, options))
+  # As strictly as it can be: a truth is not guessed as a reply is.
+  letters = {option[0] for option in options if _LABEL.sub("", option).strip() == said.strip()}
+  letters |= {letter for letter in [answers.option_letter(said, options)] if letter}
+  if len(letters) > 1:
+    raise Refused("options", f"the answer {said!r} may be a letter or a text among the options")
+  answer = letters.pop() if letters else said
+  return _record("multiple_choice", question, answer, media, options=options)
 
 
-_ASKED = re.compile(r"(?:answer|respond|select)\b.*\b(?:letter|option)", re.IGNORECASE)
+def _asking(lines: list[str], options: list[str]) -> Iterator[str]:
+  """The lines without options, and without instructions how to answer that stand after a question
+  or an option."""
+  asked = False
+  for line in lines:
+    if line not in options and not (asked and _INSTRUCTION.fullmatch(line)):
+      yield line
+    asked = asked or line in options or line.endswith("?")
+
+
+# A line of these words alone asks for a form and for nothing that is seen.
+_INSTRUCTION = re.compile(
+  r"(?=.*\b(?:letter|option|choice|answer))(?:(?:please|kindly|answer|respond|reply|select|choose|pick|"
+  r"provide|give|state|stating|with|only|just|the|an?|your|by|letter|letters|option|options|option's|"
+  r"choices?|correct|right|best|single|one|of|from|given|listed|above|below|following|directly|"
+  r"followed|full|text|in|to|for|this|question|multiple-choice|based|on|video|image|and|no|other|"
+  r"words?|explanation|without|any|that)\b[\s,.:;()!]*)+",
+  re.IGNORECASE,
+)
 
 
 def _got10k_sequences(source: str | os.PathLike) -> Items:
@@ -209,7 +282,7 @@ def _got10k(folder: pathlib.Path) -> list[dict[str, Any]]:
     lines = (folder / "groundtruth.txt").read_text(encoding="utf-8").split()
     size = re.findall(r"[0-9]+", meta["METAINFO"]["resolution"])
     rate = re.match(r"[0-9]+", meta["METAINFO"]["anno_fps"])
-  except (OSError, KeyError, configparser.Error) as error:
+  except (OSError, ValueError, KeyError, configparser.Error) as error:
     raise Refused("form", f"{type(error).__name__} in meta_info.ini or groundtruth.txt") from error
   if len(size) != 2 or rate is None or not all(map(int, (*size, rate[0]))):
     raise Refused("form", "meta_info.ini names no resolution or anno_fps")
@@ -228,7 +301,10 @@ def _got10k(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 def _corners(line: str, width: int, height: int) -> list[float]:
   """Pixels x, y, width, height -> thousandths of the picture."""
-  x, y, w, h = ([answers.number(part) or 0.0 for part in line.split(",")] + [0.0] * 4)[:4]
+  numbers = [value for part in line.split(",") if (value := answers.number(part)) is not None]
+  if len(numbers) != 4 or line.count(",") != 3:
+    raise Refused("form", f"{line!r} in groundtruth.txt is not x,y,width,height")
+  x, y, w, h = numbers
   corners = (x / width, y / height, (x + w) / width, (y + h) / height)
   return [round(1000 * min(max(corner, 0.0), 1.0), 1) for corner in corners]
 

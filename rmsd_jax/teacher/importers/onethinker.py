@@ -11,7 +11,6 @@ for the medium ("additional_path" for the image of data_type "video-image") and 
 answer; they may be JSON Lines. Read off the code that loads them, in the repository of the paper.
 """
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -38,6 +37,9 @@ _PLACEHOLDER = re.compile(r"<(?:image|video)>")
 _ENDS = re.compile(r"\A(?:\s*<(?:image|video)>)*\s*|\s*(?:<(?:image|video)>\s*)*\Z")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _LABELLED_A = re.compile(r"\s*(?:\([Aa]\)|[Aa](?:[.:)]|\s*\Z))")
+
+_TIME = r"(?:[0-9]+(?:\.[0-9]+)?\s*(?:s|secs?|seconds?)?|(?:[0-9]+:)?[0-9]+:[0-9]{2}(?:\.[0-9]+)?)"
+_SPAN = re.compile(rf"(?:from\s+)?{_TIME}\s*(?:to|-|\u2013)\s*{_TIME}\.?", re.IGNORECASE)
 
 
 def convert(
@@ -80,6 +82,7 @@ def _media(item: dict[str, Any]) -> list[tuple[str, str]]:
   """(image or video, path) of each medium, in the order in which the model sees them."""
   kind = string(item, "data_type").strip().lower()
   if kind == "text":
+    _check_all_shown(item, [], kind)
     return []
   if kind not in ("image", "video", "video-image"):
     raise Refused("media", f"data_type {kind!r} is none of image, video, video-image, text")
@@ -92,7 +95,16 @@ def _media(item: dict[str, Any]) -> list[tuple[str, str]]:
     named = [(kind, path) for path in paths] if isinstance(paths, list) else []
   if not named:
     raise Refused("media", f"data_type is {kind!r}, but there is no path of any")
+  _check_all_shown(item, named, kind)
   return named
+
+
+def _check_all_shown(item: dict[str, Any], named: list[tuple[str, Any]], kind: str) -> None:
+  shown = [path for _, path in named]
+  for key in ("path", "additional_path", "images", "videos"):
+    value = item.get(key) or []
+    if any(path not in shown for path in (value if isinstance(value, list) else [value])):
+      raise Refused("media", f"{key!r} has media that data_type {kind!r} does not show")
 
 
 def _question(problem: str, media: int) -> str:
@@ -140,13 +152,23 @@ def _answer(item: dict[str, Any], task: str) -> Any:
   if len(tagged) > 1:
     raise Refused("ground truth", f"{len(tagged)} answer blocks")
   text = tagged[0].strip() if tagged else value.strip()
-  if task == "temporal_grounding" and (interval := lenient.interval(text)):
-    return {"time": list(interval)}  # also "7.0 to 11.0"
-  if task == "spatial_grounding" and (box := lenient.box(text)):
-    return {"boxes": list(box)}
+  if task == "temporal_grounding" and (ends := _interval(text)):
+    return {"time": list(ends)}
+  if task == "spatial_grounding" and isinstance(box := answers.strict_json(text), list):
+    return {"boxes": box}
   if not text.startswith("{") or task in ("math", "ocr", "open_ended"):
     return text
   try:
-    return json.loads(text)
+    return writing.loads(text)
   except (ValueError, RecursionError):
-    return text
+    return text  # which no task takes
+
+
+def _interval(text: str) -> answers.Interval | None:
+  """Seconds as a JSON list or as "7.0 to 11.0", "00:07 - 00:11".
+
+  A truth is not read as leniently as a reply: what other words count may not be seconds.
+  """
+  if isinstance(listed := answers.strict_json(text), list):
+    return answers.as_interval({"time": listed})
+  return lenient.interval(text) if _SPAN.fullmatch(text) else None

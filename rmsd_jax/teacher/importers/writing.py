@@ -118,9 +118,9 @@ def json_items(source: str | os.PathLike) -> list[tuple[int, Any]]:
   text = text_of(source)
   try:
     if text.lstrip().startswith("["):
-      return list(enumerate(json.loads(text), 1))
+      return [(n, _taken(item)) for n, item in enumerate(_parsed(text), 1)]
     if text.lstrip().startswith("{") and (whole := _object(text)) is not None:
-      return list(enumerate(whole.items(), 1))
+      return [(n, _taken(item)) for n, item in enumerate(whole.items(), 1)]
   except (ValueError, RecursionError) as error:
     raise UserError(_unreadable(source, error)) from error
   return [(n, _line(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -129,12 +129,51 @@ def json_items(source: str | os.PathLike) -> list[tuple[int, Any]]:
 def _object(text: str) -> dict[str, Any] | None:
   """The one object that a text is, where its values are objects, too; None of JSON Lines."""
   try:
-    value = json.loads(text)
+    value = _parsed(text)
   except ValueError:
     return None
   # An object of texts and numbers is the only line of JSON Lines.
   several = value and all(isinstance(inner, dict) for inner in value.values())
+  if several and isinstance(value, _Twins):
+    raise ValueError(_TWICE)
   return value if several else None
+
+
+class _Twins(dict):
+  """An object that gives a key twice: which value holds, nobody can tell."""
+
+
+_TWICE = "an object in it gives a key twice"
+
+
+def _parsed(text: str) -> Any:
+  def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    return values if len(values) == len(pairs) else _Twins(values)
+
+  return json.loads(text, object_pairs_hook=made)
+
+
+def _has_twins(value: Any) -> bool:
+  inner = value.values() if isinstance(value, dict) else value
+  several = isinstance(value, dict | list | tuple)
+  return isinstance(value, _Twins) or (several and any(map(_has_twins, inner)))
+
+
+def _taken(item: Any) -> Any:
+  return Refused("form", _TWICE) if _has_twins(item) else item
+
+
+def loads(text: str) -> Any:
+  """The value of a JSON text.
+
+  Raises:
+    ValueError: it is none, or an object in it gives a key twice.
+  """
+  value = _parsed(text)
+  if _has_twins(value):
+    raise ValueError(_TWICE)
+  return value
 
 
 def text_of(source: str | os.PathLike) -> str:
@@ -155,7 +194,7 @@ def _unreadable(source: str | os.PathLike, error: Exception) -> str:
 
 def _line(text: str) -> Any:
   try:
-    return json.loads(text)
+    return _taken(_parsed(text))
   except (ValueError, RecursionError) as error:
     return Refused("form", f"not JSON: {error}")
 
