@@ -26,7 +26,7 @@ MEASURES = {
   "reasoning": "share of the facts in the reasoning that are true",
   "open_ended": "colours and digits of open-ended answers that are right",
 }
-PAIRS = (("rl", "sft_continued"), ("rl", "sft"))
+PAIRS = (("rl", "no_D"), ("rl", "sft_continued"), ("rl", "sft"))
 _COLOUR = "|".join(world.COLOUR_NAMES)
 _CELL = "|".join(world.CELL_NAMES)
 _LIST = r"(none|\d(?:, \d)*)"
