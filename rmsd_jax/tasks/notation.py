@@ -5,6 +5,7 @@ of values of one text. Nothing is computed here; steps are linear in texts of MA
 """
 
 import dataclasses
+import math
 import re
 import unicodedata
 from fractions import Fraction
@@ -28,6 +29,7 @@ _SIGNS = {
   "≠": "\\ne ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "°": "^\\circ ", "º": "^\\circ ",
   "∠": "\\angle ", "△": "\\triangle ", "⊥": "\\perp ", "∥": "\\parallel ", "√": "\\sqrt ",
   "′": "'", "’": "'", "∶": ":", "、": ", ", "。": ".", "⟨": "(", "⟩": ")", "⁄": "/",
+  "∅": "\\emptyset ",
   **dict.fromkeys("·⋅∙•", "\\cdot "), **dict.fromkeys("µ", "u"),
 }  # fmt: skip
 _DRESSING = (  # patterns of LaTeX that change looks only, and what they become
@@ -40,6 +42,9 @@ _DRESSING = (  # patterns of LaTeX that change looks only, and what they become
   (r"\\degrees?(?![A-Za-z])|\\textdegree(?![A-Za-z])", r"^\\circ"),
   (r"(?:\{\})?\^\s*\{?\s*\^?\s*\\circ\s*\}?", r"^\\circ "),
   (r"\\%", "%"),
+  (r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+  (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
+  (rf"(?<![\\A-Za-z])({'|'.join(_GREEK.values())})(?![A-Za-z])", r"\\\1"),
   (r"(?<!\\)\\[()\[\]]", ""),
   (r"\\frac\s*([0-9])\s*([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
   (r"\\sqrt\s*([0-9]+(?:\.[0-9]+)?|[A-Za-z])", r"\\sqrt{\1}"),
@@ -81,8 +86,35 @@ _TEXT_UNIT = re.compile(  # white space is single, so that each piece matches in
   r"(?P<value>[^ ].*?) ?"
   r"(?P<unit>(?:\\text\{[^{}]*\}(?: ?\^ ?\{?-?[0-9]\}?)?(?: ?(?:/|\\cdot))? ?)+)"
 )
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _COMPOUND = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\.?\s*,?\s*(?:and\s+)?")
 _RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
+# No product has its number behind its letters: H2O, D3, 3 to 4; 1.6e-19 is a number.
+_NUMBER_BEHIND = re.compile(r"(?<![\\A-Za-z])(?!(?<=\d)[eE]\d)[A-Za-z]+\s*\d")
+_CHAIN = re.compile(r"([/-])[\s()]*[A-Za-z][\s()]*\1")  # A-C-B, an order rather than a difference
+_MULTIPLIED = re.compile(  # "1.5 million", in LaTeX too
+  rf"(?<![\w.,^{{/])({_DIGITS}(?:\.[0-9]{{1,20}})?)\s*(\\text\{{\s*)?"
+  rf"({'|'.join(units.MULTIPLIERS)})s?(?![A-Za-z])\s*(\}})?",
+  re.IGNORECASE,
+)
+_BY = re.compile(r"\\times|(?<=[0-9\s])[xX](?=[\s0-9])|\sby\s")  # 1920x1080, 2 by 3
+_FIGURE = rf"{_DIGITS}(?:\.[0-9]+)?"
+_FIGURES = re.compile(
+  rf"{_FIGURE}(?:\s*[-:]\s*{_FIGURE})+|[0-9]+(?:/[0-9]+){{2,}}|[0-9]+(?:\.[0-9]+){{2,}}"
+)
+_CLOCK = re.compile(r"[0-9]{1,2}(?::[0-9]{2}){1,2}(?:\.[0-9]+)?")
+_HALF_OF_DAY = re.compile(r"([0-9][0-9:. ]*?)\s*([ap])\.?\s?m\.?", re.IGNORECASE)
+_REPEATING = re.compile(
+  r"([+-]?)([0-9]{0,15})\.([0-9]{0,15})\\(?:overline|dot)\s*\{([0-9]{1,15})\}"
+)
+# Words that may stand in a name; any other one may deny or change what it names ("half = 12").
+_HEADINGS = frozenset(
+  """the a an my our so thus hence therefore is are be of in for its final correct right best exact
+  answer answers result results value values solution solutions total sum number count amount area
+  perimeter circumference length width height depth radius diameter volume surface speed velocity
+  distance time duration angle arc side base slope measure size cost price ratio probability degree
+  mass weight age mean average median mode range maximum minimum""".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +129,13 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-  """Several values. `brackets`: "" of a bare list, "()", "[)" and so on of a point or interval."""
+  """Several values. `brackets`: "" of a bare list, "()", "[)" and so on of a point or interval, "x"
+  of a size (4 x 6), "or" and "and" of inequalities that these join."""
 
   parts: tuple["Value | Listed", ...]
   ordered: bool
   brackets: str = ""
+  product: Value | None = None  # of a size that may be one: 4 \\times 6
 
 
 def ascii_form(text: str) -> str:
@@ -138,6 +172,8 @@ def plain(text: str) -> str:
   for pattern, instead in _DRESSINGS:
     text = pattern.sub(instead, text)
   text = re.sub(r"\\text\{\s*%\s*\}", "%", text)
+  for _ in range(2):  # 5 hundred thousand
+    text = _MULTIPLIED.sub(_multiplied, text)
   # \sqrt(..) by counting: brackets stand in brackets, which no pattern can follow.
   while (root := _ROOT.search(text)) and (end := _closed_at(text, root.end() - 1, "()")) > 0:
     text = f"{text[: root.start()]}\\sqrt{{{text[root.end() : end]}}}{text[end + 1 :]}"
@@ -150,6 +186,14 @@ def plain(text: str) -> str:
     text = text[opening.end() : -1].strip().rstrip(". ")
   word = _WHOLE_TEXT.fullmatch(text)
   return (word[1] if word else text).strip().rstrip(". ")
+
+
+def _multiplied(match: re.Match[str]) -> str:
+  number, opening, word, closing = match.groups(default="")
+  product = Fraction(re.sub("[, ]", "", number)) * units.MULTIPLIERS[word.lower()]
+  if product.denominator > 1 or (closing and not opening):
+    return match[0]
+  return f"{product.numerator} " + (opening if opening and not closing else "")
 
 
 def compact(text: str) -> str:
@@ -167,21 +211,53 @@ def compact(text: str) -> str:
 def words(text: str) -> str | None:
   """A plain text as words, by which it is compared; None where it is a formula.
 
-  Letters alone are words, of any case: "rag", "AB". So are runs of letters inside a formula that
-  no product of variables is written as: "cat2" is, "2xyz" is not.
+  Letters alone are words, of any case: "rag", "AB"; but x/y and x-y are formulas. So are runs of
+  letters inside a formula that no product of variables is written as: "cat2" is, "2xyz" is not; and
+  what has a number behind letters: "3 to 4", "H2O".
   """
   text = re.sub(r"\\(?:begin|end)\{[a-z]*\}", " ", text)
   bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-  spelled = " ".join(re.sub(r"[\"'“”]", "", bare).casefold().split()).rstrip(".!?,; ")
+  written = spelled(text)
   letters = re.sub(r"[\s\-,.!?'\"_()/&]", "", bare)
   if len(letters) > 1 and letters.isalpha():
-    return spelled
-  for run in _RUN.findall(re.sub(r"\\text\{[^{}]*\}", " ", text)):
+    return None if _of_single_letters(bare) else written
+  outside = re.sub(r"\\text\{[^{}]*\}", " ", text)
+  for run in _RUN.findall(outside):
     # Three letters in the order of the alphabet are a product (xyz, abc), others a word (cat).
     ascending = all(a < b for a, b in zip(run, run[1:], strict=False))
     if len(run) > 3 or (len(run) == 3 and not ascending):
-      return spelled
-  return spelled if not text.isascii() else None
+      return written
+  return written if not text.isascii() or _NUMBER_BEHIND.search(outside) else None
+
+
+def spelled(text: str) -> str:
+  """A plain text as it is compared with words: of any case, without quotes and stops."""
+  bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+  return " ".join(re.sub(r"[\"'“”]", "", bare).casefold().split()).rstrip(".!?,; ")
+
+
+def _of_single_letters(text: str) -> bool:
+  """A difference or quotient of variables: x-y, (a-b)/c."""
+  letters = re.findall(r"[^\W\d_]+", text)
+  return max(map(len, letters)) == 1 and bool(re.search("[/-]", text)) and not _CHAIN.search(text)
+
+
+def figures(text: str) -> tuple[str, tuple[Fraction, ...]] | None:
+  """What joins the numbers of a time, a score, a range or a date, and the numbers: these are what
+  is meant, and not what they would amount to; None of anything else."""
+  if not _FIGURES.fullmatch(text):
+    return None
+  joints = "".join(re.findall(r"[-:/]", text)) or "."
+  numbers = re.split(r"\s*[-:/]\s*" if joints != "." else r"\.", text)
+  return joints, tuple(Fraction(re.sub("[, ]", "", number)) for number in numbers)
+
+
+def quotient(text: str) -> Fraction | None:
+  """The value of a ratio a:b that can be no time of the day, or of a fraction; else None."""
+  if (told := figures(text)) and told[0] == ":" and told[1][1] and not _CLOCK.fullmatch(text):
+    return told[1][0] / told[1][1]
+  exact = literal(text)
+  return exact[0] if exact and exact[1] is None else None
 
 
 def literal(text: str) -> tuple[Fraction, int | None] | None:
@@ -196,6 +272,13 @@ def literal(text: str) -> tuple[Fraction, int | None] | None:
       return None
     value = int(whole or 0) + Fraction(int(over), int(under))
     return (-value if sign == "-" else value), None
+  if match := _REPEATING.fullmatch(text):
+    sign, whole, once, again = match.groups()
+    tail = Fraction(int(again), 10 ** len(again) - 1)
+    value = int(whole or 0) + (int(once or 0) + tail) / 10 ** len(once)
+    return (-value if sign == "-" else value), None
+  if match := re.fullmatch(r"([0-9]{1,2})\s*!", text):
+    return Fraction(math.factorial(int(match[1]))), 0
   if match := _SCIENTIFIC.fullmatch(text):
     inner = _decimal(match[1].strip()) if match[1] else (Fraction(1), 0)
     power = int(match[2])
@@ -224,12 +307,14 @@ def taken_apart(text: str) -> Value | Listed:
   # Numbers before lists: 1,234 is one number.
   if len(text) > MAX_CHARS or literal(text):
     return Value(text, whole=text)
-  parts, joined = _split(text)
+  parts, joint = _split(text)
   if len(parts) > 1:
     inner = tuple(taken_apart(part) for part in parts[:MAX_PARTS])
     names = [part.name for part in inner if isinstance(part, Value) and part.name]
     again = len(names) > len(set(names))  # x = 3, x = 4: the solutions of one unknown
-    return Listed(inner, ordered=not joined and not again)
+    several = len(set(names)) == len(inner)  # x = 3 and y = 4: one of each
+    unequal = joint if re.search(r"[<>]|\\(?:le|ge|ne)", text) else ""
+    return Listed(inner, (not joint or several) and not again, unequal)
   name, value = _named(text)
   if name:
     inner = taken_apart(value)
@@ -241,16 +326,25 @@ def taken_apart(text: str) -> Value | Listed:
   if text.count("\\pm") == 1:
     both = tuple(taken_apart(text.replace("\\pm", sign).lstrip("+ ")) for sign in "+-")
     return Listed(both, ordered=False)
-  return _value(text)
+  return _size(text) or _value(text)
 
 
-def _split(text: str) -> tuple[list[str], bool]:
-  """The parts of a bare list, and whether "or" or "and" joins them: then their order is free."""
+def _size(text: str) -> Listed | None:
+  """4 x 6, 3 m by 4 m: numbers in their order, which \\times may also multiply."""
+  parts = tuple(_value(part.strip()) for part in _BY.split(text))
+  if not 2 <= len(parts) <= 4 or not all(literal(part.text) for part in parts):
+    return None
+  joints = _BY.findall(text)
+  return Listed(parts, True, "x", _value(text) if set(joints) == {"\\times"} else None)
+
+
+def _split(text: str) -> tuple[list[str], str]:
+  """The parts of a bare list, and the word that joins them ("or", "and"): their order is free."""
   thousands = {i for m in _THOUSANDS.finditer(text) for i in range(*m.span()) if text[i] == ","}
   parts = []
   start = 0
   depth = 0
-  joined = False
+  joint = ""
   i = 0
   while i < len(text):
     if text[i] in _OPENING:
@@ -263,15 +357,16 @@ def _split(text: str) -> tuple[list[str], bool]:
     elif not depth and (word := re.compile(r"\s(?:or|and)\s").match(text, i)):
       parts.append(text[start:i])
       start = word.end()
-      joined = True
+      # Of "or" and "and" in one list, neither is the word of all.
+      joint = word[0].strip() if joint in ("", word[0].strip()) else "or and"
       # To the blank behind the word, which may be the one before the next: "1 or or 2".
       i = word.end() - 2
     i += 1
   parts = [part.strip() for part in [*parts, text[start:]]]
-  if depth or (joined and _RUN_OF_WORDS.search(text)):
-    return [text], False  # brackets that do not match; a sentence
+  if depth or (joint and _RUN_OF_WORDS.search(text)):
+    return [text], ""  # brackets that do not match; a sentence
   kept = [part for part in parts if part]
-  return (kept, joined) if kept else ([text], False)
+  return (kept, joint) if kept else ([text], "")
 
 
 _RUN_OF_WORDS = re.compile(r"[a-z]{3,}\s+(?:or|and)\s+[a-z]{3,}")
@@ -302,12 +397,24 @@ def _is_name(text: str) -> bool:
 
 
 def _name(text: str) -> str:
-  return re.sub(r"\\text|[\s{}]", "", text) or "="
+  bare = re.sub(r"\\text|[{}]", " ", text)
+  symbol = re.sub(r"\s", "", bare)
+  return symbol if is_symbol(symbol) else " ".join(bare.split()) or "="
 
 
 def is_symbol(name: str) -> bool:
   """Whether a name is one of mathematics ("x", "AB"), so that another one means something else."""
   return bool(_SYMBOL.fullmatch(name))
+
+
+def is_heading(name: str) -> bool:
+  """Whether a name only says what its value is: "x", "\\angle A", "The area". Any other word, such
+  as "not" or "half", may turn it round."""
+  if name.casefold() in ("no", "not", "non"):
+    return False
+  runs = re.findall(r"(?<![\\A-Za-z_])[A-Za-z]{2,}", re.sub(r"_\s*\S+", "", name))
+  told = [run for run in runs if not (run.isupper() and len(run) < 4)]
+  return all(run.casefold() in _HEADINGS for run in told)
 
 
 def _bracketed(text: str) -> Listed | None:
@@ -329,9 +436,16 @@ def _bracketed(text: str) -> Listed | None:
     return None
   inner = tuple(taken_apart(part) for part in parts)
   if brackets == "{}":
-    # What is named twice is in a set once.
-    return Listed(tuple(dict.fromkeys(inner)), ordered=False)
+    # What is named twice, in any spelling, is in a set once.
+    once = {_exactly(part): part for part in reversed(inner)}
+    return Listed(tuple(reversed(once.values())), ordered=False)
   return Listed(inner, True, brackets)
+
+
+def _exactly(part: Value | Listed) -> object:
+  if isinstance(part, Listed) or not (number := literal(part.text)):
+    return part
+  return number[0], part.unit
 
 
 def _at_commas(text: str) -> list[str]:
@@ -358,9 +472,13 @@ def _closed_at(text: str, opening: int, pair: str = "{}") -> int:
 
 def _value(text: str) -> Value:
   """One value and its unit."""
+  if _TRIGONOMETRIC.search(text):
+    text = _in_radians(text)
   for sign in ("\\$", "€", "£", "¥"):
     if text.startswith(sign):
       return Value(text[len(sign) :].strip(), units.known(sign), whole=text)
+  if (match := re.fullmatch(r"(.*[0-9])\s*(\\\$|[€£¥])", text)) and literal(match[1]):
+    return Value(match[1], units.known(match[2]), whole=text)
   if match := re.fullmatch(r"(.*\S)\s*%", text):
     return Value(match[1].strip(), units.PERCENT, whole=text)
   if match := re.fullmatch(r"(.*\S)\s*\^\\circ\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
@@ -372,6 +490,8 @@ def _value(text: str) -> Value:
     if unit := units.named(inside):
       return _same_inside(match["value"].strip(), unit, text)
   text = re.sub(r"(?<=[0-9)}])\s*\\text\{([^{}]*)\}", r" \1 ", text).strip()
+  if match := _HALF_OF_DAY.fullmatch(text):
+    return Value(match[1], Unit(Fraction(1), ((f"{match[2].lower()}.m.", 1),)), whole=text)
   if compound := _sum(text):
     return Value(*compound, whole=text)
   for start in _UNIT_START.finditer(text):
@@ -389,6 +509,15 @@ def _value(text: str) -> Value:
     if unit is not None:
       return Value(value.strip(), unit, whole=text)
   return Value(text, whole=text)
+
+
+def _in_radians(text: str) -> str:
+  """Degrees under a sine and its like are those of its angle, and no unit of the result."""
+  text = re.sub(
+    r"\s*\\text\{\s*degrees?\s*\}|\s*(?<![A-Za-z])degrees?(?![A-Za-z])", r"^\\circ", text
+  )
+  angle = r"([0-9]+(?:\.[0-9]+)?|[A-Za-z])\s*\^\\circ"
+  return re.sub(angle, r"(\\frac{\1\\pi}{180})", text).strip()
 
 
 def _same_inside(value: str, unit: Unit, whole: str) -> Value:

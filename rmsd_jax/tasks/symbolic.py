@@ -107,6 +107,8 @@ def _values(side: _Side) -> list[notation.Value]:
 
 def _same(ours: _Side, theirs: _Side, eps: tuple[float, float]) -> bool:
   """`ours` is the answer's."""
+  if isinstance(ours, notation.Listed) and isinstance(theirs, notation.Value):
+    ours = ours.product or ours
   if isinstance(ours, notation.Value) and isinstance(theirs, notation.Value):
     return _same_value(ours, theirs, eps)
   if isinstance(ours, notation.Value) or isinstance(theirs, notation.Value):
@@ -116,8 +118,9 @@ def _same(ours: _Side, theirs: _Side, eps: tuple[float, float]) -> bool:
   by_name = [_by_name(side) for side in (ours, theirs)]
   if all(by_name) and by_name[0].keys() == by_name[1].keys():
     return all(_same_value(value, by_name[1][name], eps) for name, value in by_name[0].items())
-  # What is a set, in the truth's eyes; or values that the answer itself calls alternatives.
-  if theirs.ordered and (ours.ordered or ours.brackets):
+  # What is a set, in the truth's eyes; or values that the answer itself calls alternatives, which
+  # those of several unknowns cannot be.
+  if theirs.ordered and (ours.ordered or ours.brackets or by_name[1]):
     return all(_same(a, b, eps) for a, b in zip(ours.parts, theirs.parts, strict=True))
   return _in_any_order(list(ours.parts), list(theirs.parts), eps)
 
@@ -142,6 +145,8 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
   names = {value.name for value in (ours, theirs) if notation.is_symbol(value.name)}
   if len(names) > 1:
     return False
+  if not notation.is_heading(ours.name) and ours.name.casefold() != theirs.name.casefold():
+    return False
   ratio = Fraction(1)
   if ours.unit and theirs.unit and not units.alike(ours.unit, theirs.unit):
     return False
@@ -154,11 +159,15 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
   if a is not None and b is not None:
     # In another unit the decimals that were written say nothing about the precision.
     return _same_number((a[0] * ratio, a[1] if ratio == 1 else None), b, eps)
+  if notation.figures(ours.text) or notation.figures(theirs.text):
+    return ratio == 1 and _same_figures(ours.text, theirs.text)
   # Before the judge, for which "cat" would be the product c * a * t.
   said = notation.words(ours.text)
   wanted = notation.words(theirs.text)
   if said is not None or wanted is not None:
-    return said == wanted and ratio == 1
+    # H_{2}O is H2O, which one of the two may have written as a formula.
+    a, b = (re.sub(r"[_{}\s]", "", notation.spelled(value.text)) for value in (ours, theirs))
+    return ratio == 1 and (said == wanted or (None in (said, wanted) and a == b))
   left = ours.text
   right = theirs.text
   if "=" in left or "=" in right:  # equations, as a whole
@@ -169,6 +178,15 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
   if not harmless(left) or not harmless(right):
     return notation.compact(left) == notation.compact(right)
   return _judged(left, right)
+
+
+def _same_figures(ours: str, theirs: str) -> bool:
+  """Times, scores and ranges, by their numbers; a ratio may be written as a fraction."""
+  a, b = map(notation.figures, (ours, theirs))
+  if a and b:
+    return a == b
+  c, d = map(notation.quotient, (ours, theirs))
+  return c is not None and c == d
 
 
 def _same_number(
@@ -316,6 +334,7 @@ def _serve() -> None:
   import resource
   import signal
 
+  import latex2sympy2_extended
   import math_verify
   import sympy
 
@@ -326,10 +345,12 @@ def _serve() -> None:
   # What the libraries print must not stand among the verdicts.
   verdicts = sys.stdout
   sys.stdout = sys.stderr
+  # Units were taken off before: the library would take variables for some, and 3ab for 3.
+  config = latex2sympy2_extended.NormalizationConfig(malformed_operators=True, nits=True)
   # One formula, whole: nothing is searched for in a text.
   read = functools.partial(
     math_verify.parse,
-    extraction_config=[math_verify.LatexExtractionConfig()],
+    extraction_config=[math_verify.LatexExtractionConfig(normalization_config=config)],
     fallback_mode="no_fallback",
     extraction_mode="first_match",
     parsing_timeout=None,

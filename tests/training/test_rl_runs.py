@@ -113,7 +113,5 @@ def test_a_run_of_our_own_rows_ends_and_resumes(row, tmp_path, monkeypatch):
   tiny_run.run(monkeypatch, train_rl, c, tmp_path / "cut", stop_after=3)
   tiny_run.run(monkeypatch, train_rl, c, tmp_path / "cut")
   assert tiny_run.lines(tmp_path / "cut") == written
-  resumed, whole = (
-    tiny_run.restored(tmp_path / name, train_rl, c, 6) for name in ("cut", "whole")
-  )
+  resumed, whole = (tiny_run.restored(tmp_path / name, train_rl, c, 6) for name in ("cut", "whole"))
   tiny_run.assert_same(resumed, whole)
