@@ -223,8 +223,8 @@ def ocr_accuracy(hypothesis: str, truth: str) -> float:
 
   Both are compared in Unicode's composed form (NFC) and without characters that take no place, such
   as zero-width spaces: the same letters are the same text. A transcript with twice the words of the
-  truth, or more, has an error rate of at least 1 and is not aligned at all, which bounds the cost; nor
-  is one of many times its characters (`transcribed`). An empty truth matches only an empty
+  truth, or more, has an error rate of at least 1 and is not aligned at all, which bounds the cost;
+  nor is one of many times its characters (`transcribed`). An empty truth matches only an empty
   transcript (a pool never has one).
   """
   if not transcribed(hypothesis, truth):

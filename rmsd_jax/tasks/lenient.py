@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from rmsd_jax.tasks import answers, notation, units
+from rmsd_jax.tasks import answers, notation, numerals, units, wording
 
 MAX_CHARS = 1_000  # of an answer that is no JSON
 
@@ -60,8 +60,8 @@ _LEADS = frozenset(
   place happens happen happened occurs occur occurred starts start begins begin lasts appears appear
   shown seen visible can found located corresponding relevant described target query event events
   action activity moment scene clip segment video interval span window period range part portion
-  time times timestamp timestamps second seconds s sec final correct answer so thus therefore hence about
-  approximately around roughly end""".split()
+  time times timestamp timestamps second seconds s sec final correct answer so thus therefore hence
+  about approximately around roughly end""".split()
 )
 _TIME_KEYS = frozenset("time times timestamp timestamps interval span segment window".split())
 _ENDS = (("start", "end"), ("start_time", "end_time"), ("begin", "end"))
@@ -70,6 +70,12 @@ _SECOND_KEYS = frozenset("time second seconds t timestamp".split())
 _LABELS = frozenset("label event description query caption object name sentence".split())
 _CORNER = r"(-?(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{0,19})?|-?\.[0-9]{1,19})"  # not the 00 of 1,00
 _CORNERS = re.compile(r"[\s(\[<]*" + r"([\s,()\[\]]+)".join([_CORNER] * 4) + r"[\s)\]>]*")
+_BOXES = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_DOUBTS = frozenset(
+  """not no never none nor neither wrong incorrect false cannot without except unlike rather instead
+  or if maybe perhaps possibly either half twice double times cdot div ne neq lt gt le leq ge geq
+  less more than least most under over above below""".split()
+)
 _MARKUP = re.compile(r"<\|?/?[a-z_]{1,20}\|?>")
 
 
@@ -201,9 +207,9 @@ def number(text: str) -> float | None:
   # A text that is not there was computed (2 h 30 min): no number that somebody wrote.
   if not isinstance(value, notation.Value) or value.text not in plain:
     return None
-  if not notation.is_heading(value.name):
+  if not wording.is_heading(value.name):
     return None
-  parsed = notation.literal(value.text)
+  parsed = numerals.literal(value.text)
   if parsed is None:
     return None
   try:
@@ -223,12 +229,17 @@ def result(answer_text: str) -> str:
   """A mathematical result without what stands around it: "The answer is", all but its one box."""
   if len(answer_text) > MAX_CHARS:
     return answer_text
-  boxes = set(re.findall(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", answer_text))
-  if len(boxes) == 1 and answer_text.count("\\boxed") >= 1:
-    return boxes.pop()
-  if boxes:
+  boxes = list(_BOXES.finditer(answer_text))
+  if not boxes:
+    return said(answer_text)
+  before = answer_text[: boxes[-1].start()]
+  words = set(re.findall("[a-z']+", before.casefold()))
+  # Not the 3 of "2 + \\boxed{3}", and not what the sentence denies.
+  part = re.search(r"[\d+\-/^<>{|]\s*\Z", before)
+  if len({box[1] for box in boxes}) > 1 or part or words & _DOUBTS or "n't" in before:
     return answer_text
-  return said(answer_text)
+  behind = re.sub(r"\A(?:[\s.$*]|\\[\])])+", "", answer_text[boxes[-1].end() :])
+  return f"{boxes[-1][1]} {behind}".strip()  # \\boxed{12} cm
 
 
 def loose_json(text: str) -> object | None:

@@ -5,18 +5,16 @@ of values of one text. Nothing is computed here; steps are linear in texts of MA
 """
 
 import dataclasses
-import math
 import re
 import unicodedata
 from fractions import Fraction
 
-from rmsd_jax.tasks import answers, units
+from rmsd_jax.tasks import answers, numerals, units, wording
 from rmsd_jax.tasks.units import Unit
 
-MAX_CHARS = 200  # a longer result is compared as text
+MAX_CHARS = numerals.MAX_CHARS  # a longer result is compared as text
 MAX_WORDS = 4 * MAX_CHARS  # a longer text must be the same, letter by letter
 MAX_PARTS = 20  # of a list
-MAX_EXPONENT = 400  # of ten, in a number
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -57,15 +55,6 @@ _ROOT = re.compile(r"\\sqrt\s*\(")
 _OPENING = "([{"
 _CLOSING = ")]}"
 
-_DIGITS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]{0,2}(?: [0-9]{3})+|[0-9]+)"
-_DECIMAL = re.compile(rf"([+-]?)\s*({_DIGITS}?)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{{1,4}}))?")
-_SCIENTIFIC = re.compile(
-  r"(?:([^\\*{}^]{1,60}?)\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*\{?\s*([+\-]?[0-9]{1,4})\s*\}?"
-)
-_FRACTION = re.compile(
-  r"([+-]?)\s*(?:([0-9]{1,15})\s*)?\\frac\s*\{\s*([+-]?[0-9]{1,15})\s*\}\s*\{\s*([0-9]{1,15})\s*\}"
-  r"|([+-]?)\s*(?:([0-9]{1,15})\s+)?([0-9]{1,15})\s*/\s*([0-9]{1,15})"
-)
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![\d,])")
 
 # What may stand before "=": words, a variable, a segment, an angle, a function of something.
@@ -76,7 +65,6 @@ _NAME = re.compile(
   r"(?:[A-Za-z'|\s]|\\(?:angle|triangle|overline|overrightarrow|vec|widehat|odot|sin|cos|tan|cot|"
   r"text|perp|" + "|".join(_GREEK.values()) + r")(?![A-Za-z])|(?<=[a-z])\s*\{[A-Za-z'\s]*\})+"
 )
-_SYMBOL = re.compile(r"[A-Za-z]'?|[A-Z]{2,3}|\\[a-z]+|m?\\angle[A-Z0-9]+|[A-Za-z]_\w+")
 _UNIT_START = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
 _PLAIN_UNIT = re.compile(r"[A-Za-z/*. ]+(?:\^ ?\{? ?-?[0-9] ?\}?[A-Za-z/*. ]*){0,3}")
 _MEASURED = re.compile(r"[0-9.)}\]]\Z|\\[a-z]+\Z")  # how what stands before a unit ends
@@ -88,33 +76,8 @@ _TEXT_UNIT = re.compile(  # white space is single, so that each piece matches in
 )
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _COMPOUND = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\.?\s*,?\s*(?:and\s+)?")
-_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
-# No product has its number behind its letters: H2O, D3, 3 to 4; 1.6e-19 is a number.
-_NUMBER_BEHIND = re.compile(r"(?<![\\A-Za-z])(?!(?<=\d)[eE]\d)[A-Za-z]+\s*\d")
-_CHAIN = re.compile(r"([/-])[\s()]*[A-Za-z][\s()]*\1")  # A-C-B, an order rather than a difference
-_MULTIPLIED = re.compile(  # "1.5 million", in LaTeX too
-  rf"(?<![\w.,^{{/])({_DIGITS}(?:\.[0-9]{{1,20}})?)\s*(\\text\{{\s*)?"
-  rf"({'|'.join(units.MULTIPLIERS)})s?(?![A-Za-z])\s*(\}})?",
-  re.IGNORECASE,
-)
-_BY = re.compile(r"\\times|(?<=[0-9\s])[xX](?=[\s0-9])|\sby\s")  # 1920x1080, 2 by 3
-_FIGURE = rf"{_DIGITS}(?:\.[0-9]+)?"
-_FIGURES = re.compile(
-  rf"{_FIGURE}(?:\s*[-:]\s*{_FIGURE})+|[0-9]+(?:/[0-9]+){{2,}}|[0-9]+(?:\.[0-9]+){{2,}}"
-)
-_CLOCK = re.compile(r"[0-9]{1,2}(?::[0-9]{2}){1,2}(?:\.[0-9]+)?")
 _HALF_OF_DAY = re.compile(r"([0-9][0-9:. ]*?)\s*([ap])\.?\s?m\.?", re.IGNORECASE)
-_REPEATING = re.compile(
-  r"([+-]?)([0-9]{0,15})\.([0-9]{0,15})\\(?:overline|dot)\s*\{([0-9]{1,15})\}"
-)
-# Words that may stand in a name; any other one may deny or change what it names ("half = 12").
-_HEADINGS = frozenset(
-  """the a an my our so thus hence therefore is are be of in for its final correct right best exact
-  answer answers result results value values solution solutions total sum number count amount area
-  perimeter circumference length width height depth radius diameter volume surface speed velocity
-  distance time duration angle arc side base slope measure size cost price ratio probability degree
-  mass weight age mean average median mode range maximum minimum""".split()
-)
+_BY = re.compile(r"\\times|(?<=[0-9\s])[xX](?=[\s0-9])|\sby\s")  # 1920x1080, 2 by 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +98,7 @@ class Listed:
   parts: tuple["Value | Listed", ...]
   ordered: bool
   brackets: str = ""
+  name: str = ""
   product: Value | None = None  # of a size that may be one: 4 \\times 6
 
 
@@ -172,8 +136,6 @@ def plain(text: str) -> str:
   for pattern, instead in _DRESSINGS:
     text = pattern.sub(instead, text)
   text = re.sub(r"\\text\{\s*%\s*\}", "%", text)
-  for _ in range(2):  # 5 hundred thousand
-    text = _MULTIPLIED.sub(_multiplied, text)
   # \sqrt(..) by counting: brackets stand in brackets, which no pattern can follow.
   while (root := _ROOT.search(text)) and (end := _closed_at(text, root.end() - 1, "()")) > 0:
     text = f"{text[: root.start()]}\\sqrt{{{text[root.end() : end]}}}{text[end + 1 :]}"
@@ -185,15 +147,9 @@ def plain(text: str) -> str:
   while (opening := _BOX.match(text)) and _closed_at(text, opening.end() - 1) == len(text) - 1:
     text = text[opening.end() : -1].strip().rstrip(". ")
   word = _WHOLE_TEXT.fullmatch(text)
-  return (word[1] if word else text).strip().rstrip(". ")
-
-
-def _multiplied(match: re.Match[str]) -> str:
-  number, opening, word, closing = match.groups(default="")
-  product = Fraction(re.sub("[, ]", "", number)) * units.MULTIPLIERS[word.lower()]
-  if product.denominator > 1 or (closing and not opening):
-    return match[0]
-  return f"{product.numerator} " + (opening if opening and not closing else "")
+  text = word[1] if word else text
+  text = numerals.multiplied(text)
+  return text.strip().rstrip(". ")
 
 
 def compact(text: str) -> str:
@@ -208,104 +164,11 @@ def compact(text: str) -> str:
   return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)
 
 
-def words(text: str) -> str | None:
-  """A plain text as words, by which it is compared; None where it is a formula.
-
-  Letters alone are words, of any case: "rag", "AB"; but x/y and x-y are formulas. So are runs of
-  letters inside a formula that no product of variables is written as: "cat2" is, "2xyz" is not; and
-  what has a number behind letters: "3 to 4", "H2O".
-  """
-  text = re.sub(r"\\(?:begin|end)\{[a-z]*\}", " ", text)
-  bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-  written = spelled(text)
-  letters = re.sub(r"[\s\-,.!?'\"_()/&]", "", bare)
-  if len(letters) > 1 and letters.isalpha():
-    return None if _of_single_letters(bare) else written
-  outside = re.sub(r"\\text\{[^{}]*\}", " ", text)
-  for run in _RUN.findall(outside):
-    # Three letters in the order of the alphabet are a product (xyz, abc), others a word (cat).
-    ascending = all(a < b for a, b in zip(run, run[1:], strict=False))
-    if len(run) > 3 or (len(run) == 3 and not ascending):
-      return written
-  return written if not text.isascii() or _NUMBER_BEHIND.search(outside) else None
-
-
-def spelled(text: str) -> str:
-  """A plain text as it is compared with words: of any case, without quotes and stops."""
-  bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-  return " ".join(re.sub(r"[\"'“”]", "", bare).casefold().split()).rstrip(".!?,; ")
-
-
-def _of_single_letters(text: str) -> bool:
-  """A difference or quotient of variables: x-y, (a-b)/c."""
-  letters = re.findall(r"[^\W\d_]+", text)
-  return max(map(len, letters)) == 1 and bool(re.search("[/-]", text)) and not _CHAIN.search(text)
-
-
-def figures(text: str) -> tuple[str, tuple[Fraction, ...]] | None:
-  """What joins the numbers of a time, a score, a range or a date, and the numbers: these are what
-  is meant, and not what they would amount to; None of anything else."""
-  if not _FIGURES.fullmatch(text):
-    return None
-  joints = "".join(re.findall(r"[-:/]", text)) or "."
-  numbers = re.split(r"\s*[-:/]\s*" if joints != "." else r"\.", text)
-  return joints, tuple(Fraction(re.sub("[, ]", "", number)) for number in numbers)
-
-
-def quotient(text: str) -> Fraction | None:
-  """The value of a ratio a:b that can be no time of the day, or of a fraction; else None."""
-  if (told := figures(text)) and told[0] == ":" and told[1][1] and not _CLOCK.fullmatch(text):
-    return told[1][0] / told[1][1]
-  exact = literal(text)
-  return exact[0] if exact and exact[1] is None else None
-
-
-def literal(text: str) -> tuple[Fraction, int | None] | None:
-  """The exact value of a number or fraction, and its decimals (None of a fraction); else None."""
-  text = text.strip()
-  if len(text) > MAX_CHARS:
-    return None
-  if match := _FRACTION.fullmatch(text):
-    # The pattern has two forms of four groups each, \frac{a}{b} and a / b.
-    sign, whole, over, under = match.groups()[:4] if match[3] else match.groups()[4:]
-    if not int(under):
-      return None
-    value = int(whole or 0) + Fraction(int(over), int(under))
-    return (-value if sign == "-" else value), None
-  if match := _REPEATING.fullmatch(text):
-    sign, whole, once, again = match.groups()
-    tail = Fraction(int(again), 10 ** len(again) - 1)
-    value = int(whole or 0) + (int(once or 0) + tail) / 10 ** len(once)
-    return (-value if sign == "-" else value), None
-  if match := re.fullmatch(r"([0-9]{1,2})\s*!", text):
-    return Fraction(math.factorial(int(match[1]))), 0
-  if match := _SCIENTIFIC.fullmatch(text):
-    inner = _decimal(match[1].strip()) if match[1] else (Fraction(1), 0)
-    power = int(match[2])
-    if inner is None or abs(power) > MAX_EXPONENT:
-      return None
-    return inner[0] * Fraction(10) ** power, max(inner[1] - power, 0)
-  return _decimal(text)
-
-
-def _decimal(text: str) -> tuple[Fraction, int] | None:
-  match = _DECIMAL.fullmatch(text)
-  if match is None or not (match[2] or match[3]):
-    return None
-  digits = re.sub("[, ]", "", match[2])
-  decimals = match[3] or ""
-  power = int(match[4] or 0)
-  if abs(power) > MAX_EXPONENT:
-    return None
-  value = Fraction(int(digits + decimals or "0")) / 10 ** len(decimals) * Fraction(10) ** power
-  return (-value if match[1] == "-" else value), max(len(decimals) - power, 0)
-
-
 def taken_apart(text: str) -> Value | Listed:
   """Takes a plain result apart: a list, a point or an interval, a set, or one value."""
   text = text.strip()
   # Numbers before lists: 1,234 is one number.
-  if len(text) > MAX_CHARS or literal(text):
+  if len(text) > MAX_CHARS or numerals.literal(text):
     return Value(text, whole=text)
   parts, joint = _split(text)
   if len(parts) > 1:
@@ -313,14 +176,14 @@ def taken_apart(text: str) -> Value | Listed:
     names = [part.name for part in inner if isinstance(part, Value) and part.name]
     again = len(names) > len(set(names))  # x = 3, x = 4: the solutions of one unknown
     several = len(set(names)) == len(inner)  # x = 3 and y = 4: one of each
-    unequal = joint if re.search(r"[<>]|\\(?:le|ge|ne)", text) else ""
+    unequal = joint if re.search(r"[<>]|\\(?:le|ge|ne|lt|gt|in(?![a-z]))", text) else ""
     return Listed(inner, (not joint or several) and not again, unequal)
   name, value = _named(text)
   if name:
     inner = taken_apart(value)
     if isinstance(inner, Value):
       return dataclasses.replace(inner, name=name, whole=text)
-    return inner
+    return dataclasses.replace(inner, name=name)
   if bracketed := _bracketed(text):
     return bracketed
   if text.count("\\pm") == 1:
@@ -332,10 +195,11 @@ def taken_apart(text: str) -> Value | Listed:
 def _size(text: str) -> Listed | None:
   """4 x 6, 3 m by 4 m: numbers in their order, which \\times may also multiply."""
   parts = tuple(_value(part.strip()) for part in _BY.split(text))
-  if not 2 <= len(parts) <= 4 or not all(literal(part.text) for part in parts):
+  if not 2 <= len(parts) <= 4 or not all(numerals.literal(part.text) for part in parts):
     return None
   joints = _BY.findall(text)
-  return Listed(parts, True, "x", _value(text) if set(joints) == {"\\times"} else None)
+  product = _value(text) if set(joints) == {"\\times"} else None
+  return Listed(parts, True, "x", product=product)
 
 
 def _split(text: str) -> tuple[list[str], str]:
@@ -386,7 +250,7 @@ def _named(text: str) -> tuple[str, str]:
     return "=", right
   if right and _is_name(left):
     return _name(left), right
-  if left and _SYMBOL.fullmatch(re.sub(r"\s", "", right)):
+  if left and wording.is_symbol(re.sub(r"\s", "", right)):
     return _name(right), left
   return "", text
 
@@ -399,22 +263,7 @@ def _is_name(text: str) -> bool:
 def _name(text: str) -> str:
   bare = re.sub(r"\\text|[{}]", " ", text)
   symbol = re.sub(r"\s", "", bare)
-  return symbol if is_symbol(symbol) else " ".join(bare.split()) or "="
-
-
-def is_symbol(name: str) -> bool:
-  """Whether a name is one of mathematics ("x", "AB"), so that another one means something else."""
-  return bool(_SYMBOL.fullmatch(name))
-
-
-def is_heading(name: str) -> bool:
-  """Whether a name only says what its value is: "x", "\\angle A", "The area". Any other word, such
-  as "not" or "half", may turn it round."""
-  if name.casefold() in ("no", "not", "non"):
-    return False
-  runs = re.findall(r"(?<![\\A-Za-z_])[A-Za-z]{2,}", re.sub(r"_\s*\S+", "", name))
-  told = [run for run in runs if not (run.isupper() and len(run) < 4)]
-  return all(run.casefold() in _HEADINGS for run in told)
+  return symbol if wording.is_symbol(symbol) else " ".join(bare.split()) or "="
 
 
 def _bracketed(text: str) -> Listed | None:
@@ -443,7 +292,7 @@ def _bracketed(text: str) -> Listed | None:
 
 
 def _exactly(part: Value | Listed) -> object:
-  if isinstance(part, Listed) or not (number := literal(part.text)):
+  if isinstance(part, Listed) or not (number := numerals.literal(part.text)):
     return part
   return number[0], part.unit
 
@@ -477,7 +326,7 @@ def _value(text: str) -> Value:
   for sign in ("\\$", "€", "£", "¥"):
     if text.startswith(sign):
       return Value(text[len(sign) :].strip(), units.known(sign), whole=text)
-  if (match := re.fullmatch(r"(.*[0-9])\s*(\\\$|[€£¥])", text)) and literal(match[1]):
+  if (match := re.fullmatch(r"(.*[0-9])\s*(\\\$|[€£¥])", text)) and numerals.literal(match[1]):
     return Value(match[1], units.known(match[2]), whole=text)
   if match := re.fullmatch(r"(.*\S)\s*%", text):
     return Value(match[1].strip(), units.PERCENT, whole=text)
@@ -504,7 +353,7 @@ def _value(text: str) -> Value:
     # "5m" may be a product, so that a single letter needs a blank before it.
     unit = units.known(name) if spaced or long else None
     # Behind a number any word counts what there is: 3 apples.
-    if unit is None and spaced and literal(value):
+    if unit is None and spaced and numerals.literal(value):
       unit = units.named(name)
     if unit is not None:
       return Value(value.strip(), unit, whole=text)

@@ -18,7 +18,7 @@ import sys
 import threading
 from fractions import Fraction
 
-from rmsd_jax.tasks import answers, notation, units
+from rmsd_jax.tasks import answers, notation, numerals, units, wording
 
 SECONDS = 2.0  # of CPU time for one question, on a busy machine too; the process is then replaced
 WAIT_SECONDS = 60.0  # for its verdict, by the clock
@@ -41,7 +41,7 @@ _HARMLESS = re.compile(
 _TEXT = r"\\(?:text|mathrm)\s*\{"
 _WORDS = re.compile(_TEXT + r"[^{}]*\}|\\(?:begin|end)\{[pb]matrix\}")
 _BOMBS = re.compile(
-  r"[0-9]{16}|(?<![\\A-Za-z])[A-Za-z]{4}"  # long numbers, words
+  r"[0-9]{16}|[0-9]\s*[_']|(?<![\\A-Za-z])[A-Za-z]{4}"  # long numbers, their bases, words
   r"|[0-9.]\s*[eE]\s*[+\-]?[0-9]{3}"  # 9E999
   r"|\*\*|\^\s*(?:[0-9]+|[A-Za-z]|\\[A-Za-z]+)\s*\^|\^\s*[{(][^{}()]*[\^{(]"  # powers of powers
 )
@@ -75,8 +75,8 @@ def equal(answer: str, truth: str, *, eps_abs: float = 0.0, eps_rel: float = 0.0
   # Cheap answers first: most right ones are the truth letter by letter, and need no judge.
   if notation.compact(ours) == notation.compact(theirs):
     return True
-  said = notation.words(ours)
-  wanted = notation.words(theirs)
+  said = wording.words(ours)
+  wanted = wording.words(theirs)
   if said and said == wanted:
     return True
   if max(len(ours), len(theirs)) > MAX_CHARS:
@@ -89,8 +89,8 @@ def text_only(truth: str) -> bool:
   if len(plain := notation.plain(truth)) > MAX_CHARS:
     return True
   return any(
-    notation.literal(value.text) is None
-    and (notation.words(value.text) is not None or not harmless(value.text))
+    numerals.literal(value.text) is None
+    and (wording.words(value.text) is not None or not harmless(value.text))
     for value in _values(notation.taken_apart(plain))
   )
 
@@ -107,6 +107,9 @@ def _values(side: _Side) -> list[notation.Value]:
 
 def _same(ours: _Side, theirs: _Side, eps: tuple[float, float]) -> bool:
   """`ours` is the answer's."""
+  # The truth means its value, whatever it calls it; a word of the answer's own may deny its value.
+  if not wording.is_heading(ours.name) and ours.name.casefold() != theirs.name.casefold():
+    return False
   if isinstance(ours, notation.Listed) and isinstance(theirs, notation.Value):
     ours = ours.product or ours
   if isinstance(ours, notation.Value) and isinstance(theirs, notation.Value):
@@ -142,10 +145,8 @@ def _by_name(side: notation.Listed) -> dict[str, notation.Value]:
 
 
 def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, float]) -> bool:
-  names = {value.name for value in (ours, theirs) if notation.is_symbol(value.name)}
+  names = {value.name for value in (ours, theirs) if wording.is_symbol(value.name)}
   if len(names) > 1:
-    return False
-  if not notation.is_heading(ours.name) and ours.name.casefold() != theirs.name.casefold():
     return False
   ratio = Fraction(1)
   if ours.unit and theirs.unit and not units.alike(ours.unit, theirs.unit):
@@ -154,19 +155,19 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
     ratio = ours.unit.factor / theirs.unit.factor
   elif units.PERCENT in (ours.unit, theirs.unit):  # a number, not something measured
     ratio = (ours.unit or units.NONE).factor / (theirs.unit or units.NONE).factor
-  a = notation.literal(ours.text)
-  b = notation.literal(theirs.text)
+  a = numerals.literal(ours.text)
+  b = numerals.literal(theirs.text)
   if a is not None and b is not None:
     # In another unit the decimals that were written say nothing about the precision.
     return _same_number((a[0] * ratio, a[1] if ratio == 1 else None), b, eps)
-  if notation.figures(ours.text) or notation.figures(theirs.text):
+  if numerals.figures(ours.text) or numerals.figures(theirs.text):
     return ratio == 1 and _same_figures(ours.text, theirs.text)
   # Before the judge, for which "cat" would be the product c * a * t.
-  said = notation.words(ours.text)
-  wanted = notation.words(theirs.text)
+  said = wording.words(ours.text)
+  wanted = wording.words(theirs.text)
   if said is not None or wanted is not None:
     # H_{2}O is H2O, which one of the two may have written as a formula.
-    a, b = (re.sub(r"[_{}\s]", "", notation.spelled(value.text)) for value in (ours, theirs))
+    a, b = (re.sub(r"[_{}\s]", "", wording.spelled(value.text)) for value in (ours, theirs))
     return ratio == 1 and (said == wanted or (None in (said, wanted) and a == b))
   left = ours.text
   right = theirs.text
@@ -182,10 +183,10 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
 
 def _same_figures(ours: str, theirs: str) -> bool:
   """Times, scores and ranges, by their numbers; a ratio may be written as a fraction."""
-  a, b = map(notation.figures, (ours, theirs))
+  a, b = map(numerals.figures, (ours, theirs))
   if a and b:
     return a == b
-  c, d = map(notation.quotient, (ours, theirs))
+  c, d = map(numerals.quotient, (ours, theirs))
   return c is not None and c == d
 
 

@@ -179,7 +179,7 @@ def named(text: str) -> Unit | None:
 
 def _no_unit(word: str) -> bool:
   bare = word.removesuffix("s")
-  # Twentieths and millions in many languages: "milliards", "millones".
+  # Twentieths, and millions in many languages: "milliards", "millones".
   large = re.match(r"(?:[mbt]r?ill?i[oa]|millon|" + "|".join(MULTIPLIERS) + ")", word)
   return bool({word, bare, word.removesuffix("es")} & NO_UNITS or large or word.endswith("ths"))
 
