@@ -42,6 +42,11 @@ _DRESSING = (  # patterns of LaTeX that change looks only, and what they become
   (r"\\%", "%"),
   (r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", r"\\times "),
   (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
+  ("<=", r"\\le "),
+  (">=", r"\\ge "),
+  ("!=", r"\\ne "),
+  (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty "),
+  (r"(?<![\\A-Za-z])sqrt(?=\s*[({0-9])", r"\\sqrt"),
   (rf"(?<![\\A-Za-z])({'|'.join(_GREEK.values())})(?![A-Za-z])", r"\\\1"),
   (r"(?<!\\)\\[()\[\]]", ""),
   (r"\\frac\s*([0-9])\s*([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
@@ -62,7 +67,7 @@ _NAME_PARTS = re.compile(
   r"_\{[^{}]*\}|_[A-Za-z0-9]|\([A-Za-z0-9, .\-]*\)|\^\{-1\}|\\angle\s*[0-9]+|\\text\{[^{}]*\}"
 )
 _NAME = re.compile(
-  r"(?:[A-Za-z'|\s]|\\(?:angle|triangle|overline|overrightarrow|vec|widehat|odot|sin|cos|tan|cot|"
+  r"(?:[A-Za-z'|:\s]|\\(?:angle|triangle|overline|overrightarrow|vec|widehat|odot|sin|cos|tan|cot|"
   r"text|perp|" + "|".join(_GREEK.values()) + r")(?![A-Za-z])|(?<=[a-z])\s*\{[A-Za-z'\s]*\})+"
 )
 _UNIT_START = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
@@ -77,7 +82,7 @@ _TEXT_UNIT = re.compile(  # white space is single, so that each piece matches in
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _COMPOUND = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\.?\s*,?\s*(?:and\s+)?")
 _HALF_OF_DAY = re.compile(r"([0-9][0-9:. ]*?)\s*([ap])\.?\s?m\.?", re.IGNORECASE)
-_BY = re.compile(r"\\times|(?<=[0-9\s])[xX](?=[\s0-9])|\sby\s")  # 1920x1080, 2 by 3
+_BY = re.compile(r"\\times|\\cdot|\*|(?<=[0-9\s])[xX](?=[\s0-9])|\sby\s")  # 1920x1080, 2 by 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +98,13 @@ class Value:
 @dataclasses.dataclass(frozen=True)
 class Listed:
   """Several values. `brackets`: "" of a bare list, "()", "[)" and so on of a point or interval, "x"
-  of a size (4 x 6), "or" and "and" of inequalities that these join."""
+  of a size (4 x 6). `joint`: "or" or "and", where it matters which of them joins the parts."""
 
   parts: tuple["Value | Listed", ...]
   ordered: bool
   brackets: str = ""
   name: str = ""
+  joint: str = ""
   product: Value | None = None  # of a size that may be one: 4 \\times 6
 
 
@@ -176,8 +182,11 @@ def taken_apart(text: str) -> Value | Listed:
     names = [part.name for part in inner if isinstance(part, Value) and part.name]
     again = len(names) > len(set(names))  # x = 3, x = 4: the solutions of one unknown
     several = len(set(names)) == len(inner)  # x = 3 and y = 4: one of each
-    unequal = joint if re.search(r"[<>]|\\(?:le|ge|ne|lt|gt|in(?![a-z]))", text) else ""
-    return Listed(inner, (not joint or several) and not again, unequal)
+    # Of one unknown "2 and 3" are the same solutions as "2 or 3".
+    alike = all(re.search(r"[0-9]|\\(?:pi|infty)", part) for part in parts)
+    alike = alike and not re.search(r"[<>]|\\(?:le|ge|ne|lt|gt|in(?![a-z]))", text)
+    kept = "" if alike and (again or not several) else joint
+    return Listed(inner, (not joint or several) and not again, joint=kept)
   name, value = _named(text)
   if name:
     inner = taken_apart(value)
@@ -195,10 +204,11 @@ def taken_apart(text: str) -> Value | Listed:
 def _size(text: str) -> Listed | None:
   """4 x 6, 3 m by 4 m: numbers in their order, which \\times may also multiply."""
   parts = tuple(_value(part.strip()) for part in _BY.split(text))
-  if not 2 <= len(parts) <= 4 or not all(numerals.literal(part.text) for part in parts):
+  # From a digit on: 2x + 1 has an x as well.
+  numbers = [part for part in parts if part.text[:1].isdigit() and numerals.literal(part.text)]
+  if not 2 <= len(parts) <= 4 or len(numbers) < len(parts):
     return None
-  joints = _BY.findall(text)
-  product = _value(text) if set(joints) == {"\\times"} else None
+  product = None if re.search(r"[xX]|by", "".join(_BY.findall(text))) else _value(text)
   return Listed(parts, True, "x", product=product)
 
 
@@ -241,21 +251,22 @@ def _named(text: str) -> tuple[str, str]:
   pieces = re.split(r"(?<![<>!:])=|\\in(?![a-z])|\\approx(?![a-z])|≈", text)
   if len(pieces) == 1 and (leader := re.match(r"([A-Za-z ]{3,40}):\s*(?=\S)", text)):
     return leader[1].strip(), text[leader.end() :].strip()
-  if len(pieces) > 2 and all(_is_name(piece) for piece in pieces[:-1]):
+  if len(pieces) > 2 and all(is_name(piece) for piece in pieces[:-1]):
     pieces = [pieces[0], pieces[-1]]
   if len(pieces) != 2:
     return "", text
   left, right = (piece.strip() for piece in pieces)
   if not left and right:
     return "=", right
-  if right and _is_name(left):
+  if right and is_name(left):
     return _name(left), right
   if left and wording.is_symbol(re.sub(r"\s", "", right)):
     return _name(right), left
   return "", text
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+  """Whether a text may name a value before "="."""
   bare = _NAME_PARTS.sub("w", text.strip())
   return len(text) <= 60 and bool(_NAME.fullmatch(bare)) and any(map(str.isalpha, bare))
 

@@ -27,7 +27,8 @@ _MULTIPLIED = re.compile(  # "1.5 million", in LaTeX too
 )
 _FIGURE = rf"{_DIGITS}(?:\.[0-9]+)?"
 _FIGURES = re.compile(
-  rf"{_FIGURE}(?:\s*[-:]\s*{_FIGURE})+|[0-9]+(?:/[0-9]+){{2,}}|[0-9]+(?:\.[0-9]+){{2,}}"
+  rf"{_FIGURE}(?:\s*[-:]\s*{_FIGURE})+|{_FIGURE}(?: {_FIGURE})+"
+  r"|[0-9]+(?:/[0-9]+){2,}|[0-9]+(?:\.[0-9]+){2,}"
 )
 _CLOCK = re.compile(r"[0-9]{1,2}(?::[0-9]{2}){1,2}(?:\.[0-9]+)?")
 _REPEATING = re.compile(
@@ -96,9 +97,11 @@ def figures(text: str) -> tuple[str, tuple[Fraction, ...]] | None:
   is meant, and not what they would amount to; None of anything else."""
   if not _FIGURES.fullmatch(text):
     return None
-  joints = "".join(re.findall(r"[-:/]", text)) or "."
-  numbers = re.split(r"\s*[-:/]\s*" if joints != "." else r"\.", text)
-  return joints, tuple(Fraction(re.sub("[, ]", "", number)) for number in numbers)
+  joints = re.findall(r"\s*[-:/]\s*|\s+", text) or ["."]
+  numbers = text.split(".") if joints == ["."] else re.split(r"\s*[-:/]\s*|\s+", text)
+  return "".join(joint.strip() or " " for joint in joints), tuple(
+    Fraction(re.sub("[, ]", "", number)) for number in numbers
+  )
 
 
 def quotient(text: str) -> Fraction | None:

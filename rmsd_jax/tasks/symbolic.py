@@ -118,6 +118,8 @@ def _same(ours: _Side, theirs: _Side, eps: tuple[float, float]) -> bool:
     return False
   if len(ours.parts) != len(theirs.parts) or ours.brackets != theirs.brackets:
     return False
+  if ours.joint and theirs.joint and ours.joint != theirs.joint:
+    return False
   by_name = [_by_name(side) for side in (ours, theirs)]
   if all(by_name) and by_name[0].keys() == by_name[1].keys():
     return all(_same_value(value, by_name[1][name], eps) for name, value in by_name[0].items())
@@ -167,18 +169,38 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
   wanted = wording.words(theirs.text)
   if said is not None or wanted is not None:
     # H_{2}O is H2O, which one of the two may have written as a formula.
-    a, b = (re.sub(r"[_{}\s]", "", wording.spelled(value.text)) for value in (ours, theirs))
+    a, b = (re.sub(r"[_{}\s]", "", wording.folded(value.text)) for value in (ours, theirs))
     return ratio == 1 and (said == wanted or (None in (said, wanted) and a == b))
   left = ours.text
   right = theirs.text
-  if "=" in left or "=" in right:  # equations, as a whole
+  if "=" in left and "=" in right:  # equations, as a whole
     left = ours.whole
     right = theirs.whole
+  elif "=" in left + right:
+    left, right = map(_last_side, (left, right))
+    if "=" in left + right:
+      return False
   if ratio != 1:
     left = f"\\frac{{{ratio.numerator}}}{{{ratio.denominator}}} ({left})"
   if not harmless(left) or not harmless(right):
     return notation.compact(left) == notation.compact(right)
   return _judged(left, right)
+
+
+def _last_side(text: str) -> str:
+  """The 5 of "a + b = 5", "2 + 3 = 5", "S = ab/2 = 5"; the whole of other equations, such as
+  "x + 1 = 5" and "6 = 5", which do not give a value."""
+  *sides, last = text.split("=")
+  for i, side in enumerate(sides):
+    unknown = re.search(r"(?<![\\A-Za-z])[A-Za-z]", side)
+    given = i or not re.search(r"[0-9]|\A\s*-", side) if unknown else _equal_sides(side, last)
+    if not given:
+      return text
+  return last.strip()
+
+
+def _equal_sides(a: str, b: str) -> bool:
+  return harmless(a) and harmless(b) and "=" not in a + b and _judged(a, b)
 
 
 def _same_figures(ours: str, theirs: str) -> bool:

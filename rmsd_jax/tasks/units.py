@@ -47,7 +47,7 @@ week=604800 s|month=1/12 year|year yr=1 year|in inch inches=0.0254 m|ft foot fee
 yd yard=0.9144 m|mi mile=1609.344 m|lb lbs=453.59237 g|oz ounce=28.349523125 g|t ton tonne=1000000 g
 deg degree ^\\circ °=1 degree|rad radian=1 radian|K kelvin=1 K|mph=0.44704 m/s|kph kmh=5/18 m/s
 $ \\$ dollar usd=1 dollar|€ euro eur=1 euro|£ gbp=1 pound|¥ yuan rmb yen=1 yuan|cent=1/100 dollar
-unit=1 unit|fps=1 frame/s"""
+unit=1 unit|px pixel=1 px|fps=1 frame/s"""
 _COUNTED = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}  # before a unit
 _SQUARED = {"squared": 2, "cubed": 3}  # behind one
 _TOKEN = re.compile(
@@ -66,8 +66,8 @@ NO_UNITS = frozenset(
   above beyond exceeds equals
   zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
   sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
-  first second third half halve quarter tenth score pair couple single double triple lakh crore
-  gross myriad mil k m b bn""".split()
+  first second third half halve quarter tenth score pair couple single double triple trio root
+  reciprocal inverse nil lakh crore gross myriad mil k m b bn""".split()
 )
 # Closed classes: plurals without an s, and what may stand for a noun ("12 in total").
 _PLURALS = frozenset("people men women children mice teeth geese sheep fish deer total".split())

@@ -26,7 +26,7 @@ def words(text: str) -> str | None:
   """
   text = re.sub(r"\\(?:begin|end)\{[a-z]*\}", " ", text)
   bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-  written = spelled(text)
+  written = folded(text)
   letters = re.sub(r"[\s\-,.!?'\"_()/&]", "", bare)
   if len(letters) > 1 and letters.isalpha():
     return None if _of_single_letters(bare) else written
@@ -39,7 +39,7 @@ def words(text: str) -> str | None:
   return written if not text.isascii() or _NUMBER_BEHIND.search(outside) else None
 
 
-def spelled(text: str) -> str:
+def folded(text: str) -> str:
   """A plain text as it is compared with words: of any case, without quotes and stops."""
   bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
   return " ".join(re.sub(r"[\"'“”]", "", bare).casefold().split()).rstrip(".!?,; ")
