@@ -309,6 +309,8 @@ def _seconds(value: object) -> float | None:
   """A number of seconds, or a text such as "12.5s", "00:12", "1m 20s"."""
   if not isinstance(value, str):
     return answers.as_number(value)
+  if len(value) > 40:
+    return None
   text = re.sub(r"\s*(?:s|secs?|seconds?)\s*\Z", "", value.strip(), flags=re.I)
   if re.fullmatch(rf"{_AMOUNT}(?:\.[0-9]*)?", text):
     return float(text.replace(",", ""))

@@ -27,8 +27,8 @@ _MULTIPLIED = re.compile(  # "1.5 million", in LaTeX too
 )
 _FIGURE = rf"{_DIGITS}(?:\.[0-9]+)?"
 _FIGURES = re.compile(
-  rf"{_FIGURE}(?:\s*[-:]\s*{_FIGURE})+|{_FIGURE}(?: {_FIGURE})+"
-  r"|[0-9]+(?:/[0-9]+){2,}|[0-9]+(?:\.[0-9]+){2,}"
+  rf"{_FIGURE}(?:\s*[-:]\s*{_FIGURE})+"
+  r"|[0-9]+(?:\.[0-9]+)?(?: [0-9]+(?:\.[0-9]+)?)+|[0-9]+(?:/[0-9]+){2,}|[0-9]+(?:\.[0-9]+){2,}"
 )
 _CLOCK = re.compile(r"[0-9]{1,2}(?::[0-9]{2}){1,2}(?:\.[0-9]+)?")
 _REPEATING = re.compile(
@@ -78,7 +78,9 @@ def _decimal(text: str) -> tuple[Fraction, int] | None:
 
 
 def multiplied(text: str) -> str:
-  """A text with "1.5 million" in digits, 1500000."""
+  """A text with "1.5 million" in digits, 1500000; a long one, which is no number, as it is."""
+  if len(text) > MAX_CHARS:
+    return text
   for _ in range(2):  # 5 hundred thousand
     text = _MULTIPLIED.sub(_multiplied, text)
   return text

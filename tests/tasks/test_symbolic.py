@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmsd_jax.tasks import notation, symbolic, wording
+from rmsd_jax.tasks import notation, numerals, symbolic, wording
 
 SAME = [
   ("Even", "even"),
@@ -262,6 +262,7 @@ HOSTILE = ["1" + " a" * 99 + "=", "\\text{a}" * 22 + "=", "\\text{ }  " * 18 + "
            "12 cm " * 33, "\u221a(" * 90, "\u00bd" * 100,
            "1,111" * 39, "3 or " * 39 + "3", "f(" * 90,
            "5 million " * 20, "1-" * 100, "1,000-" * 33 + "1", "3x" * 100, "1 000 x " * 25,
+           "111 " * 49 + "x", "1,111 " * 33 + "x", "111 111-" * 24 + "x", "1 am" * 50,
            "\\boxed{" * 24, "\\pm" * 60, "a_{" * 60, "x:" * 90]  # fmt: skip
 
 
@@ -271,6 +272,6 @@ def test_taking_apart_costs_little(text):
   for _ in range(3):
     began = time.perf_counter()
     plain = notation.plain(text)
-    wording.words(plain), notation.taken_apart(plain)
+    wording.words(plain), notation.taken_apart(plain), numerals.figures(plain)
     seconds.append(time.perf_counter() - began)
   assert min(seconds) < 0.05
