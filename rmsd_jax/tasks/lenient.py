@@ -71,6 +71,9 @@ _LABELS = frozenset("label event description query caption object name sentence"
 _CORNER = r"(-?(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{0,19})?|-?\.[0-9]{1,19})"  # not the 00 of 1,00
 _CORNERS = re.compile(r"[\s(\[<]*" + r"([\s,()\[\]]+)".join([_CORNER] * 4) + r"[\s)\]>]*")
 _BOXES = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_LEADING = re.compile(  # how what stands before a box ends
+  r"(?:\A|=|\\approx|(?<![\\A-Za-z])[^\W\d_]{2,}[,.:]?)(?:[\s$*`\"'(:\uff1a]|\\[\[(])*\Z"
+)
 _DOUBTS = frozenset(
   """not no never none nor neither wrong incorrect false cannot without except unlike rather instead
   or if maybe perhaps possibly either half twice double times cdot div ne neq lt gt le leq ge geq
@@ -233,13 +236,21 @@ def result(answer_text: str) -> str:
   if not boxes:
     return said(answer_text)
   before = answer_text[: boxes[-1].start()]
-  words = set(re.findall("[a-z']+", before.casefold()))
-  # Not the 3 of "2 + \\boxed{3}", and not what the sentence denies.
-  part = re.search(r"[\d+\-/^<>{|]\s*\Z", before)
-  if len({box[1] for box in boxes}) > 1 or part or words & _DOUBTS or "n't" in before:
+  if len({box[1] for box in boxes}) > 1 or not _leads_to_a_value(before):
     return answer_text
   behind = re.sub(r"\A(?:[\s.$*]|\\[\])])+", "", answer_text[boxes[-1].end() :])
   return f"{boxes[-1][1]} {behind}".strip()  # \\boxed{12} cm
+
+
+def _leads_to_a_value(before: str) -> bool:
+  """Whether a sentence leads up to a box with its result, by a word or "=": "2 + ..", "2x = .." and
+  what denies it do not."""
+  words = set(re.findall("[a-z']+", before.casefold()))
+  if not _LEADING.search(before) or words & _DOUBTS or "n't" in before:
+    return False
+  equation = re.split(r"[,.;:$\n]|(?<![\\A-Za-z])[A-Za-z]{2,}", before.rstrip("$*( "))[-1]
+  unknown = re.search("[A-Za-z]", equation) and re.search(r"\d|\A\s*-", equation)
+  return not (equation.endswith("=") and unknown)
 
 
 def loose_json(text: str) -> object | None:
