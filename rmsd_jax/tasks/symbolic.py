@@ -173,12 +173,10 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
     return ratio == 1 and (said == wanted or (None in (said, wanted) and a == b))
   left = ours.text
   right = theirs.text
-  if "=" in left and "=" in right:  # equations, as a whole
-    left = ours.whole
-    right = theirs.whole
-  elif "=" in left + right:
-    left, right = map(_last_side, (left, right))
-    if "=" in left + right:
+  if "=" in left + right:
+    equations = ours.whole.count("=") == theirs.whole.count("=") == 1
+    left, right = (v.whole if equations else _last_side(v.text) for v in (ours, theirs))
+    if not equations and "=" in left + right:
       return False
   if ratio != 1:
     left = f"\\frac{{{ratio.numerator}}}{{{ratio.denominator}}} ({left})"
