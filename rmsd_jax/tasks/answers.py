@@ -14,12 +14,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import cast
+from typing import Literal, cast
 
 import jiwer
 
 MAX_CHARS = 4_000  # a longer number or JSON answer is refused unread
 MAX_WORDS = 400  # of a text that is aligned with another
+MAX_MARKS = 30  # on one letter, as in Unicode's stream-safe form; more make normalising quadratic
 MAX_BRACKETS = 256  # opening brackets of a JSON answer; bounds its nesting as well
 MAX_TRACKED = 32  # boxes of a tracking answer (OneThinker, arXiv 2512.03043)
 
@@ -222,9 +223,12 @@ def ocr_accuracy(hypothesis: str, truth: str) -> float:
 
   Both are compared in Unicode's composed form (NFC) and without characters that take no place, such
   as zero-width spaces: the same letters are the same text. A transcript with twice the words of the
-  truth, or more, has an error rate of at least 1 and is not aligned at all, which bounds the cost.
-  An empty truth matches only an empty transcript (a pool never has one).
+  truth, or more, has an error rate of at least 1 and is not aligned at all, which bounds the cost;
+  nor is one of many times its characters (`transcribed`). An empty truth matches only an empty
+  transcript (a pool never has one).
   """
+  if not transcribed(hypothesis, truth):
+    return 0.0
   truth_words, words = (composed(text).split() for text in (truth, hypothesis))
   if not truth_words:
     return float(not words)
@@ -233,9 +237,22 @@ def ocr_accuracy(hypothesis: str, truth: str) -> float:
   return min(1.0, max(0.0, 1.0 - jiwer.wer(" ".join(truth_words), " ".join(words))))
 
 
-def composed(text: str) -> str:
-  """A text in NFC without invisible characters."""
-  return unicodedata.normalize("NFC", without_invisible(text))
+def transcribed(hypothesis: str, truth: str) -> bool:
+  """Whether a text is short enough to be a transcript; asked before anything reads all of it."""
+  return len(hypothesis) <= 4 * len(truth) + MAX_CHARS
+
+
+def composed(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
+  """A text in NFC or NFKC without invisible characters, in linear time."""
+  if text.isascii():
+    return text
+  kept = []
+  marks = 0
+  for letter in without_invisible(text):
+    marks = marks + 1 if unicodedata.category(letter)[0] == "M" else 0
+    if marks <= MAX_MARKS:
+      kept.append(letter)
+  return unicodedata.normalize(form, "".join(kept))
 
 
 def visible(text: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from rmsd_jax.tasks import answers, notation, units
+from rmsd_jax.tasks import answers, notation, numerals, units, wording
 
 MAX_CHARS = 1_000  # of an answer that is no JSON
 
@@ -30,14 +30,23 @@ _LEAD = re.compile(
 _ABOUT = re.compile(
   r"(?:about|approximately|approx\.?|around|roughly|≈|~|\\approx|\\sim)\s*(?=[^a-z\s])", re.I
 )
-_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?(?:\s*[-,.:)\u2013\u2014\u3001]+\s*|\s+|\Z)(.*)", re.S)
-_STOPS = ".。!！,，;；:： \n\t"
+_LETTER = re.compile(  # a sign or a dot before a digit belongs to what follows
+  r"[(\[]?([A-Za-z])[)\]]?!?("
+  r"\s*[,.:)\u3001]+(?:\s+|(?=[^\W\d])|\Z)"
+  r"|\s+[-\u2013\u2014]+\s+|\s*[-\u2013\u2014]+\s*(?=[^\W\d]{2})|\s+|\Z)(.*)",
+  re.DOTALL,
+)
+_STOPS = ".。,，;；:： \n\t"
+_FACTORIAL = re.compile(r"(?:[\d)}\]]|(?<![^\W\d_])[A-Za-z])[\"'*$`_]*\Z")
 
 _SECONDS = r"\s*(?:s|secs?|seconds?)?"
+_MINUTES = r"\s*(?:minutes?|mins?|m)"
+_AMOUNT = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,7})"
 _TIME = (
   rf"(?:[0-9]{{1,3}}:)?[0-9]{{1,4}}:[0-9]{{1,2}}(?:\.[0-9]+)?{_SECONDS}"
-  rf"|[0-9]{{1,4}}\s*(?:m|min|minutes?)\s*[0-9]{{1,2}}(?:\.[0-9]+)?\s*(?:s|secs?|seconds?)"
-  rf"|[0-9]{{1,7}}(?:\.[0-9]{{0,9}})?{_SECONDS}"
+  rf"|[0-9]{{1,4}}{_MINUTES}\s*[0-9]{{1,2}}(?:\.[0-9]+)?\s*(?:s|secs?|seconds?)"
+  rf"|[0-9]{{1,4}}\s*(?:minutes?|mins?)"
+  rf"|{_AMOUNT}(?:\.[0-9]{{0,9}})?{_SECONDS}"
 )
 _SPAN = re.compile(
   rf"(?P<lead>[A-Za-z ,:'\"]{{0,80}}?)[\[(<]?\s*(?:start(?:_time)?\s*[:=]\s*)?(?P<start>{_TIME})\s*"
@@ -45,13 +54,31 @@ _SPAN = re.compile(
   rf"(?:end(?:_time)?\s*[:=]\s*)?(?P<end>{_TIME})\s*[\])>]?[.\u3002]?",
   re.IGNORECASE,
 )
-_NO_LEAD = re.compile(r"\b(?:not|no|never|except|outside|before|after|or|neither)\b|n't", re.I)
+# Words that may stand before an interval. Any other one may deny it, or name another unit.
+_LEADS = frozenset(
+  """a an the it its this that and of in on at from between during within is are was be takes take
+  place happens happen happened occurs occur occurred starts start begins begin lasts appears appear
+  shown seen visible can found located corresponding relevant described target query event events
+  action activity moment scene clip segment video interval span window period range part portion
+  time times timestamp timestamps second seconds s sec final correct answer so thus therefore hence
+  about approximately around roughly end""".split()
+)
 _TIME_KEYS = frozenset("time times timestamp timestamps interval span segment window".split())
 _ENDS = (("start", "end"), ("start_time", "end_time"), ("begin", "end"))
 _BOX_KEYS = frozenset("boxes box bbox bboxes bbox_2d box_2d bounding_box".split())
 _SECOND_KEYS = frozenset("time second seconds t timestamp".split())
 _LABELS = frozenset("label event description query caption object name sentence".split())
-_CORNERS = re.compile(r"[\s(\[<]*" + r"[\s,()\[\]]+".join([r"(-?[0-9.]{1,20})"] * 4) + r"[\s)\]>]*")
+_CORNER = r"(-?(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{0,19})?|-?\.[0-9]{1,19})"  # not the 00 of 1,00
+_CORNERS = re.compile(r"[\s(\[<]*" + r"([\s,()\[\]]+)".join([_CORNER] * 4) + r"[\s)\]>]*")
+_BOXES = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_LEADING = re.compile(  # how what stands before a box ends
+  r"(?:\A|=|\\approx|(?<![\\A-Za-z])[^\W\d_]{2,}[,.:]?)(?:[\s$*`\"'(:\uff1a]|\\[\[(])*\Z"
+)
+_DOUBTS = frozenset(
+  """not no never none nor neither wrong incorrect false cannot without except unlike rather instead
+  or if maybe perhaps possibly either half twice double times cdot div ne neq lt gt le leq ge geq
+  less more than least most under over above below""".split()
+)
 _MARKUP = re.compile(r"<\|?/?[a-z_]{1,20}\|?>")
 
 
@@ -61,6 +88,19 @@ class Percent(float):
   def values(self) -> tuple[float, float]:
     """Both."""
     return float(self), float(Fraction(repr(float(self))) / 100)
+
+
+def narrow(text: str) -> str:
+  """A text in Unicode's compatible form (full-width, bold letters) but for raised and lowered
+  letters and fractions: x\u00b2 is not x2."""
+  if text.isascii():
+    return text
+  return "".join(
+    letter
+    if unicodedata.decomposition(letter).startswith(("<super", "<sub", "<frac", "<square"))
+    else unicodedata.normalize("NFKC", letter)
+    for letter in answers.composed(text)
+  )
 
 
 def unwrapped(text: str) -> str:
@@ -96,14 +136,23 @@ def said(text: str) -> str:
   """`unwrapped`, and without "The answer is", "Option", "Answer:" before it and stops behind it."""
   if len(text) > MAX_CHARS:
     return text
-  text = unwrapped(unicodedata.normalize("NFKC", text))
+  text = unwrapped(narrow(text))
   for _ in range(3):
     inner = unwrapped(_LEAD.sub("", text, count=1) if _LEAD.match(text) else text)
-    inner = unwrapped(inner.rstrip(_STOPS)) or inner
+    inner = unwrapped(_without_stops(inner)) or inner
     if inner == text:
       break
     text = inner
   return text
+
+
+def _without_stops(text: str) -> str:
+  """Without what ends a sentence; "!" behind a number, a bracket or a variable is a factorial."""
+  bare = text.rstrip(_STOPS)
+  behind = bare.rstrip("!")
+  if behind == bare or _FACTORIAL.search(behind[-20:]):
+    return bare
+  return behind.rstrip(_STOPS + "!")
 
 
 def option_letter(answer_text: str, options: Sequence[str]) -> str | None:
@@ -111,26 +160,38 @@ def option_letter(answer_text: str, options: Sequence[str]) -> str | None:
   "[B]", "B - dog", "B" with any stop behind it, and the text of one option alone."""
   if strict := answers.option_letter(answer_text, options):
     return strict
-  text = said(answer_text)
-  if not text or len(text) > MAX_CHARS:
+  if len(answer_text) > MAX_CHARS:
     return None
   labels = [label for label in map(answers.split_label, options) if label]
+  # The very text of an option before anything is taken off it: "Option A" may be B's.
+  whole = _written(answer_text)
+  exact = [name for name, option in labels if option and _written(option) == whole]
+  if len(exact) == 1 and answers.split_label(whole) is None:
+    return exact[0]
+  text = said(answer_text)
   plain = _alike(text)
   # All letters that the text may mean, by every way to read it; more than one is no answer.
   letters = {letter for letter, option in labels if option and _alike(option) == plain}
-  if len(letters) > 1:
-    return None
   if strict := answers.option_letter(text, options):
     letters.add(strict)
   if match := _LETTER.fullmatch(text):
     letter = match[1].upper()
-    rest = _alike(match[2])
+    rest = _alike(match[3])
+    # "B - 3" may say -3, so that this is to be no other option's text.
+    signed = "".join(_written(match[2] + match[3]).split())
     letters |= {name for name, option in labels if name == letter and rest in ("", _alike(option))}
+    if any(name != letter and "".join(option.split()) == signed for name, option in labels):
+      return None
   return letters.pop() if len(letters) == 1 else None
 
 
 def _alike(text: str) -> str:
-  return " ".join(unwrapped(unicodedata.normalize("NFKC", text)).casefold().split()).rstrip(_STOPS)
+  return _without_stops(_written(text))
+
+
+def _written(text: str) -> str:
+  """A text as options are compared: of any case, with one kind of minus, in Unicode's letters."""
+  return " ".join(unwrapped(narrow(text)).replace("\u2212", "-").casefold().split())
 
 
 def number(text: str) -> float | None:
@@ -149,7 +210,9 @@ def number(text: str) -> float | None:
   # A text that is not there was computed (2 h 30 min): no number that somebody wrote.
   if not isinstance(value, notation.Value) or value.text not in plain:
     return None
-  parsed = notation.literal(value.text)
+  if not wording.is_heading(value.name):
+    return None
+  parsed = numerals.literal(value.text)
   if parsed is None:
     return None
   try:
@@ -161,7 +224,7 @@ def number(text: str) -> float | None:
 
 def text(answer_text: str) -> str | None:
   """A text that shows something, without the dress around it, in Unicode's compatible form."""
-  plain = unicodedata.normalize("NFKC", unwrapped(answer_text))
+  plain = answers.composed(unwrapped(answer_text), "NFKC")
   return plain if answers.visible(plain) else None
 
 
@@ -169,12 +232,25 @@ def result(answer_text: str) -> str:
   """A mathematical result without what stands around it: "The answer is", all but its one box."""
   if len(answer_text) > MAX_CHARS:
     return answer_text
-  boxes = set(re.findall(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", answer_text))
-  if len(boxes) == 1 and answer_text.count("\\boxed") >= 1:
-    return boxes.pop()
-  if boxes:
+  boxes = list(_BOXES.finditer(answer_text))
+  if not boxes:
+    return said(answer_text)
+  before = answer_text[: boxes[-1].start()]
+  if len({box[1] for box in boxes}) > 1 or not _leads_to_a_value(before):
     return answer_text
-  return said(answer_text)
+  behind = re.sub(r"\A(?:[\s.$*]|\\[\])])+", "", answer_text[boxes[-1].end() :])
+  return f"{boxes[-1][1]} {behind}".strip()  # \\boxed{12} cm
+
+
+def _leads_to_a_value(before: str) -> bool:
+  """Whether a sentence leads up to a box with its result, by a word or "=": "2 + ..", "2x = .." and
+  what denies it do not."""
+  words = set(re.findall("[a-z']+", before.casefold()))
+  if not _LEADING.search(before) or words & _DOUBTS or "n't" in before:
+    return False
+  equation = re.split(r"[,.;:$\n]|(?<![\\A-Za-z])[A-Za-z]{2,}", before.rstrip("$*( "))[-1]
+  unknown = re.search("[A-Za-z]", equation) and re.search(r"\d|\A\s*-", equation)
+  return not (equation.endswith("=") and unknown)
 
 
 def loose_json(text: str) -> object | None:
@@ -198,10 +274,18 @@ def interval(text: str) -> answers.Interval | None:
   if value is not None:
     return _interval_of(value)
   text = unwrapped(text)
-  if len(text) > MAX_CHARS or not (span := _SPAN.fullmatch(text)) or _NO_LEAD.search(span["lead"]):
+  if len(text) > MAX_CHARS or not (span := _SPAN.fullmatch(text)):
     return None
-  ends = [_seconds(span["start"]), _seconds(span["end"])]
-  return answers.as_interval({"time": ends})
+  lead = re.findall("[a-z']+", span["lead"].casefold())
+  ends = [span["start"], span["end"]]
+  # 1 to 2:30, 1 to 2 min: seconds or minutes? And 2,500 is one number.
+  bare = any(not re.search("[a-z:]", end, re.I) for end in ends)
+  minutes = any(re.search("[m:]", end, re.I) for end in ends)
+  joint = text[span.end("start") : span.start("end")]
+  one = joint == "," and re.fullmatch("[0-9]{3}", span["end"])
+  if (bare and minutes) or one or not _LEADS.issuperset(lead):
+    return None
+  return answers.as_interval({"time": [_seconds(end) for end in ends]})
 
 
 def _interval_of(value: object) -> answers.Interval | None:
@@ -236,10 +320,14 @@ def _seconds(value: object) -> float | None:
   """A number of seconds, or a text such as "12.5s", "00:12", "1m 20s"."""
   if not isinstance(value, str):
     return answers.as_number(value)
+  if len(value) > 40:
+    return None
   text = re.sub(r"\s*(?:s|secs?|seconds?)\s*\Z", "", value.strip(), flags=re.I)
-  if re.fullmatch(r"[0-9]{1,7}(?:\.[0-9]*)?", text):
-    return float(text)
-  parts = re.split(r"\s*(?:m|min|minutes?)\s*", text, flags=re.I) if ":" not in text else []
+  if re.fullmatch(rf"{_AMOUNT}(?:\.[0-9]*)?", text):
+    return float(text.replace(",", ""))
+  parts = re.split(rf"{_MINUTES}\s*", text, flags=re.I) if ":" not in text else []
+  if parts[1:] == [""]:
+    parts = [parts[0], "0"]
   parts = parts if len(parts) == 2 else text.split(":")
   fits = 2 <= len(parts) <= 3 and all(re.fullmatch(r"[0-9]{1,4}(?:\.[0-9]+)?", p) for p in parts)
   if not fits or any("." in part for part in parts[:-1]) or any(float(p) >= 60 for p in parts[1:]):
@@ -257,9 +345,10 @@ def box(text: str) -> answers.Box | None:
     return _box_of(value)
   plain = _MARKUP.sub(" ", unwrapped(text)) if len(text) <= MAX_CHARS else ""
   corners = _CORNERS.fullmatch(plain)
-  return (
-    answers.as_box({"boxes": [answers.number(c) for c in corners.groups()]}) if corners else None
-  )
+  # Four numbers by commas, or by blanks, or two pairs: "1,100 2,200" may be two numbers.
+  if not corners or (not corners[4].strip() and (corners[2] + corners[6]).strip()):
+    return None
+  return answers.as_box({"boxes": [answers.number(corner) for corner in corners.groups()[::2]]})
 
 
 def _box_of(value: object) -> answers.Box | None:

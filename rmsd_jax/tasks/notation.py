@@ -9,13 +9,12 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from rmsd_jax.tasks import answers, units
+from rmsd_jax.tasks import answers, numerals, units, wording
 from rmsd_jax.tasks.units import Unit
 
-MAX_CHARS = 200  # a longer result is compared as text
+MAX_CHARS = numerals.MAX_CHARS  # a longer result is compared as text
 MAX_WORDS = 4 * MAX_CHARS  # a longer text must be the same, letter by letter
 MAX_PARTS = 20  # of a list
-MAX_EXPONENT = 400  # of ten, in a number
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -28,6 +27,7 @@ _SIGNS = {
   "≠": "\\ne ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "°": "^\\circ ", "º": "^\\circ ",
   "∠": "\\angle ", "△": "\\triangle ", "⊥": "\\perp ", "∥": "\\parallel ", "√": "\\sqrt ",
   "′": "'", "’": "'", "∶": ":", "、": ", ", "。": ".", "⟨": "(", "⟩": ")", "⁄": "/",
+  "∅": "\\emptyset ",
   **dict.fromkeys("·⋅∙•", "\\cdot "), **dict.fromkeys("µ", "u"),
 }  # fmt: skip
 _DRESSING = (  # patterns of LaTeX that change looks only, and what they become
@@ -40,6 +40,14 @@ _DRESSING = (  # patterns of LaTeX that change looks only, and what they become
   (r"\\degrees?(?![A-Za-z])|\\textdegree(?![A-Za-z])", r"^\\circ"),
   (r"(?:\{\})?\^\s*\{?\s*\^?\s*\\circ\s*\}?", r"^\\circ "),
   (r"\\%", "%"),
+  (r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+  (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
+  ("<=", r"\\le "),
+  (">=", r"\\ge "),
+  ("!=", r"\\ne "),
+  (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty "),
+  (r"(?<![\\A-Za-z])sqrt(?=\s*[({0-9])", r"\\sqrt"),
+  (rf"(?<![\\A-Za-z])({'|'.join(_GREEK.values())})(?![A-Za-z])", r"\\\1"),
   (r"(?<!\\)\\[()\[\]]", ""),
   (r"\\frac\s*([0-9])\s*([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
   (r"\\sqrt\s*([0-9]+(?:\.[0-9]+)?|[A-Za-z])", r"\\sqrt{\1}"),
@@ -52,15 +60,6 @@ _ROOT = re.compile(r"\\sqrt\s*\(")
 _OPENING = "([{"
 _CLOSING = ")]}"
 
-_DIGITS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]{0,2}(?: [0-9]{3})+|[0-9]+)"
-_DECIMAL = re.compile(rf"([+-]?)\s*({_DIGITS}?)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{{1,4}}))?")
-_SCIENTIFIC = re.compile(
-  r"(?:([^\\*{}^]{1,60}?)\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*\{?\s*([+\-]?[0-9]{1,4})\s*\}?"
-)
-_FRACTION = re.compile(
-  r"([+-]?)\s*(?:([0-9]{1,15})\s*)?\\frac\s*\{\s*([+-]?[0-9]{1,15})\s*\}\s*\{\s*([0-9]{1,15})\s*\}"
-  r"|([+-]?)\s*(?:([0-9]{1,15})\s+)?([0-9]{1,15})\s*/\s*([0-9]{1,15})"
-)
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![\d,])")
 
 # What may stand before "=": words, a variable, a segment, an angle, a function of something.
@@ -68,10 +67,9 @@ _NAME_PARTS = re.compile(
   r"_\{[^{}]*\}|_[A-Za-z0-9]|\([A-Za-z0-9, .\-]*\)|\^\{-1\}|\\angle\s*[0-9]+|\\text\{[^{}]*\}"
 )
 _NAME = re.compile(
-  r"(?:[A-Za-z'|\s]|\\(?:angle|triangle|overline|overrightarrow|vec|widehat|odot|sin|cos|tan|cot|"
+  r"(?:[A-Za-z'|:\s]|\\(?:angle|triangle|overline|overrightarrow|vec|widehat|odot|sin|cos|tan|cot|"
   r"text|perp|" + "|".join(_GREEK.values()) + r")(?![A-Za-z])|(?<=[a-z])\s*\{[A-Za-z'\s]*\})+"
 )
-_SYMBOL = re.compile(r"[A-Za-z]'?|[A-Z]{2,3}|\\[a-z]+|m?\\angle[A-Z0-9]+|[A-Za-z]_\w+")
 _UNIT_START = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
 _PLAIN_UNIT = re.compile(r"[A-Za-z/*. ]+(?:\^ ?\{? ?-?[0-9] ?\}?[A-Za-z/*. ]*){0,3}")
 _MEASURED = re.compile(r"[0-9.)}\]]\Z|\\[a-z]+\Z")  # how what stands before a unit ends
@@ -81,8 +79,10 @@ _TEXT_UNIT = re.compile(  # white space is single, so that each piece matches in
   r"(?P<value>[^ ].*?) ?"
   r"(?P<unit>(?:\\text\{[^{}]*\}(?: ?\^ ?\{?-?[0-9]\}?)?(?: ?(?:/|\\cdot))? ?)+)"
 )
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _COMPOUND = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\.?\s*,?\s*(?:and\s+)?")
-_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
+_HALF_OF_DAY = re.compile(r"([0-9][0-9:. ]*?)\s*([ap])\.?\s?m\.?", re.IGNORECASE)
+_BY = re.compile(r"\\times|\\cdot|\*|(?<=[0-9\s])[xX](?=[\s0-9])|\sby\s")  # 1920x1080, 2 by 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +97,15 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-  """Several values. `brackets`: "" of a bare list, "()", "[)" and so on of a point or interval."""
+  """Several values. `brackets`: "" of a bare list, "()", "[)" and so on of a point or interval, "x"
+  of a size (4 x 6). `joint`: "or" or "and", where it matters which of them joins the parts."""
 
   parts: tuple["Value | Listed", ...]
   ordered: bool
   brackets: str = ""
+  name: str = ""
+  joint: str = ""
+  product: Value | None = None  # of a size that may be one: 4 \\times 6
 
 
 def ascii_form(text: str) -> str:
@@ -149,7 +153,9 @@ def plain(text: str) -> str:
   while (opening := _BOX.match(text)) and _closed_at(text, opening.end() - 1) == len(text) - 1:
     text = text[opening.end() : -1].strip().rstrip(". ")
   word = _WHOLE_TEXT.fullmatch(text)
-  return (word[1] if word else text).strip().rstrip(". ")
+  text = word[1] if word else text
+  text = numerals.multiplied(text)
+  return text.strip().rstrip(". ")
 
 
 def compact(text: str) -> str:
@@ -164,93 +170,55 @@ def compact(text: str) -> str:
   return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)
 
 
-def words(text: str) -> str | None:
-  """A plain text as words, by which it is compared; None where it is a formula.
-
-  Letters alone are words, of any case: "rag", "AB". So are runs of letters inside a formula that
-  no product of variables is written as: "cat2" is, "2xyz" is not.
-  """
-  text = re.sub(r"\\(?:begin|end)\{[a-z]*\}", " ", text)
-  bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-  spelled = " ".join(re.sub(r"[\"'“”]", "", bare).casefold().split()).rstrip(".!?,; ")
-  letters = re.sub(r"[\s\-,.!?'\"_()/&]", "", bare)
-  if len(letters) > 1 and letters.isalpha():
-    return spelled
-  for run in _RUN.findall(re.sub(r"\\text\{[^{}]*\}", " ", text)):
-    # Three letters in the order of the alphabet are a product (xyz, abc), others a word (cat).
-    ascending = all(a < b for a, b in zip(run, run[1:], strict=False))
-    if len(run) > 3 or (len(run) == 3 and not ascending):
-      return spelled
-  return spelled if not text.isascii() else None
-
-
-def literal(text: str) -> tuple[Fraction, int | None] | None:
-  """The exact value of a number or fraction, and its decimals (None of a fraction); else None."""
-  text = text.strip()
-  if len(text) > MAX_CHARS:
-    return None
-  if match := _FRACTION.fullmatch(text):
-    # The pattern has two forms of four groups each, \frac{a}{b} and a / b.
-    sign, whole, over, under = match.groups()[:4] if match[3] else match.groups()[4:]
-    if not int(under):
-      return None
-    value = int(whole or 0) + Fraction(int(over), int(under))
-    return (-value if sign == "-" else value), None
-  if match := _SCIENTIFIC.fullmatch(text):
-    inner = _decimal(match[1].strip()) if match[1] else (Fraction(1), 0)
-    power = int(match[2])
-    if inner is None or abs(power) > MAX_EXPONENT:
-      return None
-    return inner[0] * Fraction(10) ** power, max(inner[1] - power, 0)
-  return _decimal(text)
-
-
-def _decimal(text: str) -> tuple[Fraction, int] | None:
-  match = _DECIMAL.fullmatch(text)
-  if match is None or not (match[2] or match[3]):
-    return None
-  digits = re.sub("[, ]", "", match[2])
-  decimals = match[3] or ""
-  power = int(match[4] or 0)
-  if abs(power) > MAX_EXPONENT:
-    return None
-  value = Fraction(int(digits + decimals or "0")) / 10 ** len(decimals) * Fraction(10) ** power
-  return (-value if match[1] == "-" else value), max(len(decimals) - power, 0)
-
-
 def taken_apart(text: str) -> Value | Listed:
   """Takes a plain result apart: a list, a point or an interval, a set, or one value."""
   text = text.strip()
   # Numbers before lists: 1,234 is one number.
-  if len(text) > MAX_CHARS or literal(text):
+  if len(text) > MAX_CHARS or numerals.literal(text):
     return Value(text, whole=text)
-  parts, joined = _split(text)
+  parts, joint = _split(text)
   if len(parts) > 1:
     inner = tuple(taken_apart(part) for part in parts[:MAX_PARTS])
     names = [part.name for part in inner if isinstance(part, Value) and part.name]
     again = len(names) > len(set(names))  # x = 3, x = 4: the solutions of one unknown
-    return Listed(inner, ordered=not joined and not again)
+    several = len(set(names)) == len(inner)  # x = 3 and y = 4: one of each
+    # Of one unknown "2 and 3" are the same solutions as "2 or 3".
+    alike = all(re.search(r"[0-9]|\\(?:pi|infty)", part) for part in parts)
+    alike = alike and not re.search(r"[<>]|\\(?:le|ge|ne|lt|gt|in(?![a-z]))", text)
+    kept = "" if alike and (again or not several) else joint
+    return Listed(inner, (not joint or several) and not again, joint=kept)
   name, value = _named(text)
   if name:
     inner = taken_apart(value)
     if isinstance(inner, Value):
       return dataclasses.replace(inner, name=name, whole=text)
-    return inner
+    return dataclasses.replace(inner, name=name)
   if bracketed := _bracketed(text):
     return bracketed
   if text.count("\\pm") == 1:
     both = tuple(taken_apart(text.replace("\\pm", sign).lstrip("+ ")) for sign in "+-")
     return Listed(both, ordered=False)
-  return _value(text)
+  return _size(text) or _value(text)
 
 
-def _split(text: str) -> tuple[list[str], bool]:
-  """The parts of a bare list, and whether "or" or "and" joins them: then their order is free."""
+def _size(text: str) -> Listed | None:
+  """4 x 6, 3 m by 4 m: numbers in their order, which \\times may also multiply."""
+  parts = tuple(_value(part.strip()) for part in _BY.split(text))
+  # From a digit on: 2x + 1 has an x as well.
+  numbers = [part for part in parts if part.text[:1].isdigit() and numerals.literal(part.text)]
+  if not 2 <= len(parts) <= 4 or len(numbers) < len(parts):
+    return None
+  product = None if re.search(r"[xX]|by", "".join(_BY.findall(text))) else _value(text)
+  return Listed(parts, True, "x", product=product)
+
+
+def _split(text: str) -> tuple[list[str], str]:
+  """The parts of a bare list, and the word that joins them ("or", "and"): their order is free."""
   thousands = {i for m in _THOUSANDS.finditer(text) for i in range(*m.span()) if text[i] == ","}
   parts = []
   start = 0
   depth = 0
-  joined = False
+  joint = ""
   i = 0
   while i < len(text):
     if text[i] in _OPENING:
@@ -263,15 +231,16 @@ def _split(text: str) -> tuple[list[str], bool]:
     elif not depth and (word := re.compile(r"\s(?:or|and)\s").match(text, i)):
       parts.append(text[start:i])
       start = word.end()
-      joined = True
+      # Of "or" and "and" in one list, neither is the word of all.
+      joint = word[0].strip() if joint in ("", word[0].strip()) else "or and"
       # To the blank behind the word, which may be the one before the next: "1 or or 2".
       i = word.end() - 2
     i += 1
   parts = [part.strip() for part in [*parts, text[start:]]]
-  if depth or (joined and _RUN_OF_WORDS.search(text)):
-    return [text], False  # brackets that do not match; a sentence
+  if depth or (joint and _RUN_OF_WORDS.search(text)):
+    return [text], ""  # brackets that do not match; a sentence
   kept = [part for part in parts if part]
-  return (kept, joined) if kept else ([text], False)
+  return (kept, joint) if kept else ([text], "")
 
 
 _RUN_OF_WORDS = re.compile(r"[a-z]{3,}\s+(?:or|and)\s+[a-z]{3,}")
@@ -282,32 +251,30 @@ def _named(text: str) -> tuple[str, str]:
   pieces = re.split(r"(?<![<>!:])=|\\in(?![a-z])|\\approx(?![a-z])|≈", text)
   if len(pieces) == 1 and (leader := re.match(r"([A-Za-z ]{3,40}):\s*(?=\S)", text)):
     return leader[1].strip(), text[leader.end() :].strip()
-  if len(pieces) > 2 and all(_is_name(piece) for piece in pieces[:-1]):
+  if len(pieces) > 2 and all(is_name(piece) for piece in pieces[:-1]):
     pieces = [pieces[0], pieces[-1]]
   if len(pieces) != 2:
     return "", text
   left, right = (piece.strip() for piece in pieces)
   if not left and right:
     return "=", right
-  if right and _is_name(left):
+  if right and is_name(left):
     return _name(left), right
-  if left and _SYMBOL.fullmatch(re.sub(r"\s", "", right)):
+  if left and wording.is_symbol(re.sub(r"\s", "", right)):
     return _name(right), left
   return "", text
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+  """Whether a text may name a value before "="."""
   bare = _NAME_PARTS.sub("w", text.strip())
   return len(text) <= 60 and bool(_NAME.fullmatch(bare)) and any(map(str.isalpha, bare))
 
 
 def _name(text: str) -> str:
-  return re.sub(r"\\text|[\s{}]", "", text) or "="
-
-
-def is_symbol(name: str) -> bool:
-  """Whether a name is one of mathematics ("x", "AB"), so that another one means something else."""
-  return bool(_SYMBOL.fullmatch(name))
+  bare = re.sub(r"\\text|[{}]", " ", text)
+  symbol = re.sub(r"\s", "", bare)
+  return symbol if wording.is_symbol(symbol) else " ".join(bare.split()) or "="
 
 
 def _bracketed(text: str) -> Listed | None:
@@ -329,9 +296,16 @@ def _bracketed(text: str) -> Listed | None:
     return None
   inner = tuple(taken_apart(part) for part in parts)
   if brackets == "{}":
-    # What is named twice is in a set once.
-    return Listed(tuple(dict.fromkeys(inner)), ordered=False)
+    # What is named twice, in any spelling, is in a set once.
+    once = {_exactly(part): part for part in reversed(inner)}
+    return Listed(tuple(reversed(once.values())), ordered=False)
   return Listed(inner, True, brackets)
+
+
+def _exactly(part: Value | Listed) -> object:
+  if isinstance(part, Listed) or not (number := numerals.literal(part.text)):
+    return part
+  return number[0], part.unit
 
 
 def _at_commas(text: str) -> list[str]:
@@ -358,9 +332,13 @@ def _closed_at(text: str, opening: int, pair: str = "{}") -> int:
 
 def _value(text: str) -> Value:
   """One value and its unit."""
+  if _TRIGONOMETRIC.search(text):
+    text = _in_radians(text)
   for sign in ("\\$", "€", "£", "¥"):
     if text.startswith(sign):
       return Value(text[len(sign) :].strip(), units.known(sign), whole=text)
+  if (match := re.fullmatch(r"(.*[0-9])\s*(\\\$|[€£¥])", text)) and numerals.literal(match[1]):
+    return Value(match[1], units.known(match[2]), whole=text)
   if match := re.fullmatch(r"(.*\S)\s*%", text):
     return Value(match[1].strip(), units.PERCENT, whole=text)
   if match := re.fullmatch(r"(.*\S)\s*\^\\circ\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
@@ -372,6 +350,8 @@ def _value(text: str) -> Value:
     if unit := units.named(inside):
       return _same_inside(match["value"].strip(), unit, text)
   text = re.sub(r"(?<=[0-9)}])\s*\\text\{([^{}]*)\}", r" \1 ", text).strip()
+  if match := _HALF_OF_DAY.fullmatch(text):
+    return Value(match[1], Unit(Fraction(1), ((f"{match[2].lower()}.m.", 1),)), whole=text)
   if compound := _sum(text):
     return Value(*compound, whole=text)
   for start in _UNIT_START.finditer(text):
@@ -384,11 +364,20 @@ def _value(text: str) -> Value:
     # "5m" may be a product, so that a single letter needs a blank before it.
     unit = units.known(name) if spaced or long else None
     # Behind a number any word counts what there is: 3 apples.
-    if unit is None and spaced and literal(value):
+    if unit is None and spaced and numerals.literal(value):
       unit = units.named(name)
     if unit is not None:
       return Value(value.strip(), unit, whole=text)
   return Value(text, whole=text)
+
+
+def _in_radians(text: str) -> str:
+  """Degrees under a sine and its like are those of its angle, and no unit of the result."""
+  text = re.sub(
+    r"\s*\\text\{\s*degrees?\s*\}|\s*(?<![A-Za-z])degrees?(?![A-Za-z])", r"^\\circ", text
+  )
+  angle = r"([0-9]+(?:\.[0-9]+)?|[A-Za-z])\s*\^\\circ"
+  return re.sub(angle, r"(\\frac{\1\\pi}{180})", text).strip()
 
 
 def _same_inside(value: str, unit: Unit, whole: str) -> Value:

@@ -93,6 +93,13 @@ def _of_lenient(reader: Callable[[str], object]) -> dict[str, Callable]:
   return {"read": _of_text(reader)}
 
 
+def _worthless(truth: str) -> str | None:
+  """A result that shows nothing once it is read ("$$", "..."): not even itself is equal to it."""
+  if symbolic.equal(truth, truth):
+    return None
+  return f"answer {brief(truth)} has no value: given as a reply it would earn nothing"
+
+
 def _either(compare: Callable[..., float]) -> Callable[..., float]:
   """A number that was written in per cent counts as the better of 50 and 0.5."""
 
@@ -118,6 +125,8 @@ def _same_said(result: str, truth: str, **tolerances) -> float:
 
 def _lenient_ocr(text: str, truth: str) -> float:
   """The better of the text as it stands and without what dresses it."""
+  if not answers.transcribed(text, truth):
+    return 0.0
   bare = answers.ocr_accuracy(lenient.text(text) or text, lenient.text(truth) or truth)
   return max(answers.ocr_accuracy(text, truth), bare)
 
@@ -153,6 +162,7 @@ _FIXED_TASKS = (
     compare=_same_result,
     expected="a number or a text that is not empty",
     example=Example("\\frac{1}{2}", "3"),
+    unmet=_worthless,
     tolerant=True,
     lenient={"compare": _same_said},
   ),

@@ -18,7 +18,7 @@ import sys
 import threading
 from fractions import Fraction
 
-from rmsd_jax.tasks import answers, notation, units
+from rmsd_jax.tasks import answers, notation, numerals, units, wording
 
 SECONDS = 2.0  # of CPU time for one question, on a busy machine too; the process is then replaced
 WAIT_SECONDS = 60.0  # for its verdict, by the clock
@@ -41,7 +41,7 @@ _HARMLESS = re.compile(
 _TEXT = r"\\(?:text|mathrm)\s*\{"
 _WORDS = re.compile(_TEXT + r"[^{}]*\}|\\(?:begin|end)\{[pb]matrix\}")
 _BOMBS = re.compile(
-  r"[0-9]{16}|(?<![\\A-Za-z])[A-Za-z]{4}"  # long numbers, words
+  r"[0-9]{16}|[0-9]\s*[_']|(?<![\\A-Za-z])[A-Za-z]{4}"  # long numbers, their bases, words
   r"|[0-9.]\s*[eE]\s*[+\-]?[0-9]{3}"  # 9E999
   r"|\*\*|\^\s*(?:[0-9]+|[A-Za-z]|\\[A-Za-z]+)\s*\^|\^\s*[{(][^{}()]*[\^{(]"  # powers of powers
 )
@@ -75,8 +75,8 @@ def equal(answer: str, truth: str, *, eps_abs: float = 0.0, eps_rel: float = 0.0
   # Cheap answers first: most right ones are the truth letter by letter, and need no judge.
   if notation.compact(ours) == notation.compact(theirs):
     return True
-  said = notation.words(ours)
-  wanted = notation.words(theirs)
+  said = wording.words(ours)
+  wanted = wording.words(theirs)
   if said and said == wanted:
     return True
   if max(len(ours), len(theirs)) > MAX_CHARS:
@@ -89,8 +89,8 @@ def text_only(truth: str) -> bool:
   if len(plain := notation.plain(truth)) > MAX_CHARS:
     return True
   return any(
-    notation.literal(value.text) is None
-    and (notation.words(value.text) is not None or not harmless(value.text))
+    numerals.literal(value.text) is None
+    and (wording.words(value.text) is not None or not harmless(value.text))
     for value in _values(notation.taken_apart(plain))
   )
 
@@ -107,17 +107,25 @@ def _values(side: _Side) -> list[notation.Value]:
 
 def _same(ours: _Side, theirs: _Side, eps: tuple[float, float]) -> bool:
   """`ours` is the answer's."""
+  # The truth means its value, whatever it calls it; a word of the answer's own may deny its value.
+  if not wording.is_heading(ours.name) and ours.name.casefold() != theirs.name.casefold():
+    return False
+  if isinstance(ours, notation.Listed) and isinstance(theirs, notation.Value):
+    ours = ours.product or ours
   if isinstance(ours, notation.Value) and isinstance(theirs, notation.Value):
     return _same_value(ours, theirs, eps)
   if isinstance(ours, notation.Value) or isinstance(theirs, notation.Value):
     return False
   if len(ours.parts) != len(theirs.parts) or ours.brackets != theirs.brackets:
     return False
+  if ours.joint and theirs.joint and ours.joint != theirs.joint:
+    return False
   by_name = [_by_name(side) for side in (ours, theirs)]
   if all(by_name) and by_name[0].keys() == by_name[1].keys():
     return all(_same_value(value, by_name[1][name], eps) for name, value in by_name[0].items())
-  # What is a set, in the truth's eyes; or values that the answer itself calls alternatives.
-  if theirs.ordered and (ours.ordered or ours.brackets):
+  # What is a set, in the truth's eyes; or values that the answer itself calls alternatives, which
+  # those of several unknowns cannot be.
+  if theirs.ordered and (ours.ordered or ours.brackets or by_name[1]):
     return all(_same(a, b, eps) for a, b in zip(ours.parts, theirs.parts, strict=True))
   return _in_any_order(list(ours.parts), list(theirs.parts), eps)
 
@@ -139,7 +147,7 @@ def _by_name(side: notation.Listed) -> dict[str, notation.Value]:
 
 
 def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, float]) -> bool:
-  names = {value.name for value in (ours, theirs) if notation.is_symbol(value.name)}
+  names = {value.name for value in (ours, theirs) if wording.is_symbol(value.name)}
   if len(names) > 1:
     return False
   ratio = Fraction(1)
@@ -149,26 +157,57 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
     ratio = ours.unit.factor / theirs.unit.factor
   elif units.PERCENT in (ours.unit, theirs.unit):  # a number, not something measured
     ratio = (ours.unit or units.NONE).factor / (theirs.unit or units.NONE).factor
-  a = notation.literal(ours.text)
-  b = notation.literal(theirs.text)
+  a = numerals.literal(ours.text)
+  b = numerals.literal(theirs.text)
   if a is not None and b is not None:
     # In another unit the decimals that were written say nothing about the precision.
     return _same_number((a[0] * ratio, a[1] if ratio == 1 else None), b, eps)
+  if numerals.figures(ours.text) or numerals.figures(theirs.text):
+    return ratio == 1 and _same_figures(ours.text, theirs.text)
   # Before the judge, for which "cat" would be the product c * a * t.
-  said = notation.words(ours.text)
-  wanted = notation.words(theirs.text)
+  said = wording.words(ours.text)
+  wanted = wording.words(theirs.text)
   if said is not None or wanted is not None:
-    return said == wanted and ratio == 1
+    # H_{2}O is H2O, which one of the two may have written as a formula.
+    a, b = (re.sub(r"[_{}\s]", "", wording.folded(value.text)) for value in (ours, theirs))
+    return ratio == 1 and (said == wanted or (None in (said, wanted) and a == b))
   left = ours.text
   right = theirs.text
-  if "=" in left or "=" in right:  # equations, as a whole
-    left = ours.whole
-    right = theirs.whole
+  if "=" in left + right:
+    equations = ours.whole.count("=") == theirs.whole.count("=") == 1
+    left, right = (v.whole if equations else _last_side(v.text) for v in (ours, theirs))
+    if not equations and "=" in left + right:
+      return False
   if ratio != 1:
     left = f"\\frac{{{ratio.numerator}}}{{{ratio.denominator}}} ({left})"
   if not harmless(left) or not harmless(right):
     return notation.compact(left) == notation.compact(right)
   return _judged(left, right)
+
+
+def _last_side(text: str) -> str:
+  """The 5 of "a + b = 5", "2 + 3 = 5", "S = ab/2 = 5"; the whole of other equations, such as
+  "x + 1 = 5" and "6 = 5", which do not give a value."""
+  *sides, last = text.split("=")
+  for i, side in enumerate(sides):
+    unknown = re.search(r"(?<![\\A-Za-z])[A-Za-z]", side)
+    given = i or not re.search(r"[0-9]|\A\s*-", side) if unknown else _equal_sides(side, last)
+    if not given:
+      return text
+  return last.strip()
+
+
+def _equal_sides(a: str, b: str) -> bool:
+  return harmless(a) and harmless(b) and "=" not in a + b and _judged(a, b)
+
+
+def _same_figures(ours: str, theirs: str) -> bool:
+  """Times, scores and ranges, by their numbers; a ratio may be written as a fraction."""
+  a, b = map(numerals.figures, (ours, theirs))
+  if a and b:
+    return a == b
+  c, d = map(numerals.quotient, (ours, theirs))
+  return c is not None and c == d
 
 
 def _same_number(
@@ -316,6 +355,7 @@ def _serve() -> None:
   import resource
   import signal
 
+  import latex2sympy2_extended
   import math_verify
   import sympy
 
@@ -326,10 +366,12 @@ def _serve() -> None:
   # What the libraries print must not stand among the verdicts.
   verdicts = sys.stdout
   sys.stdout = sys.stderr
+  # Units were taken off before: the library would take variables for some, and 3ab for 3.
+  config = latex2sympy2_extended.NormalizationConfig(malformed_operators=True, nits=True)
   # One formula, whole: nothing is searched for in a text.
   read = functools.partial(
     math_verify.parse,
-    extraction_config=[math_verify.LatexExtractionConfig()],
+    extraction_config=[math_verify.LatexExtractionConfig(normalization_config=config)],
     fallback_mode="no_fallback",
     extraction_mode="first_match",
     parsing_timeout=None,

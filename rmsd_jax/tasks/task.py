@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.tasks import answers, truths
+from rmsd_jax.tasks import answers, response, truths
 
 
 class Example(NamedTuple):
@@ -139,6 +139,8 @@ def _task(asked: _Asked, closed: bool, instruction: str, example: Example) -> Ta
 
 
 def _fault(answer: object, value: object, expected: str) -> str | None:
+  if isinstance(answer, str) and (tag := next((tag for tag in response.TAGS if tag in answer), "")):
+    return f"answer {brief(answer)} has the tag {tag}, which no reply can give inside its own"
   if several(answer):
     return (
       f"answer {brief(answer)} holds several truths in one string; give one as the answer and the "

@@ -1,7 +1,7 @@
 """Units of measure behind a number: which are the same, and by which factor they differ.
 
-Only what answers to questions about pictures and clips have; other words count as units of their
-own name ("12 apples").
+Only what answers to questions about pictures and clips have; other nouns in the plural count as
+units of their own name ("12 apples").
 """
 
 import re
@@ -43,23 +43,35 @@ _PREFIXED: Mapping[str, tuple[str, str, str, int]] = {
   "Hz": ("hertz", "1", "Hz", 1),
 }
 _PLAIN = """s sec second=1 s|ms millisecond=1/1000 s|min minute=60 s|h hr hour=3600 s|day=86400 s
-week=604800 s|month=1 month|year yr=1 year|in inch inches=0.0254 m|ft foot feet=0.3048 m
+week=604800 s|month=1/12 year|year yr=1 year|in inch inches=0.0254 m|ft foot feet=0.3048 m
 yd yard=0.9144 m|mi mile=1609.344 m|lb lbs=453.59237 g|oz ounce=28.349523125 g|t ton tonne=1000000 g
 deg degree ^\\circ °=1 degree|rad radian=1 radian|K kelvin=1 K|mph=0.44704 m/s|kph kmh=5/18 m/s
-$ \\$ dollar usd=1 dollar|€ euro eur=1 euro|£ gbp=1 pound|¥ yuan rmb yen=1 yuan|cent=1 cent
-unit=1 unit|fps=1 frame/s"""
+$ \\$ dollar usd=1 dollar|€ euro eur=1 euro|£ gbp=1 pound|¥ yuan rmb yen=1 yuan|cent=1/100 dollar
+unit=1 unit|px pixel=1 px|fps=1 frame/s"""
 _COUNTED = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}  # before a unit
 _SQUARED = {"squared": 2, "cubed": 3}  # behind one
 _TOKEN = re.compile(
   r"(?P<power>\^\s*\{?\s*[+-]?[0-9]\s*\}?)|(?P<over>/|\bper\b)"
   r"|(?P<name>\^\\circ|\\\$|[A-Za-z]+|[%°$€£¥])|(?P<gap>[\s.*]|\\cdot|\\times)"
 )
-# Words that join or doubt answers are no units: "12 or more" names no number.
-_NO_UNITS = frozenset(
-  """or and not no to is are was if but than then maybe perhaps about except unless wrong false
-  never none nor either neither between from until vs versus also times plus minus over because so
-  yes the i it answer option choose pick any all both other another correct right""".split()
+MULTIPLIERS = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6,
+               "billion": 10**9, "trillion": 10**12}  # fmt: skip
+# Words that say another number, or join, doubt, deny and compare answers, are in no unit: "12 or
+# more" names no number, and "5 halves" another one.
+NO_UNITS = frozenset(
+  """or and not no non to is are was has as if but than then maybe perhaps about except unless wrong
+  false incorrect untrue negative positive opposite never none nor either neither cannot without
+  between from until vs versus also times plus minus over because so yes the i it answer option
+  choose pick any all both other another others correct right more less fewer least most below under
+  above beyond exceeds equals
+  zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+  sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
+  first second third half halve quarter tenth score pair couple single double triple trio root
+  reciprocal inverse nil lakh crore gross myriad mil k m b bn""".split()
 )
+# Closed classes: plurals without an s, and what may stand for a noun ("12 in total").
+_PLURALS = frozenset("people men women children mice teeth geese sheep fish deer total".split())
+_PREPOSITIONS = ("per", "of", "in")
 
 
 def _fill() -> None:
@@ -78,6 +90,8 @@ def _fill() -> None:
       _KNOWN[name] = (Fraction(number), base, 1)
       if len(name) > 2:
         _KNOWN[name + "s"] = _KNOWN[name]
+  for symbol in ("m", "g"):  # often written so; Mm is another unit
+    _KNOWN[f"K{symbol}"] = _KNOWN[f"K{symbol.upper()}"] = _KNOWN[f"k{symbol}"]
   _KNOWN["cc"] = (Fraction(1, 10**6), "m", 3)
 
 
@@ -150,17 +164,37 @@ def _entry(name: str) -> tuple[Fraction, str, int] | None:
 
 
 def named(text: str) -> Unit | None:
-  """`known`, or a word or two that are no unit of the table as a unit of their own."""
+  """`known`, or up to three words around a noun in the plural as a unit of their own."""
   if unit := known(text):
     return unit
-  words = re.findall(r"[^\W\d_]+", text.casefold())
-  if not 1 <= len(words) <= 3 or len(text) > MAX_CHARS or _NO_UNITS & set(words):
+  words = re.findall(r"[a-z]+", text.casefold())
+  if not 1 <= len(words) <= 3 or len(text) > MAX_CHARS or re.sub(r"[A-Za-z\s-]", "", text):
     return None
-  if re.sub(r"[^\W\d_]+|[\s-]", "", text) or max(map(len, words)) < 3:
+  if any(map(_no_unit, words)) or not _is_plural(_head(words)):
     return None
   # "apples" and "apple" are one unit; short words keep their s (gas, bus).
   name = " ".join(word.removesuffix("s") if len(word) > 3 else word for word in words)
   return Unit(Fraction(1), ((_WORD + name, 1),))
+
+
+def _no_unit(word: str) -> bool:
+  bare = word.removesuffix("s")
+  # Twentieths, and millions in many languages: "milliards", "millones".
+  large = re.match(r"(?:[mbt]r?ill?i[oa]|millon|" + "|".join(MULTIPLIERS) + ")", word)
+  return bool({word, bare, word.removesuffix("es")} & NO_UNITS or large or word.endswith("ths"))
+
+
+def _head(words: list[str]) -> str:
+  """The noun of "students per class" and of "red apples"."""
+  place = next((i for i, word in enumerate(words) if i and word in _PREPOSITIONS), len(words))
+  return words[place - 1]
+
+
+def _is_plural(word: str) -> bool:
+  """A multiplier, a denial and most other words that change a number have no plural."""
+  if word in _PLURALS or word.endswith("men"):
+    return True
+  return len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is"))
 
 
 def alike(a: Unit, b: Unit) -> bool:

@@ -135,6 +135,9 @@ ANSWERS = {
 }
 
 
+MARKS = {"a mark of two": "\u0f73" * 60_000 + ")", "an accent": "a" + "\u0301" * 60_000}
+
+
 def right(name: str) -> str:
   return registry.spelled(registry.get(name).example.truth)
 
@@ -184,3 +187,17 @@ def test_what_is_no_answer_earns_the_outer_format_alone(name, answer):
 def test_the_right_answer_in_the_format_earns_all(name):
   terms, _ = graded(name, f"<think>x</think><answer>{right(name)}</answer>")
   assert terms == (1.0, 1.0, float(registry.get(name).closed))
+
+
+@pytest.mark.parametrize("reading", registry.READINGS)
+@pytest.mark.parametrize("marks", MARKS)
+def test_marks_upon_marks_cost_little(marks, reading):
+  """Unicode's normal forms sort them in quadratic time, and a long truth allows many."""
+  rules = Rules(reading=reading)
+  for task, truth in (("ocr", "STOP"), ("ocr", "STOP " * 4_000), ("math", "5"), ("numerical", 5)):
+    seconds = []
+    for _ in range(3):
+      began = time.perf_counter()
+      score = rules.score(task, f"<think>x</think><answer>{MARKS[marks]}</answer>", truth)
+      seconds.append(time.perf_counter() - began)
+    assert score.quality == 0 and min(seconds) < 2 * SECONDS

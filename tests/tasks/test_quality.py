@@ -236,7 +236,7 @@ def test_the_reading_is_part_of_the_version_and_older_scores_can_be_read():
   lenient = Rules(reading="lenient", eps_abs=1)
   scorer = quality.SCORER_VERSION
   assert lenient.version == f"{scorer} eps_abs=1 reading=lenient"
-  assert RULES.reads(scorer) and RULES.reads("6") and lenient.reads("6 eps_abs=1 reading=lenient")
+  assert RULES.reads(scorer) and RULES.reads("7") and lenient.reads("6 eps_abs=1 reading=lenient")
   assert not RULES.reads("0") and not RULES.reads(lenient.version) and not lenient.reads("6")
   reply = render("B") + "<|im_end|>\n"
   assert (RULES.trimmed(reply), lenient.trimmed(reply)) == (reply, render("B"))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmsd_jax.tasks import notation, symbolic
+from rmsd_jax.tasks import notation, numerals, symbolic, wording
 
 SAME = [
   ("Even", "even"),
@@ -261,6 +261,8 @@ def test_what_can_only_be_compared_as_text_is_known(truth):
 HOSTILE = ["1" + " a" * 99 + "=", "\\text{a}" * 22 + "=", "\\text{ }  " * 18 + "=", "x=3," * 49,
            "12 cm " * 33, "\u221a(" * 90, "\u00bd" * 100,
            "1,111" * 39, "3 or " * 39 + "3", "f(" * 90,
+           "5 million " * 20, "1-" * 100, "1,000-" * 33 + "1", "3x" * 100, "1 000 x " * 25,
+           "111 " * 49 + "x", "1,111 " * 33 + "x", "111 111-" * 24 + "x", "1 am" * 50,
            "\\boxed{" * 24, "\\pm" * 60, "a_{" * 60, "x:" * 90]  # fmt: skip
 
 
@@ -270,6 +272,6 @@ def test_taking_apart_costs_little(text):
   for _ in range(3):
     began = time.perf_counter()
     plain = notation.plain(text)
-    notation.words(plain), notation.taken_apart(plain)
+    wording.words(plain), notation.taken_apart(plain), numerals.figures(plain)
     seconds.append(time.perf_counter() - began)
   assert min(seconds) < 0.05
