@@ -173,7 +173,11 @@ def _method(c: ConfigDict) -> None:
   c.reward.dead_below = 1e-4  # a group whose rewards span less has no advantages [ours]
 
   c.reward.right_from = 0.5  # content score from which a rollout is right, for "gated" and AUCs
+  _policy(c)
+  _discriminator(c)
 
+
+def _policy(c: ConfigDict) -> None:
   c.policy = ConfigDict()
   # Normalised inside a group: the "total" reward; each term by itself, "separate"; or rules and
   # discriminator, the latter counting for right rollouts alone, "gated" [PRISM].
@@ -190,6 +194,8 @@ def _method(c: ConfigDict) -> None:
   c.policy.max_kl = 0.0  # nats per token, of a logged step, above which a run stops; 0: never
   c.policy.mask_cut_off = False  # rollouts cut off at T count neither in their group nor the loss
 
+
+def _discriminator(c: ConfigDict) -> None:
   c.discriminator = ConfigDict()
   c.discriminator.optim = _optim(learning_rate=1e-6, schedule="constant", clip_norm=0.2)
   c.discriminator.zero_head = False  # its head begins at 0, not drawn [ours]

@@ -37,8 +37,7 @@ from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.rollouts import generate, grading, looks
 from rmsd_jax.rollouts.generate import Samples
 from rmsd_jax.tasks import Rules
-from rmsd_jax.train_sft import imitate_step
-from rmsd_jax.training import optim, pieces, probe
+from rmsd_jax.training import imitation, optim, pieces, probe
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Limit, Loop
 
@@ -78,7 +77,7 @@ def make_steps(config, mesh) -> Steps:
     reward=jit(reward_step(config)),
     improve=jit(improve_step(config, model), donate_argnums=1, keep_unused=True),
     policy=jit(policy_step(mesh, optims), donate_argnums=0),
-    imitate=jit(imitate_step(config, model), donate_argnums=1, keep_unused=True),
+    imitate=jit(imitation.imitate_step(config, model), donate_argnums=1, keep_unused=True),
     probe=jit(probe.probe_step(config, model)),
     model=model,
   )
@@ -166,25 +165,16 @@ def discriminator_step(config, mesh, optims):
     state["running"] = running | {"accuracy": accuracy}
 
     # 2. Figures.
-    metrics |= health | {
-      "learns": learn.astype(jnp.float32),
-      "accuracy_running": accuracy,
-      "pairs": jnp.mean(pairs.paired_BN),
-      "identical": masked.mean(~pairs.differs_BN, pairs.paired_BN),
-      "score_student": masked.mean(score_BN, samples.finished_BR),
-      "score_teacher": masked.mean(teacher_BN, pairs.paired_BN),
-    }
-    margin_BN = jnp.where(pairs.differs_BN, teacher_BN - score_BN, jnp.nan)
-    metrics |= {f"margin_q{q}": jnp.nanquantile(margin_BN, q / 100) for q in (10, 50, 90)}
+    metrics |= health | {"learns": learn.astype(jnp.float32), "accuracy_running": accuracy}
     metrics = {f"discriminator/{k}": v for k, v in metrics.items()}
+    metrics |= shortcuts.of_scored_pairs(score_BN, teacher_BN, samples.finished_BR, pairs, names)
     metrics |= shortcuts.of_pairs(
       samples.responses_BRT,
       samples.length_BR,
       *matching.matched(teachers, pairs.match_BN),
-      margin_BN,
+      teacher_BN - score_BN,
       pairs.differs_BN,
     )
-    metrics |= shortcuts.by_task(pairs, teacher_BN > score_BN, pairs.differs_BN, names)
     return state_lib.pinned(mesh, state), score_BN, metrics
 
   return discriminator
@@ -224,16 +214,7 @@ def reward_step(config):
 def improve_step(config, model):
   """(state, grads, rows, groups, visual, batch) -> (grads, figures): the gradient of a piece."""
   c = config.policy
-
-  def logps(params, rows: Rows, groups: PromptGroups, visual, **options):
-    hidden_XSD = model.hidden(params, rows, model.encoded(params, groups, visual))
-    # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
-    hidden_XWD = losses.predictors(hidden_XSD, rows)
-    temperature = config.rollouts.temperature
-    table_VD = model.unembedding(params)
-    return losses.token_logps(
-      hidden_XWD, table_VD, rows.targets_XW, temperature, config.logit_chunk, **options
-    )
+  logps = losses.logps_of(model, config.rollouts.temperature, config.logit_chunk)
 
   def loss_fn(student, state, rows: Rows, groups: PromptGroups, visual, batch: PolicyBatch):
     mask_XW = rows.mask_XW & rows.of_responses(batch.counts_BN)
@@ -382,15 +363,7 @@ def update_discriminator(
 
 
 def update_policy(
-  steps: Steps,
-  state,
-  rows: list[Rows],
-  groups,
-  samples: Samples,
-  visual,
-  score_BN,
-  terms: RuleTerms,
-  pairs: Pairs,
+  steps: Steps, state, rows: list[Rows], groups, samples: Samples, visual, score_BN, terms, pairs
 ):
   """(state, metrics) from the pieces of the batch."""
   batch, spread, rewards = steps.reward(state["running"], score_BN, samples, terms, pairs)

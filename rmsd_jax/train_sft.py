@@ -5,7 +5,7 @@
     L_SFT = -log pi_S(T_target | V, Q)  over response tokens      (R-MSD, arXiv 2603.11423)
 
 The same command on the same folder resumes at the last checkpoint.
-From here to the loss: this file, method/matching.py, method/losses.py.
+From here to the loss: this file, training/imitation.py, method/matching.py, method/losses.py.
 Axes: B prompts, K teacher responses, R = 1 target, X packed rows of S places, W of them for
 responses, D width.
 """
@@ -17,14 +17,13 @@ from typing import NamedTuple, NoReturn
 import jax
 
 from rmsd_jax import cli
-from rmsd_jax.core import named, sharding
+from rmsd_jax.core import sharding
 from rmsd_jax.core.groups import PromptGroups
-from rmsd_jax.core.packed import Rows
-from rmsd_jax.method import losses, matching
+from rmsd_jax.method import matching
 from rmsd_jax.models import hf
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.rollouts import looks
-from rmsd_jax.training import optim, pieces
+from rmsd_jax.training import imitation, optim, pieces
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.loop import Loop
 
@@ -64,30 +63,10 @@ def make_steps(config, mesh) -> Steps:
     encode=jit(encode),
     nothing=jit(lambda weights: state_lib.pinned(mesh, optim.nothing(weights))),
     # keep_unused: the moments stay in memory meanwhile, so rmsd_jax.compile must count them.
-    imitate=jit(imitate_step(config, model), donate_argnums=1, keep_unused=True),
+    imitate=jit(imitation.imitate_step(config, model), donate_argnums=1, keep_unused=True),
     train=jit(train, donate_argnums=0),
     model=model,
   )
-
-
-def imitate_step(config, model):
-  """(state, grads, rows, groups, visual) -> (grads, figures): the gradient of a piece."""
-
-  def loss_fn(student, frozen, rows: Rows, groups: PromptGroups, visual):
-    params = named.join(frozen, student)
-    hidden_XSD = model.hidden(params, rows, model.encoded(params, groups, visual))
-    # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
-    hidden_XWD = losses.predictors(hidden_XSD, rows)
-    logp_XW = losses.token_logps(
-      hidden_XWD, model.unembedding(params), rows.targets_XW, 1.0, config.logit_chunk
-    )
-    loss, tokens = losses.sft(logp_XW, rows.mask_XW)
-    return loss, optim.Figures(tokens, {"loss": loss})
-
-  def imitate(state, grads, rows: Rows, groups: PromptGroups, visual):
-    return optim.add(loss_fn, state["student"], grads, state["frozen"], rows, groups, visual)
-
-  return imitate
 
 
 def train_step(config, mesh, steps: Steps, state, groups: PromptGroups):

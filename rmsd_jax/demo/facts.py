@@ -130,16 +130,16 @@ def scores_of(evaluation: Mapping[str, Any], seed: int) -> dict[tuple[str, str],
   return found
 
 
-def interval(scores: Mapping[str, tuple]) -> dict[str, float]:
+def mean_of(scores: Mapping[str, tuple]) -> dict[str, float]:
   """Mean with its 95 % bootstrap interval over clips."""
   values, clips = zip(*scores.values(), strict=True)
   return intervals.mean_interval(list(values), list(clips))
 
 
-def difference(first: Mapping[str, tuple], second: Mapping[str, tuple]) -> dict[str, float]:
+def paired(first: Mapping[str, tuple], second: Mapping[str, tuple]) -> dict[str, float]:
   """Of two runs, paired by prompt."""
   shared = [key for key in first if key in second]
-  return interval({key: (first[key][0] - second[key][0], first[key][1]) for key in shared})
+  return mean_of({key: (first[key][0] - second[key][0], first[key][1]) for key in shared})
 
 
 def study(workdir: pathlib.Path, seed: int) -> dict[str, Any]:
@@ -153,10 +153,10 @@ def study(workdir: pathlib.Path, seed: int) -> dict[str, Any]:
   if not scores:
     raise UserError(f"{workdir} holds no evaluated run of a demo; give the folder of a demo")
   name = lambda key: " ".join(key)
-  runs = {run: {name(key): interval(x) for key, x in of.items()} for run, of in scores.items()}
+  runs = {run: {name(key): mean_of(x) for key, x in of.items()} for run, of in scores.items()}
   differences = {
     f"{a} - {b}": {
-      name(key): difference(scores[a][key], scores[b][key]) for key in scores[a] if key in scores[b]
+      name(key): paired(scores[a][key], scores[b][key]) for key in scores[a] if key in scores[b]
     }
     for a, b in PAIRS
     if a in scores and b in scores

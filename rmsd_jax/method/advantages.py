@@ -8,7 +8,7 @@ Axes: B prompts, R or N rollouts of a prompt.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -52,61 +52,43 @@ def from_rewards(
   kl_of_dead: bool,
   mask_cut_off: bool,
 ) -> tuple[Advantages, dict, dict]:
-  """Discriminator scores and rule terms -> advantages.
+  """Discriminator scores and rule terms -> (advantages, the new spread, metrics).
 
   Args:
     score_BN: the discriminator's logits, see also `bounded`.
     finished_BN: bool, rollouts that came to their end-of-turn token.
     spread: running spread of each task's rewards, by task name, see `new_spread`.
     weights: alpha, beta, eta, delta by the names in TERMS.
-    score, gate, scale: see `score_term`, `composite`, `scales`.
-    form, right_from: see `parts_of`.
-    format_penalty: if any, a rollout whose outer format is wrong has minus this as its advantage,
-      whatever its group earns (PRISM).
+    score, gate, scale, form, right_from: see `score_term`, `composite`, `scales`, `parts_of`.
+    format_penalty: if any, minus this is the advantage of a wrong outer format (PRISM).
     dead_below: groups whose rewards span less are dead; of each part, where there are several.
     scale_decay: of the running spread, per step.
     kl_of_dead: dead groups keep their KL term, in a step with a group that is not dead. Without
-      one the step is to leave the student as it is: the KL's gradient is rounding noise where the
-      student is the reference, and Adam turns noise into whole steps.
+      one the step is to leave the student as it is: Adam turns the KL's rounding into whole steps.
     mask_cut_off: rollouts that were cut off count neither in their group nor in the loss.
-
-  Returns:
-    advantages, the new spread, metrics.
   """
   counts_BN = finished_BN | (not mask_cut_off)
   # 1. The reward: weighted terms.
   rewards = {"discriminator": score_term(score_BN, finished_BN, score), **terms.by_name()}
   weighted = composite(rewards, weights, pairs.closed_B, gate)
   total_BN = sum(weighted.values(), jnp.zeros(()))
-  # 2. The scale. The running spread takes this step in before it divides this step's rewards, so
-  # that the first step of a task has a spread.
+  # 2. The scale: a spread that holds this step, too, so that the first step of a task has one.
   names = list(spread["weight"])
+  lives_B = alive(total_BN, counts_BN, dead_below)
   followed = follow_spread(
-    _stacked(spread),
-    total_BN,
-    counts_BN,
-    alive(total_BN, counts_BN, dead_below),
-    pairs.task_B,
-    scale_decay,
+    _stacked(spread), total_BN, counts_BN, lives_B, pairs.task_B, scale_decay
   )
   # 3. Advantages inside the group: of the reward, or of its parts and added up.
-  advantage_BN = jnp.zeros_like(total_BN)
-  alive_B = jnp.zeros(len(total_BN), bool)
-  for part in parts_of(form, rewards, weighted, weights, pairs.closed_B, right_from):
-    lives_B = alive(part.reward_BN, counts_BN, dead_below)
-    scale_B = scales(scale, part.reward_BN, counts_BN, followed, pairs.task_B)
-    gained_BN = group_advantages(part.reward_BN, counts_BN, lives_B, scale_B)
-    advantage_BN += part.weight * jnp.where(part.pays_BN, gained_BN, 0.0)
-    alive_B |= lives_B
-  if format_penalty:
-    wrong_BN = counts_BN & (terms.outer_BN != 1)
-    advantage_BN = jnp.where(wrong_BN, -format_penalty, advantage_BN)
-    alive_B |= wrong_BN.any(-1)
+  parts = parts_of(form, rewards, weighted, weights, pairs.closed_B, right_from)
+  scaled = lambda x_BN: scales(scale, x_BN, counts_BN, followed, pairs.task_B)
+  advantage_BN, alive_B = added_up(parts, counts_BN, dead_below, scaled)
+  wrong_BN = counts_BN & (terms.outer_BN != 1) & (format_penalty > 0)
+  advantage_BN = jnp.where(wrong_BN, -format_penalty, advantage_BN)
+  alive_B |= wrong_BN.any(-1)
   keep_kl_B = alive_B | (kl_of_dead & jnp.any(alive_B))
   keep_kl_BN = jnp.broadcast_to(keep_kl_B[:, None], advantage_BN.shape)
   metrics = reward_metrics(weighted, counts_BN)
-  metrics |= shares_by_task(weighted["discriminator"], total_BN, counts_BN, pairs.task_B, names)
-  metrics |= {
+  metrics |= shares_by_task(weighted["discriminator"], total_BN, counts_BN, pairs.task_B, names) | {
     "reward/dead_groups": 1 - jnp.mean(alive_B),
     "policy/tied_share": tied_share(advantage_BN, terms.content_BN, counts_BN, pairs.closed_B),
   }
@@ -199,6 +181,24 @@ def parts_of(
     score_BN = terms["discriminator"].astype(jnp.float32)
     return [Part(1.0, rules_BN, True), Part(weights["discriminator"], score_BN, right_BN)]
   return [Part(1.0, sum(weighted.values()), True)]
+
+
+def added_up(
+  parts: Sequence[Part], counts_BN, dead_below: float, scaled: Callable
+) -> tuple[jax.Array, jax.Array]:
+  """The weighted sum of the parts' advantages, fp32 [B, N], and whether a part is alive, bool [B].
+
+  Args:
+    scaled: rewards [B, N] -> what their advantages are divided by [B], see `scales`.
+  """
+  advantage_BN = jnp.zeros(counts_BN.shape)
+  alive_B = jnp.zeros(len(counts_BN), bool)
+  for part in parts:
+    lives_B = alive(part.reward_BN, counts_BN, dead_below)
+    gained_BN = group_advantages(part.reward_BN, counts_BN, lives_B, scaled(part.reward_BN))
+    advantage_BN += part.weight * jnp.where(part.pays_BN, gained_BN, 0.0)
+    alive_B |= lives_B
+  return advantage_BN, alive_B
 
 
 def new_spread(tasks: Sequence[str]) -> dict:

@@ -8,14 +8,17 @@ vocabulary, Z shards of the prompts, M tokens of a chunk on a shard.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as Spec
 
 from rmsd_jax.core import masked, sharding
+from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.core.packed import Rows
 from rmsd_jax.models import layers
+from rmsd_jax.models.student import Qwen3VL
 
 
 def predictors(hidden_XSD, rows: Rows):
@@ -25,6 +28,23 @@ def predictors(hidden_XSD, rows: Rows):
   predicted from        last of prompt  response 0   response 1
   """
   return jnp.take_along_axis(hidden_XSD, rows.from_XW[..., None], 1)
+
+
+def logps_of(model: Qwen3VL, temperature: float, chunk: int) -> Callable:
+  """(params, rows, groups, visual, **options) -> log-probs of the response tokens, fp32 [X, W].
+
+  Args:
+    temperature, chunk, options: see `token_logps`.
+  """
+
+  def logps(params, rows: Rows, groups: PromptGroups, visual, **options):
+    hidden_XSD = model.hidden(params, rows, model.encoded(params, groups, visual))
+    # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
+    hidden_XWD = predictors(hidden_XSD, rows)
+    table_VD = model.unembedding(params)
+    return token_logps(hidden_XWD, table_VD, rows.targets_XW, temperature, chunk, **options)
+
+  return logps
 
 
 def token_logps(

@@ -153,6 +153,25 @@ def of_scores(
   }
 
 
+def of_scored_pairs(score_BN, teacher_BN, finished_BN, pairs: Pairs, names: Sequence[str]) -> dict:
+  """How far the discriminator tells the pairs of a step apart: {"discriminator/NAME"}, and by task.
+
+  Args:
+    score_BN, teacher_BN: logits of the rollouts and of the teacher responses they are paired with.
+    names: of the tasks, in the order of `pairs.task_B`.
+  """
+  paired_BN, differs_BN = jnp.asarray(pairs.paired_BN), jnp.asarray(pairs.differs_BN)
+  margin_BN = jnp.where(differs_BN, teacher_BN - score_BN, jnp.nan)
+  figures = {
+    "pairs": jnp.mean(paired_BN),
+    "identical": masked.mean(~differs_BN, paired_BN),
+    "score_student": masked.mean(score_BN, finished_BN),
+    "score_teacher": masked.mean(teacher_BN, paired_BN),
+  } | {f"margin_q{q}": jnp.nanquantile(margin_BN, q / 100) for q in (10, 50, 90)}
+  figures = {f"discriminator/{name}": value for name, value in figures.items()}
+  return figures | by_task(pairs, teacher_BN > score_BN, differs_BN, names)
+
+
 def by_task(pairs: Pairs, right_BN, pair_BN, names: Sequence[str]) -> dict:
   """By task: the discriminator's accuracy, teacher responses that survive per prompt, the share of
   rollouts in an effective pair (one whose two responses differ) and their mean weight, 0 without.

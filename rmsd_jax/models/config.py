@@ -127,18 +127,7 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
   theta = rope.get("rope_theta", text.get("rope_theta"))
   tied = raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
   # 2. Whatever is wrong with them, collected for one message.
-  faults = [
-    f"{part}.{key} = {fields[key]!r} is not supported, only {value!r}"
-    for (part, fixed), fields in zip(_FIXED.items(), (text, vision), strict=True)
-    for key, value in fixed.items()
-    if fields.get(key, value) not in (value, None)
-  ]
-  needed = [("text_config", text, key) for key in _TEXT_FIELDS.values()]
-  needed += [("vision_config", vision, key) for key in _VISION_FIELDS.values()]
-  needed += [("vision_config", vision, "num_position_embeddings")]
-  needed += [("vision_config", vision, "deepstack_visual_indexes")]
-  faults += [f"{part}.{key} is missing" for part, fields, key in needed if key not in fields]
-  faults += _quantised(raw, text, vision)
+  faults = _unsupported(text, vision) + _quantised(raw, text, vision)
   if theta is None:
     faults.append("text_config has no rope_theta")
   faults += _numbers(text | ({} if theta is None else {"rope_theta": theta}), vision, rope)
@@ -170,6 +159,21 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
   if faults := _contradictions(config, vision["num_position_embeddings"]):
     raise UserError(f"{path}: {'; '.join(faults)}")
   return config
+
+
+def _unsupported(text: dict, vision: dict) -> list[str]:
+  """Fields that are missing, or have values that this port does not support."""
+  faults = [
+    f"{part}.{key} = {fields[key]!r} is not supported, only {value!r}"
+    for (part, fixed), fields in zip(_FIXED.items(), (text, vision), strict=True)
+    for key, value in fixed.items()
+    if fields.get(key, value) not in (value, None)
+  ]
+  needed = [("text_config", text, key) for key in _TEXT_FIELDS.values()]
+  needed += [("vision_config", vision, key) for key in _VISION_FIELDS.values()]
+  needed += [("vision_config", vision, "num_position_embeddings")]
+  needed += [("vision_config", vision, "deepstack_visual_indexes")]
+  return faults + [f"{part}.{key} is missing" for part, fields, key in needed if key not in fields]
 
 
 def _object(path: pathlib.Path, fields: dict, name: str) -> dict:

@@ -21,6 +21,15 @@ from rmsd_jax.training import old_runs, stored, trackers
 
 FILE = "metrics.jsonl"
 _RESERVED = ("step", "time")
+# Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
+MAY_BE_EMPTY = (
+  "discriminator/accuracy/",
+  "discriminator/auc",
+  "pairs/",
+  "probe/",
+  "reward/discriminator/variance_share/",
+  "rollout/quality",
+)
 FLUSH_SECONDS = 30  # between two flushes of TensorBoard's events
 
 

@@ -53,18 +53,6 @@ LEAST = {
 DRAWS = ("stage", "seed")
 SHARE_OF = 200  # prompts whose responses are looked at before a run begins
 FEW_TEACH = 0.1  # share of prompts that teach, below which the run says so
-# Metrics of parts of a step, e.g. of one task: NaN where the step has no such part.
-MAY_BE_EMPTY = (
-  "discriminator/accuracy/",
-  "discriminator/auc",
-  "pairs/",
-  "probe/",
-  "reward/discriminator/variance_share/",
-  "rollout/quality",
-)
-
-
-LOOKED_AT = "held_out/"  # metrics of held-out looks begin so
 
 
 class Limit(NamedTuple):
@@ -120,12 +108,7 @@ class Loop:
     check_least(config, LEAST)
     self._held_out = None  # the pool of held-out looks
     self._apart(config)
-    if self._held_out is None and config.best_metric.removeprefix("-").startswith(LOOKED_AT):
-      raise UserError(
-        f"best_metric={config.best_metric}: this run looks at no held-out prompts; give "
-        "evaluate.every, or a metric of the log"
-      )
-    self._best = config.best_metric or (stopping.SCORE if self._held_out is not None else "")
+    self._best = stopping.best_metric(config.best_metric, looks=self._held_out is not None)
     self._checkpoints = Checkpoints(workdir, config.keep, self._best or None)
     kept = {"write": first, "begun": self._checkpoints.latest() is not None}
     self._config = config = as_begun(workdir, config, kept["begun"])
@@ -331,7 +314,7 @@ class Loop:
     Args:
       step: the step just done, from 0.
       metrics: scalars; device values are waited for only when they are logged. Those in
-        MAY_BE_EMPTY are left out where they are NaN.
+        log.MAY_BE_EMPTY are left out where they are NaN.
       note: name of the metric that the progress bar shows.
       replies: stage 2, texts of this process's rollouts.
 
@@ -343,7 +326,7 @@ class Loop:
     config = self._config
     done = step + 1
     if self._stage == 1 and step == self.begin:
-      self._check_best(metrics)  # stage 2 has other metrics once the warm-up is over
+      stopping.check_best(self._best, looks=True, metrics=metrics)  # stage 2's change
     self._profiler.after(step, metrics)
     if self._batch is not None and self._shown.due(done):
       self._writer.text(done, "rollouts", self._shown.add(done, self._batch, self._pool, replies))
@@ -354,7 +337,7 @@ class Loop:
       metrics = {
         name: value
         for name, value in jax.device_get(dict(metrics)).items()
-        if not (name.startswith(MAY_BE_EMPTY) and np.isnan(value))
+        if not (name.startswith(log.MAY_BE_EMPTY) and np.isnan(value))
       }
       if looks:
         metrics |= self._look(state_lib.weights(state))
@@ -376,14 +359,6 @@ class Loop:
       kind = Interrupted if self._ends == signal.SIGINT else Terminated
       by = "Ctrl-C" if self._ends == signal.SIGINT else "SIGTERM"
       raise kind(f"ended by {by}: step {done} is saved; the same command goes on from it")
-
-  def _check_best(self, metrics: Mapping) -> None:
-    """Whether the steps of this run have the metric that the best is chosen by."""
-    name = self._best.removeprefix("-")
-    if name and not name.startswith(LOOKED_AT) and name not in metrics:
-      raise UserError(
-        f"best_metric={self._best}: no step has {name!r}; give one of {', '.join(sorted(metrics))}"
-      )
 
   def _warn(self, metrics: Mapping) -> None:
     """Says what is wrong with the rollouts, when it begins to be."""

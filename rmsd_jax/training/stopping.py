@@ -7,8 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from rmsd_jax.core.errors import UserError
+
 SCORE = "held_out/sampled/quality"  # what the rules, and the best checkpoint, follow
 REWARD = "reward/mean"
+LOOKED_AT = "held_out/"  # metrics of held-out looks begin so
 READ = (SCORE, "held_out/sampled/low", REWARD)  # of a line
 
 
@@ -96,3 +99,34 @@ def hacked(looks: Sequence[Seen]) -> str:
     f"config.reward, and take --checkpoint=best, step {best.step}; "
     "evaluate.stop_hacking=False goes on all the same"
   )
+
+
+def best_metric(metric: str, looks: bool) -> str:
+  """What the best checkpoint follows: `config.best_metric`, else held-out looks, else "": nothing.
+
+  Raises:
+    UserError: see `check_best`.
+  """
+  check_best(metric, looks)
+  return metric or (SCORE if looks else "")
+
+
+def check_best(metric: str, looks: bool, metrics: Mapping | None = None) -> None:
+  """Raises UserError for a `best_metric` that no step of the run will have, where that is known.
+
+  Args:
+    metric: with or without a minus before it; "": none.
+    looks: the run looks at held-out prompts.
+    metrics: of a step; None: there has been none yet.
+  """
+  name = metric.removeprefix("-")
+  if name.startswith(LOOKED_AT):
+    if not looks:
+      raise UserError(
+        f"best_metric={metric}: this run looks at no held-out prompts; give evaluate.every, or a "
+        "metric of the log"
+      )
+  elif name and metrics is not None and name not in metrics:
+    raise UserError(
+      f"best_metric={metric}: no step has {name!r}; give one of {', '.join(sorted(metrics))}"
+    )

@@ -10,10 +10,11 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "rmsd_jax"
-LOG_PROBS = ("predictors", "token_logps", "_token_logps", "_logps_forward")
+LOG_PROBS = ("logps_of", "predictors", "token_logps", "_token_logps", "_logps_forward")
 PATHS = {
   "train_sft": {
     "train_sft.py": ("main", "train_step", "make_steps"),
+    "training/imitation.py": ("imitate_step",),
     "training/optim.py": ("over", "add"),
     "method/losses.py": (*LOG_PROBS, "sft"),
   },
