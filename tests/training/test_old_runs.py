@@ -19,7 +19,7 @@ import tiny_run
 from rmsd_jax import evaluate, train_rl, train_sft
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import guard, log, loop, old_runs, timing
+from rmsd_jax.training import guard, log, old_runs, timing
 from rmsd_jax.training import state as state_lib
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "old_run.tar.xz"
@@ -61,7 +61,7 @@ def test_an_old_run_resumes_with_the_numbers_it_would_have_had(old, stage, modul
       # Its rollouts draw by the row of the pool now: the numbers are others, and some step may have
       # no pair of a kind. All other figures are there, under today's names.
       lacking = wanted.keys() ^ (named(got[line["step"]]))
-      assert all(name.startswith(loop.MAY_BE_EMPTY) for name in lacking), lacking
+      assert all(name.startswith(log.MAY_BE_EMPTY) for name in lacking), lacking
       continue
     assert named(got[line["step"]]) == wanted.keys()
     for name, value in wanted.items():
