@@ -93,7 +93,7 @@ def _of_line(line: Mapping[str, Any]) -> list[dict[str, Any]]:
   answer = line["answer"] if isinstance(line["answer"], str) else json.dumps(line["answer"])
   prompt = {
     "step": int(line["step"]),
-    "row": int(line["row"]),
+    "row": int(line.get("row", -1)),
     "task": plain(str(line["task"])),
     "id": plain(str(line["id"])),
     "clip": plain(str(line["clip"])),
@@ -195,14 +195,17 @@ def films(page: Page, runs: Sequence[Run], shown: Sequence[dict[str, Any]]) -> l
 
 
 def _pool_of(page: Page, run: Run) -> store.Pool | None:
-  """The split of the pool that a run was trained on; None if it is not there."""
-  try:
+  """The split of the pool that a run was trained on: beside the page's folder, or where the run's
+  config has it; None if it is not there."""
+  data = {"pool": "", "split": "train"}
+  if (run.folder / guard.CONFIG_FILE).is_file():
     data = guard.read_config(str(run.folder))["data"]
-    return store.open_pool(data["pool"], data["split"])
+  beside = page.folder.parent / "pool"
+  folder = beside if (beside / "metadata.json").is_file() else data["pool"]
+  try:
+    return store.open_pool(str(folder), data["split"])
   except UserError as error:
-    page.lacks(
-      "samples", f"Frames of {run.name}'s prompts, since its pool cannot be read: {error}."
-    )
+    page.lacks("samples", f"Frames of {run.name}'s prompts, since its pool cannot be read: {error}.")
     return None
 
 
