@@ -205,7 +205,8 @@ def _pool_of(page: Page, run: Run) -> store.Pool | None:
   try:
     return store.open_pool(str(folder), data["split"])
   except UserError as error:
-    page.lacks("samples", f"Frames of {run.name}'s prompts, since its pool cannot be read: {error}.")
+    why = f"its pool cannot be read: {error}"
+    page.lacks("samples", f"Frames of {run.name}'s prompts, since {why}.")
     return None
 
 
