@@ -301,18 +301,23 @@ def reward_metrics(weighted: dict, mask_BR: jax.Array) -> dict:
   The share of a term is cov(term, reward) / var(reward), pooled over groups; shares sum to 1.
   """
   reward_BR = sum(weighted.values())
-  centred = lambda x: x - masked.mean(x, mask_BR, -1, keepdims=True)
-  variance = masked.total(centred(reward_BR) ** 2, mask_BR)
   metrics = {
     "reward/mean": masked.mean(reward_BR, mask_BR),
     "reward/std_in_group": jnp.mean(masked.std(reward_BR, mask_BR, -1)),
   }
   for name, term_BR in weighted.items():
-    covariance = masked.total(centred(term_BR) * centred(reward_BR), mask_BR)
     metrics[f"reward/{name}/mean"] = masked.mean(term_BR, mask_BR)
     metrics[f"reward/{name}/std_in_group"] = jnp.mean(masked.std(term_BR, mask_BR, -1))
-    metrics[f"reward/{name}/variance_share"] = covariance / jnp.maximum(variance, 1e-12)
+    metrics[f"reward/{name}/variance_share"], _ = share_of(term_BR, reward_BR, mask_BR)
   return metrics
+
+
+def share_of(term_BR, reward_BR, mask_BR) -> tuple[jax.Array, jax.Array]:
+  """cov(term, reward) / var(reward) inside groups, and the summed squares that var is of."""
+  centred = lambda x: x - masked.mean(x, mask_BR, -1, keepdims=True)
+  covariance = masked.total(centred(term_BR) * centred(reward_BR), mask_BR)
+  squares = masked.total(centred(reward_BR) ** 2, mask_BR)
+  return covariance / jnp.maximum(squares, 1e-12), squares
 
 
 def shares_by_task(
@@ -320,14 +325,9 @@ def shares_by_task(
 ) -> dict:
   """The discriminator's share of the reward's variance inside the groups of each task, as in
   `reward_metrics`; NaN for a task whose rewards do not vary."""
-  centred = lambda x: x - masked.mean(x, mask_BR, -1, keepdims=True)
-  reward_BR = centred(reward_BR)
   metrics = {}
   for i, task in enumerate(tasks):
-    of_task_BR = mask_BR & (task_B == i)[:, None]
-    variance = masked.total(reward_BR**2, of_task_BR)
-    share = masked.total(centred(term_BR) * reward_BR, of_task_BR) / jnp.maximum(variance, 1e-12)
-    metrics[f"reward/discriminator/variance_share/{task}"] = jnp.where(
-      variance > 1e-12, share, jnp.nan
-    )
+    share, squares = share_of(term_BR, reward_BR, mask_BR & (task_B == i)[:, None])
+    name = f"reward/discriminator/variance_share/{task}"
+    metrics[name] = jnp.where(squares > 1e-12, share, jnp.nan)
   return metrics

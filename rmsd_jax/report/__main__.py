@@ -24,7 +24,7 @@ from rmsd_jax.data import rows, store
 from rmsd_jax.data.prompts import Layout
 from rmsd_jax.report import browser, curves, findings, plots, score_cards, teacher_page
 from rmsd_jax.report.findings import NAMES, WAYS, Run, scores
-from rmsd_jax.report.page import Page, plain, render
+from rmsd_jax.report.page import Page, plain, render, spread
 from rmsd_jax.tasks import Rules
 from rmsd_jax.teacher import variance
 from rmsd_jax.teacher.scores import of_pool
@@ -103,14 +103,13 @@ def learning(page: Page, runs: Sequence[Run]) -> None:
 
 def open_split(page: Page, runs: Sequence[Run], section: str, split: str) -> store.Pool | None:
   """The pool beside the page's folder, else the one that the evaluations name; None if neither."""
-  named = [pathlib.Path(run.evaluation["pool"]) for run in runs if run.evaluation]
-  folders = [page.folder.parent / "pool", *named]
-  built = [folder for folder in folders if (folder / "metadata.json").is_file()]
-  if not built:
-    page.lacks(section, f"No pool: looked for {folders[0]} and the pools the evaluations used.")
+  built = page.pool(run.evaluation["pool"] for run in runs if run.evaluation)
+  if built is None:
+    beside = page.folder.parent / "pool"
+    page.lacks(section, f"No pool: looked for {beside} and the pools the evaluations used.")
     return None
   try:
-    return store.open_pool(built[0], split)
+    return store.open_pool(built, split)
   except UserError as error:
     page.lacks(section, f"The pool cannot be read: {error}.")
     return None
@@ -229,8 +228,7 @@ def _from_pool(page: Page, name: str, row: rows.Row, layout: Layout) -> dict[str
   if not row.pictures:
     return {"teachers": teachers}
   pictures = rows.unpack(row)
-  # Evenly spread and without repeats, where a clip has fewer frame pairs than columns.
-  kept = np.unique(np.linspace(0, len(pictures) - 1, MAX_COLUMNS).round().astype(int))
+  kept = spread(len(pictures), MAX_COLUMNS)
   columns = [
     np.split(pictures[f], len(pictures[f]) // (layout.patch * int(row.grid_F2[f][0]))) for f in kept
   ]

@@ -4,7 +4,6 @@ An entry is one rollout beside the teacher's reply that it was matched with. The
 sorts entries itself; which of many are in it is decided here, so that it stays of a readable size.
 """
 
-import base64
 import io
 import json
 import math
@@ -20,7 +19,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import complete_lines
 from rmsd_jax.data import rows, store
 from rmsd_jax.report.findings import Run
-from rmsd_jax.report.page import Page, plain
+from rmsd_jax.report.page import Page, data_uri, plain, spread
 from rmsd_jax.training import guard, showing
 
 MAX_ENTRIES = 240  # of the page
@@ -154,8 +153,7 @@ def thinned(shown: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
   of a step with too many those with the largest D and the highest and lowest rewards."""
   steps = sorted({one["step"] for one in shown})
   if len(steps) > MAX_STEPS:
-    places = np.linspace(0, len(steps) - 1, MAX_STEPS).round().astype(int)
-    steps = [steps[place] for place in places]
+    steps = [steps[place] for place in spread(len(steps), MAX_STEPS)]
   kept: list[dict[str, Any]] = []
   for step in steps:
     of_step = [one for one in shown if one["step"] == step]
@@ -178,8 +176,7 @@ def films(page: Page, runs: Sequence[Run], shown: Sequence[dict[str, Any]]) -> l
   """The frames of the prompts that are shown, each once: {"uri", "width", "height"}, and in each
   entry under "film" the place of its own; -1 where there are none.
 
-  The pool is the one that the run's config names; without it, or with another one there, the page
-  says that frames are missing.
+  Without the run's pool the page says that frames are missing; another pool's rows have none.
   """
   made: list[dict[str, Any]] = []
   places: dict[tuple[str, int, str], int] = {}
@@ -200,10 +197,8 @@ def _pool_of(page: Page, run: Run) -> store.Pool | None:
   data = {"pool": "", "split": "train"}
   if (run.folder / guard.CONFIG_FILE).is_file():
     data = guard.read_config(str(run.folder))["data"]
-  beside = page.folder.parent / "pool"
-  folder = beside if (beside / "metadata.json").is_file() else data["pool"]
   try:
-    return store.open_pool(str(folder), data["split"])
+    return store.open_pool(page.pool([]) or data["pool"], data["split"])
   except UserError as error:
     why = f"its pool cannot be read: {error}"
     page.lacks("samples", f"Frames of {run.name}'s prompts, since {why}.")
@@ -218,7 +213,7 @@ def _film(pool: store.Pool | None, place: int, name: str) -> dict[str, Any] | No
   if plain(row.id) != name or not row.pictures:
     return None
   pictures = rows.unpack(row)
-  kept = np.unique(np.linspace(0, len(pictures) - 1, MAX_FRAMES).round().astype(int))
+  kept = spread(len(pictures), MAX_FRAMES)
   frames = [_small(pictures[f], int(row.grid_F2[f][0]) * pool.layout.patch) for f in kept]
   strip = PIL.Image.new("RGB", (sum(frame.width for frame in frames), frames[0].height))
   left = 0
@@ -227,8 +222,7 @@ def _film(pool: store.Pool | None, place: int, name: str) -> dict[str, Any] | No
     left += frame.width
   file = io.BytesIO()
   strip.save(file, "PNG")
-  uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-  return {"uri": uri, "width": strip.width, "height": strip.height}
+  return {"uri": data_uri(file.getvalue()), "width": strip.width, "height": strip.height}
 
 
 def _small(pair_HWC: np.ndarray, height: int) -> PIL.Image.Image:

@@ -4,9 +4,11 @@ import base64
 import dataclasses
 import math
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jinja2
+import numpy as np
 from matplotlib.figure import Figure
 
 from rmsd_jax.core.progress import duration
@@ -27,7 +29,13 @@ class Page:
   def picture(self, name: str, png: bytes) -> str:
     """Writes a PNG beside the page; returns it as a data URI."""
     (self.folder / f"{name}.png").write_bytes(png)
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return data_uri(png)
+
+  def pool(self, named: Iterable[str]) -> str | None:
+    """The folder of a built pool: beside the page's folder, else the first that is there of those
+    named; None if none is."""
+    folders = [self.folder.parent / "pool", *map(pathlib.Path, named)]
+    return next((str(f) for f in folders if (f / "metadata.json").is_file()), None)
 
   def figure(
     self, section: str, name: str, figure: Figure | None, caption: str, absent: str
@@ -38,6 +46,16 @@ class Page:
       return
     shown = {"name": name, "uri": self.picture(name, plots.png(figure)), "caption": caption}
     self.figures.setdefault(section, []).append(shown)
+
+
+def data_uri(png: bytes) -> str:
+  """A PNG as part of the page."""
+  return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def spread(count: int, most: int) -> list[int]:
+  """At most `most` places of `count`, evenly from the first to the last and without repeats."""
+  return np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
 
 
 def render(template: str, **values: Any) -> str:

@@ -269,14 +269,15 @@ class Endpoint:
         raw = f"it redirects to {shown(response.headers.get('location', '?'))}".encode()
       reply = bytes(raw)
       charset = response.charset_encoding
-      if not replies.is_legible(reply, charset) and not self._warned:
+      text = replies.decoded(reply, charset)
+      if not self._warned and "\ufffd" in text and not replies.is_legible(reply, charset):
         self._warned = True
         print(
           "a reply is neither in UTF-8 nor in a charset that the server declares; letters that are "
           "lost stand as U+FFFD in its text: look for them in the pool, and mend the server",
           file=sys.stderr,
         )
-      return status, response.headers, replies.decoded(reply, charset)
+      return status, response.headers, text
 
   def _refused(self, error: replies.ServerError, headers: Mapping[str, str]) -> _Again | UserError:
     """What an error means for the request, or for the run."""

@@ -326,7 +326,7 @@ class Loop:
     config = self._config
     done = step + 1
     if self._stage == 1 and step == self.begin:
-      stopping.check_best(self._best, looks=True, metrics=metrics)  # stage 2's change
+      stopping.check_best(self._best, looks=True, metrics=metrics)  # in stage 2 more come
     self._profiler.after(step, metrics)
     if self._batch is not None and self._shown.due(done):
       self._writer.text(done, "rollouts", self._shown.add(done, self._batch, self._pool, replies))

@@ -14,6 +14,7 @@ from pathlib import Path
 import chat_server
 import numpy as np
 import tiny_run
+from test_recipes import RECIPES
 
 from rmsd_jax.demo import world
 
@@ -29,12 +30,6 @@ groups = processor.ask("How many cards are there?", "counting", video="clips/0.m
 truth = 2
 print(f"asked: {reply!r}, quality {processor.score(reply, truth, 'counting').quality}")
 """
-
-
-def recipe() -> str:
-  """The task of one's own in docs/code.md."""
-  text = Path(tiny_run.ROOT, "docs", "code.md").read_text()
-  return re.search(r"\*\*Add a task\*\*.*?```python\n(.*?)```", text, re.S)[1]
 
 
 def prompts(scenes) -> list[dict]:
@@ -68,7 +63,8 @@ def test_a_new_user_gets_from_prompts_to_an_exported_student(tmp_path):
   records = prompts(scenes)
   assert len(records) == 30
   (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
-  (tmp_path / "my_tasks.py").write_text(recipe())
+  task = re.search(r"```python\n(.*?)```", RECIPES["Add a task"], re.DOTALL)
+  (tmp_path / "my_tasks.py").write_text(task[1])
   (tmp_path / "ask.py").write_text(ASK)
   truth = {one["question"]: one["answer"] for one in records}
 
