@@ -14,6 +14,7 @@ from flip_drill import flips
 
 from rmsd_jax import train_sft
 from rmsd_jax.data import store
+from rmsd_jax.rollouts import looks
 from rmsd_jax.training.loop import Loop
 
 FLIPS = 300
@@ -50,7 +51,7 @@ def test_no_flipped_bit_of_a_run_is_used(tmp_path, monkeypatch):
   def state_of(loop) -> tuple:
     with jax.set_mesh(loop.mesh), loop:
       optims = train_sft.make_optims(c)
-      state = loop.start(tiny_run.model_of(c), optims, lambda: {})
+      state = loop.start(tiny_run.model_of(c), optims, lambda: {}, looks.Look)
       rows = [batch.row_B.tolist() for _, batch in loop._load(0, 2, num_workers=0)]
       return loop.begin, digest(tiny_run.flat(state)), str(rows)
 
