@@ -161,6 +161,7 @@ def _read(
   size = None
   stamps = line.stamps_N
   keys = line.keys
+  reformatter = av.video.reformatter.VideoReformatter()  # keeps what it prepared for the next frame
   with containers.open_container(path) as container:
     stream = containers.video_stream(path, container)
     decoder = containers.frames_of(container, stream)
@@ -180,7 +181,7 @@ def _read(
       if frame.is_corrupt:
         return None
       try:
-        picture = containers.upright(frame, _rgb(frame))
+        picture = containers.upright(frame, _rgb(frame, reformatter))
       except ValueError as error:
         raise MediaError(path, str(error)) from error
       size = size or picture.shape
@@ -202,10 +203,10 @@ def _ends(line: Timeline, indices_N: np.ndarray) -> np.ndarray:
   return np.concatenate([indices_N[:1], last[last > indices_N[0]]])
 
 
-def _rgb(frame: "av.VideoFrame") -> np.ndarray:
+def _rgb(frame: "av.VideoFrame", reformatter: "av.video.reformatter.VideoReformatter"):
   """uint8 [H, W, 3], the very values that ffmpeg gives."""
   if max(part.bits for part in frame.format.components) <= 8:
-    return frame.to_ndarray(format="rgb24")
+    return reformatter.reformat(frame, format="rgb24").to_ndarray()
   # Of more bits, a filter alone heeds where the colours lie between the pixels.
   graph = av.filter.Graph()
   source = graph.add_buffer(
