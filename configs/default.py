@@ -123,6 +123,9 @@ def _model_and_data(c: ConfigDict) -> None:
   # as continued SFT, wants another seed.
   c.data.draws = "stage"
   c.data.held_out = 0.0  # share of the clips that training never sees, for held-out looks
+  # Share of stage 1's batches that is plain conversations of the pool (records of the task "chat"),
+  # so that the student does not forget how to talk; they are used nowhere else.
+  c.data.chat_share = 0.0
   c.data.limit = 0  # only the first prompts of the split; 0: all
   c.data.workers = 4  # processes that prepare batches; 0: in threads of this process
   c.data.prefetch = 2  # batches prepared ahead by each worker

@@ -89,7 +89,9 @@ class Line:
     """The record again, from its file."""
     with open(self.path, "rb") as file:
       file.seek(self.offset)
-      record = records.parse(file.read(self.size).decode("utf-8-sig"), self.number, rules.tasks)
+      record = records.parse(
+        file.read(self.size).decode("utf-8-sig"), self.number, rules.of_records
+      )
     return dataclasses.replace(record, clip=self.clip)
 
 
@@ -188,7 +190,7 @@ def read(
 
 def _parse(raw: bytes, number: int, rules: Rules) -> records.Record | records.RecordFault:
   try:
-    return records.parse(raw.decode("utf-8-sig"), number, rules.tasks)
+    return records.parse(raw.decode("utf-8-sig"), number, rules.of_records)
   except UnicodeDecodeError:
     return records.RecordFault(number, "not UTF-8")
   except records.RecordFault as fault:

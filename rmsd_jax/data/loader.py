@@ -21,6 +21,7 @@ from rmsd_jax.core.groups import Bucket, PromptGroups
 from rmsd_jax.core.packing import deal
 from rmsd_jax.data import batch
 from rmsd_jax.data.store import Pool
+from rmsd_jax.tasks import CHAT
 
 with epy.lazy_imports():
   import grain
@@ -116,9 +117,11 @@ class Steps:
     share: the part of each batch that this process loads.
     shards: equal contiguous parts of a batch, over which its prompts are dealt by their tokens.
     samples: responses that a step will have of each prompt, about as long as the teacher's.
+    chat_share: share of each batch that is plain conversations, rounded to whole prompts.
 
   Raises:
-    UserError: the pool has fewer responses than k, no such task, or too few rows for a batch.
+    UserError: the pool has fewer responses than k, no such task, too few rows for a batch, or no
+      conversations to mix in.
   """
 
   def __init__(
@@ -133,12 +136,15 @@ class Steps:
     stage: int = 0,
     shards: int = 1,
     samples: int = 1,
+    chat_share: float = 0.0,
   ):
     share.size(batch_size)
     _check_k(pool, k, 1)
-    self._bucket_N = _used(pool, batch_size, tasks, limit)
+    self._chats = chats(batch_size, chat_share)
+    self._asked = batch_size - self._chats  # prompts of a batch that are of a task
+    self._bucket_N = _used(pool, self._asked, tasks, limit)
+    self._chats_of = _chats_of(pool, self._bucket_N) if self._chats else {}
     self._pool = pool
-    self._batch_size = batch_size
     self._order = (seed, stage)
     self._k = k
     self._share = share
@@ -173,7 +179,17 @@ class Steps:
 
   def _plan(self, epoch: int) -> np.ndarray:
     seed, stage = self._order
-    return plan_epoch(self._bucket_N, self._batch_size, seed, epoch, stage)
+    planned = plan_epoch(self._bucket_N, self._asked, seed, epoch, stage)
+    if not self._chats:
+      return planned
+    # Behind the others, whose bucket is the batch's. Each bucket goes through its conversations in
+    # an order of its own, and begins anew where they run out.
+    mixed = np.zeros((len(planned), self._chats), np.int64)
+    for bucket, rows in self._chats_of.items():
+      steps = np.flatnonzero(self._bucket_N[planned[:, 0]] == bucket)
+      order = np.random.default_rng((seed, epoch, stage, bucket)).permutation(rows)
+      mixed[steps] = np.resize(order, (len(steps), self._chats))
+    return np.concatenate([planned, mixed], axis=1)
 
   def bucket(self, step: int) -> Bucket:
     """The padded sizes of a step, alike on every process."""
@@ -194,10 +210,55 @@ def _used(pool: Pool, batch_size: int, tasks: Sequence[str], limit: int) -> np.n
   return fill(used_N, pool.buckets, batch_size)
 
 
-def per_epoch(pool: Pool, batch_size: int, tasks: Sequence[str] = (), limit: int = 0) -> int:
+def chats(batch_size: int, chat_share: float) -> int:
+  """How many prompts of a batch are plain conversations.
+
+  Raises:
+    UserError: the share is none, or leaves no room for either kind.
+  """
+  if not 0 <= chat_share < 1:
+    raise UserError(f"data.chat_share is {chat_share}; it must be in [0, 1)")
+  count = round(chat_share * batch_size)
+  if chat_share and not 0 < count < batch_size:
+    raise UserError(
+      f"data.chat_share={chat_share} of a batch of {batch_size} prompts is {count}; both kinds "
+      "need at least 1"
+    )
+  return count
+
+
+def _chats_of(pool: Pool, bucket_N: np.ndarray) -> dict[int, np.ndarray]:
+  """Bucket of a batch -> the conversations that it holds.
+
+  Args:
+    bucket_N: the bucket in which each other row is used; negative: it is not.
+  """
+  chats_N = pool.task_N == CHAT if pool.used_N is None else (pool.task_N == CHAT) & pool.used_N
+  own = pool.bucket_N[chats_N]
+  held = {}
+  for bucket in np.unique(bucket_N[bucket_N >= 0]).tolist():
+    sizes = pool.buckets[bucket]
+    fits = np.array([bool(np.all(np.less_equal(pool.buckets[b], sizes))) for b in own], bool)
+    held[bucket] = np.flatnonzero(chats_N)[fits]
+    if not len(held[bucket]):
+      raise UserError(
+        f"data.chat_share: the pool has {len(own)} conversations (task {CHAT!r}), none of which "
+        f"fits the bucket {tuple(sizes)}; add such records and build it again, or set it to 0"
+      )
+  return held
+
+
+def per_epoch(
+  pool: Pool,
+  batch_size: int,
+  tasks: Sequence[str] = (),
+  limit: int = 0,
+  chat_share: float = 0.0,
+) -> int:
   """Steps of an epoch of `Steps` with these arguments, without planning one."""
-  used_N = _used(pool, batch_size, tasks, limit)
-  return int((np.bincount(used_N[used_N >= 0]) // batch_size).sum())
+  asked = batch_size - chats(batch_size, chat_share)
+  used_N = _used(pool, asked, tasks, limit)
+  return int((np.bincount(used_N[used_N >= 0]) // asked).sum())
 
 
 def make(
@@ -217,12 +278,13 @@ def make(
   stage: int = 0,
   shards: int = 1,
   samples: int = 1,
+  chat_share: float = 0.0,
 ) -> Iterator[tuple[int, batch.Batch]]:
   """Yields (step, this process's share of its batch) for steps start_step .. end_step - 1.
 
   Args:
     pool: one split.
-    batch_size, seed, k, tasks, limit, stage, shards, samples: see `Steps`.
+    batch_size, seed, k, tasks, limit, stage, shards, samples, chat_share: see `Steps`.
     start_step: the first step; a resumed run starts where it stopped.
     end_step: steps of the whole run.
     process_index, process_count: this process takes the index-th of count equal parts.
@@ -233,7 +295,7 @@ def make(
     UserError: see `Steps`.
   """
   share = Share(process_index, process_count)
-  steps = Steps(pool, batch_size, seed, k, tasks, limit, share, stage, shards, samples)
+  steps = Steps(pool, batch_size, seed, k, tasks, limit, share, stage, shards, samples, chat_share)
   return _stream(_Window(steps, start_step, end_step), num_workers, prefetch)
 
 
@@ -391,11 +453,11 @@ def _collate(pool: Pool, rows_B: np.ndarray, bucket: Bucket, k: int) -> batch.Ba
 
 
 def chosen(pool: Pool, tasks: Sequence[str]) -> np.ndarray:
-  """bool [N]: rows of the named tasks, or all."""
-  known = sorted(set(pool.task_N.tolist()))
+  """bool [N]: rows of the named tasks, or of all; conversations are of none."""
+  known = sorted(set(pool.task_N.tolist()) - {CHAT})
   if unknown := sorted(set(tasks) - set(known)):
     raise UserError(f"the pool has no task {unknown[0]!r}; it has {', '.join(known)}")
-  of_tasks_N = np.isin(pool.task_N, tasks) if tasks else np.ones(len(pool), bool)
+  of_tasks_N = np.isin(pool.task_N, tasks or known)
   return of_tasks_N if pool.used_N is None else of_tasks_N & pool.used_N
 
 

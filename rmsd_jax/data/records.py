@@ -7,7 +7,11 @@
 
 `alternatives` (further right answers) and `eps_abs`, `eps_rel` or `decimals` (how near a number
 must be) may stand beside `answer`: see `tasks.truths`. `asked` replaces the words of the task (see
-`Asked`); `benchmark` is a JSON object for a benchmark's scorer, which a pool passes over.
+`Asked`); `benchmark` is a JSON object for a benchmark's scorer, which a pool passes over. Of the
+task "chat" are plain conversations, which have no `answer`:
+
+    {"id": "8", "task": "chat", "question": "What is funny here?", "media": [..],
+     "responses": [{"text": "The cat wears a hat."}]}
 
 `parse` is strict: a line is understood whole or refused with the reason.
 """
@@ -21,7 +25,7 @@ from typing import Any
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import subtitles
 from rmsd_jax.data.subtitles import Subtitle
-from rmsd_jax.tasks import Rules, truths
+from rmsd_jax.tasks import CHAT, Rules, truths
 
 SPLITS = ("train", "test")
 FINISH_REASONS = ("stop", "length")
@@ -83,7 +87,8 @@ class Record:
   id: str
   task: str
   question: str
-  answer: Any  # the ground truth: a JSON value of the task's shape, or several, see `tasks.truths`
+  # The ground truth: a JSON value of the task's shape, or several, see `tasks.truths`; None: chat.
+  answer: Any
   options: tuple[str, ...] = ()
   media: tuple[Media, ...] = ()
   responses: tuple[Response, ...] = ()
@@ -118,7 +123,7 @@ def parse(line: str, line_number: int, known_tasks: Collection[str]) -> Record:
   Args:
     line: the JSON text.
     line_number: counted from 1; for messages only.
-    known_tasks: names of tasks that can be scored.
+    known_tasks: names that a record may give as its task, see `Rules.of_records`.
 
   Raises:
     RecordFault: not JSON, or a key or value that the schema above does not allow.
@@ -165,8 +170,9 @@ def _finite(literal: str) -> float:
 
 
 def _record(value: Any, known_tasks: Collection[str]) -> Record:
-  required = ("id", "task", "question", "answer")
-  fields = _fields(value, Record, "record", required, truths.EXTRAS)
+  chat = isinstance(value, dict) and value.get("task") == CHAT
+  required = ("id", "task", "question", *([] if chat else ["answer"]))
+  fields = {"answer": None} | _fields(value, Record, "record", required, truths.EXTRAS)
   extras = {name: fields.pop(name) for name in truths.EXTRAS if name in fields}
   if fault := truths.fault(extras):
     raise _Reason(fault)

@@ -2,6 +2,6 @@
 truth; out: rule terms, validity, quality. It imports core's errors, no jax: it runs in workers."""
 
 from rmsd_jax.tasks.quality import Rules
-from rmsd_jax.tasks.registry import READINGS, Example, new_task
+from rmsd_jax.tasks.registry import CHAT, READINGS, Example, new_task
 
-__all__ = ["READINGS", "Example", "Rules", "new_task"]
+__all__ = ["CHAT", "READINGS", "Example", "Rules", "new_task"]

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.tasks import registry, response
-from rmsd_jax.tasks.registry import Task
+from rmsd_jax.tasks.answers import visible
+from rmsd_jax.tasks.registry import CHAT, Task
 
 # Stored with every pool. Raise it whenever a change in tasks/ can change a stored score.
 SCORER_VERSION = "8"
@@ -70,7 +71,7 @@ class Rules:
 
   @property
   def tasks(self) -> Mapping[str, Task]:
-    """All tasks by name."""
+    """All tasks by name; `CHAT` is none of them."""
     settings = {name: getattr(self, name) for name in ("eps_abs", "eps_rel", "module", "reading")}
     return registry.make_tasks(**settings)
 
@@ -78,6 +79,11 @@ class Rules:
   def names(self) -> tuple[str, ...]:
     """Of the tasks, sorted: the order in which arrays hold them."""
     return tuple(sorted(self.tasks))
+
+  @property
+  def of_records(self) -> tuple[str, ...]:
+    """What a record may name as its task."""
+    return (*self.names, CHAT)
 
   @property
   def version(self) -> str:
@@ -101,7 +107,7 @@ class Rules:
   @property
   def closed(self) -> Mapping[str, bool]:
     """Task name -> whether its answers are graded against the ground truth."""
-    return {name: task.closed for name, task in self.tasks.items()}
+    return {CHAT: False} | {name: task.closed for name, task in self.tasks.items()}
 
   def reads(self, stored: str) -> bool:
     """Whether a pool that was scored by the rules of that version can be read with these: the same
@@ -125,17 +131,25 @@ class Rules:
     return registry.get(name, self.tasks)
 
   def prompt_text(self, task: str, question: str, options: Sequence[str] = ()) -> str:
-    """What a model is asked: the question, the options one a line, the format of the reply."""
+    """What a model is asked: the question, the options one a line, the format of the reply; in a
+    conversation what is said, alone."""
+    if task == CHAT:
+      return question.strip()
     lines = [question.strip(), *(option.strip() for option in options)]
     return "\n".join([*lines, self.task(task).instruction])
 
   def validate(self, task: str, truth: object, options: Sequence[str]) -> str | None:
     """What is wrong with the ground truth of a record, in words, or None."""
+    if task == CHAT:
+      bare = truth is None and not options
+      return None if bare else "a conversation has neither 'answer' nor 'options'; leave them out"
     return self.task(task).validate(truth, options)
 
   def answer_of(self, task: str, reply: str, options: Sequence[str]) -> str:
     """The answer in a reply as its task reads it, so that "(A)" and "A" are one; where the task
-    does not read it, as it is written; "" without the outer format."""
+    does not read it, as it is written; "" without the outer format. In a conversation all of it."""
+    if task == CHAT:
+      return reply
     answer = self.parse(reply).answer
     value = self.task(task).read(answer, options)
     if value is None or isinstance(value, str):
@@ -181,7 +195,8 @@ class Rules:
     A reply is valid when its formats are (`is_valid`) and it was not cut off (R-MSD). Its quality
     is its metric for closed-ended tasks. Open-ended tasks get none, since lexical overlap punishes
     right answers in other words: there every valid reply has quality 1, and ROUGE-L is kept beside
-    it for the ablation that supervises by it all the same.
+    it for the ablation that supervises by it all the same. In a conversation every whole reply
+    that says something is valid and as good as the next, also for that ablation.
 
     Args:
       truth: the ground truth, as `validate` accepts it.
@@ -190,10 +205,13 @@ class Rules:
       max_tokens: the most that training can hold; a longer reply is not valid (our decision).
         None: no limit, `tokens` does not matter.
     """
+    fits = max_tokens is None or tokens <= max_tokens
+    if task == CHAT:
+      valid = visible(reply) and finish_reason != "length" and fits
+      return Score(1.0, 1.0, 0.0, valid, quality=float(valid), rouge=float(valid))
     kind = self.task(task)
     parsed = self.parse(reply)
     outer, inner, content = rule_terms(kind, parsed, truth, options)
-    fits = max_tokens is None or tokens <= max_tokens
     valid = self.is_valid(outer, inner) and finish_reason != "length" and fits
     quality = (content if kind.closed else 1.0) if valid else 0.0
     # Where it is kept alone: to align two texts is slow.

@@ -17,9 +17,12 @@ from rmsd_jax.tasks import answers, lenient, symbolic
 from rmsd_jax.tasks.task import Example, Task, brief, new_task
 from rmsd_jax.tasks.truths import spelled
 
-__all__ = ["READINGS", "TASKS", "Example", "Task", "from_file", "get", "make_tasks", "new_task",
-           "spelled"]  # fmt: skip
+__all__ = ["CHAT", "READINGS", "TASKS", "Example", "Task", "from_file", "get", "make_tasks",
+           "new_task", "spelled"]  # fmt: skip
 READINGS = ("strict", "lenient")
+# The name that plain conversations have in a pool in the place of a task: a question and replies
+# without truth, format or grade, which stage 1 may mix in (data.chat_share).
+CHAT = "chat"
 
 
 def _option_fault(options: Sequence[str]) -> str | None:
@@ -300,6 +303,10 @@ def from_file(path: str) -> dict[str, Task]:
     raise UserError(
       f"tasks.module={path}: it needs TASKS, a tuple of rmsd_jax.tasks.new_task(..); see the "
       "recipe in docs/code.md"
+    )
+  if CHAT in (task.name for task in tasks):
+    raise UserError(
+      f"tasks.module={path}: {CHAT!r} is the name of plain conversations; call the task otherwise"
     )
   return {task.name: task for task in tasks}
 

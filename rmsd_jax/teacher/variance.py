@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rmsd_jax.data.rows import Row
-from rmsd_jax.tasks import Rules
+from rmsd_jax.tasks import CHAT, Rules
 
 TAUS = (0.0, 0.2, 0.3, 0.5)  # the paper's sweep
 TAU = 0.3  # the paper's threshold
@@ -114,7 +114,7 @@ def by_task(questions: Iterable[Question], taus: Sequence[float] = TAUS) -> Figu
   """Figures per task, and under "all" over every task.
 
   Args:
-    questions: those without responses are left out.
+    questions: those without responses are left out, and conversations, which have no grade.
     taus: thresholds of the filter.
 
   Returns:
@@ -137,7 +137,7 @@ def by_task(questions: Iterable[Question], taus: Sequence[float] = TAUS) -> Figu
   """
   groups: dict[str, list[Question]] = collections.defaultdict(list)
   for question in questions:
-    if len(question.quality_K):
+    if len(question.quality_K) and question.task != CHAT:
       groups[question.task].append(question)
       groups[ALL].append(question)
   names = [*sorted(set(groups) - {ALL}), *({ALL} & set(groups))]
@@ -146,7 +146,7 @@ def by_task(questions: Iterable[Question], taus: Sequence[float] = TAUS) -> Figu
 
 def by_teacher(questions: Iterable[Question], taus: Sequence[float] = TAUS) -> Figures:
   """Figures of each teacher's own responses over every task, as `by_task`; {} for one teacher."""
-  questions = list(questions)
+  questions = [question for question in questions if question.task != CHAT]
   teachers = sorted({teacher for question in questions for teacher in question.teachers})
   if len(teachers) < 2:
     return {}

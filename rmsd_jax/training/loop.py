@@ -27,7 +27,7 @@ from rmsd_jax.data.batch import Batch, blinded
 from rmsd_jax.data.store import another_split, open_pool
 from rmsd_jax.method import matching
 from rmsd_jax.models.student import Qwen3VL
-from rmsd_jax.tasks import Rules
+from rmsd_jax.tasks import CHAT, Rules
 from rmsd_jax.training import log, optim, showing, stopping, telling, timing, trackers
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
@@ -129,7 +129,9 @@ class Loop:
     if needs_teacher and not (self.begin and known):
       self._check_teaches()
     data = config.data
-    self._per_epoch = loader.per_epoch(self._pool, config.batch, data.tasks, data.limit)
+    self._per_epoch = loader.per_epoch(
+      self._pool, config.batch, data.tasks, data.limit, data.chat_share
+    )
     self._profiler = Profiler(config.profile, workdir)
     tracker = trackers.tracker_of(config.writer, workdir, config.to_dict()) if first else None
     self._writer = Writer(workdir, self.begin, first, tracker)
@@ -161,7 +163,12 @@ class Loop:
     data, evaluate = config.data, config.evaluate
     if data.draws not in DRAWS:
       raise UserError(f"data.draws is {data.draws!r}; choose one of {', '.join(DRAWS)}")
-    check_within(config, {"data.held_out": "[0, 1)"})
+    check_within(config, {"data.held_out": "[0, 1)", "data.chat_share": "[0, 1)"})
+    if data.chat_share and self._stage == 2:
+      raise UserError(
+        f"data.chat_share={data.chat_share}: stage 2 rewards replies, and conversations have no "
+        "reward; they are for stage 1"
+      )
     held_out = None
     if data.held_out:
       self._pool, held_out = loader.apart(self._pool, data.held_out)
@@ -183,6 +190,9 @@ class Loop:
     pool, used = self._pool, self._config.data.responses
     sizes = " ".join(",".join(map(str, bucket)) for bucket in pool.buckets)
     line = f"pool: {loader.chosen(pool, ()).sum():,} prompts, "
+    if mixed := loader.chats(self._config.batch, self._config.data.chat_share):
+      there = (pool.task_N == CHAT).sum()
+      line += f"{mixed} of each {self._config.batch} from {there:,} plain conversations, "
     if pool.used_N is not None:
       line += f"{(~pool.used_N).sum():,} of other clips are held out, "
     line += f"buckets P,T,F,S {sizes}, "
@@ -295,6 +305,7 @@ class Loop:
       stage=self._order,
       shards=sharding.batch_shards(self.mesh),
       samples=config.rollouts.samples + config.data.responses if self._stage == 2 else 1,
+      chat_share=config.data.chat_share,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )

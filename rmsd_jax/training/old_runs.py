@@ -21,6 +21,7 @@ ADDED_KEYS = {
   "tasks.reading": "strict",
   "data.draws": "seed",
   "data.held_out": 0.0,
+  "data.chat_share": 0.0,
   "reward.clip": 0.0,
   "reward.per_log_length": 0.0,
   "reward.right_from": 0.5,

@@ -23,6 +23,7 @@ SHIPPED = (
   ("qwen3vl_2b_sft.py", ""),
   ("qwen3vl_2b_rl.py", ""),
   ("qwen3vl_4b_sft.py", ""),
+  ("qwen3vl_4b_sft_chat.py", ""),
   ("qwen3vl_4b_rl.py", ""),
   ("eval/benchmark.py", ""),
   ("eval/demo.py", ""),

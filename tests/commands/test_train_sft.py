@@ -12,9 +12,10 @@ import pytest
 import tiny_run
 from tiny_model import assert_close
 
-from rmsd_jax import train_sft
+from rmsd_jax import train_rl, train_sft
 from rmsd_jax.core.errors import Terminated, UserError
 from rmsd_jax.data import store
+from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.method import matching
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import checkpoint, loop
@@ -246,6 +247,35 @@ def test_a_pool_that_was_not_built_for_the_run_is_refused(straight, monkeypatch)
   processor = {**opened.metadata["processor"], "tokenizer": "0" * 16}
   refused("another tokenizer or chat template than that of", processor=processor)
   refused("pool.json belongs to another pool: source_sha256 .* -> .x.", source_sha256="x")
+
+
+def test_conversations_are_mixed_in_and_stage_2_refuses_them(tmp_path, monkeypatch, capsys):
+  tiny_run.pool_folder()  # makes the records that lie beside it
+  lines = (tiny_run.HERE / "raw" / "pool.jsonl").read_text().splitlines()[:12]
+  said = {"task": "chat", "question": "Hello!", "responses": [{"text": "Good day."}]}
+  lines += [json.dumps(said | {"id": f"chat {i}"}) for i in range(3)]
+  records = tiny_run.HERE / "raw" / "mixed.jsonl"
+  records.write_text("\n".join(lines) + "\n")
+  pool = tmp_path / "pool"
+  tiny_run.build_pool([records], pool)
+  c = tiny_run.config("sft", data__pool=str(pool), data__chat_share=0.25, steps=2)
+  chat = ChatTokenizer(tiny_run.model_folder())
+  seen = []
+  targets = matching.targets
+  monkeypatch.setattr(
+    matching, "targets", lambda batch, **given: seen.append(batch) or targets(batch, **given)
+  )
+  tiny_run.run(monkeypatch, train_sft, c, tmp_path / "run")
+  assert "2 of each 8 from 3 plain conversations" in capsys.readouterr().out
+  for batch in seen:
+    chats = [b for b, info in enumerate(batch.info) if info["task"] == "chat"]
+    assert len(chats) == 2
+    groups = targets(batch, seed=0, step=0, **c.supervision)
+    texts = chat.decode_groups(groups.responses_BRT, groups.response_length_BR)
+    assert [texts[b] for b in chats] == [["Good day."]] * 2
+  c = tiny_run.config("rl", data__pool=str(pool), data__chat_share=0.25)
+  with pytest.raises(UserError, match="stage 2 rewards replies, and conversations have no reward"):
+    tiny_run.run(monkeypatch, train_rl, c, tmp_path / "rl")
 
 
 def test_responses_that_are_not_used_are_named(tmp_path, monkeypatch, capsys):

@@ -148,6 +148,55 @@ def test_tasks_are_chosen_by_the_index():
     assert all(info["task"] == "open_ended" for info in loaded.info)
 
 
+def test_conversations_are_so_much_of_every_batch_and_an_epoch_is_one_of_the_others():
+  rng = np.random.default_rng(0)
+  # Of both buckets; the larger one's conversations fit no batch of the smaller one.
+  chats = [small_pool.make_row(rng, 100 + i, bucket=i % 2, task="chat") for i in range(5)]
+  plain = small_pool.make_pool(count=24)
+  pool = dataclasses.replace(plain, stored=(*chats[:3], *plain.stored, *chats[3:]))
+  small = {i for i, row in enumerate(pool.stored) if row.task == "chat" and row.bucket == 0}
+  share = {"batch_size": 4, "chat_share": 0.25}
+  assert loader.per_epoch(pool, **share) == loader.per_epoch(plain, 3) == 7
+  seen = Counter()
+  for step, loaded in take(pool, 0, 14, chat_share=0.25, shards=2):
+    tasks = [info["task"] for info in loaded.info]
+    assert tasks.count("chat") == 1
+    assert loaded.groups.tokens_BP.shape[1] in {bucket.prompt for bucket in small_pool.BUCKETS}
+    if loaded.groups.tokens_BP.shape[1] == small_pool.BUCKETS[0].prompt:
+      assert set(loaded.row_B.tolist()) & small
+    seen.update((step // 7, row) for row in loaded.row_B.tolist())
+  asked = [count for (_, row), count in seen.items() if pool[row].task != "chat"]
+  assert set(asked) == {1} and len(asked) == 2 * 7 * 3  # an epoch has every other row once
+  assert {row for _, row in seen if pool[row].task == "chat"} == {0, 1, 2, 27, 28}
+  whole = take(pool, 0, 14, chat_share=0.25)
+  for (_, one), (_, other) in zip(whole[9:], take(pool, 9, 14, chat_share=0.25), strict=True):
+    same(one, other)
+  parts = [take(pool, 0, 3, chat_share=0.25, process_index=i, process_count=2) for i in (0, 1)]
+  for (_, one), *halves in zip(whole[:3], *parts, strict=True):
+    rows = np.concatenate([loaded.row_B for _, loaded in halves])
+    np.testing.assert_array_equal(rows, one.row_B)
+
+
+def test_conversations_are_used_where_they_are_asked_for_alone():
+  rng = np.random.default_rng(0)
+  stored = small_pool.make_pool(count=13, large_every=99).stored[1:]  # of the smaller bucket
+  chats = (small_pool.make_row(rng, 50, bucket=1, task="chat"),)
+  pool = small_pool.MemoryPool((*stored, *chats))
+  assert all(12 not in one.row_B for _, one in take(pool, 0, 6))
+  assert all(12 not in one.row_B for one in loader.sequential(pool, batch_size=4))
+  with pytest.raises(UserError, match="no task 'chat'; it has ocr, open_ended"):
+    take(pool, 0, 1, tasks=("chat",))
+  for wrong, words in (
+    (0.25, "has 1 conversations .*, none of which fits the bucket"),
+    (0.05, "of a batch of 4 prompts is 0; both kinds need at least 1"),
+    (0.9, "of a batch of 4 prompts is 4"),
+    (1.0, "in .0, 1."),
+    (float("nan"), "in .0, 1."),
+  ):
+    with pytest.raises(UserError, match=words):
+      take(pool, 0, 1, chat_share=wrong)
+
+
 REFUSED = [
   ({"tasks": ("poetry",)}, "no task 'poetry'; it has ocr, open_ended"),
   ({"k": 4}, "data.responses=4, but the pool has 3 .* give 1 to 3"),

@@ -22,6 +22,7 @@ from rmsd_jax import pool as command
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data import media, rows, store
+from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.processor import Processor, patches_from_picture
 from rmsd_jax.tasks import Rules, quality
 
@@ -177,6 +178,32 @@ def test_several_media_none_and_no_responses(built):
   assert np.isnan(train["4"].times_F2[0]).all()
   assert train["6"].pictures == () and train["6"].grid_F2.shape == (0, 2)
   assert train["1"].responses == () and train["1"].quality_K.shape == (0,)
+
+
+def test_a_conversation_is_asked_and_stored_as_it_is(world, processor, tmp_path, capsys):
+  said = [
+    {"text": "Just noise."},
+    {"text": "Noi", "finish_reason": "length"},
+    {"text": "\u200b"},
+  ]
+  media = [{"type": "image", "path": "c.png"}]
+  chat = {"id": "8", "task": "chat", "question": "What is this?", "media": media, "responses": said}
+  values = [record("2"), chat, record("9", task="chat")]
+  out = tmp_path / "pool"
+  build(world, out, values, processor, limits=store.Limits(bad_share=0.5))
+  row = by_id(store.open_pool(out, "train"))["8"]
+  tokens = ChatTokenizer(world / "model")
+  asked = tokens.decode(row.ids_P)
+  assert "What is this?" in asked and "<think>" not in asked and "<answer>" not in asked
+  assert row.answer is None and not row.closed and row.options == ()
+  assert row.valid_K.tolist() == [True, False, False]
+  assert row.quality_K.tolist() == row.rouge_K.tolist() == [1.0, 0.0, 0.0]
+  np.testing.assert_array_equal(row.responses[0], tokens.encode_response("Just noise."))
+  refused = (out / "quarantine.jsonl").read_text()
+  assert "a conversation has neither 'answer' nor 'options'" in refused and '"9"' in refused
+  command.main(["check", str(out)])
+  command.main(["report", str(out)])
+  assert "chat" not in capsys.readouterr().out.partition("| task")[2]
 
 
 def test_a_row_takes_the_smallest_bucket_and_unusable_responses_leave_empty_slots(built):

@@ -68,10 +68,16 @@ def model_folder() -> pathlib.Path:
 def pool_folder() -> pathlib.Path:
   """48 training and 16 held-out prompts, 4 teacher responses each."""
   simulated_teacher.make_pool(HERE / "raw", train_prompts=48, test_prompts=16, seed=3, workers=1)
+  build_pool([HERE / "raw" / "pool.jsonl", HERE / "raw" / "test.jsonl"], HERE / "pool")
+  return HERE / "pool"
+
+
+def build_pool(jsonl, out: pathlib.Path) -> None:
+  """Builds a pool for the model of `model_folder`, of one bucket."""
   anything = (1, 1_000_000_000)
   store.build(
-    [HERE / "raw" / "pool.jsonl", HERE / "raw" / "test.jsonl"],
-    HERE / "pool",
+    jsonl,
+    out,
     Processor(
       model_folder(), sampling=media.Sampling(), video_pixels=anything, image_pixels=anything
     ),
@@ -80,7 +86,6 @@ def pool_folder() -> pathlib.Path:
     progress=functools.partial(Progress, label="records"),
     workers=1,
   )
-  return HERE / "pool"
 
 
 def config(stage: str, **changes) -> ConfigDict:

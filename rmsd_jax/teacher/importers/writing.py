@@ -92,7 +92,7 @@ def _checked(
     "split": split,
   }
   # By the very reader of pools, so that what is written here can be built.
-  read = records.parse(json.dumps(record, ensure_ascii=False), number, rules.tasks)
+  read = records.parse(json.dumps(record, ensure_ascii=False), number, rules.of_records)
   if fault := rules.validate(read.task, read.answer, read.options):
     raise Refused("ground truth", f"{read.task}: {fault}")
   return record
