@@ -57,6 +57,27 @@ check_run() {
   fi
 }
 
+# What the cloud wants besides: BUCKET, and MODEL and POOL in one.
+check_buckets() {
+  need BUCKET
+  local name
+  for name in BUCKET MODEL POOL; do
+    case ${!name:-gs://} in gs://*) ;; *) faults+=("$name=${!name} does not begin with gs://") ;; esac
+  done
+}
+
+# progress: step, last checkpoint and parts of an evaluation, by the run's folder in the bucket.
+progress() {
+  local folder=${BUCKET:-}/runs/${RUN:-}
+  [ -z "$dry" ] && [ -n "${RUN:-}" ] || return 0
+  {
+    gcloud storage cat "$folder/metrics.jsonl" | tail -n 1 | sed -n 's/.*"step": \([0-9]*\).*/step \1/p'
+    gcloud storage ls "$folder/checkpoints/" | sed -n 's|.*/\([0-9]\{1,\}\)/$|\1|p' | sort -n | tail -n 1 |
+      sed 's/^/checkpoint /'
+    gcloud storage ls "$folder/evaluate/*/part-*" | wc -l | sed 's/^ */parts /'
+  } 2>/dev/null || true # what is not there is not told
+}
+
 # Ends with exit status 2 where there are faults.
 refuse_faults() {
   [ ${#faults[@]} -gt 0 ] || return 0

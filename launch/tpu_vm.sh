@@ -5,7 +5,8 @@
 #
 #   create   the slice: a TPU VM, or with QUEUED=1 a queued resource
 #   setup    copies this checkout (commit and diff) to every worker and makes the environment there
-#   run      starts the command on every worker, in the background; the same RUN resumes
+#   run      starts the command on every worker, in the background; the same RUN resumes. The
+#            workers' output is kept in BUCKET/runs/RUN/logs, every five minutes and at the end
 #   logs     follows the output of worker 0
 #   status   the slice, whether the command runs on each worker, step and last checkpoint of the run
 #   stop     saves and ends the command on every worker (the run can be resumed)
@@ -31,14 +32,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source launch/_run.sh
 begin launch/tpu_vm.sh create setup run logs status stop abort down probe supervise -- "$@"
-
-check_buckets() {
-  need BUCKET
-  local name
-  for name in BUCKET MODEL POOL; do
-    case ${!name:-gs://} in gs://*) ;; *) faults+=("$name=${!name} does not begin with gs://") ;; esac
-  done
-}
 
 check_report() {
   [ -n "${REPORT:-}" ] || return 0
@@ -121,17 +114,6 @@ elif [ -f rmsd/pid ] && kill -0 $(cat rmsd/pid) 2>/dev/null; then state=running
 elif [ ! -f rmsd/pid ]; then state="not started"; fi
 echo "worker $(hostname) $state"'
 
-progress() { # of the run, by its folder in the bucket
-  local folder=${BUCKET:-}/runs/${RUN:-}
-  [ -z "$dry" ] && [ -n "${RUN:-}" ] || return 0
-  {
-    gcloud storage cat "$folder/metrics.jsonl" | tail -n 1 | sed -n 's/.*"step": \([0-9]*\).*/step \1/p'
-    gcloud storage ls "$folder/checkpoints/" | sed -n 's|.*/\([0-9]\{1,\}\)/$|\1|p' | sort -n | tail -n 1 |
-      sed 's/^/checkpoint /'
-    gcloud storage ls "$folder/evaluate/*/part-*" | wc -l | sed 's/^ */parts /'
-  } 2>/dev/null || true # what is not there is not told
-}
-
 case $command in
   create)
     spot=()
@@ -189,8 +171,11 @@ if [ \"\$(cat stamp 2>/dev/null)\" != '$stamp' ]; then
 echo 'this worker was not set up with this MODEL, POOL, RUN and code; run setup first'; exit 1; fi
 rm -f pid ended
 (trap '' HUP
-RMSD_PROCESSES=auto PYTHONFAULTHANDLER=1 .venv/bin/$line & echo \$! >pid
-wait \$!; echo \$? >ended) </dev/null >>log 2>&1 &
+kept='$BUCKET/runs/$RUN/logs/'\$(hostname)-\$(date +%Y%m%d-%H%M%S)
+keep() { gcloud storage cp log \$kept; } >/dev/null 2>&1
+RMSD_PROCESSES=auto PYTHONFAULTHANDLER=1 .venv/bin/$line & pid=\$!; echo \$pid >pid
+(while sleep 300; kill -0 \$pid; do keep; done) 2>/dev/null &
+wait \$pid; echo \$? >ended; keep) </dev/null >>log 2>&1 &
 until [ -s pid ]; do sleep 0.1; done"
     ;;
   logs) on 0 "tail -n 200 -f rmsd/log" ;;
