@@ -284,9 +284,13 @@ def save(
       leaf = leaves[ours] if layer is None else leaves[ours][layer]
       shape = _their_shape(ours, leaves[ours].shape, config.vision)
       tensors[name] = _to_theirs(ours, np.asarray(jax.device_get(leaf)).astype(dtype), shape)
+    draft = folder / (file + ".part")
+    draft.touch()
+    mode = draft.stat().st_mode  # of any new file; the library's could be read by nobody else
     # Older versions of transformers refuse a file that does not say it is torch's ("pt").
-    save_file(tensors, folder / (file + ".part"), metadata={"format": "pt"})
-    (folder / (file + ".part")).rename(folder / file)  # under its name when whole
+    save_file(tensors, draft, metadata={"format": "pt"})
+    draft.chmod(mode)
+    draft.rename(folder / file)  # under its name when whole
   # 3. The index of several files; readers take a single one by its name.
   if len(plan) > 1:
     size = sum(leaf.size for leaf in leaves.values()) * np.dtype(dtype).itemsize

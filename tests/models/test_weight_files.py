@@ -250,5 +250,6 @@ def test_an_export_holds_what_belongs_to_a_model_folder_alone(source, folder, tm
   out = tmp_path / "out"
   hf.save(out, hf.load(folder)[1], folder, dtype=np.float32)
   assert {file.name for file in out.iterdir()} == theirs | set(kept)
+  assert len({file.stat().st_mode for file in out.iterdir()}) == 1  # all are read by whom one is
   check_same(source, out)
   convert.main(["verify", str(out)])
