@@ -74,6 +74,17 @@ PRISM = (
   }
 )
 
+# Of a teacher in JAX (tinker-cookbook, GKD: arXiv 2306.13649). Whoever runs a row names its folder.
+TEACHER = "runs/demo/teacher"
+DISTILLED = {
+  "policy.reference": TEACHER,
+  "policy.kl": 1.0,
+  "policy.kl_estimator": "k2",
+  "discriminator.probe_every": 0,
+}
+NO_REWARD = {f"reward.{name}": 0.0 for name in ("discriminator", "outer", "inner", "content")}
+JSD = {"policy.kl_estimator": "jsd", "policy.jsd_beta": 0.5}
+
 ROWS = {
   "A": Row("K = 1, no filter, no weighting", ONE_SAMPLE, _paper(63.8, 54.4)),
   "B": Row(
@@ -98,6 +109,9 @@ ROWS = {
   "tau0.5": Row("tau = 0.5", {"supervision.tau": 0.5}, _paper(64.8, 57.2)),
   "closed_uniform": Row(
     "closed-ended answers all alike", {"supervision.closed": "uniform"}, {"closed-ended": 56.2}
+  ),
+  "agreement": Row(
+    "closed-ended answers by their agreement, not the truth", {"supervision.closed": "agreement"}
   ),
   "open_graded": Row(
     "open-ended answers by ROUGE-L",
@@ -131,6 +145,10 @@ ROWS = {
     {"discriminator.warmup_steps": 40, "discriminator.joint_warmup": True},
   ),
   "kl0": Row("no KL term", {"policy.kl": 0.0}),
+  # An open teacher whose token probabilities are at hand, here a student that was trained longer.
+  "opd": Row("on-policy distillation, no reward", DISTILLED | NO_REWARD),
+  "opd_reward": Row("D and on-policy distillation", DISTILLED),
+  "gkd": Row("GKD: the divergence over all tokens, no reward", DISTILLED | NO_REWARD | JSD),
   "prism": Row("PRISM's adversarial stage", PRISM),
   # Does a discriminator matter that has learned first and is not bounded?
   "gad_warm": Row("GAD, 40 steps of warm-up, raw score", GAD | WARM),

@@ -147,7 +147,9 @@ def _method(c: ConfigDict) -> None:
   c.supervision.tau = (
     0.3  # closed-ended responses of lower quality are dropped; 0 keeps all [paper]
   )
-  c.supervision.closed = "ground_truth"  # by their metric, or "uniform": all alike [paper]
+  # By their metric, or "uniform": all alike [paper]; or by their "agreement" with each other, which
+  # needs no truth [ours].
+  c.supervision.closed = "ground_truth"
   c.supervision.open_ended = (
     "uniform"  # all valid ones alike, or by "ground_truth": ROUGE-L [paper]
   )
@@ -189,9 +191,15 @@ def _policy(c: ConfigDict) -> None:
   c.policy.scale = "group"  # advantages over the group's s.d. (GRPO), its "task"'s, or "none"
   c.policy.scale_decay = 0.99  # of the running s.d. of each task, per step
   c.policy.clip = 0.2  # of the importance ratio, which is 1 with one update per batch [GAD]
-  c.policy.kl = 0.001  # gamma, weight of KL(student || stage 1 student) per token [GAD]
-  # "k3" [GAD]; "k2", whose gradient is the KL's own; "k1", whose expected gradient is 0: to log it
+  c.policy.kl = 0.001  # gamma, weight of KL(student || reference) per token [GAD]
+  # The reference: "" is the student of stage 1; or the Hugging Face folder of an open teacher with
+  # the same tokenizer, of any size. With kl=1, kl_estimator="k2" and rewards of 0 that is on-policy
+  # distillation; with rewards, both (docs/training.md).
+  c.policy.reference = ""
+  # "k3" [GAD]; "k2", whose gradient is the KL's own; "k1", whose expected gradient is 0: to log it;
+  # or no estimate but "jsd": the divergence over the whole vocabulary, as GKD has it
   c.policy.kl_estimator = "k3"
+  c.policy.jsd_beta = 0.5  # of "jsd": 0 is KL(reference || student), 1 is KL(student || reference)
   # Dead groups keep their KL term [ours]; a step of dead groups alone leaves the student as it is.
   c.policy.kl_of_dead = True
   c.policy.max_kl = 0.0  # nats per token, of a logged step, above which a run stops; 0: never

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from rmsd_jax import cli
 from rmsd_jax.core import masked, named, sharding
+from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.core.packed import Rows
 from rmsd_jax.data.batch import Batch
@@ -188,6 +189,7 @@ def reward_step(config):
   settings = {name: c[name] for name in ("score", "gate", "dead_below", "right_from")}
   of_policy = ("format_penalty", "scale", "scale_decay", "kl_of_dead", "mask_cut_off")
   settings |= {name: config.policy[name] for name in of_policy} | {"form": config.policy.advantage}
+  settings["kl_teaches"] = bool(config.policy.reference)
   weights = {name: c[name] for name in advantages.TERMS}
 
   def reward(running, score_BN, samples: Samples, terms: RuleTerms, pairs: Pairs):
@@ -211,16 +213,36 @@ def reward_step(config):
   return reward
 
 
+def teacher_of(config, model: Qwen3VL) -> Qwen3VL | None:
+  """The model of `policy.reference`; None where the reference is the student of stage 1."""
+  if not config.policy.reference:
+    return None
+  teacher = hf.load_model(**(dict(config.model) | {"folder": config.policy.reference}))
+  if teacher.config.text.vocab != model.config.text.vocab:
+    raise UserError(
+      f"policy.reference={config.policy.reference} has {teacher.config.text.vocab} tokens, the "
+      f"student {model.config.text.vocab}; give a model of the same tokenizer"
+    )
+  return teacher
+
+
 def improve_step(config, model):
   """(state, grads, rows, groups, visual, batch) -> (grads, figures): the gradient of a piece."""
   c = config.policy
-  logps = losses.logps_of(model, config.rollouts.temperature, config.logit_chunk)
+  teacher = teacher_of(config, model)
+  chunks = (config.rollouts.temperature, config.logit_chunk)
 
   def loss_fn(student, state, rows: Rows, groups: PromptGroups, visual, batch: PolicyBatch):
     mask_XW = rows.mask_XW & rows.of_responses(batch.counts_BN)
     params = named.join(state["frozen"], student)
-    logp_XW, entropy_XW = logps(params, rows, groups, visual, entropy=True)
-    ref_XW = logps(state_lib.weights(state, "reference"), rows, groups, visual)
+    own = losses.predicting_of(model, params, rows, groups, visual)
+    if teacher:  # which encodes the media by a tower of its own
+      ref = losses.predicting_of(teacher, state["reference"], rows, groups, None)
+    else:
+      ref = losses.predicting_of(model, state_lib.weights(state, "reference"), rows, groups, visual)
+    logp_XW, entropy_XW = losses.token_logps(*own, rows.targets_XW, *chunks, entropy=True)
+    ref_XW = losses.token_logps(*ref, rows.targets_XW, *chunks)
+    exact = c.kl_estimator == losses.JSD
     old_XW = jax.lax.stop_gradient(logp_XW)  # one update per rollout batch: the ratio is 1
     (loss, count), sums = losses.policy_gradient(
       logp_XW,
@@ -232,6 +254,7 @@ def improve_step(config, model):
       c.clip,
       c.kl,
       c.kl_estimator,
+      losses.jsd(*own, *ref, *chunks, c.jsd_beta) if exact else None,
     )
     sums |= {"loss": loss, "entropy": masked.total(entropy_XW, mask_XW)}
     # Nats; of the same weights, so it is rounding only.
@@ -275,9 +298,14 @@ def pairs_of(batch: Batch, mine: Samples, step: int, config) -> Pairs:
 
 
 def init_state(config, mesh, model, optims: dict) -> state_lib.State:
-  """The state of step 0: the student of stage 1 in each role, and a new value head."""
+  """The state of step 0: the student of stage 1 in each role, or a teacher as the reference, and a
+  new value head."""
   state = state_lib.load_student(mesh, model, config.model.folder, config.init_from, config.trained)
-  state["reference"] = state_lib.reference_of(model, state["student"])
+  if teacher := teacher_of(config, model):
+    weights = hf.load_params(config.policy.reference, mesh)
+    state["reference"] = state_lib.reference_of(teacher, weights)
+  else:
+    state["reference"] = state_lib.reference_of(model, state["student"])
   state["running"] = sharding.everywhere(mesh, state_lib.new_running(Rules(**config.tasks).names))
   if "discriminator" in optims:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -402,6 +430,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   """
   check_config(config)
   model = hf.load_model(**config.model)
+  teacher = teacher_of(config, model)
   optims = make_optims(config)
   limit = Limit(
     "policy/kl",
@@ -420,12 +449,14 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   )
   tokenizer = ChatTokenizer(config.model.folder)
   grading.check_ends(tokenizer, model.config.stop_ids)
+  if teacher:
+    tokenizer.check_alike(config.policy.reference)
   grader = grading.Grader(tokenizer, Rules(**config.tasks), grade, loop.clock.part)
   every = config.discriminator.probe_every if "discriminator" in optims else 0
   fixed = ()  # made when the first probe is due: it takes a rollout
   with jax.set_mesh(loop.mesh), loop:
     make = lambda: init_state(config, loop.mesh, model, optims)
-    state = loop.start(model, optims, make, looks.Look)
+    state = loop.start(model, optims, make, looks.Look, teacher)
     steps = loop.around(make_steps(config, loop.mesh))
     for step, batch in loop.batches():
       state, metrics = train_step(config, loop.mesh, steps, grader, state, step, batch)

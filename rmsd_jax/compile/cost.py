@@ -51,10 +51,17 @@ def sft(c: ModelConfig, size: Size, remat: str, chunk: int) -> Work:
   return once.times(3).plus(recomputed(once, size.longest, remat, chunk))
 
 
-def policy(c: ModelConfig, size: Size, remat: str, chunk: int) -> Work:
-  """The gradient of the policy: the student forward and backward, the reference forward."""
+def policy(
+  c: ModelConfig, size: Size, remat: str, chunk: int, teacher: ModelConfig | None = None
+) -> Work:
+  """The gradient of the policy: the student forward and backward, the reference forward.
+
+  Args:
+    teacher: of the reference, where that is another model; its encoding of the media is left out.
+  """
   once = forward(c, size, True)
-  return once.times(4).plus(recomputed(once, size.longest, remat, chunk))
+  reference = forward(teacher or c, size, True)
+  return once.times(3).plus(reference).plus(recomputed(once, size.longest, remat, chunk))
 
 
 def discriminator(c: ModelConfig, size: Size, remat: str) -> Work:

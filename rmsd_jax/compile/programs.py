@@ -74,7 +74,9 @@ def _rl_programs(config, mesh, mean: float) -> dict:
   N = config.rollouts.samples
   K = config.data.responses
   optims = train_rl.make_optims(config)
-  state = state_lib.abstract(mesh, model, config.trained, optims, Rules(**config.tasks).names)
+  teacher = train_rl.teacher_of(config, model)
+  names = Rules(**config.tasks).names
+  state = state_lib.abstract(mesh, model, config.trained, optims, names, teacher)
   steps = train_rl.make_steps(config, mesh)
   groups = abstract_groups(config, c, mesh, bucket, K)
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -104,7 +106,7 @@ def _rl_programs(config, mesh, mean: float) -> dict:
       steps.improve,
       improve,
       len(plan),
-      cost.policy(c, size, remat, config.logit_chunk),
+      cost.policy(c, size, remat, config.logit_chunk, teacher and teacher.config),
       reading((passes + 1) * len(plan)),
     ),
     "policy": (steps.policy, (state, grads, figures, spread), 1, cost.Work(), update),

@@ -208,6 +208,14 @@ class ChatTokenizer:
     parts = self._tokenizer.backend_tokenizer.to_str() + self._tokenizer.chat_template
     return hashlib.sha256(parts.encode("utf-8")).hexdigest()[:16]
 
+  def check_alike(self, folder: str | pathlib.Path) -> None:
+    """Raises UserError where the tokenizer of another folder has other tokens, or other ids."""
+    if ChatTokenizer(folder)._tokenizer.get_vocab() != self._tokenizer.get_vocab():
+      raise UserError(
+        f"the tokenizer in {folder} has other tokens than the student's, so the two cannot be "
+        "compared token by token; give a model of the same tokenizer"
+      )
+
   def encode_messages(
     self,
     messages: Sequence[Mapping],

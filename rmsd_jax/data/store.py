@@ -89,6 +89,9 @@ class Pool:
   clip_N: np.ndarray | None = None
   used_N: np.ndarray | None = None
   vocabulary: int = 0  # rows of the reader's embedding, above all ids; 0: not known
+  # Rules, and how many responses of a closed-ended row they compare: their agreement is its quality
+  # instead of what the truth gave. None: it is what was stored.
+  agreement: tuple[Rules, int] | None = None
 
   def __len__(self) -> int:
     return len(self.bucket_N)
@@ -115,7 +118,13 @@ class Pool:
         f"row {index} ({row.id!r}) of the pool {self.directory} {fault}; copy the pool again or "
         "build it again"
       )
-    return row
+    return self._by_agreement(row) if self.agreement and row.closed else row
+
+  def _by_agreement(self, row: rows.Row) -> rows.Row:
+    rules, k = self.agreement
+    quality_K = np.zeros_like(row.quality_K)
+    quality_K[:k] = rules.agreement(row.task, row.texts[:k], row.options)
+    return dataclasses.replace(row, quality_K=quality_K * row.valid_K)
 
   @property
   def buckets(self) -> tuple[Bucket, ...]:

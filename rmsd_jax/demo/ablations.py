@@ -33,6 +33,8 @@ from rmsd_jax.training import guard
 CONFIG = cli.CONFIGS / "ablations.py"
 ROWS = runpy.run_path(str(CONFIG))["ROWS"]
 RESULT = pathlib.Path("evaluate", "test.json")
+TEACHER_SEED = 1_000  # of no student
+TEACHER_TIMES = 3  # the steps of a student
 Job = tuple[str, int, str]  # row, seed, stage
 STAGE_2_KEYS = (  # what stage 1 does not read
   "reward.",
@@ -87,7 +89,8 @@ class Grid:
   def check(self, row: str, seed: int, stage: str) -> None:
     """Raises UserError where another config than today's made the run."""
     config = cli.load_config(f"{CONFIG}:{row}/{stage}")
-    apart = ("seed", "init_from", "data.pool", "model.folder")  # of the command line, or a place
+    # Of the command line, or a place.
+    apart = ("seed", "init_from", "data.pool", "model.folder", "policy.reference")
     guard.guard_config(
       str(self.folder(row, seed, stage)), config, (*config.operational, *apart), write=False
     )
@@ -109,6 +112,8 @@ class Grid:
       flags = (f"--workdir={folder}", f"--config.data.pool={self._workdir / 'pool'}",
                f"--config.seed={seed}")  # fmt: skip
       begin = (f"--config.init_from={start}",) if start else ()
+      if start and distils(row):
+        begin += (f"--config.policy.reference={teacher_folder(self._workdir)}",)
       for phase, module in ((stage, f"train_{stage}"), ("evaluate", "evaluate")):
         if self._stopped.is_set():
           raise KeyboardInterrupt
@@ -116,6 +121,32 @@ class Grid:
         run(phase, module, f"--config={CONFIG}:{row}/{phase}", *flags, *more)
     finally:
       self._cores.put(cores)
+
+
+def distils(row: str) -> bool:
+  """Whether a row needs a teacher whose token probabilities are at hand."""
+  return "policy.reference" in ROWS[row].changes
+
+
+def teacher_folder(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / "teacher"
+
+
+def make_teacher(workdir: pathlib.Path) -> None:
+  """That teacher: a student of D's stage 1 that was trained three times as long, exported."""
+  folder = teacher_folder(workdir)
+  if (folder / "model.safetensors").exists():
+    return
+  name = f"{CONFIG}:D/sft"
+  config = cli.load_config(name)
+  trained = workdir / "runs" / "teacher"
+  trained.mkdir(parents=True, exist_ok=True)
+  run = Commands(trained, workdir / "compiled", trained / "log.txt")
+  given = (f"--config.data.pool={workdir / 'pool'}", f"--config.seed={TEACHER_SEED}")
+  longer = f"--config.steps={TEACHER_TIMES * config.steps}"
+  run("sft", "train_sft", f"--config={name}", f"--workdir={trained}", *given, longer)
+  run("sft", "convert", "export", "--workdir", trained, "--base", config.model.folder,
+      "--out", folder)  # fmt: skip
 
 
 def run_all(
@@ -221,6 +252,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     grid = Grid(workdir, split_cores(options.jobs))
     make_pool(Commands(workdir), workdir, cli.load_config(f"{CONFIG}:D/sft"))
+    if any(map(distils, rows)):
+      make_teacher(workdir)
     run_all(grid, rows, options.seeds, options.jobs, show)
   show()
   print((workdir / "ablations.md").read_text(encoding="utf-8"))

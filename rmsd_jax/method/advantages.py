@@ -51,6 +51,7 @@ def from_rewards(
   scale_decay: float,
   kl_of_dead: bool,
   mask_cut_off: bool,
+  kl_teaches: bool = False,
 ) -> tuple[Advantages, dict, dict]:
   """Discriminator scores and rule terms -> (advantages, the new spread, metrics).
 
@@ -65,6 +66,7 @@ def from_rewards(
     scale_decay: of the running spread, per step.
     kl_of_dead: dead groups keep their KL term, in a step with a group that is not dead. Without
       one the step is to leave the student as it is: Adam turns the KL's rounding into whole steps.
+    kl_teaches: the reference is a teacher: dead groups keep their KL term in every step.
     mask_cut_off: rollouts that were cut off count neither in their group nor in the loss.
   """
   counts_BN = finished_BN | (not mask_cut_off)
@@ -85,7 +87,7 @@ def from_rewards(
   wrong_BN = counts_BN & (terms.outer_BN != 1) & (format_penalty > 0)
   advantage_BN = jnp.where(wrong_BN, -format_penalty, advantage_BN)
   alive_B |= wrong_BN.any(-1)
-  keep_kl_B = alive_B | (kl_of_dead & jnp.any(alive_B))
+  keep_kl_B = alive_B | (kl_of_dead & jnp.any(alive_B)) | kl_teaches
   keep_kl_BN = jnp.broadcast_to(keep_kl_B[:, None], advantage_BN.shape)
   metrics = reward_metrics(weighted, counts_BN)
   metrics |= shares_by_task(weighted["discriminator"], total_BN, counts_BN, pairs.task_B, names) | {

@@ -38,13 +38,17 @@ def logps_of(model: Qwen3VL, temperature: float, chunk: int) -> Callable:
   """
 
   def logps(params, rows: Rows, groups: PromptGroups, visual, **options):
-    hidden_XSD = model.hidden(params, rows, model.encoded(params, groups, visual))
-    # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
-    hidden_XWD = predictors(hidden_XSD, rows)
-    table_VD = model.unembedding(params)
+    hidden_XWD, table_VD = predicting_of(model, params, rows, groups, visual)
     return token_logps(hidden_XWD, table_VD, rows.targets_XW, temperature, chunk, **options)
 
   return logps
+
+
+def predicting_of(model: Qwen3VL, params, rows: Rows, groups: PromptGroups, visual):
+  """(hidden_XWD, unembedding_VD): what predicts each response token of packed rows."""
+  hidden_XSD = model.hidden(params, rows, model.encoded(params, groups, visual))
+  # Token t of a response is predicted one token earlier; t = 0 by the prompt's last token.
+  return predictors(hidden_XSD, rows), model.unembedding(params)
 
 
 def token_logps(
@@ -160,6 +164,58 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
 _token_logps.defvjp(_logps_forward, _logps_backward)
 
 
+def jsd(
+  hidden_XWD, unembedding_VD, ref_hidden_XWE, ref_unembedding_VE, temperature, chunk: int, beta
+):
+  """Generalised Jensen-Shannon divergence of teacher and student over the whole vocabulary, at each
+  token, fp32 [X, W] (GKD, arXiv 2306.13649).
+
+      beta KL(T || M) + (1 - beta) KL(S || M),   M = beta T + (1 - beta) S
+
+  beta 0 is KL(T || S) and 1 is KL(S || T), where the formula would be 0 (as in TRL). Logits exist
+  of `chunk` tokens of each row at a time, as in `token_logps`.
+
+  Args:
+    hidden_XWD, unembedding_VD: of the student, see `predicting_of`.
+    ref_hidden_XWE, ref_unembedding_VE: of the teacher, which gets no gradient.
+    beta: in [0, 1].
+  """
+
+  def of_shards(table):  # a copy each, so that its gradient is summed over the mesh once
+    own = jnp.broadcast_to(table, (sharding.shards_here(), *table.shape))
+    return sharding.constrained(own, Spec(*sharding.BATCH, "tensor"))
+
+  student_ZVD = of_shards(_table(unembedding_VD, hidden_XWD.dtype))
+  teacher_ZVE = of_shards(_table(ref_unembedding_VE, ref_hidden_XWE.dtype))
+
+  def log_softmax(hidden_ZMD, table_ZVD):
+    logits = jnp.einsum("ZMD,ZVD->ZMV", hidden_ZMD, table_ZVD, preferred_element_type=jnp.float32)
+    return jax.nn.log_softmax(logits / temperature)
+
+  @jax.checkpoint
+  def body(_, xs):
+    s_ZMV = log_softmax(xs[0], student_ZVD)
+    t_ZMV = jax.lax.stop_gradient(log_softmax(xs[1], teacher_ZVE))
+    return None, _jsd(t_ZMV, s_ZMV, beta)
+
+  chunk = min(chunk, hidden_XWD.shape[1])
+  _, divergence = jax.lax.scan(
+    body, None, (_chunks(hidden_XWD, chunk), _chunks(ref_hidden_XWE, chunk))
+  )
+  return _unchunk(divergence, hidden_XWD[..., 0])
+
+
+def _jsd(t_ZMV, s_ZMV, beta):
+  """Of log-probabilities."""
+  kl = lambda p, q: jnp.sum(jnp.exp(p) * (p - q), -1)
+  if beta == 0:
+    return kl(t_ZMV, s_ZMV)
+  if beta == 1:
+    return kl(s_ZMV, t_ZMV)
+  m_ZMV = jnp.logaddexp(t_ZMV + jnp.log(beta), s_ZMV + jnp.log1p(-beta))
+  return beta * kl(t_ZMV, m_ZMV) + (1 - beta) * kl(s_ZMV, m_ZMV)
+
+
 def sft(logp_XW, mask_XW):
   """Negative log-likelihood of the targets: L_SFT = -log pi_S(T_best | V, Q).
 
@@ -186,6 +242,7 @@ KL_ESTIMATORS = {  # of KL(pi_S || pi_ref) from samples of pi_S, with d = log pi
   "k2": lambda d: d**2 / 2,
   "k3": _k3,  # exp(d) - d - 1, clipped at 10 as verl's low_var_kl: no gradient beyond
 }
+JSD = "jsd"  # instead of an estimate from the sampled token: `jsd`
 
 
 def policy_gradient(
@@ -198,6 +255,7 @@ def policy_gradient(
   clip: float,
   kl_weight: float,
   kl_estimator: str,
+  divergence_XW=None,
 ):
   """Clipped policy gradient with a KL term, summed over tokens.
 
@@ -210,6 +268,7 @@ def policy_gradient(
   Args:
     advantage_XW: of the token's response; 0 for a dead group.
     keep_kl_XW: bool, False where the KL term is dropped too.
+    divergence_XW: `jsd`, in the place of the estimate.
   Returns:
     ((sum, count in tokens), metrics as sums over tokens).
   """
@@ -218,6 +277,8 @@ def policy_gradient(
   gain = jnp.minimum(ratio * advantage_XW, clipped * advantage_XW)
 
   def kl(mask):  # masked before the estimator: where it overflows, its gradient is not finite
+    if divergence_XW is not None:
+      return masked.total(divergence_XW, mask)
     gap_XW = jnp.where(mask, ref_logp_XW - logp_XW, 0)
     return masked.total(KL_ESTIMATORS[kl_estimator](gap_XW), mask)
 

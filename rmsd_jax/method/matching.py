@@ -19,6 +19,9 @@ from rmsd_jax.method.carriers import Array, Pairs
 # Stage 1 target rules: best is R-MSD's; the others make its ablations.
 RULES = ("best", "random_survivor", "random", "first")
 JUDGES = ("ground_truth", "uniform")  # what tells the responses of a prompt apart
+AGREEMENT = (
+  "agreement"  # and, of closed-ended ones: the quality that a pool gives them without truth
+)
 
 
 def rng_for(seed: int, step: int, row: int) -> np.random.Generator:
@@ -40,17 +43,17 @@ def judged(
   valid responses.
 
   Args:
-    quality_BK: quality of closed-ended responses.
+    quality_BK: quality of closed-ended responses, by the truth or by their agreement.
     rouge_BK: ROUGE-L of open-ended responses; 0 where not valid.
     closed_B: bool.
-    closed, open_ended: one of JUDGES each.
+    closed: one of JUDGES, or AGREEMENT.
+    open_ended: one of JUDGES.
 
   Raises:
     UserError: an unknown judge.
   """
-  for judge in (closed, open_ended):
-    _known(judge, JUDGES, "judge")
-  graded_B = np.where(closed_B, closed == "ground_truth", open_ended == "ground_truth")
+  _check_judges(closed, open_ended)
+  graded_B = np.where(closed_B, closed != "uniform", open_ended == "ground_truth")
   return np.where(closed_B[:, None], quality_BK, rouge_BK), graded_B
 
 
@@ -287,8 +290,12 @@ def check_supervision(
   """
   _in_range(tau)
   _known(target, RULES, "target rule")
-  for judge in (closed, open_ended):
-    _known(judge, JUDGES, "judge")
+  _check_judges(closed, open_ended)
+
+
+def _check_judges(closed: str, open_ended: str) -> None:
+  _known(closed, (*JUDGES, AGREEMENT), "judge")
+  _known(open_ended, JUDGES, "judge")
 
 
 def _in_range(tau: float) -> None:

@@ -19,6 +19,7 @@ WITHIN = {f"reward.{name}": "[0, inf)" for name in advantages.TERMS} | {
   "rollouts.temperature": "(0, inf)",
   "policy.clip": "(0, inf)",
   "policy.scale_decay": "[0, 1)",
+  "policy.jsd_beta": "[0, 1]",
   "reward.clip": "[0, inf)",
   "reward.per_log_length": "[0, inf)",
   "reward.right_from": "(0, 1]",
@@ -32,7 +33,7 @@ def check_settings(config) -> None:
     ("reward.score", config.reward.score, advantages.SCORES),
     ("policy.scale", config.policy.scale, advantages.SCALES),
     ("policy.advantage", config.policy.advantage, advantages.FORMS),
-    ("policy.kl_estimator", config.policy.kl_estimator, losses.KL_ESTIMATORS),
+    ("policy.kl_estimator", config.policy.kl_estimator, (*losses.KL_ESTIMATORS, losses.JSD)),
   ):
     if value not in choices:
       raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
@@ -54,7 +55,18 @@ def check_settings(config) -> None:
     )
   check_within(config, WITHIN)
   check_least(config, LEAST)
-  if not any(config.reward[name] for name in advantages.TERMS) and not config.policy.format_penalty:
+  if config.policy.reference and not config.policy.kl:
+    raise UserError(
+      "policy.reference names a teacher and policy.kl=0 leaves it out; give policy.kl a weight, "
+      "such as 1 for on-policy distillation"
+    )
+  if config.policy.reference and config.reward.discriminator and config.discriminator.probe_every:
+    raise UserError(
+      "discriminator.probe_every wants the student of stage 1, which a run with policy.reference "
+      "does not keep; set it to 0"
+    )
+  teaches = config.policy.format_penalty or config.policy.reference
+  if not any(config.reward[name] for name in advantages.TERMS) and not teaches:
     raise UserError(
       f"{', '.join(f'reward.{name}' for name in advantages.TERMS)} are all 0: no rollout earns "
       "more than another, and there is nothing to learn; give one of them a weight"

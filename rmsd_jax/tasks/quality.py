@@ -156,6 +156,28 @@ class Rules:
       return value or answer
     return json.dumps(value, sort_keys=True)
 
+  def agreement(self, task: str, replies: Sequence[str], options: Sequence[str]) -> list[float]:
+    """How far each reply to a closed-ended question agrees with all of them: a quality for which no
+    truth is needed.
+
+        q_k = 1/K sum_j metric(T_k, T_j),  metric(T_k, T_k) = 1
+
+    So of letters it is the share that says the same, of times and boxes the mean overlap. A reply
+    without an answer agrees with none, and none with one that could not be a truth.
+    """
+    kind = self.task(task)
+    answers = [self.parse(reply).answer for reply in replies]
+    truths = [_as_truth(answer) for answer in answers]
+    usable = [not kind.validate(truth, options) for truth in truths]
+
+    def agrees(k: int, j: int) -> float:
+      if k == j:
+        return 1.0
+      return kind.metric(answers[k], options, truths[j]) if usable[j] else 0.0
+
+    every = range(len(replies))
+    return [sum(agrees(k, j) for j in every) / len(every) if answers[k] else 0.0 for k in every]
+
   def terms(
     self, task: str, reply: str, truth: object, options: Sequence[str], finished: bool = True
   ) -> tuple[float, float, float]:
@@ -219,6 +241,15 @@ class Rules:
     if not kind.closed and outer:
       rouge = kind.metric(parsed.answer, options, truth)
     return Score(outer, inner, content, valid, quality, rouge)
+
+
+def _as_truth(answer: str) -> object:
+  """An answer in a form that `validate` takes: an object where it is one."""
+  try:
+    value = json.loads(answer)
+  except (ValueError, RecursionError):
+    return answer
+  return value if isinstance(value, dict) else answer
 
 
 def rule_terms(

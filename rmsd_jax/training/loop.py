@@ -115,6 +115,9 @@ class Loop:
     self._order = stage if config.data.draws == "stage" else 0
     guard_config(workdir, config, config.operational, **kept)
     self._pool.check_reader(config.model.folder, self._rules)
+    if config.supervision.closed == matching.AGREEMENT:
+      agreement = (self._rules, config.data.responses)
+      self._pool = dataclasses.replace(self._pool, agreement=agreement)
     known = guard_config(workdir, self._pool.identity, file="pool.json", **kept)
     # Here all processes meet, so that no row is used before each has read its part of the pool.
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
@@ -227,18 +230,24 @@ class Loop:
       print(f"WARNING: only {taught / seen:.1%} of the prompts have a response that may teach")
 
   def start(
-    self, model: Qwen3VL, optims: dict, make: Callable[[], state_lib.State], look: Callable
+    self,
+    model: Qwen3VL,
+    optims: dict,
+    make: Callable[[], state_lib.State],
+    look: Callable,
+    teacher: Qwen3VL | None = None,
   ) -> state_lib.State:
     """The state to begin with: the last checkpoint's, or that of step 0, which `make` makes.
 
     Args:
       optims: role -> its optimizer; the checkpoint is read straight into sharded arrays.
       look: makes what asks and grades held-out prompts, as `rollouts.looks.Look`.
+      teacher: see `state.abstract`.
     """
     self._look = self._looker(model, look)
     if self.begin:
-      trained = self._config.trained
-      saved = state_lib.abstract(self.mesh, model, trained, optims, self._rules.names)
+      of = (optims, self._rules.names, teacher)
+      saved = state_lib.abstract(self.mesh, model, self._config.trained, *of)
       state = state_lib.restore(self._checkpoints, saved)
     else:
       state = make()

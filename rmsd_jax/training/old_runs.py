@@ -27,6 +27,8 @@ ADDED_KEYS = {
   "reward.right_from": 0.5,
   "policy.advantage": "total",
   "policy.format_penalty": 0.0,
+  "policy.reference": "",
+  "policy.jsd_beta": 0.5,
   "discriminator.zero_head": False,
   "discriminator.score_l2": 0.0,
   "discriminator.joint_warmup": False,

@@ -5,8 +5,8 @@
 
 "student" holds the weights that learn, "frozen" the others (once, whoever uses them), "reference"
 and "discriminator" their own values of the learning weights, the reference's in the type that it is
-computed in, "running" what stage 2 measures over many steps. Random keys are not state: they follow
-from (seed, step).
+computed in (of a teacher, `policy.reference`, all its weights), "running" what stage 2 measures
+over many steps. Random keys are not state: they follow from (seed, step).
 """
 
 import functools
@@ -68,7 +68,12 @@ def saved_entries(mesh: Mesh, model: Qwen3VL, workdir: str) -> State:
 
 
 def abstract(
-  mesh: Mesh, model: Qwen3VL, trained: Sequence[str], optims: dict, tasks: Sequence[str] = ()
+  mesh: Mesh,
+  model: Qwen3VL,
+  trained: Sequence[str],
+  optims: dict,
+  tasks: Sequence[str] = (),
+  teacher: Qwen3VL | None = None,
 ) -> State:
   """The abstract state of a run: what its checkpoints are restored into.
 
@@ -76,12 +81,14 @@ def abstract(
     optims: role -> its optax transformation, or None for a role that does not learn; the roles
       are "student", "reference", "discriminator".
     tasks: the run's task names, see `new_running`.
+    teacher: the model of a reference that is not the student of step 0, or None.
   """
   sharding.check_rules(model.abstract(), PARTITION)
   student, frozen = named.split(model.abstract(), trained)
   state = {"frozen": frozen} | {role: student for role in optims}
   if "reference" in optims:
-    state["reference"] = jax.eval_shape(functools.partial(reference_of, model), student)
+    kept = teacher.abstract() if teacher else student
+    state["reference"] = jax.eval_shape(functools.partial(reference_of, teacher or model), kept)
   if "discriminator" in optims:
     state["discriminator"] = student | Discriminator(model).abstract_head()
   for role, tx in optims.items():
@@ -93,8 +100,9 @@ def abstract(
 
 
 def reference_of(model: Qwen3VL, student: dict) -> dict:
-  """A copy of the student that never learns: in the type that it is computed in, where every use
-  casts to that type anyhow. The tower's norms are applied in fp32, so it keeps its own."""
+  """A copy of the student, or of a teacher, that never learns: in the type that it is computed in,
+  where every use casts to that type anyhow. The tower's norms are applied in fp32, so it keeps its
+  own."""
   text = {"text": jax.tree.map(lambda x: x.astype(model.dtype), student["text"])}
   return copy(student | text if "text" in student else student)
 

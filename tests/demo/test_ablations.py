@@ -148,6 +148,31 @@ def run(folder, rows, seeds, jobs=1):
   ablations.run_all(grid, rows, seeds, jobs, lambda: None)
 
 
+def test_rows_that_distil_are_given_a_teacher_that_is_made_once(stage):
+  asked = []
+
+  class Making(Commands):
+    def __call__(self, phase, module, *arguments):
+      asked.append((module, *map(str, arguments)))
+      if module == "convert":
+        (stage / "teacher").mkdir()
+        (stage / "teacher" / "model.safetensors").touch()
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ablations, "Commands", Making)
+    ablations.make_teacher(stage)
+    ablations.make_teacher(stage)
+  assert [module for module, *_ in asked] == ["train_sft", "convert"]
+  assert f"--config.steps={3 * config('D', 'sft').steps}" in asked[0]
+  run(stage, ["D", "opd"], 1)
+  given = {
+    (row, flags.get("--config.policy.reference"))
+    for module, row, _, _, flags in Commands.ran
+    if module == "train_rl"
+  }
+  assert given == {("D", None), ("opd", str(stage / "teacher"))}
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_grid_trains_each_stage_once_and_in_order(stage, jobs):
   run(stage, ["A", "sft_rl", "D"], 2, jobs)

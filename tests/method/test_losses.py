@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from small import random_groups
 from tiny_model import assert_close, jit
 
@@ -150,6 +151,52 @@ def policy(logp, old=None, ref=None, advantage=None, keep=None, kl_weight=0.0, k
     kl_weight=kl_weight,
     kl_estimator=kl,
   )
+
+
+@pytest.mark.parametrize("chunk", [2, T])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_the_divergence_is_that_of_torch_and_so_is_its_gradient(beta, chunk):
+  """A second formula: PyTorch's kl_div, with the mixture written out."""
+  X, V, D, E, temperature = 3, 11, 5, 4, 0.7
+  own, table = normal(20, X, T, D), normal(21, V, D)
+  theirs, their_table = normal(22, X, T, E), normal(23, V, E)
+  learns = {"dtype": torch.float64, "requires_grad": True}
+  hidden, kernel = torch.tensor(own, **learns), torch.tensor(table, **learns)
+  student = torch.log_softmax(hidden @ kernel.T / temperature, -1)
+  logits = torch.tensor(theirs, dtype=torch.float64) @ torch.tensor(their_table).double().T
+  teacher = torch.log_softmax(logits / temperature, -1)
+  kl = lambda p, q: torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+  if beta in (0, 1):
+    wanted = kl(teacher, student) if beta == 0 else kl(student, teacher)
+  else:
+    mixture = (beta * teacher.exp() + (1 - beta) * student.exp()).log()
+    wanted = beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture)
+  wanted.sum().backward()
+
+  def total(own, table):
+    divergence = losses.jsd(own, table, theirs, their_table, temperature, chunk, beta)
+    return divergence.sum(), divergence
+
+  (grads, got) = jax.grad(total, (0, 1), has_aux=True)(jnp.asarray(own), jnp.asarray(table))
+  np.testing.assert_allclose(got, wanted.detach().numpy(), atol=1e-5)
+  for grad, tensor in zip(grads, (hidden, kernel), strict=True):
+    np.testing.assert_allclose(grad, tensor.grad.numpy(), atol=1e-5)
+
+
+def test_distillation_on_the_students_tokens_is_a_policy_gradient_of_the_log_ratio():
+  """OPD: A_t = c (log pi_T - log pi_S), per token and not differentiated, gives the gradient of the
+  k2 term; with a reward it is A - c (log pi_S - log pi_T)."""
+  logp, teacher, advantage = normal(24, B, R, T), normal(25, B, R, T), normal(26, B, R)
+  c = 0.6
+  by_kl = lambda x: policy(x, ref=teacher, advantage=advantage, kl_weight=c, kl="k2")[0][0]
+  per_token = advantage[..., None] + c * (teacher - logp)
+
+  def by_advantage(x):
+    old = jax.lax.stop_gradient(x)
+    ones = np.ones(logp.shape, bool)
+    return losses.policy_gradient(x, old, x, per_token, MASK, ones, CLIP, 0.0, "k3")[0][0]
+
+  np.testing.assert_allclose(jax.grad(by_kl)(logp), jax.grad(by_advantage)(logp), rtol=1e-5)
 
 
 def test_the_gradient_is_minus_the_advantage_of_every_token():

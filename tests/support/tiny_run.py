@@ -9,6 +9,7 @@ import functools
 import json
 import pathlib
 import re
+import shutil
 import tempfile
 from typing import NamedTuple
 
@@ -61,6 +62,18 @@ def model_folder() -> pathlib.Path:
   params = random_params(hf.load_model(folder).abstract())
   params["text"]["embed"][ids["eos_token_id"]] *= ENDING
   hf.save(folder, params, folder, dtype=np.float32)
+  return folder
+
+
+@functools.cache
+def teacher_folder() -> pathlib.Path:
+  """Another model of the same tokenizer: one layer more, other weights."""
+  folder = HERE / "teacher"
+  shutil.copytree(model_folder(), folder)
+  told = json.loads((folder / "config.json").read_text())
+  told["text_config"]["num_hidden_layers"] += 1
+  (folder / "config.json").write_text(json.dumps(told))
+  hf.save(folder, random_params(hf.load_model(folder).abstract()), folder, dtype=np.float32)
   return folder
 
 
@@ -135,9 +148,6 @@ def steps(module, c: ConfigDict, on: jax.sharding.Mesh, make_steps=None) -> Name
     made = (make_steps or module.make_steps)(c, on)
     wrapped = lambda f: f if isinstance(f, Qwen3VL) else _set_mesh(on, f)
     _STEPS[key] = type(made)(*map(wrapped, made))
-    if on.size > 1:  # few steps, and compiling for eight devices takes long
-      wrapped = lambda f: f if isinstance(f, Qwen3VL) else _hardly_optimised(f)
-      _STEPS[key] = type(made)(*map(wrapped, _STEPS[key]))
   return _STEPS[key]
 
 
@@ -145,18 +155,6 @@ def _set_mesh(on, f):
   def call(*arguments):
     with jax.set_mesh(on):
       return f(*arguments)
-
-  return call
-
-
-def _hardly_optimised(f):
-  def call(*arguments):
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-      return f(*arguments)
-    finally:
-      jax.config.update("jax_disable_most_optimizations", before)
 
   return call
 
@@ -200,8 +198,9 @@ def rl_state(config: ConfigDict, devices: int = 1) -> state_lib.State:
 
 def restored(workdir, module, c: ConfigDict, step: int | None = None) -> dict:
   """The state of a checkpoint, in numpy; its entries must be those of the config."""
-  names = Rules(**c.tasks).names
-  abstract = state_lib.abstract(mesh(), model_of(c), c.trained, module.make_optims(c), names)
+  model = model_of(c)
+  of = (module.make_optims(c), Rules(**c.tasks).names, train_rl.teacher_of(c, model))
+  abstract = state_lib.abstract(mesh(), model, c.trained, *of)
   with Checkpoints(workdir) as checkpoints:
     return jax.device_get(checkpoints.restore(abstract, step))
 

@@ -301,3 +301,35 @@ def test_a_prompt_has_question_options_and_format_each_on_a_line():
 def test_the_answer_of_a_reply_is_as_its_task_reads_it(task, answer, read):
   assert RULES.answer_of(task, render(answer), OPTIONS) == read
   assert RULES.answer_of(task, f"<answer>{answer}</answer>", OPTIONS) == ""
+
+
+def test_agreement_is_the_mean_metric_against_the_other_answers():
+  reply = "<think>I look.</think><answer>{}</answer>".format
+  options = ("A. red", "B. blue", "C. green")
+  said = [*map(reply, ("A", "A", "B")), "no format"]
+  assert Rules().agreement("multiple_choice", said, options) == [0.5, 0.5, 0.25, 0.0]
+  spans = [(0, 4), (2, 4), (6, 8)]
+  replies = [reply(json.dumps({"time": span})) for span in spans]
+
+  def overlap(one, two):
+    shared = max(0, min(one[1], two[1]) - max(one[0], two[0]))
+    return shared / (one[1] - one[0] + two[1] - two[0] - shared)
+
+  wanted = [np.mean([overlap(a, b) for b in spans]) for a in spans]
+  assert Rules().agreement("temporal_grounding", replies, ()) == pytest.approx(wanted)
+  # 0 has no relative error, so it could not be a truth; it agrees with itself.
+  assert Rules().agreement("regression", [reply("0"), reply("5")], ()) == [0.5, 0.5]
+  assert Rules().agreement("math", [reply("1/2"), reply("0.5"), reply("2")], ()) == pytest.approx(
+    [2 / 3, 2 / 3, 1 / 3]
+  )
+  assert Rules().agreement("ocr", [], ()) == []
+
+
+@pytest.mark.parametrize("name", registry.TASKS)
+def test_replies_that_are_alike_agree_wholly_and_nothing_crashes(name):
+  example = registry.TASKS[name].example
+  right = f"<think>x</think><answer>{registry.spelled(example.truth)}</answer>"
+  assert Rules().agreement(name, [right] * 3, example.options) == pytest.approx([1.0] * 3)
+  hostile = [right, "", "<answer>", "<think>x</think><answer>[]{}\\</answer>", right]
+  got = Rules().agreement(name, hostile, example.options)
+  assert all(0 <= q <= 1 for q in got) and got[0] == got[4] >= 0.4

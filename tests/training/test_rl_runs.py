@@ -1,6 +1,8 @@
 """Whole runs of stage 2: who learns when, the sampler's log-probs, resume, what stops one."""
 
 import functools
+import json
+import shutil
 
 import jax
 import pytest
@@ -8,6 +10,7 @@ import tiny_run
 
 from rmsd_jax import train_rl
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.models import hf
 from rmsd_jax.training import checkpoint
 
 CONFIG = functools.partial(tiny_run.config, "rl", discriminator__optim__learning_rate=3e-3)
@@ -97,6 +100,56 @@ SWITCHES = {
     "discriminator__score_l2": 0.001,
   },
 }
+
+
+def test_a_teacher_that_is_another_model_distils_and_stays_as_it_is(tmp_path, monkeypatch):
+  """GKD over all tokens of one with a layer more, no reward: the divergence falls."""
+  teacher = tiny_run.teacher_folder()
+  nothing = {f"reward__{name}": 0.0 for name in ("discriminator", "outer", "inner", "content")}
+  c = CONFIG(
+    policy__reference=str(teacher),
+    policy__kl=1.0,
+    policy__kl_estimator="jsd",
+    discriminator__probe_every=0,
+    **nothing,
+  )
+  tiny_run.run(monkeypatch, train_rl, c, tmp_path / "cut", stop_after=3)
+  tiny_run.run(monkeypatch, train_rl, c, tmp_path / "cut")
+  fallen = [line["policy/kl"] for line in tiny_run.lines(tmp_path / "cut")]
+  assert len(fallen) == 6 and max(fallen[3:]) < min(fallen[:2])
+  state = tiny_run.restored(tmp_path / "cut", train_rl, c, 6)
+  text = hf.load(teacher)[1]["text"]
+  tiny_run.assert_same(state["reference"]["text"], text)
+  assert tiny_run.moves(
+    state["student"], tiny_run.restored(tmp_path / "cut", train_rl, c, 4)["student"]
+  )
+
+
+def test_a_teacher_of_another_kind_is_refused(tmp_path, monkeypatch):
+  refused = lambda words: pytest.raises(UserError, match=words)
+  c = CONFIG(policy__reference=str(tiny_run.teacher_folder()), discriminator__probe_every=0)
+  for words, changes in (
+    ("policy.kl=0 leaves it out", {"policy__kl": 0.0}),
+    ("probe_every wants the student of stage 1", {"discriminator__probe_every": 3}),
+    ("config.json does not exist", {"policy__reference": str(tmp_path)}),
+  ):
+    given = {"policy__reference": c.policy.reference, "discriminator__probe_every": 0} | changes
+    with refused(words):
+      tiny_run.run(monkeypatch, train_rl, CONFIG(**given), tmp_path / "run")
+  other = tmp_path / "other"
+  shutil.copytree(c.policy.reference, other)
+  words = json.loads((other / "tokenizer.json").read_text())
+  vocabulary = words["model"]["vocab"]
+  one, two = [word for word, id_ in vocabulary.items() if id_ in (300, 301)]
+  vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+  (other / "tokenizer.json").write_text(json.dumps(words))
+  with refused("has other tokens than the student's"):
+    tiny_run.run(
+      monkeypatch,
+      train_rl,
+      CONFIG(policy__reference=str(other), discriminator__probe_every=0),
+      tmp_path / "run",
+    )
 
 
 @pytest.mark.slow
