@@ -57,8 +57,9 @@ def get_config(stage: str) -> ConfigDict:
   c.init_from = "runs/demo/sft"
   c.seed = 1  # stage 1's batches and targets would come again, in the same order
   c.steps = 40
+  # Continued SFT has as many steps at the same rate as stage 2. Both decay to 0 again: at a
+  # constant rate both ended below the annealed stage 1 on a task, by the noise of the last steps.
   c.optim.learning_rate = 1e-4
-  c.optim.schedule = "constant"  # continued SFT has as many steps at the same rate as stage 2
   if stage == "rl":
     c.optim.clip_norm = 0.2
     c.save_every = 20

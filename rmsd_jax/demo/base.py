@@ -2,10 +2,11 @@
 
 It stands in for Qwen3-VL's pretraining: it learns to answer plain questions about clips and
 pictures (rmsd_jax.demo.plain_texts) and never sees a task's format. The result is an ordinary
-Hugging Face folder, part of the repository: made in three runs, each `--start`ed from the one
+Hugging Face folder, part of the repository: made in four runs, each `--start`ed from the one
 before. This makes one like it:
 
     python -m rmsd_jax.demo.base --out DIR
+    python -m rmsd_jax.demo.base --out DIR --start DIR --steps 900 --lookups-first 300 --seed 3
 
 A training row is one clip with R questions: the prompt group at work. The prompt is the user's turn
 up to the clip; a "response" is a question, the turn's end and the reply, and only replies are

@@ -1,6 +1,7 @@
 """The vision tower: patches of frame pairs -> visual tokens for the prompt and for DeepStack.
 
-Attention stays inside one frame pair, so frame pairs of all clips are one batch.
+Attention stays inside one frame pair, so frame pairs of all clips are one batch, and scores exist
+of one pair of each clip at a time.
 Axes: B prompts, F frame pairs, S patches of a pair, C values of a patch, W tower width, U its MLP,
 V = F * S / merge^2 visual tokens, D decoder width, n DeepStack levels.
 """
@@ -54,7 +55,8 @@ class Block(nnx.Module):
     self.fc2 = weight(U=c.mlp, W=c.width)
     self.fc2_bias = layers.zeros(W=c.width)
 
-  def __call__(self, x_FSW, angles_FSE, real_FS):
+  def __call__(self, x_FSW, angles_FSE, real_FS, frames: int):
+    """F are the frame pairs of all prompts, `frames` of each, one prompt's behind another's."""
     y = layers.layer_norm(x_FSW, self.norm1_scale[...], self.norm1_bias[...])
     qkv_FSiNH = layers.linear(y, self.qkv[...], self.qkv_bias[...])
     q, k, v = (qkv_FSiNH[:, :, i].swapaxes(1, 2) for i in range(3))  # F N S H
@@ -63,16 +65,25 @@ class Block(nnx.Module):
     turn = lambda x: positions.rotate(x.astype(jnp.float32), angles_FSE[:, None]).astype(x.dtype)
     q = turn(q)
     k = turn(k)
-    # [F, N, S, S]: a frame pair is an entry of the batch, so that no mask keeps pairs apart; only
-    # padding is masked. A pair of padding alone sees nothing and yields a mean, which no one reads.
-    scores = jnp.einsum("FNSH,FNZH->FNSZ", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(real_FS[:, None, None], scores * q.shape[-1] ** -0.5, NEVER)
-    o = jnp.einsum("FNSZ,FNZH->FNSH", jax.nn.softmax(scores, -1).astype(v.dtype), v)
-    o_FSNH = o.swapaxes(1, 2)
+    # One frame pair of every prompt at a time: the scores of a whole clip, in fp32, would take more
+    # memory than all else in the tower. Prompts, which are split over the devices, stay together.
+    by_pair = lambda x: x.reshape(-1, frames, *x.shape[1:]).swapaxes(0, 1)
+    o = jax.lax.map(lambda pair: _attend(*pair), jax.tree.map(by_pair, (q, k, v, real_FS)))
+    o_FSNH = o.swapaxes(0, 1).reshape(q.shape).swapaxes(1, 2)
     x_FSW += layers.linear(o_FSNH, self.proj[...], self.proj_bias[...], inputs=2)
     y = layers.layer_norm(x_FSW, self.norm2_scale[...], self.norm2_bias[...])
     y = jax.nn.gelu(layers.linear(y, self.fc1[...], self.fc1_bias[...]), approximate=True)
     return x_FSW + layers.linear(y, self.fc2[...], self.fc2_bias[...])
+
+
+@jax.checkpoint  # or a tower that learns would keep the scores of all pairs for its backward pass
+def _attend(q_BNSH, k_BNSH, v_BNSH, real_BS):
+  """Attention inside one frame pair of every prompt. A pair is a batch of its own, so that no mask
+  keeps pairs apart; only padding is masked. One of padding alone sees nothing and yields a mean,
+  which no one reads."""
+  scores = jnp.einsum("BNSH,BNZH->BNSZ", q_BNSH, k_BNSH, preferred_element_type=jnp.float32)
+  scores = jnp.where(real_BS[:, None, None], scores * q_BNSH.shape[-1] ** -0.5, NEVER)
+  return jnp.einsum("BNSZ,BNZH->BNSH", jax.nn.softmax(scores, -1).astype(v_BNSH.dtype), v_BNSH)
 
 
 class Merger(nnx.Module):
@@ -154,7 +165,7 @@ class VisionTower:
     )
 
     def body(x, block):
-      return parts["blocks"].layer(block)(sharding.by_prompt(x), angles, real), None
+      return parts["blocks"].layer(block)(sharding.by_prompt(x), angles, real, F), None
 
     # 2. The scan over blocks is cut behind each block that feeds DeepStack, so that the outputs of
     # these alone are kept.
