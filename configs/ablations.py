@@ -110,6 +110,7 @@ ROWS = {
   "closed_uniform": Row(
     "closed-ended answers all alike", {"supervision.closed": "uniform"}, {"closed-ended": 56.2}
   ),
+  "near": Row("of the best answers the nearest to the student", {"supervision.target": "near"}),
   "agreement": Row(
     "closed-ended answers by their agreement, not the truth", {"supervision.closed": "agreement"}
   ),
@@ -173,7 +174,7 @@ def get_config(name: str) -> ConfigDict:
     raise UserError(f"configs/ablations.py:{name}: {file}.py is not of stage {stage}")
   c = load(stage) if staged else load()
   if not file:
-    c.world.responses = 8  # for the row of K = 8; the others take the first ones
+    c.world.responses = 8  # for the row of K = 8; the others take some, each seed others
     c.world.test_prompts = 600
     if stage == "evaluate":
       c.evaluate.samples = 8

@@ -116,6 +116,9 @@ def _model_and_data(c: ConfigDict) -> None:
   c.data.pool = ""  # folder written by `rmsd_jax.pool build`
   c.data.split = "train"
   c.data.responses = 4  # K, teacher responses used per prompt [paper]
+  # The place of the first of them among a prompt's responses, which go round: runs with another one
+  # see other samples of the teacher, and their spread has the luck of these in it.
+  c.data.first_response = 0
   c.data.tasks = ()  # only these tasks; empty: all
   c.data.blind = False  # every frame mid-grey: the control of a model that cannot see
   # What the order of prompts follows from: the seed and the "stage", so that stage 2 does not see
@@ -153,7 +156,10 @@ def _method(c: ConfigDict) -> None:
   c.supervision.open_ended = (
     "uniform"  # all valid ones alike, or by "ground_truth": ROUGE-L [paper]
   )
-  c.supervision.target = "best"  # stage 1: "best", "random_survivor", "random", "first"
+  # Stage 1: "best", "random_survivor", "random", "first"; or "near", of the best ones that with the
+  # most tokens among the student's near_top likeliest, for which it scores all K at each step
+  c.supervision.target = "best"
+  c.supervision.near_top = 10
   c.supervision.match_by_quality = True  # stage 2: pair rollouts with teachers with p ~ quality
   c.supervision.loss_by_quality = True  # stage 2: weigh the pair loss by the teacher's quality
 

@@ -34,7 +34,7 @@ from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError, check_least, check_within
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.core.progress import Progress
-from rmsd_jax.data import loader, reply_journal
+from rmsd_jax.data import epochs, loader, reply_journal
 from rmsd_jax.data.batch import blinded
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.reply_journal import ReplyJournal
@@ -229,7 +229,7 @@ def _about(config, workdir: str, folder: str, checkpoint: str, rules: Rules) -> 
   }
   # Before the model is loaded: an hour of samples must not end in a refusal.
   _check_free(f"{folder}.json", asked)
-  order = loader.in_turn(pool, config.data.tasks, config.data.limit).tolist()
+  order = epochs.in_turn(pool, config.data.tasks, config.data.limit).tolist()
   return {"asked": asked, "pool": config.data.pool, "step": step, "order": order}, pool
 
 

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 
 from rmsd_jax import cli
 from rmsd_jax.core import masked, named, sharding
-from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.core.packed import Rows
 from rmsd_jax.data.batch import Batch
@@ -188,8 +187,8 @@ def reward_step(config):
   c = config.reward
   settings = {name: c[name] for name in ("score", "gate", "dead_below", "right_from")}
   of_policy = ("format_penalty", "scale", "scale_decay", "kl_of_dead", "mask_cut_off")
-  settings |= {name: config.policy[name] for name in of_policy} | {"form": config.policy.advantage}
-  settings["kl_teaches"] = bool(config.policy.reference)
+  settings |= {name: config.policy[name] for name in of_policy}
+  settings |= {"form": config.policy.advantage, "kl_teaches": bool(config.policy.reference)}
   weights = {name: c[name] for name in advantages.TERMS}
 
   def reward(running, score_BN, samples: Samples, terms: RuleTerms, pairs: Pairs):
@@ -213,23 +212,10 @@ def reward_step(config):
   return reward
 
 
-def teacher_of(config, model: Qwen3VL) -> Qwen3VL | None:
-  """The model of `policy.reference`; None where the reference is the student of stage 1."""
-  if not config.policy.reference:
-    return None
-  teacher = hf.load_model(**(dict(config.model) | {"folder": config.policy.reference}))
-  if teacher.config.text.vocab != model.config.text.vocab:
-    raise UserError(
-      f"policy.reference={config.policy.reference} has {teacher.config.text.vocab} tokens, the "
-      f"student {model.config.text.vocab}; give a model of the same tokenizer"
-    )
-  return teacher
-
-
 def improve_step(config, model):
   """(state, grads, rows, groups, visual, batch) -> (grads, figures): the gradient of a piece."""
   c = config.policy
-  teacher = teacher_of(config, model)
+  teacher = imitation.teacher_of(config, model)
   chunks = (config.rollouts.temperature, config.logit_chunk)
 
   def loss_fn(student, state, rows: Rows, groups: PromptGroups, visual, batch: PolicyBatch):
@@ -298,10 +284,9 @@ def pairs_of(batch: Batch, mine: Samples, step: int, config) -> Pairs:
 
 
 def init_state(config, mesh, model, optims: dict) -> state_lib.State:
-  """The state of step 0: the student of stage 1 in each role, or a teacher as the reference, and a
-  new value head."""
+  """The state of step 0: the student of stage 1, a teacher as its reference, a new value head."""
   state = state_lib.load_student(mesh, model, config.model.folder, config.init_from, config.trained)
-  if teacher := teacher_of(config, model):
+  if teacher := imitation.teacher_of(config, model):
     weights = hf.load_params(config.policy.reference, mesh)
     state["reference"] = state_lib.reference_of(teacher, weights)
   else:
@@ -373,7 +358,7 @@ def train_step(config, mesh, steps: Steps, grader, state, step: int, batch: Batc
   elif config.discriminator.joint_warmup:
     targets = matching.targets(batch, seed=config.seed, step=step, **config.supervision)
     rows = pieces.rows_of(mesh, steps.model, targets, config.row_tokens)
-    state, more = imitate_teacher(steps, state, rows, groups, visual)
+    state, more = imitation.imitate_teacher(steps, state, rows, groups, visual)
     metrics |= more
   return state, metrics
 
@@ -404,18 +389,6 @@ def update_policy(
   return state, metrics | rewards
 
 
-def imitate_teacher(steps: Steps, state, rows: list[Rows], groups, visual):
-  """(state, metrics): an update of stage 1, in a joint warm-up (GAD, arXiv 2511.10643): the student
-  goes on with what it can do, while the discriminator learns on its current samples."""
-  grads, figures = optim.over(
-    rows,
-    steps.nothing(state["student"]),
-    lambda grads, piece: steps.imitate(state, grads, piece, groups, visual),
-  )
-  state, metrics = steps.policy(state, grads, figures, state["running"]["spread"])
-  return state, {name.replace("policy/", "warmup/"): value for name, value in metrics.items()}
-
-
 def check_config(config) -> None:
   """Raises UserError for values of stage 2 that make no sense, before any work."""
   settings.check_settings(config)
@@ -430,7 +403,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   """
   check_config(config)
   model = hf.load_model(**config.model)
-  teacher = teacher_of(config, model)
+  teacher = imitation.teacher_of(config, model)
   optims = make_optims(config)
   limit = Limit(
     "policy/kl",

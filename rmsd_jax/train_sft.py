@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 import jax
+import numpy as np
 
 from rmsd_jax import cli
 from rmsd_jax.core import sharding
@@ -36,6 +37,7 @@ class Steps(NamedTuple):
   nothing: Callable  # (weights) -> gradients to add to
   imitate: Callable  # (state, grads, rows, groups, visual) -> (grads, figures)
   train: Callable  # (state, grads, figures) -> (state, metrics)
+  near: Callable  # (state, rows, groups, visual) -> tokens near the student, of each response
   model: Qwen3VL  # that they compute
 
 
@@ -65,6 +67,7 @@ def make_steps(config, mesh) -> Steps:
     # keep_unused: the moments stay in memory meanwhile, so rmsd_jax.compile must count them.
     imitate=jit(imitation.imitate_step(config, model), donate_argnums=1, keep_unused=True),
     train=jit(train, donate_argnums=0),
+    near=jit(imitation.near_step(config, model)),
     model=model,
   )
 
@@ -79,6 +82,16 @@ def train_step(config, mesh, steps: Steps, state, groups: PromptGroups):
     lambda grads, rows: steps.imitate(state, grads, rows, media, visual),
   )
   return steps.train(state, grads, figures)
+
+
+def nearness(config, mesh, steps: Steps, state, groups: PromptGroups) -> np.ndarray:
+  """Share of the tokens of each of this process's K responses that are among the likeliest of the
+  student, fp32 [B, K]: for the target rule "near" (BRTS, arXiv 2605.09725)."""
+  media = sharding.put_batch(mesh, groups)
+  visual = steps.encode(state, media)
+  rows = pieces.rows_of(mesh, steps.model, groups, config.row_tokens)
+  near_BK = sum(steps.near(state, piece, media, visual) for piece in rows)
+  return sharding.local_rows(near_BK) / np.maximum(groups.response_length_BR, 1)
 
 
 def make_optims(config) -> dict:
@@ -104,7 +117,10 @@ def main(config, workdir: str) -> None:
     steps = loop.around(make_steps(config, loop.mesh))
     for step, batch in loop.batches():
       # Drawn anew at each step, so that over epochs equally good responses take turns.
-      groups = matching.targets(batch, seed=config.seed, step=step, **config.supervision)
+      drawn = {"seed": config.seed, "step": step, **config.supervision}
+      if config.supervision.target == "near":
+        drawn["near_BK"] = nearness(config, loop.mesh, steps, state, batch.groups)
+      groups = matching.targets(batch, **drawn)
       state, metrics = train_step(config, loop.mesh, steps, state, groups)
       length_BR = sharding.put_batch(loop.mesh, groups.response_length_BR)
       metrics["target_tokens"] = length_BR.mean()

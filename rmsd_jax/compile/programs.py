@@ -20,7 +20,7 @@ from rmsd_jax.models import hf
 from rmsd_jax.models.config import ModelConfig
 from rmsd_jax.rollouts import generate
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import pieces
+from rmsd_jax.training import imitation, pieces
 from rmsd_jax.training import state as state_lib
 
 LANES = 128  # sizes that any attention can take are multiples of this
@@ -67,16 +67,15 @@ def _rl_programs(config, mesh, mean: float) -> dict:
   model = hf.load_model(**config.model)
   bucket = Bucket(*config.compile.bucket)
   c = model.config
-  B = config.batch
-  T = bucket.response
+  B, T = config.batch, bucket.response
   remat = config.model.remat
   passes = passes_of(config)
   N = config.rollouts.samples
   K = config.data.responses
   optims = train_rl.make_optims(config)
-  teacher = train_rl.teacher_of(config, model)
-  names = Rules(**config.tasks).names
-  state = state_lib.abstract(mesh, model, config.trained, optims, names, teacher)
+  teacher = imitation.teacher_of(config, model)
+  of = (optims, Rules(**config.tasks).names, teacher)
+  state = state_lib.abstract(mesh, model, config.trained, *of)
   steps = train_rl.make_steps(config, mesh)
   groups = abstract_groups(config, c, mesh, bucket, K)
   key = jax.eval_shape(lambda: jax.random.key(0))

@@ -77,6 +77,11 @@ class Rows:
     index_XW = jnp.where(self.last_XW, self.group_XW * R + self.response_XW, -1)
     return sharding.add_local(x_XW, index_XW, B * R).reshape(B, R)
 
+  def sums(self, x_XW: jax.Array, B: int, R: int) -> jax.Array:
+    """[X, W] -> [B, R]: the sum over the tokens of each response, 0 for one not in the rows."""
+    index_XW = jnp.where(self.mask_XW, self.group_XW * R + self.response_XW, -1)
+    return sharding.add_local(x_XW, index_XW, B * R).reshape(B, R)
+
 
 def pack(groups: PromptGroups, piece: Piece, shards: slice, longest: int) -> Rows:
   """This process's rows of a piece, as numpy.

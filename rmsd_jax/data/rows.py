@@ -67,6 +67,28 @@ class Row:
   valid_K: np.ndarray  # bool
 
 
+def rotated(row: Row, first: int) -> Row:
+  """The row with its responses in another order: the one at place `first` comes first, and those
+  before it last. Places go round, so that any number will do."""
+  count = len(row.responses)
+  if not count or not first % count:
+    return row
+  order = np.roll(np.arange(count), -first)
+  columns = ("tokens", *SCORES, "valid")
+  lists = ("texts", "teachers", "finish_reasons", "responses")
+  changed = {f"{name}_K": getattr(row, f"{name}_K")[order] for name in columns}
+  changed |= {name: tuple(getattr(row, name)[k] for k in order) for name in lists}
+  return dataclasses.replace(row, **changed)
+
+
+def by_agreement(row: Row, rules: Rules, k: int) -> Row:
+  """A closed-ended row whose quality is how far its first k responses agree, not what the truth
+  gave."""
+  quality_K = np.zeros_like(row.quality_K)
+  quality_K[:k] = rules.agreement(row.task, row.texts[:k], row.options)
+  return dataclasses.replace(row, quality_K=quality_K * row.valid_K)
+
+
 def features() -> "tfds.features.FeaturesDict":
   """The stored form of a Row."""
   text = tfds.features.Text

@@ -89,6 +89,7 @@ class Pool:
   clip_N: np.ndarray | None = None
   used_N: np.ndarray | None = None
   vocabulary: int = 0  # rows of the reader's embedding, above all ids; 0: not known
+  first_response: int = 0  # see `rows.rotated`
   # Rules, and how many responses of a closed-ended row they compare: their agreement is its quality
   # instead of what the truth gave. None: it is what was stored.
   agreement: tuple[Rules, int] | None = None
@@ -118,13 +119,8 @@ class Pool:
         f"row {index} ({row.id!r}) of the pool {self.directory} {fault}; copy the pool again or "
         "build it again"
       )
-    return self._by_agreement(row) if self.agreement and row.closed else row
-
-  def _by_agreement(self, row: rows.Row) -> rows.Row:
-    rules, k = self.agreement
-    quality_K = np.zeros_like(row.quality_K)
-    quality_K[:k] = rules.agreement(row.task, row.texts[:k], row.options)
-    return dataclasses.replace(row, quality_K=quality_K * row.valid_K)
+    row = rows.rotated(row, self.first_response)
+    return rows.by_agreement(row, *self.agreement) if self.agreement and row.closed else row
 
   @property
   def buckets(self) -> tuple[Bucket, ...]:

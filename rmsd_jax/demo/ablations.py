@@ -90,7 +90,8 @@ class Grid:
     """Raises UserError where another config than today's made the run."""
     config = cli.load_config(f"{CONFIG}:{row}/{stage}")
     # Of the command line, or a place.
-    apart = ("seed", "init_from", "data.pool", "model.folder", "policy.reference")
+    apart = ("seed", "init_from", "data.pool", "data.first_response", "model.folder",
+             "policy.reference")  # fmt: skip
     guard.guard_config(
       str(self.folder(row, seed, stage)), config, (*config.operational, *apart), write=False
     )
@@ -110,7 +111,7 @@ class Grid:
     try:
       run = Commands(folder, self._workdir / "compiled", folder / "log.txt", cores)
       flags = (f"--workdir={folder}", f"--config.data.pool={self._workdir / 'pool'}",
-               f"--config.seed={seed}")  # fmt: skip
+               f"--config.seed={seed}", f"--config.data.first_response={seed}")  # fmt: skip
       begin = (f"--config.init_from={start}",) if start else ()
       if start and distils(row):
         begin += (f"--config.policy.reference={teacher_folder(self._workdir)}",)

@@ -57,16 +57,15 @@ def from_rewards(
 
   Args:
     score_BN: the discriminator's logits, see also `bounded`.
-    finished_BN: bool, rollouts that came to their end-of-turn token.
+    finished_BN: bool, rollouts that came to their end of turn.
     spread: running spread of each task's rewards, by task name, see `new_spread`.
     weights: alpha, beta, eta, delta by the names in TERMS.
     score, gate, scale, form, right_from: see `score_term`, `composite`, `scales`, `parts_of`.
     format_penalty: if any, minus this is the advantage of a wrong outer format (PRISM).
     dead_below: groups whose rewards span less are dead; of each part, where there are several.
     scale_decay: of the running spread, per step.
-    kl_of_dead: dead groups keep their KL term, in a step with a group that is not dead. Without
-      one the step is to leave the student as it is: Adam turns the KL's rounding into whole steps.
-    kl_teaches: the reference is a teacher: dead groups keep their KL term in every step.
+    kl_of_dead: dead groups keep their KL term where another group is alive: Adam would turn the
+      rounding of the KL alone into whole steps. With `kl_teaches`, a teacher's, they always do.
     mask_cut_off: rollouts that were cut off count neither in their group nor in the loss.
   """
   counts_BN = finished_BN | (not mask_cut_off)
@@ -77,12 +76,11 @@ def from_rewards(
   # 2. The scale: a spread that holds this step, too, so that the first step of a task has one.
   names = list(spread["weight"])
   lives_B = alive(total_BN, counts_BN, dead_below)
-  followed = follow_spread(
-    _stacked(spread), total_BN, counts_BN, lives_B, pairs.task_B, scale_decay
-  )
-  # 3. Advantages inside the group: of the reward, or of its parts and added up.
-  parts = parts_of(form, rewards, weighted, weights, pairs.closed_B, right_from)
+  known = _stacked(spread)
+  followed = follow_spread(known, total_BN, counts_BN, lives_B, pairs.task_B, scale_decay)
+  # 3. Advantages inside the group, of the reward or of its parts.
   scaled = lambda x_BN: scales(scale, x_BN, counts_BN, followed, pairs.task_B)
+  parts = parts_of(form, rewards, weighted, weights, pairs.closed_B, right_from)
   advantage_BN, alive_B = added_up(parts, counts_BN, dead_below, scaled)
   wrong_BN = counts_BN & (terms.outer_BN != 1) & (format_penalty > 0)
   advantage_BN = jnp.where(wrong_BN, -format_penalty, advantage_BN)

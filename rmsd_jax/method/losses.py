@@ -164,6 +164,22 @@ def _logps_backward(temperature, chunk, entropy, saved, grads):
 _token_logps.defvjp(_logps_forward, _logps_backward)
 
 
+def among_likeliest(hidden_XWD, unembedding_VD, targets_XW, top: int, chunk: int):
+  """1 where the target is one of the `top` likeliest tokens, 0 where not, fp32 [X, W]."""
+  kernel_VD = _table(unembedding_VD, hidden_XWD.dtype)
+
+  def body(_, xs):
+    hidden_ZMD, targets_ZM = xs
+    logits_ZMV = layers.logits(hidden_ZMD, kernel_VD)
+    chosen_ZMV = _chosen(targets_ZM, logits_ZMV.shape[-1])
+    own_ZM1 = jnp.sum(jnp.where(chosen_ZMV, logits_ZMV, 0), -1, keepdims=True)
+    return None, (jnp.sum(logits_ZMV > own_ZM1, -1) < top).astype(jnp.float32)
+
+  chunk = min(chunk, hidden_XWD.shape[1])
+  _, near = jax.lax.scan(body, None, (_chunks(hidden_XWD, chunk), _chunks(targets_XW, chunk)))
+  return _unchunk(near, targets_XW)
+
+
 def jsd(
   hidden_XWD, unembedding_VD, ref_hidden_XWE, ref_unembedding_VE, temperature, chunk: int, beta
 ):

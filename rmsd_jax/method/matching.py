@@ -16,8 +16,8 @@ from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.rows import Row
 from rmsd_jax.method.carriers import Array, Pairs
 
-# Stage 1 target rules: best is R-MSD's; the others make its ablations.
-RULES = ("best", "random_survivor", "random", "first")
+# Stage 1 target rules: best is R-MSD's, near BRTS's; the others make R-MSD's ablations.
+RULES = ("best", "near", "random_survivor", "random", "first")
 JUDGES = ("ground_truth", "uniform")  # what tells the responses of a prompt apart
 AGREEMENT = (
   "agreement"  # and, of closed-ended ones: the quality that a pool gives them without truth
@@ -106,14 +106,19 @@ def teaches(
 def eligible(keep_K: np.ndarray, present_K: np.ndarray, rule: str) -> np.ndarray:
   """The responses that a stage 1 rule chooses from: the survivors, or all that are present.
 
-  "best" and "random_survivor" choose among the survivors, "random" and "first" among all.
+  "best", "near" and "random_survivor" choose among the survivors, "random" and "first" among all.
   """
   _known(rule, RULES, "target rule")
-  return keep_K if rule in ("best", "random_survivor") else present_K
+  return keep_K if rule in ("best", "near", "random_survivor") else present_K
 
 
 def choose_target(
-  quality_K: np.ndarray, keep_K: np.ndarray, graded: bool, rule: str, rng: np.random.Generator
+  quality_K: np.ndarray,
+  keep_K: np.ndarray,
+  graded: bool,
+  rule: str,
+  rng: np.random.Generator,
+  near_K: np.ndarray | None = None,
 ) -> int:
   """The index of the response that stage 1 trains on, or -1 where there is none to choose.
 
@@ -122,9 +127,11 @@ def choose_target(
     keep_K: bool, the responses to choose from: `eligible`.
     graded: `judged`; if not, every candidate is as good as the next.
     rule: "best" is the highest quality, ties broken at random (ties are the rule for multiple
-      choice); "random_survivor" and "random" are any candidate; "first" is the first one, as
+      choice); "near" is of those the one with the highest `near_K` (BRTS, arXiv 2605.09725);
+      "random_survivor" and "random" are any candidate; "first" is the first one, as
       where one sample is all there is.
     rng: `rng_for` of the row.
+    near_K: how near each response is to what the student would say; None: not known.
 
   Raises:
     UserError: the rule is not one of RULES.
@@ -135,9 +142,11 @@ def choose_target(
     return -1
   if rule == "first":
     return int(candidates[0])
-  if rule == "best" and graded:
-    quality = quality_K[candidates]
-    candidates = candidates[quality == quality.max()]
+  best = lambda x_K: candidates[x_K[candidates] == x_K[candidates].max()]
+  if rule in ("best", "near") and graded:
+    candidates = best(quality_K)
+  if rule == "near" and near_K is not None:
+    candidates = best(near_K)
   return int(rng.choice(candidates))
 
 
@@ -179,6 +188,7 @@ def targets(
   target: str,
   closed: str,
   open_ended: str,
+  near_BK: np.ndarray | None = None,
   **others: bool,
 ) -> PromptGroups:
   """Stage 1: the groups with R = 1, each prompt's target response, or an empty slot without one.
@@ -188,6 +198,7 @@ def targets(
   Args:
     target: the rule, see `choose_target`.
     tau, closed, open_ended: see `survivors` and `judged`.
+    near_BK: for the rule "near".
     others: settings of stage 2.
   """
   quality_BK, graded_B = judged(
@@ -200,7 +211,8 @@ def targets(
     keep_K = survivors(quality_BK[b], batch.valid_BK[b], present_K, graded, tau)
     keep_K = eligible(keep_K, present_K, target)
     rng = rng_for(seed, step, int(row))
-    chosen_B[b] = choose_target(quality_BK[b], keep_K, graded, target, rng)
+    near_K = None if near_BK is None else near_BK[b]
+    chosen_B[b] = choose_target(quality_BK[b], keep_K, graded, target, rng, near_K)
   # A prompt without a target gets slot 0 with length 0: shapes stay those of the bucket, and
   # nothing of it is in the loss.
   slot_B1 = np.maximum(chosen_B, 0)[:, None]

@@ -38,6 +38,11 @@ def check_settings(config) -> None:
     if value not in choices:
       raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
   matching.check_supervision(**config.supervision)
+  if config.data.chat_share:
+    raise UserError(
+      f"data.chat_share={config.data.chat_share}: stage 2 rewards replies, and conversations have "
+      "no reward; they are for stage 1"
+    )
   if config.reward.discriminator and config.discriminator.warmup_steps >= config.steps:
     raise UserError(
       f"discriminator.warmup_steps={config.discriminator.warmup_steps} of steps={config.steps} "

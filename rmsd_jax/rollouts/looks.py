@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 from rmsd_jax.core import sharding
-from rmsd_jax.data import loader
+from rmsd_jax.data import epochs, loader
 from rmsd_jax.data.batch import blinded
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.store import Pool
@@ -55,7 +55,7 @@ class Look:
     self._tokenizer = ChatTokenizer(folder)
     self._rules = rules
     shards = sharding.batch_shards(mesh)
-    self._batch = min(batch, -(-len(loader.in_turn(pool)) // shards) * shards)
+    self._batch = min(batch, -(-len(epochs.in_turn(pool)) // shards) * shards)
     self._key = jax.random.key(seed)
     self._pass_above = pass_above
     self._blind = blind

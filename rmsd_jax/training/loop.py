@@ -22,12 +22,12 @@ import numpy as np
 from rmsd_jax.core import peers, sharding
 from rmsd_jax.core.errors import Interrupted, Terminated, UserError, check_least, check_within
 from rmsd_jax.core.progress import Progress, rss_gb
-from rmsd_jax.data import loader
+from rmsd_jax.data import epochs, loader
 from rmsd_jax.data.batch import Batch, blinded
-from rmsd_jax.data.store import another_split, open_pool
+from rmsd_jax.data.store import Pool, another_split, open_pool
 from rmsd_jax.method import matching
 from rmsd_jax.models.student import Qwen3VL
-from rmsd_jax.tasks import CHAT, Rules
+from rmsd_jax.tasks import Rules
 from rmsd_jax.training import log, optim, showing, stopping, telling, timing, trackers
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
@@ -114,10 +114,7 @@ class Loop:
     self._config = config = as_begun(workdir, config, kept["begun"])
     self._order = stage if config.data.draws == "stage" else 0
     guard_config(workdir, config, config.operational, **kept)
-    self._pool.check_reader(config.model.folder, self._rules)
-    if config.supervision.closed == matching.AGREEMENT:
-      agreement = (self._rules, config.data.responses)
-      self._pool = dataclasses.replace(self._pool, agreement=agreement)
+    self._pool = _read_as(self._pool, config, self._rules)
     known = guard_config(workdir, self._pool.identity, file="pool.json", **kept)
     # Here all processes meet, so that no row is used before each has read its part of the pool.
     check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
@@ -128,13 +125,11 @@ class Loop:
     self._load(self.begin, config.steps, config.data.workers)
     if first:
       print(telling.beginning(stage, self.mesh, workdir, self.begin, config.steps))
-      print(self._pool_line())
+      print(telling.pool_line(self._pool, config, self._rules.version))
     if needs_teacher and not (self.begin and known):
       self._check_teaches()
-    data = config.data
-    self._per_epoch = loader.per_epoch(
-      self._pool, config.batch, data.tasks, data.limit, data.chat_share
-    )
+    used = (config.data.tasks, config.data.limit, config.data.chat_share)
+    self._per_epoch = epochs.per_epoch(self._pool, config.batch, *used)
     self._profiler = Profiler(config.profile, workdir)
     tracker = trackers.tracker_of(config.writer, workdir, config.to_dict()) if first else None
     self._writer = Writer(workdir, self.begin, first, tracker)
@@ -167,14 +162,9 @@ class Loop:
     if data.draws not in DRAWS:
       raise UserError(f"data.draws is {data.draws!r}; choose one of {', '.join(DRAWS)}")
     check_within(config, {"data.held_out": "[0, 1)", "data.chat_share": "[0, 1)"})
-    if data.chat_share and self._stage == 2:
-      raise UserError(
-        f"data.chat_share={data.chat_share}: stage 2 rewards replies, and conversations have no "
-        "reward; they are for stage 1"
-      )
     held_out = None
     if data.held_out:
-      self._pool, held_out = loader.apart(self._pool, data.held_out)
+      self._pool, held_out = epochs.apart(self._pool, data.held_out)
     if not evaluate.every:
       return
     check_least(config, {"evaluate.samples": 1})
@@ -186,25 +176,7 @@ class Loop:
       )
     if evaluate.split and evaluate.split != data.split:
       held_out = another_split(self._pool, evaluate.split)
-    self._held_out = loader.some(held_out, evaluate.prompts, data.tasks)
-
-  def _pool_line(self) -> str:
-    """What there is to learn from."""
-    pool, used = self._pool, self._config.data.responses
-    sizes = " ".join(",".join(map(str, bucket)) for bucket in pool.buckets)
-    line = f"pool: {loader.chosen(pool, ()).sum():,} prompts, "
-    if mixed := loader.chats(self._config.batch, self._config.data.chat_share):
-      there = (pool.task_N == CHAT).sum()
-      line += f"{mixed} of each {self._config.batch} from {there:,} plain conversations, "
-    if pool.used_N is not None:
-      line += f"{(~pool.used_N).sum():,} of other clips are held out, "
-    line += f"buckets P,T,F,S {sizes}, "
-    if pool.metadata["scorer"] != self._rules.version:
-      line += f"scored by rules {pool.metadata['scorer']} (mended since: {self._rules.version}), "
-    if (there := pool.metadata["k"]) <= used:
-      return f"{line}up to {there} responses each"
-    more = f"data.responses={there} takes all"
-    return f"{line}the first {used} of up to {there} responses each; {more}"
+    self._held_out = epochs.some(held_out, evaluate.prompts, data.tasks)
 
   def _check_teaches(self) -> None:
     """Refuses a pool of whose responses none may teach; few prompts that teach are told.
@@ -213,7 +185,7 @@ class Loop:
     least SHARE_OF of them for the share.
     """
     data, supervision = self._config.data, dict(self._config.supervision)
-    rows_N = np.flatnonzero(loader.chosen(self._pool, data.tasks))[: data.limit or None]
+    rows_N = np.flatnonzero(epochs.chosen(self._pool, data.tasks))[: data.limit or None]
     taught, seen = 0, 0
     for row in np.random.default_rng(0).permutation(rows_N):
       if seen >= SHARE_OF and taught:
@@ -467,3 +439,11 @@ class Loop:
       stack.callback(self._profiler.close)
       for stream in self._streams:  # an error's traceback would keep them open to the end
         stack.callback(stream.close)
+
+
+def _read_as(pool: Pool, config, rules: Rules) -> Pool:
+  """The pool, if it was built for this model and these rules, read as the config has it."""
+  pool.check_reader(config.model.folder, rules)
+  by_agreement = config.supervision.closed == matching.AGREEMENT
+  agreement = (rules, config.data.responses) if by_agreement else None
+  return dataclasses.replace(pool, first_response=config.data.first_response, agreement=agreement)

@@ -22,6 +22,8 @@ ADDED_KEYS = {
   "data.draws": "seed",
   "data.held_out": 0.0,
   "data.chat_share": 0.0,
+  "data.first_response": 0,
+  "supervision.near_top": 10,
   "reward.clip": 0.0,
   "reward.per_log_length": 0.0,
   "reward.right_from": 0.5,

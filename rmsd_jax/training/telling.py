@@ -3,6 +3,10 @@
 import jax
 from jax.sharding import Mesh
 
+from rmsd_jax.data import epochs
+from rmsd_jax.data.store import Pool
+from rmsd_jax.tasks import CHAT
+
 
 def beginning(stage: int, mesh: Mesh, workdir: str, begin: int, steps: int) -> str:
   """Devices, mesh, folder, and whether it is new.
@@ -40,3 +44,24 @@ def ending(stage: int, workdir: str, done: int, steps: int, reason: str) -> str:
     f"stage {stage} {ended}: checkpoints and metrics.jsonl in {workdir}; next: python -m "
     f"rmsd_jax.evaluate --workdir={workdir} --config=.., then python -m rmsd_jax.report {workdir}"
   )
+
+
+def pool_line(pool: Pool, config, rules: str) -> str:
+  """What there is to learn from. `rules`: the version of those that grade."""
+  data = config.data
+  sizes = " ".join(",".join(map(str, bucket)) for bucket in pool.buckets)
+  line = f"pool: {epochs.chosen(pool, ()).sum():,} prompts, "
+  if mixed := epochs.chats(config.batch, data.chat_share):
+    there = (pool.task_N == CHAT).sum()
+    line += f"{mixed} of each {config.batch} from {there:,} plain conversations, "
+  if pool.used_N is not None:
+    line += f"{(~pool.used_N).sum():,} of other clips are held out, "
+  line += f"buckets P,T,F,S {sizes}, "
+  if pool.metadata["scorer"] != rules:
+    line += f"scored by rules {pool.metadata['scorer']} (mended since: {rules}), "
+  if (there := pool.metadata["k"]) <= data.responses:
+    return f"{line}up to {there} responses each"
+  if data.first_response:
+    return f"{line}{data.responses} of up to {there} responses each, from {data.first_response} on"
+  more = f"data.responses={there} takes all"
+  return f"{line}the first {data.responses} of up to {there} responses each; {more}"

@@ -38,6 +38,7 @@ PARTS = {  # program of a step -> the part of the step it belongs to
   "encode": "update",
   "imitate": "update",
   "train": "update",
+  "near": "targets",
   "rollout": "rollout",
   "judge": "discriminator",
   "discriminator": "discriminator",

@@ -12,7 +12,7 @@ import tiny_run
 from rmsd_jax import evaluate
 from rmsd_jax.benchmarks.answered import read_responses
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data import loader, reply_journal, store
+from rmsd_jax.data import epochs, loader, reply_journal, store
 from rmsd_jax.data.reply_journal import ReplyJournal
 
 CONFIG = dict(batch=3, data__limit=11, evaluate__samples=2)  # the last of 4 batches has 2 prompts
@@ -218,7 +218,7 @@ def test_batches_that_are_done_are_left_out_and_others_stay_as_they_are():
   assert len(everything) == 3
   assert rows(done=everything[1]) == [everything[0], everything[2]]
   assert rows(done=everything[0][1:]) == everything
-  assert rows(done=loader.in_turn(pool, limit=12).tolist()) == []
+  assert rows(done=epochs.in_turn(pool, limit=12).tolist()) == []
 
 
 def test_score_cards_read_the_journal_and_the_result_alike(whole):

@@ -13,12 +13,14 @@ import tiny_run
 from tiny_model import assert_close
 
 from rmsd_jax import train_rl, train_sft
+from rmsd_jax.core import packed
 from rmsd_jax.core.errors import Terminated, UserError
 from rmsd_jax.data import store
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.method import matching
+from rmsd_jax.method import losses, matching
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import checkpoint, loop
+from rmsd_jax.training import state as state_lib
 
 RATE = 3e-3  # the highest learning rate of the config
 
@@ -247,6 +249,40 @@ def test_a_pool_that_was_not_built_for_the_run_is_refused(straight, monkeypatch)
   processor = {**opened.metadata["processor"], "tokenizer": "0" * 16}
   refused("another tokenizer or chat template than that of", processor=processor)
   refused("pool.json belongs to another pool: source_sha256 .* -> .x.", source_sha256="x")
+
+
+def test_the_nearest_of_the_best_is_the_one_whose_tokens_the_student_expects(tmp_path, monkeypatch):
+  """Nearness by a forward pass of each response alone; the run takes the nearest of the best."""
+  c = tiny_run.config("sft", supervision__target="near", supervision__near_top=3, steps=2)
+  state, batch = start(c), tiny_run.batch(c)
+  with jax.set_mesh(tiny_run.mesh()):
+    steps = tiny_run.steps(train_sft, c, tiny_run.mesh())
+    near_BK = train_sft.nearness(c, tiny_run.mesh(), steps, state, batch.groups)
+  model, params = tiny_run.model_of(c), jax.device_get(state_lib.weights(state))
+  for b, k in ((0, 0), (1, 3), (7, 2)):
+    groups = jax.tree.map(lambda x, b=b: x[b : b + 1], batch.groups)
+    ids = groups.responses_BRT[:, k : k + 1]
+    length = groups.response_length_BR[:, k : k + 1]
+    rows = packed.padded(groups.with_responses(ids, length))
+    visual = model.encode(params, groups)
+    hidden, table = losses.predicting_of(model, params, rows, groups, visual)
+    logits = np.asarray(hidden[0] @ table.T)[: length[0, 0]]
+    own = np.take_along_axis(logits, ids[0, 0, : length[0, 0], None], 1)
+    assert near_BK[b, k] == pytest.approx(((logits > own).sum(1) < 3).mean(), abs=1e-6)
+  assert 0 < near_BK.min() or near_BK.max() > near_BK.min()
+  groups = matching.targets(batch, seed=0, step=0, near_BK=near_BK, **c.supervision)
+  for b in range(len(batch.row_B)):
+    quality_K = np.where(batch.valid_BK[b], batch.quality_BK[b], -1)
+    if batch.closed_B[b] and quality_K.max() >= c.supervision.tau:
+      best = np.flatnonzero(quality_K == quality_K.max())
+      chosen = best[near_BK[b, best].argmax()]
+      wanted = batch.groups.responses_BRT[b, chosen]
+      np.testing.assert_array_equal(groups.responses_BRT[b, 0], wanted)
+  seen = []
+  near = train_sft.nearness
+  monkeypatch.setattr(train_sft, "nearness", lambda *given: seen.append(1) or near(*given))
+  tiny_run.run(monkeypatch, train_sft, c, tmp_path / "run")
+  assert len(seen) == 2 and not tiny_run.unexplained(tmp_path / "run")
 
 
 def test_conversations_are_mixed_in_and_stage_2_refuses_them(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from jax._src import xla_bridge
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
-from rmsd_jax.data import loader
+from rmsd_jax.data import epochs, loader
 
 buckets = st.lists(st.integers(0, 3), min_size=1, max_size=60).map(np.array)
 
@@ -23,7 +23,7 @@ buckets = st.lists(st.integers(0, 3), min_size=1, max_size=60).map(np.array)
 @settings(deadline=None)
 @given(buckets, st.integers(1, 7), st.integers(0, 99), st.integers(0, 5))
 def test_an_epoch_has_every_row_once_but_a_remainder_per_bucket(bucket_N, size, seed, epoch):
-  rows = loader.plan_epoch(bucket_N, size, seed, epoch)
+  rows = epochs.plan_epoch(bucket_N, size, seed, epoch)
   assert rows.dtype == np.int64 and rows.shape[1] == size
   counts = Counter(rows.ravel().tolist())
   assert set(counts.values()) <= {1}
@@ -31,12 +31,12 @@ def test_an_epoch_has_every_row_once_but_a_remainder_per_bucket(bucket_N, size, 
     used = sum(1 for row in counts if bucket_N[row] == bucket)
     assert used == (bucket_N == bucket).sum() // size * size
   assert all(len(set(bucket_N[step])) == 1 for step in rows)
-  np.testing.assert_array_equal(rows, loader.plan_epoch(bucket_N, size, seed, epoch))
+  np.testing.assert_array_equal(rows, epochs.plan_epoch(bucket_N, size, seed, epoch))
 
 
 def test_epochs_and_seeds_differ_and_leave_other_rows_out():
   bucket_N = np.zeros(50, int)
-  orders = [loader.plan_epoch(bucket_N, 8, *key) for key in ((0, 0), (0, 1), (1, 0))]
+  orders = [epochs.plan_epoch(bucket_N, 8, *key) for key in ((0, 0), (0, 1), (1, 0))]
   left = [set(range(50)) - set(rows.ravel().tolist()) for rows in orders]
   assert len({frozenset(rest) for rest in left}) == 3
   assert not np.array_equal(orders[0], orders[1])
@@ -46,10 +46,10 @@ def test_rows_of_a_bucket_that_fills_no_batch_move_to_one_that_holds_them():
   sizes = (Bucket(10, 5, 1, 4), Bucket(10, 5, 2, 4), Bucket(12, 5, 1, 8), Bucket(20, 9, 9, 8))
   few = np.array([0, 1, 1, 1, 2, 2, 2, 3, -1, -1])
   with pytest.raises(UserError, match=r"\(20, 9, 9, 8\) has 1 rows, fewer than a batch of 3"):
-    loader.fill(few, sizes, 3)
+    epochs.fill(few, sizes, 3)
   enough = np.array([0, 1, 1, 1, 2, 2, 3, -1])
-  np.testing.assert_array_equal(loader.fill(enough, sizes, 3), [1, 1, 1, 1, 3, 3, 3, -1])
-  np.testing.assert_array_equal(loader.fill(enough, sizes, 1), enough)
+  np.testing.assert_array_equal(epochs.fill(enough, sizes, 3), [1, 1, 1, 1, 3, 3, 3, -1])
+  np.testing.assert_array_equal(epochs.fill(enough, sizes, 1), enough)
 
 
 def same(a, b):
@@ -156,7 +156,7 @@ def test_conversations_are_so_much_of_every_batch_and_an_epoch_is_one_of_the_oth
   pool = dataclasses.replace(plain, stored=(*chats[:3], *plain.stored, *chats[3:]))
   small = {i for i, row in enumerate(pool.stored) if row.task == "chat" and row.bucket == 0}
   share = {"batch_size": 4, "chat_share": 0.25}
-  assert loader.per_epoch(pool, **share) == loader.per_epoch(plain, 3) == 7
+  assert epochs.per_epoch(pool, **share) == epochs.per_epoch(plain, 3) == 7
   seen = Counter()
   for step, loaded in take(pool, 0, 14, chat_share=0.25, shards=2):
     tasks = [info["task"] for info in loaded.info]

@@ -181,11 +181,7 @@ def test_several_media_none_and_no_responses(built):
 
 
 def test_a_conversation_is_asked_and_stored_as_it_is(world, processor, tmp_path, capsys):
-  said = [
-    {"text": "Just noise."},
-    {"text": "Noi", "finish_reason": "length"},
-    {"text": "\u200b"},
-  ]
+  said = [{"text": "Just noise."}, {"text": "Noi", "finish_reason": "length"}, {"text": "\u200b"}]
   media = [{"type": "image", "path": "c.png"}]
   chat = {"id": "8", "task": "chat", "question": "What is this?", "media": media, "responses": said}
   values = [record("2"), chat, record("9", task="chat")]
@@ -204,17 +200,6 @@ def test_a_conversation_is_asked_and_stored_as_it_is(world, processor, tmp_path,
   command.main(["check", str(out)])
   command.main(["report", str(out)])
   assert "chat" not in capsys.readouterr().out.partition("| task")[2]
-
-
-def test_without_the_truth_a_quality_is_the_agreement_of_the_first_responses(built):
-  opened = store.open_pool(built[0], "train")
-  judged = dataclasses.replace(opened, agreement=(Rules(), 1))
-  row, stored = by_id(judged)["2"], by_id(opened)["2"]
-  assert row.quality_K.tolist() == [1.0, 0.0]  # the second has no format
-  more = dataclasses.replace(opened, agreement=(Rules(), 2))
-  assert by_id(more)["2"].quality_K.tolist() == [0.5, 0.0]
-  assert stored.quality_K.tolist() == [1.0, 0.0]
-  assert by_id(more)["6"].quality_K.tolist() == by_id(opened)["6"].quality_K.tolist()
 
 
 def test_a_row_takes_the_smallest_bucket_and_unusable_responses_leave_empty_slots(built):

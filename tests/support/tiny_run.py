@@ -32,7 +32,7 @@ from rmsd_jax.models import config as config_lib
 from rmsd_jax.models import hf
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import log, loop, timing
+from rmsd_jax.training import imitation, log, loop, timing
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
 
@@ -199,7 +199,7 @@ def rl_state(config: ConfigDict, devices: int = 1) -> state_lib.State:
 def restored(workdir, module, c: ConfigDict, step: int | None = None) -> dict:
   """The state of a checkpoint, in numpy; its entries must be those of the config."""
   model = model_of(c)
-  of = (module.make_optims(c), Rules(**c.tasks).names, train_rl.teacher_of(c, model))
+  of = (module.make_optims(c), Rules(**c.tasks).names, imitation.teacher_of(c, model))
   abstract = state_lib.abstract(mesh(), model, c.trained, *of)
   with Checkpoints(workdir) as checkpoints:
     return jax.device_get(checkpoints.restore(abstract, step))

@@ -275,7 +275,7 @@ def test_an_unknown_task_is_refused_by_every_method():
 
 
 def test_only_open_ended_questions_are_not_closed():
-  assert RULES.closed == {name: name != "open_ended" for name in CASES}
+  assert RULES.closed == {name: name != "open_ended" for name in CASES} | {"chat": False}
 
 
 def test_a_prompt_has_question_options_and_format_each_on_a_line():

@@ -11,7 +11,7 @@ from rmsd_jax import cli
 from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket
-from rmsd_jax.data import loader
+from rmsd_jax.data import epochs
 from rmsd_jax.training import guard
 from rmsd_jax.training.loop import Loop
 
@@ -51,14 +51,14 @@ def test_stage_0_is_the_order_that_runs_had_before(seed, epoch):
     shuffled = rng.permutation(np.flatnonzero(bucket_N == bucket))
     batches.append(shuffled[:6].reshape(3, 2))
   wanted = rng.permutation(np.concatenate(batches))
-  np.testing.assert_array_equal(loader.plan_epoch(bucket_N, 2, seed, epoch), wanted)
+  np.testing.assert_array_equal(epochs.plan_epoch(bucket_N, 2, seed, epoch), wanted)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**70])
 def test_no_two_stages_and_epochs_have_one_order(seed):
   bucket_N = np.zeros(64, int)
   orders = collections.Counter(
-    loader.plan_epoch(bucket_N, 8, seed, epoch, stage).tobytes()
+    epochs.plan_epoch(bucket_N, 8, seed, epoch, stage).tobytes()
     for epoch in range(5)
     for stage in range(3)
   )
@@ -103,7 +103,7 @@ def test_presets_draw_by_stage(name):
 
 def test_a_bucket_keeps_its_rows_in_every_stage():
   pool_buckets = (Bucket(10, 5, 1, 4), Bucket(10, 5, 2, 4))
-  bucket_N = loader.fill(np.array([0, 1, 1, 0, 1, 0]), pool_buckets, 2)
+  bucket_N = epochs.fill(np.array([0, 1, 1, 0, 1, 0]), pool_buckets, 2)
   for stage in range(3):
-    for batch in loader.plan_epoch(bucket_N, 2, 0, 0, stage):
+    for batch in epochs.plan_epoch(bucket_N, 2, 0, 0, stage):
       assert len({bucket_N[row] for row in batch}) == 1

@@ -44,6 +44,8 @@ def old(tmp_path):
 
 def config(old, stage, **changes):
   places = {"model__folder": str(old / "model"), "data__pool": str(old / "pool"), "keep": 1}
+  if stage == "rl":
+    places["optim__schedule"] = "constant"  # which the demo had then
   return tiny_run.config(stage, **places, **changes)
 
 

@@ -11,7 +11,7 @@ import tiny_run
 
 from rmsd_jax import train_sft
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.data import loader, store
+from rmsd_jax.data import epochs, loader, store
 from rmsd_jax.rollouts import looks
 from rmsd_jax.training import checkpoint, log, loop, stopping
 
@@ -127,25 +127,25 @@ def test_what_cannot_be_looked_at_is_refused_before_weights_are_loaded(
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
 def test_held_out_rows_share_no_clip_with_training_and_are_never_trained_on(share):
   pool = store.open_pool(tiny_run.pool_folder(), "train")
-  training, held_out = loader.apart(pool, share)
-  clips = [{pool[row].clip for row in loader.in_turn(part)} for part in (training, held_out)]
+  training, held_out = epochs.apart(pool, share)
+  clips = [{pool[row].clip for row in epochs.in_turn(part)} for part in (training, held_out)]
   assert clips[0] and clips[1] and not clips[0] & clips[1]
-  assert len(loader.in_turn(training)) + len(loader.in_turn(held_out)) == len(pool)
+  assert len(epochs.in_turn(training)) + len(epochs.in_turn(held_out)) == len(pool)
   assert len(clips[1]) / len(clips[0] | clips[1]) == pytest.approx(share, abs=0.2)
   steps = loader.Steps(training, 4, 0, 4)
-  assert steps.per_epoch == loader.per_epoch(training, 4)
+  assert steps.per_epoch == epochs.per_epoch(training, 4)
   seen = {int(row) for step in range(3 * steps.per_epoch) for row in steps.rows(step)}
-  assert seen <= set(loader.in_turn(training).tolist())
-  few = loader.some(held_out, 3, ())
-  assert len(loader.in_turn(few)) == min(3, len(loader.in_turn(held_out)))
-  assert set(loader.in_turn(few)) <= set(loader.in_turn(held_out))
+  assert seen <= set(epochs.in_turn(training).tolist())
+  few = epochs.some(held_out, 3, ())
+  assert len(epochs.in_turn(few)) == min(3, len(epochs.in_turn(held_out)))
+  assert set(epochs.in_turn(few)) <= set(epochs.in_turn(held_out))
 
 
 def test_a_pool_of_before_cannot_hold_clips_out():
   pool = small_pool.make_pool()
   with pytest.raises(UserError, match="is from before clips were in its index; build it again"):
-    loader.apart(type("Old", (), {"clip_N": None, "directory": "POOL"})(), 0.1)
-  assert loader.per_epoch(pool, 4) == loader.Steps(pool, 4, 0, 2).per_epoch
+    epochs.apart(type("Old", (), {"clip_N": None, "directory": "POOL"})(), 0.1)
+  assert epochs.per_epoch(pool, 4) == loader.Steps(pool, 4, 0, 2).per_epoch
 
 
 # a real run
@@ -174,9 +174,9 @@ def test_training_does_not_notice_that_it_is_looked_at(monkeypatch, tmp_path):
   # Each way by itself: greedy and sampled replies differ in length, and a look is repeatable.
   assert 0 < told[1]["held_out/sampled/length"] != told[1]["held_out/greedy/length"] > 0
   assert not tiny_run.unexplained(tmp_path / "looked")
-  rows = set(loader.in_turn(seen[0][0]._pool).tolist())
-  training, _ = loader.apart(store.open_pool(c.data.pool, "train"), 0.3)
-  assert len(rows) == 8 and not rows & set(loader.in_turn(training).tolist())
+  rows = set(epochs.in_turn(seen[0][0]._pool).tolist())
+  training, _ = epochs.apart(store.open_pool(c.data.pool, "train"), 0.3)
+  assert len(rows) == 8 and not rows & set(epochs.in_turn(training).tolist())
 
 
 def test_figures_are_means_over_prompts_with_intervals_over_clips():
