@@ -4,6 +4,7 @@ Each process has its share of 8 devices, reads its own rows, grades its own roll
 own shards of the checkpoint. Gloo carries the collectives.
 """
 
+import functools
 import json
 import os
 import re
@@ -177,9 +178,9 @@ def wait_for_steps(workdir, count: int, seconds: float = 300):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-  """Work folders of one process with 8 devices, by stage."""
+  """Stage -> the work folder of one process with 8 devices, run when first asked for."""
   folder = tmp_path_factory.mktemp("alone")
-  return {stage: run(stage, 1, folder) for stage in MODULES}
+  return functools.cache(lambda stage: run(stage, 1, folder))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def alone(tmp_path_factory):
 )
 def test_processes_together_equal_one(stage, processes, alone, tmp_path):
   together = run(stage, processes, tmp_path)
-  one, many = log.read(str(alone[stage])), log.read(str(together))
+  one, many = log.read(str(alone(stage))), log.read(str(together))
   assert [line["step"] for line in many] == [1, 2]
   for a, b in zip(one, many, strict=True):
     named = lambda line: {
@@ -197,7 +198,7 @@ def test_processes_together_equal_one(stage, processes, alone, tmp_path):
     for name in named(a):
       np.testing.assert_allclose(b[name], a[name], rtol=2e-4, atol=1e-5, err_msg=name)
   c = tiny_run.config(stage)
-  wanted = tiny_run.flat(tiny_run.restored(alone[stage], MODULES[stage], c))
+  wanted = tiny_run.flat(tiny_run.restored(alone(stage), MODULES[stage], c))
   got = tiny_run.flat(tiny_run.restored(together, MODULES[stage], c))
   assert wanted.keys() == got.keys()
   for name, leaf in wanted.items():
@@ -217,7 +218,7 @@ def test_evaluation_in_two_processes_equals_one(lost, alone, tmp_path):
   results = {}
   for processes in (1, 2):
     workdir = tmp_path / str(processes)
-    shutil.copytree(alone["sft"], workdir)
+    shutil.copytree(alone("rl"), workdir)
     run("evaluate", processes, tmp_path, workdir)
     results[processes] = (workdir / "evaluate" / "test.json").read_bytes()
   one, two = (json.loads(results[processes]) for processes in (1, 2))
