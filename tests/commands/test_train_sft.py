@@ -275,9 +275,9 @@ def test_the_nearest_of_the_best_is_the_one_whose_tokens_the_student_expects(tmp
     quality_K = np.where(batch.valid_BK[b], batch.quality_BK[b], -1)
     if batch.closed_B[b] and quality_K.max() >= c.supervision.tau:
       best = np.flatnonzero(quality_K == quality_K.max())
-      chosen = best[near_BK[b, best].argmax()]
-      wanted = batch.groups.responses_BRT[b, chosen]
-      np.testing.assert_array_equal(groups.responses_BRT[b, 0], wanted)
+      nearest = best[near_BK[b, best] == near_BK[b, best].max()]
+      likeliest = batch.groups.responses_BRT[b, nearest].tolist()
+      assert groups.responses_BRT[b, 0].tolist() in likeliest
   seen = []
   near = train_sft.nearness
   monkeypatch.setattr(train_sft, "nearness", lambda *given: seen.append(1) or near(*given))
