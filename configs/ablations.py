@@ -74,6 +74,14 @@ PRISM = (
   }
 )
 
+# The discriminator of R-MSD and GAD, as far as they say.
+PUBLISHED = {
+  "discriminator.zero_head": False,
+  "discriminator.joint_warmup": False,
+  "discriminator.warmup_steps": 10,
+  "reward.score": "raw",
+  "policy.scale": "group",
+}
 # Of a teacher in JAX (tinker-cookbook, GKD: arXiv 2306.13649). Whoever runs a row names its folder.
 TEACHER = "runs/demo/teacher"
 DISTILLED = {
@@ -141,6 +149,9 @@ ROWS = {
   ),
   "bounded": Row("raw score within 10, its square in the loss", BOUNDED),
   "zero_head": Row("a value head that begins at 0", {"discriminator.zero_head": True}),
+  "published": Row(
+    "a head of N(0, 0.02), 10 steps of warm-up, the raw score over the group's s.d.", PUBLISHED
+  ),
   "joint": Row(
     "40 steps of warm-up in which stage 1 goes on",
     {"discriminator.warmup_steps": 40, "discriminator.joint_warmup": True},

@@ -149,9 +149,14 @@ def test_presets_have_the_settings_of_the_method(size):
   of = lambda o, steps: (o.learning_rate, o.schedule, round(o.warmup_share * steps), o.clip_norm)
   sft, rl = (cli.load_config(str(CONFIGS / f"qwen3vl_{size}_{s}.py")) for s in ("sft", "rl"))
   assert (sft.steps, *of(sft.optim, sft.steps)) == (390, 2e-6, "cosine", 8, 1.0)
-  assert (rl.steps, *of(rl.optim, rl.steps)) == (469, 1e-6, "constant", 5, 0.2)
+  assert (rl.steps, *of(rl.optim, rl.steps)) == (938, 1e-6, "constant", 5, 0.2)
   assert of(rl.discriminator.optim, rl.steps) == (1e-6, "constant", 5, 0.2)
-  assert rl.batch == sft.batch == 128 and rl.discriminator.warmup_steps == 10
+  assert rl.batch == sft.batch == 128
+  warm = lambda c: (c.discriminator.warmup_steps, c.discriminator.joint_warmup)
+  assert (*warm(rl), rl.discriminator.zero_head) == (469, True, True)
+  published = cli.load_config(f"{CONFIGS / 'ablations.py'}:published/rl/qwen3vl_{size}_rl")
+  assert (*warm(published), published.discriminator.zero_head) == (10, False, False)
+  assert published.steps == 479 and published.reward.score == "raw"
   assert (rl.rollouts.samples, rl.rollouts.temperature, rl.policy.kl) == (8, 0.8, 0.001)
 
 

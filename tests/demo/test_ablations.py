@@ -81,7 +81,7 @@ def test_rows_with_the_same_stage_1_share_it():
     "sft_rl": "A", "gad": "A", "gad_warm": "A", "prism": "A",
     "frozen": "D", "gate_off": "D", "warm": "D", "warm_frozen": "D",
     "no_D": "D", "separate": "D", "gated": "D", "bounded": "D", "zero_head": "D", "joint": "D",
-    "kl0": "D", "opd": "D", "opd_reward": "D", "gkd": "D",
+    "kl0": "D", "published": "D", "opd": "D", "opd_reward": "D", "gkd": "D",
   }  # fmt: skip
   ignored = ("reward", "policy", "rollouts", "discriminator")
   for row, first in shared.items():
