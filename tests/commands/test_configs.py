@@ -39,7 +39,8 @@ def variants() -> list[str]:
     if path.name == "ablations.py":
       rows = [(row, stage) for row in ABLATIONS["ROWS"] for stage in ABLATIONS["STAGES"]]
       found += [f"{name}:{row}/{stage}" for row, stage in rows]
-      others = sorted(set(ABLATIONS["ROWS"]) - {"gate_off"})  # which presets have off already
+      has = {"gate_off", "zero_head"}  # the presets have these already
+      others = sorted(set(ABLATIONS["ROWS"]) - has)
       found += [f"{name}:{row}/rl/qwen3vl_4b_rl" for row in others]
     else:
       found += [f"{name}:{stage}" for stage in STAGES] if staged else [name]

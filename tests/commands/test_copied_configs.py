@@ -76,7 +76,7 @@ def test_a_file_of_the_current_folder_comes_before_a_shipped_one(tmp_path):
   own = tmp_path / "cwd" / "configs"
   own.mkdir()
   shutil.copy(CONFIGS / "qwen3vl_4b_rl.py", own / "default.py")
-  assert cli.load_config("configs/default.py").steps == 469
+  assert cli.load_config("configs/default.py").steps == 938
 
 
 @pytest.mark.parametrize(
