@@ -10,7 +10,8 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "rmsd_jax"
-LOG_PROBS = ("logps_of", "predictors", "token_logps", "_token_logps", "_logps_forward")
+LOG_PROBS = ("logps_of", "predicting_of", "predictors", "token_logps", "_token_logps",
+             "_logps_forward")  # fmt: skip
 PATHS = {
   "train_sft": {
     "train_sft.py": ("main", "train_step", "make_steps"),
