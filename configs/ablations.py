@@ -185,7 +185,7 @@ def get_config(name: str) -> ConfigDict:
     raise UserError(f"configs/ablations.py:{name}: {file}.py is not of stage {stage}")
   c = load(stage) if staged else load()
   if not file:
-    c.world.responses = 8  # for the row of K = 8; the others take some, each seed others
+    c.world.responses = 8  # for the row of K = 8; seed S takes those from place S on
     c.world.test_prompts = 600
     if stage == "evaluate":
       c.evaluate.samples = 8

@@ -116,8 +116,8 @@ def _model_and_data(c: ConfigDict) -> None:
   c.data.pool = ""  # folder written by `rmsd_jax.pool build`
   c.data.split = "train"
   c.data.responses = 4  # K, teacher responses used per prompt [paper]
-  # The place of the first of them among a prompt's responses, which go round: runs with another one
-  # see other samples of the teacher, and their spread has the luck of these in it.
+  # The place of the first of them among a prompt's responses, which go round: where a pool has more
+  # than K, runs with another one see other samples of the teacher.
   c.data.first_response = 0
   c.data.tasks = ()  # only these tasks; empty: all
   c.data.blind = False  # every frame mid-grey: the control of a model that cannot see

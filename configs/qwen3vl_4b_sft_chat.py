@@ -2,7 +2,7 @@
 
 As qwen3vl_4b_sft.py, on a pool that was built from both kinds of records (docs/pool.md):
 
-    python -m rmsd_jax.pool build questions.jsonl conversations.jsonl POOL ..
+    python -m rmsd_jax.pool build --jsonl questions.jsonl conversations.jsonl --out POOL ..
     python -m rmsd_jax.train_sft --config=configs/qwen3vl_4b_sft_chat.py --workdir=DIR \\
         --config.model.folder=FOLDER --config.data.pool=POOL
 

@@ -10,18 +10,23 @@ begin() {
     shift
   done
   shift
-  dry="" faults=()
-  if [ "${1:-}" = "--dry-run" ]; then
-    dry=1
-    shift
-  fi
-  command=${1:-}
-  case $command in
-    --help | -h)
-      sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$script"
-      exit 0
-      ;;
-  esac
+  dry="" faults=() command=""
+  for name in "$@"; do # in any order: what is not understood here would be run for real
+    case $name in
+      --dry-run) dry=1 ;;
+      --help | -h)
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$script"
+        exit 0
+        ;;
+      *)
+        if [ -n "$command" ]; then
+          echo "error: '$name' behind the command '$command' is not understood; see --help" >&2
+          exit 2
+        fi
+        command=$name
+        ;;
+    esac
+  done
   for name in "${known[@]}"; do
     [ "$command" != "$name" ] || found=1
   done

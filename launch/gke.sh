@@ -28,6 +28,7 @@ case $name in
     faults+=("NAME=$name: a workload's name has a-z, 0-9 and -, a letter first; set NAME") ;;
 esac
 [ ${#name} -le 39 ] || faults+=("NAME=$name has ${#name} letters, at most 39 are allowed; set NAME")
+[ "$command" != status ] || need BUCKET
 if [ "$command" = run ]; then
   need TYPE
   check_run
@@ -37,6 +38,7 @@ if [ -z "$dry" ]; then
   programs=(xpk)
   [ "$command" != logs ] || programs=(kubectl)
   [ "$command" != run ] || programs+=(docker)
+  [ "$command" != status ] || programs+=(gcloud)
   for program in "${programs[@]}"; do
     command -v "$program" >/dev/null || faults+=("$program is not installed; --dry-run needs none")
   done

@@ -143,6 +143,7 @@ case $command in
     done
     on all "set -e; mkdir -p rmsd; cd rmsd
 if [ -f pid ] && kill -0 \$(cat pid) 2>/dev/null; then echo 'a run goes on here; stop it first'; exit 1; fi
+if [ \"\$(cat run 2>/dev/null)\" != '$RUN' ]; then rm -f log; fi
 need=\$(gcloud storage du --summarize '$MODEL' '$POOL' | awk '{s += \$1} END {printf \"%.0f\", s / 1024}')
 there=\$(du -sk model pool 2>/dev/null | awk '{s += \$1} END {printf \"%.0f\", s}')
 free=\$(df -Pk . | awk 'NR == 2 {print \$4}')
@@ -150,6 +151,7 @@ if [ \"\$need\" -gt \$((there + free)) ]; then
 echo \"MODEL and POOL take \$((need >> 20)) GiB, \$(((there + free) >> 20)) are free here: attach a disk, or fewer frames, pixels or records\"; exit 1; fi
 find . -mindepth 1 -maxdepth 1 ! -name .venv ! -name log ! -name model ! -name pool -exec rm -rf {} +
 gcloud storage cp '$BUCKET/runs/$RUN/code/*' .
+echo '$RUN' >run
 tar xzf code.tar.gz; if [ -s diff ]; then git apply diff; fi
 mkdir -p model pool
 gcloud storage rsync --recursive --delete-unmatched-destination-objects '$MODEL' model; gcloud storage rsync --recursive --delete-unmatched-destination-objects '$POOL' pool

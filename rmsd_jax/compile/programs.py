@@ -56,11 +56,19 @@ def _sft_programs(config, mesh, mean: float) -> dict:
   figures = jax.eval_shape(steps.imitate, *arguments)[1]
   read = reading_bytes(config, mesh, state, passes * len(plan))
   work = cost.sft(c, size, config.model.remat, config.logit_chunk)
-  return {
+  made = {
     "encode": (steps.encode, (state, groups), 1, encoding, 0.0),
     "imitate": (steps.imitate, arguments, len(plan), work, read),
     "train": (steps.train, (state, grads, figures), 1, cost.Work(), update_bytes(mesh, state)),
   }
+  if config.supervision.target == "near":  # which scores all K responses before
+    K = config.data.responses
+    plan, size = planned(config, mesh, model, K, mean)
+    rows = abstract_rows(mesh, largest(config, plan[0]), bucket.response)
+    scored = (state, rows, abstract_groups(config, c, mesh, bucket, K), visual)
+    read = reading_bytes(config, mesh, state, len(plan))
+    made["near"] = (steps.near, scored, len(plan), cost.forward(c, size, True), read)
+  return made
 
 
 def _rl_programs(config, mesh, mean: float) -> dict:

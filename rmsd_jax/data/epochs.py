@@ -21,6 +21,11 @@ def chosen(pool: Pool, tasks: Sequence[str]) -> np.ndarray:
   known = sorted(set(pool.task_N.tolist()) - {CHAT})
   if unknown := sorted(set(tasks) - set(known)):
     raise UserError(f"the pool has no task {unknown[0]!r}; it has {', '.join(known)}")
+  if not known:
+    raise UserError(
+      f"split {pool.split} of the pool {pool.directory} has plain conversations alone; it needs "
+      "prompts of a task"
+    )
   of_tasks_N = np.isin(pool.task_N, tasks or known)
   return of_tasks_N if pool.used_N is None else of_tasks_N & pool.used_N
 
@@ -118,19 +123,25 @@ def chats(batch_size: int, chat_share: float) -> int:
   return count
 
 
+def conversations(pool: Pool) -> np.ndarray:
+  """int64, the rows of plain conversations that may be used."""
+  chats_N = pool.task_N == CHAT
+  return np.flatnonzero(chats_N if pool.used_N is None else chats_N & pool.used_N)
+
+
 def chats_of(pool: Pool, bucket_N: np.ndarray) -> dict[int, np.ndarray]:
   """Bucket of a batch -> the conversations that it holds.
 
   Args:
     bucket_N: the bucket in which each other row is used; negative: it is not.
   """
-  chats_N = pool.task_N == CHAT if pool.used_N is None else (pool.task_N == CHAT) & pool.used_N
-  own = pool.bucket_N[chats_N]
+  rows_N = conversations(pool)
+  own = pool.bucket_N[rows_N]
   held = {}
   for bucket in np.unique(bucket_N[bucket_N >= 0]).tolist():
     sizes = pool.buckets[bucket]
     fits = np.array([bool(np.all(np.less_equal(pool.buckets[b], sizes))) for b in own], bool)
-    held[bucket] = np.flatnonzero(chats_N)[fits]
+    held[bucket] = rows_N[fits]
     if not len(held[bucket]):
       raise UserError(
         f"data.chat_share: the pool has {len(own)} conversations (task {CHAT!r}), none of which "
@@ -180,5 +191,7 @@ def some(pool: Pool, count: int, tasks: Sequence[str]) -> Pool:
   """A pool of which only `count` rows are used, drawn once for all among those that may be."""
   rows_N = np.random.default_rng(0).permutation(np.flatnonzero(chosen(pool, tasks)))[:count]
   used_N = np.zeros(len(pool), bool)
+  if not len(rows_N):
+    raise UserError("no prompt of a task is held out; give another split, share or data.tasks")
   used_N[rows_N] = True
   return dataclasses.replace(pool, used_N=used_N)

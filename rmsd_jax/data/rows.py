@@ -85,7 +85,7 @@ def by_agreement(row: Row, rules: Rules, k: int) -> Row:
   """A closed-ended row whose quality is how far its first k responses agree, not what the truth
   gave."""
   quality_K = np.zeros_like(row.quality_K)
-  quality_K[:k] = rules.agreement(row.task, row.texts[:k], row.options)
+  quality_K[:k] = rules.agreement(row.task, row.texts[:k], row.options, row.answer)
   return dataclasses.replace(row, quality_K=quality_K * row.valid_K)
 
 
@@ -243,7 +243,8 @@ def make_row(
 
 def trimmed(record: Record, rules: Rules) -> Record:
   """A record whose replies end where the rules let them end, see `Rules.trimmed`."""
-  cut = [dataclasses.replace(r, text=rules.trimmed(r.text)) for r in record.responses]
+  trim = lambda text: rules.trimmed(text, record.task)
+  cut = [dataclasses.replace(r, text=trim(r.text)) for r in record.responses]
   return dataclasses.replace(record, responses=tuple(cut))
 
 

@@ -90,8 +90,9 @@ class Grid:
     """Raises UserError where another config than today's made the run."""
     config = cli.load_config(f"{CONFIG}:{row}/{stage}")
     # Of the command line, or a place.
-    apart = ("seed", "init_from", "data.pool", "data.first_response", "model.folder",
-             "policy.reference")  # fmt: skip
+    apart = ("seed", "init_from", "data.pool", "model.folder", "policy.reference")
+    config.unlock()
+    config.data.first_response = seed
     guard.guard_config(
       str(self.folder(row, seed, stage)), config, (*config.operational, *apart), write=False
     )

@@ -300,6 +300,8 @@ def check_supervision(
   Args:
     others: switches that cannot be wrong.
   """
+  if others.get("near_top", 1) < 1:
+    raise UserError(f"supervision.near_top={others['near_top']}; it must be at least 1")
   _in_range(tau)
   _known(target, RULES, "target rule")
   _check_judges(closed, open_ended)

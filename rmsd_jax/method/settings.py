@@ -43,6 +43,11 @@ def check_settings(config) -> None:
       f"data.chat_share={config.data.chat_share}: stage 2 rewards replies, and conversations have "
       "no reward; they are for stage 1"
     )
+  if config.supervision.target == "near" and config.discriminator.joint_warmup:
+    raise UserError(
+      "supervision.target='near' is stage 1's: a joint warm-up does not score the teacher's "
+      "responses; take 'best' for stage 2"
+    )
   if config.reward.discriminator and config.discriminator.warmup_steps >= config.steps:
     raise UserError(
       f"discriminator.warmup_steps={config.discriminator.warmup_steps} of steps={config.steps} "
@@ -70,7 +75,8 @@ def check_settings(config) -> None:
       "discriminator.probe_every wants the student of stage 1, which a run with policy.reference "
       "does not keep; set it to 0"
     )
-  teaches = config.policy.format_penalty or config.policy.reference
+  by_kl = config.policy.reference and config.policy.kl_estimator != "k1"  # its gradient is noise
+  teaches = config.policy.format_penalty or by_kl
   if not any(config.reward[name] for name in advantages.TERMS) and not teaches:
     raise UserError(
       f"{', '.join(f'reward.{name}' for name in advantages.TERMS)} are all 0: no rollout earns "

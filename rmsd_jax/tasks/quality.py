@@ -121,9 +121,14 @@ class Rules:
     lenient = self.reading == "lenient"
     return response.parse_lenient(reply) if lenient else response.parse(reply)
 
-  def trimmed(self, reply: str) -> str:
+  def trimmed(self, reply: str, task: str = "") -> str:
     """A teacher's reply as it is stored and trained on: the lenient reading takes the token off
-    that ends the turn, which no tokenizer would take as text."""
+    that ends the turn, which no tokenizer would take as text. Of a conversation, without what a
+    reasoning model thought before it."""
+    if task == CHAT:
+      opening, closing = response.TAGS[:2]
+      thought, closed, said = reply.partition(closing)
+      reply = said.lstrip() if closed and thought.lstrip().startswith(opening) else reply
     return response.trimmed(reply) if self.reading == "lenient" else reply
 
   def task(self, name: str) -> Task:
@@ -142,7 +147,7 @@ class Rules:
     """What is wrong with the ground truth of a record, in words, or None."""
     if task == CHAT:
       bare = truth is None and not options
-      return None if bare else "a conversation has neither 'answer' nor 'options'; leave them out"
+      return None if bare else "a conversation has no truth, tolerances or options; leave them out"
     return self.task(task).validate(truth, options)
 
   def answer_of(self, task: str, reply: str, options: Sequence[str]) -> str:
@@ -156,27 +161,29 @@ class Rules:
       return value or answer
     return json.dumps(value, sort_keys=True)
 
-  def agreement(self, task: str, replies: Sequence[str], options: Sequence[str]) -> list[float]:
+  def agreement(
+    self, task: str, replies: Sequence[str], options: Sequence[str], truth: object = None
+  ) -> list[float]:
     """How far each reply to a closed-ended question agrees with all of them: a quality for which no
     truth is needed.
 
         q_k = 1/K sum_j metric(T_k, T_j),  metric(T_k, T_k) = 1
 
-    So of letters it is the share that says the same, of times and boxes the mean overlap. A reply
-    without an answer agrees with none, and none with one that could not be a truth.
+    So of letters it is the share that says the same, of times and boxes the mean overlap; one that
+    agrees with no other has 1/K. A reply without an answer has 0.
+
+    Args:
+      truth: of which a record's own tolerances are used, and nothing else.
     """
     kind = self.task(task)
     answers = [self.parse(reply).answer for reply in replies]
-    truths = [_as_truth(answer) for answer in answers]
-    usable = [not kind.validate(truth, options) for truth in truths]
+    readable = [kind.read(answer, options) is not None for answer in answers]
 
     def agrees(k: int, j: int) -> float:
-      if k == j:
-        return 1.0
-      return kind.metric(answers[k], options, truths[j]) if usable[j] else 0.0
+      return 1.0 if k == j else kind.agree(answers[k], answers[j], options, truth)
 
     every = range(len(replies))
-    return [sum(agrees(k, j) for j in every) / len(every) if answers[k] else 0.0 for k in every]
+    return [sum(agrees(k, j) for j in every) / len(every) if readable[k] else 0.0 for k in every]
 
   def terms(
     self, task: str, reply: str, truth: object, options: Sequence[str], finished: bool = True
@@ -218,7 +225,7 @@ class Rules:
     is its metric for closed-ended tasks. Open-ended tasks get none, since lexical overlap punishes
     right answers in other words: there every valid reply has quality 1, and ROUGE-L is kept beside
     it for the ablation that supervises by it all the same. In a conversation every whole reply
-    that says something is valid and as good as the next, also for that ablation.
+    that says something, without a think block or answer tags, is valid and as good as the next.
 
     Args:
       truth: the ground truth, as `validate` accepts it.
@@ -229,7 +236,8 @@ class Rules:
     """
     fits = max_tokens is None or tokens <= max_tokens
     if task == CHAT:
-      valid = visible(reply) and finish_reason != "length" and fits
+      bare = visible(reply) and not any(tag in reply for tag in response.TAGS)
+      valid = bare and finish_reason != "length" and fits
       return Score(1.0, 1.0, 0.0, valid, quality=float(valid), rouge=float(valid))
     kind = self.task(task)
     parsed = self.parse(reply)
@@ -241,15 +249,6 @@ class Rules:
     if not kind.closed and outer:
       rouge = kind.metric(parsed.answer, options, truth)
     return Score(outer, inner, content, valid, quality, rouge)
-
-
-def _as_truth(answer: str) -> object:
-  """An answer in a form that `validate` takes: an object where it is one."""
-  try:
-    value = json.loads(answer)
-  except (ValueError, RecursionError):
-    return answer
-  return value if isinstance(value, dict) else answer
 
 
 def rule_terms(

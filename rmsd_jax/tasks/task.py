@@ -37,6 +37,7 @@ class Task:
   validate: Callable[[object, Sequence[str]], str | None]  # (truth, options) -> fault in words
   example: Example
   read: Callable[[str, Sequence[str]], object]  # (answer, options) -> its value, or None
+  agree: Callable[[str, str, Sequence[str], object], float]  # (answer, answer, options, truth)
   lenient: "Task | None" = None  # the same in the lenient reading; None: no difference
 
 
@@ -115,6 +116,18 @@ class _Asked:
     tolerances = truths.apart(truth).tolerances
     return max(self.compare(value, right, **tolerances) for right in self._values(truth, options))
 
+  def agree(self, one: str, other: str, options: Sequence[str], truth: object) -> float:
+    """How far two answers agree, in [0, 1]: the metric, whichever counts as the truth; of the truth
+    no more is used than a record's own tolerances."""
+    values = [self.read(answer, options) for answer in (one, other)]
+    if None in values:
+      return 0.0
+    tolerances = truths.apart(truth).tolerances
+    try:
+      return max(self.compare(*pair, **tolerances) for pair in (values, values[::-1]))
+    except ArithmeticError:  # 0 has no relative error
+      return float(values[0] == values[1])
+
   def validate(self, truth: object, options: Sequence[str]) -> str | None:
     if fault := self.faults(options):
       return fault
@@ -135,7 +148,7 @@ class _Asked:
 
 def _task(asked: _Asked, closed: bool, instruction: str, example: Example) -> Task:
   graded = (asked.check, asked.metric, asked.validate)
-  return Task(asked.name, closed, instruction, *graded, example, asked.read)
+  return Task(asked.name, closed, instruction, *graded, example, asked.read, asked.agree)
 
 
 def _fault(answer: object, value: object, expected: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import batch, json_lines, oddities, records, rows, store
-from rmsd_jax.tasks import Rules
+from rmsd_jax.tasks import CHAT, Rules
 from rmsd_jax.teacher import leaks, truth_audit
 from rmsd_jax.teacher.truth_audit import named
 
@@ -170,7 +170,8 @@ def of_pool(
         for digest in shown:
           frames[split].setdefault(digest, row.clip)
         about = (shown or row.clip, row.options)
-        tally.add(f"{split} {row.id!r}", about, row.question, row.texts, row.finish_reasons)
+        if row.task != CHAT:
+          tally.add(f"{split} {row.id!r}", about, row.question, row.texts, row.finish_reasons)
         bar.update(1)
     findings.lines.append(f"{split}: {len(opened)} rows are sound")
   # A pool of before clocks could be chosen says nothing of its clips.
@@ -284,7 +285,8 @@ class _Sweep:
     texts = [response.text for response in record.responses]
     reasons = [response.finish_reason for response in record.responses]
     about = (record.clip, record.media, record.options)
-    self.tally.add(place, about, record.question, texts, reasons)
+    if record.task != CHAT:  # of which one reply is enough
+      self.tally.add(place, about, record.question, texts, reasons)
 
   def _faults(
     self, record: records.Record | records.RecordFault, folder: str

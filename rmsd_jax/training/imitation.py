@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from rmsd_jax.core import named
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.files import in_bucket
 from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.core.packed import Rows
 from rmsd_jax.method import losses
@@ -62,6 +63,11 @@ def teacher_of(config, model: Qwen3VL) -> Qwen3VL | None:
   """The model of `policy.reference`; None where the reference is the student of stage 1."""
   if not config.policy.reference:
     return None
+  if in_bucket(config.policy.reference):
+    raise UserError(
+      f"policy.reference={config.policy.reference}: weights are read from a folder of each host; "
+      "copy it there, such as under MODEL (docs/training.md)"
+    )
   teacher = hf.load_model(**(dict(config.model) | {"folder": config.policy.reference}))
   if teacher.config.text.vocab != model.config.text.vocab:
     raise UserError(

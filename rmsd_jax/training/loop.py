@@ -28,7 +28,7 @@ from rmsd_jax.data.store import Pool, another_split, open_pool
 from rmsd_jax.method import matching
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import log, optim, showing, stopping, telling, timing, trackers
+from rmsd_jax.training import log, optim, showing, stopping, teaching, telling, timing, trackers
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
 from rmsd_jax.training.guard import as_begun, check_alike, guard_config, part_of
@@ -51,8 +51,6 @@ LEAST = {
   "samples.prompts": 1,
 }
 DRAWS = ("stage", "seed")
-SHARE_OF = 200  # prompts whose responses are looked at before a run begins
-FEW_TEACH = 0.1  # share of prompts that teach, below which the run says so
 
 
 class Limit(NamedTuple):
@@ -127,7 +125,7 @@ class Loop:
       print(telling.beginning(stage, self.mesh, workdir, self.begin, config.steps))
       print(telling.pool_line(self._pool, config, self._rules.version))
     if needs_teacher and not (self.begin and known):
-      self._check_teaches()
+      teaching.check_teaches(self._pool, config)
     used = (config.data.tasks, config.data.limit, config.data.chat_share)
     self._per_epoch = epochs.per_epoch(self._pool, config.batch, *used)
     self._profiler = Profiler(config.profile, workdir)
@@ -177,29 +175,6 @@ class Loop:
     if evaluate.split and evaluate.split != data.split:
       held_out = another_split(self._pool, evaluate.split)
     self._held_out = epochs.some(held_out, evaluate.prompts, data.tasks)
-
-  def _check_teaches(self) -> None:
-    """Refuses a pool of whose responses none may teach; few prompts that teach are told.
-
-    Rows are read in an order that mixes all of the split, until the first that teaches, and at
-    least SHARE_OF of them for the share.
-    """
-    data, supervision = self._config.data, dict(self._config.supervision)
-    rows_N = np.flatnonzero(epochs.chosen(self._pool, data.tasks))[: data.limit or None]
-    taught, seen = 0, 0
-    for row in np.random.default_rng(0).permutation(rows_N):
-      if seen >= SHARE_OF and taught:
-        break
-      taught += matching.teaches(self._pool[row], data.responses, **supervision)
-      seen += 1
-    if not taught:
-      raise UserError(
-        f"no response of the {len(rows_N)} prompts in {data.pool} may teach: none is valid, whole "
-        f"and of a quality of supervision.tau={supervision['tau']} or more; see "
-        f"`python -m rmsd_jax.pool report {data.pool}`"
-      )
-    if taught < FEW_TEACH * seen and jax.process_index() == 0:
-      print(f"WARNING: only {taught / seen:.1%} of the prompts have a response that may teach")
 
   def start(
     self,

@@ -5,7 +5,6 @@ from jax.sharding import Mesh
 
 from rmsd_jax.data import epochs
 from rmsd_jax.data.store import Pool
-from rmsd_jax.tasks import CHAT
 
 
 def beginning(stage: int, mesh: Mesh, workdir: str, begin: int, steps: int) -> str:
@@ -52,7 +51,7 @@ def pool_line(pool: Pool, config, rules: str) -> str:
   sizes = " ".join(",".join(map(str, bucket)) for bucket in pool.buckets)
   line = f"pool: {epochs.chosen(pool, ()).sum():,} prompts, "
   if mixed := epochs.chats(config.batch, data.chat_share):
-    there = (pool.task_N == CHAT).sum()
+    there = len(epochs.conversations(pool))
     line += f"{mixed} of each {config.batch} from {there:,} plain conversations, "
   if pool.used_N is not None:
     line += f"{(~pool.used_N).sum():,} of other clips are held out, "

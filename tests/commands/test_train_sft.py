@@ -309,6 +309,11 @@ def test_conversations_are_mixed_in_and_stage_2_refuses_them(tmp_path, monkeypat
     groups = targets(batch, seed=0, step=0, **c.supervision)
     texts = chat.decode_groups(groups.responses_BRT, groups.response_length_BR)
     assert [texts[b] for b in chats] == [["Good day."]] * 2
+  records.write_text(records.read_text().replace("Good day.", "<think>Well.</think>"))
+  tiny_run.build_pool([records], tmp_path / "useless")
+  c = tiny_run.config("sft", data__pool=str(tmp_path / "useless"), data__chat_share=0.25, steps=2)
+  with pytest.raises(UserError, match="no response of the 3 conversations in .* may teach"):
+    tiny_run.run(monkeypatch, train_sft, c, tmp_path / "useless run")
   c = tiny_run.config("rl", data__pool=str(pool), data__chat_share=0.25)
   with pytest.raises(UserError, match="stage 2 rewards replies, and conversations have no reward"):
     tiny_run.run(monkeypatch, train_rl, c, tmp_path / "rl")

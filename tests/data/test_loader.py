@@ -186,6 +186,11 @@ def test_conversations_are_used_where_they_are_asked_for_alone():
   assert all(12 not in one.row_B for one in loader.sequential(pool, batch_size=4))
   with pytest.raises(UserError, match="no task 'chat'; it has ocr, open_ended"):
     take(pool, 0, 1, tasks=("chat",))
+  alone = dataclasses.replace(small_pool.MemoryPool(chats), split="train", directory="POOL")
+  for read in (take, loader.sequential):
+    given = (0, 1) if read is take else ()
+    with pytest.raises(UserError, match="split train of the pool POOL has plain conversations al"):
+      read(alone, *given, **({} if given else {"batch_size": 4}))
   for wrong, words in (
     (0.25, "has 1 conversations .*, none of which fits the bucket"),
     (0.05, "of a batch of 4 prompts is 0; both kinds need at least 1"),

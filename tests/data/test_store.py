@@ -196,7 +196,7 @@ def test_a_conversation_is_asked_and_stored_as_it_is(world, processor, tmp_path,
   assert row.quality_K.tolist() == row.rouge_K.tolist() == [1.0, 0.0, 0.0]
   np.testing.assert_array_equal(row.responses[0], tokens.encode_response("Just noise."))
   refused = (out / "quarantine.jsonl").read_text()
-  assert "a conversation has neither 'answer' nor 'options'" in refused and '"9"' in refused
+  assert "a conversation has no truth, tolerances or options" in refused and '"9"' in refused
   command.main(["check", str(out)])
   command.main(["report", str(out)])
   assert "chat" not in capsys.readouterr().out.partition("| task")[2]

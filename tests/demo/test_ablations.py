@@ -113,7 +113,8 @@ class Commands:
     if (row, seed, stage) in self.fail:
       raise UserError("it failed")
     if module != "evaluate":
-      made = config(row, stage)
+      made = config(row, stage).unlock()
+      made.data.first_response = int(seed.removeprefix("seed"))
       (self.folder / "config.json").write_text(made.to_json())
     if module == "evaluate":
       path = self.folder / ablations.RESULT

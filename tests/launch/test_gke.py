@@ -79,6 +79,22 @@ def test_a_workload_has_the_code_and_resumes_by_its_folder(programs):
   assert (image / "launch" / "_container.sh").exists() and not (image / ".venv").exists()
 
 
+@pytest.mark.parametrize("script", ["gke.sh", "tpu_vm.sh", "gpu_slurm.sh"])
+def test_flags_count_in_any_place_and_what_is_not_understood_runs_nothing(script, programs):
+  path = f"{programs / 'bin'}:{os.environ['PATH']}"
+  start = lambda *arguments: subprocess.run(
+    [ROOT / "launch" / script, *arguments],
+    env=RUN | {"PATH": path, "HOME": "/", "NAME": "pod", "VERSION": "v", "RUNS": "/runs"},
+    capture_output=True,
+    text=True,
+  )
+  assert "--dry-run" in start("stop", "--help").stdout
+  assert start("stop", "--dry-run").returncode == 0
+  done = start("stop", "--dryrun")
+  assert done.returncode == 2 and "'--dryrun' behind the command 'stop'" in done.stderr
+  assert not (programs / "log").exists()
+
+
 def test_faults_are_told_before_anything_runs(programs):
   done = launch("run", folder=programs, CLUSTER=None, NAME="Pod", MODEL="/m", TYPE=None)
   assert done.returncode == 2 and not (programs / "log").exists()

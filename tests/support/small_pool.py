@@ -57,6 +57,8 @@ class MemoryPool:
   buckets: tuple = BUCKETS
   layout: prompts.Layout = LAYOUT
   used_N: np.ndarray | None = None
+  split: str = "train"
+  directory: str = "POOL"
 
   def __len__(self):
     return len(self.stored)

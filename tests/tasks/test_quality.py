@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.tasks import Rules, quality, registry
+from rmsd_jax.tasks import Rules, quality, registry, truths
 from rmsd_jax.tasks.quality import Score
 
 RULES = Rules()
@@ -333,3 +333,35 @@ def test_replies_that_are_alike_agree_wholly_and_nothing_crashes(name):
   hostile = [right, "", "<answer>", "<think>x</think><answer>[]{}\\</answer>", right]
   got = Rules().agreement(name, hostile, example.options)
   assert all(0 <= q <= 1 for q in got) and got[0] == got[4] >= 0.4
+
+
+@pytest.mark.parametrize(
+  ("task", "said", "options"),
+  [
+    ("temporal_grounding", ["from 2s to 4s"] * 3, ()),
+    ("numerical", ["12 cm"] * 3, ()),
+    ("spatial_grounding", ["[0,0,100,100]"] * 3, ()),
+    ("numerical", ["50%", "50", "0.5"], ()),
+    ("multiple_choice", ["Option B", "B", "**B**"], ("A. red", "B. blue")),
+  ],
+)
+def test_what_the_lenient_reading_takes_agrees_as_it_reads_it(task, said, options):
+  replies = [f"<think>I look.</think><answer>{answer}</answer>" for answer in said]
+  got = Rules(reading="lenient").agreement(task, replies, options)
+  assert got[0] == 1.0 and min(got) >= 2 / 3  # 50 and 0.5 differ, 50% is both
+
+
+def test_a_records_own_tolerances_hold_between_its_answers():
+  replies = [f"<think>I look.</think><answer>{n}</answer>" for n in (100, 101, 103, 120)]
+  truth = truths.joined(7, {"eps_abs": 5})
+  assert Rules().agreement("numerical", replies, (), truth) == [0.75, 0.75, 0.75, 0.25]
+  assert Rules().agreement("numerical", replies, ()) == [0.25] * 4
+
+
+def test_a_conversation_has_no_think_block():
+  rules = Rules()
+  thought = "<think>The user greets.</think>Good day."
+  assert rules.trimmed(thought, "chat") == "Good day." and rules.trimmed(thought, "ocr") == thought
+  assert rules.score("chat", "Good day.", None).valid
+  for reply in (thought, "<answer>2</answer>", "<think>half", " "):
+    assert not rules.score("chat", reply, None).valid
