@@ -146,7 +146,7 @@ def test_unfiltered_rules_choose_among_all_that_are_present():
 
 
 def test_an_unknown_rule_is_refused_with_the_names_there_are():
-  with pytest.raises(UserError, match="'worst'.*best, random_survivor"):
+  with pytest.raises(UserError, match="'worst'.*best, near, random_survivor"):
     matching.choose_target(np.ones(4), TRUE_4, True, "worst", np.random.default_rng(0))
   with pytest.raises(UserError, match="worst"):
     matching.eligible(TRUE_4, TRUE_4, "worst")
