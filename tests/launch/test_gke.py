@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import launching
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -37,14 +38,7 @@ def programs(tmp_path):
 
 
 def launch(*arguments, folder=None, **variables):
-  path = "/usr/bin:/bin" if folder is None else f"{folder / 'bin'}:{os.environ['PATH']}"
-  environment = {"PATH": path, "HOME": os.environ.get("HOME", "/")} | RUN | variables
-  return subprocess.run(
-    [ROOT / "launch" / "gke.sh", *arguments],
-    env={name: value for name, value in environment.items() if value is not None},
-    capture_output=True,
-    text=True,
-  )
+  return launching.start("gke.sh", RUN | variables, *arguments, folder=folder)
 
 
 @pytest.mark.parametrize("command", ("run", "logs", "status", "stop"))
@@ -81,13 +75,8 @@ def test_a_workload_has_the_code_and_resumes_by_its_folder(programs):
 
 @pytest.mark.parametrize("script", ["gke.sh", "tpu_vm.sh", "gpu_slurm.sh"])
 def test_flags_count_in_any_place_and_what_is_not_understood_runs_nothing(script, programs):
-  path = f"{programs / 'bin'}:{os.environ['PATH']}"
-  start = lambda *arguments: subprocess.run(
-    [ROOT / "launch" / script, *arguments],
-    env=RUN | {"PATH": path, "HOME": "/", "NAME": "pod", "VERSION": "v", "RUNS": "/runs"},
-    capture_output=True,
-    text=True,
-  )
+  given = RUN | {"NAME": "pod", "VERSION": "v", "RUNS": "/runs"}
+  start = lambda *arguments: launching.start(script, given, *arguments, folder=programs)
   assert "--dry-run" in start("stop", "--help").stdout
   assert start("stop", "--dry-run").returncode == 0
   done = start("stop", "--dryrun")

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import launching
 import pytest
 
 from rmsd_jax.data import store
@@ -52,14 +53,7 @@ def calls(folder: Path) -> list[list[str]]:
 
 
 def launch(*arguments, folder=None, **variables):
-  path = "/usr/bin:/bin" if folder is None else f"{folder / 'bin'}:{os.environ['PATH']}"
-  environment = {"PATH": path, "HOME": os.environ.get("HOME", "/")} | RUN | variables
-  return subprocess.run(
-    [ROOT / "launch" / "tpu_vm.sh", *arguments],
-    env={name: value for name, value in environment.items() if value is not None},
-    capture_output=True,
-    text=True,
-  )
+  return launching.start("tpu_vm.sh", RUN | variables, *arguments, folder=folder)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
