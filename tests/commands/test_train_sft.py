@@ -225,6 +225,7 @@ def test_a_run_without_finite_gradients_stops_and_says_so(tmp_path, monkeypatch)
       nothing=nothing,
       imitate=nothing,
       train=lambda state, *_: (state, {"loss": 0.0, "skipped_in_a_row": next(done)}),
+      near=nothing,
       model=tiny_run.model_of(config),
     )
 
