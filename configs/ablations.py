@@ -105,6 +105,10 @@ ROWS = {
     UNWEIGHTED | {"supervision.target": "random_survivor"},
     _paper(65.0, 57.2),
   ),
+  "C_tau0.5": Row(
+    "K = 4, filter at tau = 0.5",
+    UNWEIGHTED | {"supervision.target": "random_survivor", "supervision.tau": 0.5},
+  ),
   "D": Row(
     "R-MSD: K = 4, filter and weighting",
     {},

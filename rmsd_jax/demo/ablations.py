@@ -7,11 +7,13 @@
 A run is both stages and an evaluation of each; rows with the same stage 1 share it. A grid that was
 interrupted goes on where it stopped, and may be widened by more rows or seeds; runs that another
 config made are refused. A run that fails is named at the end, the others go on. After every run
-WORKDIR/ablations.{md,csv,png} are written anew. Each run's output is in its log.txt.
+WORKDIR/ablations.{md,csv,png} are written anew, and scores.jsonl.gz, by prompt, from which another
+sitting can go on (--scores). Each run's output is in its log.txt.
 """
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -19,14 +21,14 @@ import queue
 import runpy
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 
 from rmsd_jax import cli
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
-from rmsd_jax.demo import grid_tables
+from rmsd_jax.demo import grid_tables, simulated_teacher
 from rmsd_jax.demo.run import Commands, make_pool
 from rmsd_jax.training import guard
 
@@ -62,10 +64,12 @@ class Grid:
   Args:
     workdir: folder of the grid, its pool made already.
     cores: the CPU cores of each job.
+    noise: of the pool's teacher, a key of `simulated_teacher.NOISES`.
   """
 
-  def __init__(self, workdir: pathlib.Path, cores: Sequence[Sequence[int]]):
+  def __init__(self, workdir: pathlib.Path, cores: Sequence[Sequence[int]], noise: str):
     self._workdir = workdir
+    self._noise = noise
     self._stopped = threading.Event()
     self._cores: queue.SimpleQueue[Sequence[int]] = queue.SimpleQueue()
     # A queue: who takes a share of the cores has it alone, and waits where all are out.
@@ -93,6 +97,7 @@ class Grid:
     apart = ("seed", "init_from", "data.pool", "model.folder", "policy.reference")
     config.unlock()
     config.data.first_response = seed
+    config.world.noise = self._noise
     guard.guard_config(
       str(self.folder(row, seed, stage)), config, (*config.operational, *apart), write=False
     )
@@ -112,7 +117,8 @@ class Grid:
     try:
       run = Commands(folder, self._workdir / "compiled", folder / "log.txt", cores)
       flags = (f"--workdir={folder}", f"--config.data.pool={self._workdir / 'pool'}",
-               f"--config.seed={seed}", f"--config.data.first_response={seed}")  # fmt: skip
+               f"--config.seed={seed}", f"--config.data.first_response={seed}",
+               f"--config.world.noise={self._noise}")  # fmt: skip
       begin = (f"--config.init_from={start}",) if start else ()
       if start and distils(row):
         begin += (f"--config.policy.reference={teacher_folder(self._workdir)}",)
@@ -151,21 +157,38 @@ def make_teacher(workdir: pathlib.Path) -> None:
       "--out", folder)  # fmt: skip
 
 
+def jobs_of(rows: Sequence[str], seeds: int, given: grid_tables.Found) -> list[Job]:
+  """What is needed and not given, seed by seed (whole tables early), stage 1 first."""
+  shared = stage_1_rows()
+  lacks = lambda row, seed, stage: seed not in given.get((row, stage), {})
+  jobs: list[Job] = []
+  for seed in range(seeds):
+    second = [row for row in rows if lacks(row, seed, "rl")]
+    needed = {shared[row] for row in second} | {
+      shared[row] for row in rows if lacks(row, seed, "sft")
+    }
+    jobs += [(row, seed, "sft") for row in ROWS if row in needed]
+    jobs += [(row, seed, "rl") for row in second]
+  return jobs
+
+
 def run_all(
-  grid: Grid, rows: Sequence[str], seeds: int, jobs: int, done: Callable[[], None]
+  grid: Grid,
+  rows: Sequence[str],
+  seeds: int,
+  jobs: int,
+  done: Callable[[], None],
+  given: grid_tables.Found = {},  # noqa: B006 (never changed)
 ) -> None:
-  """Runs what is missing, stage 1 before what starts from it; `done` is called after each.
+  """Runs what is missing, stage 1 before what starts from it; `done` is called after each. What is
+  `given` is not run again, but for a stage 1 that a run must start from.
 
   Raises:
     UserError: at the end, names the runs that failed.
     KeyboardInterrupt: the commands that ran have ended.
   """
   shared = stage_1_rows()
-  starts = dict.fromkeys(shared[row] for row in rows)
-  first = [(row, seed, "sft") for seed in range(seeds) for row in starts]
-  second = [(row, seed, "rl") for seed in range(seeds) for row in rows]
-  waiting = grid.missing(first) + grid.missing(second)
-  waiting.sort(key=lambda job: job[1])  # seed by seed: whole tables early
+  waiting = grid.missing(jobs_of(rows, seeds, given))
   origin = lambda job: (shared[job[0]], job[1], "sft")
   running: dict[concurrent.futures.Future, Job] = {}
   failed: dict[Job, str] = {}
@@ -203,18 +226,25 @@ def run_all(
     raise UserError(f"{len(failed)} runs failed, and none that starts from them was run: {named}")
 
 
-def grid_results(workdir: pathlib.Path, rows: Sequence[str], seeds: int) -> dict:
-  """{(row, stage): {seed: contents of its evaluation}} of what is there."""
-  grid = Grid(workdir, ())
+def grid_results(
+  workdir: pathlib.Path, rows: Sequence[str], seeds: int, given: grid_tables.Found
+) -> grid_tables.Found:
+  """The scores of what is there, and of `given` what is not."""
+  grid = Grid(workdir, (), "")
   shared = stage_1_rows()
-  results: dict[tuple[str, str], dict[int, Mapping]] = {}
+  results = {key: dict(runs) for key, runs in given.items()}
   for row in rows:
     for stage in ("sft", "rl"):
       for seed in range(seeds):
         path = grid.folder(shared[row] if stage == "sft" else row, seed, stage) / RESULT
         if path.exists():
-          results.setdefault((row, stage), {})[seed] = json.loads(path.read_text(encoding="utf-8"))
+          results.setdefault((row, stage), {})[seed] = _scores(path, path.stat().st_mtime_ns)
   return results
+
+
+@functools.cache  # all of them are asked for again whenever a run ends
+def _scores(path: pathlib.Path, changed: int) -> grid_tables.RunScores:
+  return grid_tables.scores_of(json.loads(path.read_text(encoding="utf-8")))
 
 
 def split_cores(jobs: int) -> list[list[int]]:
@@ -236,6 +266,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--seeds", type=int, default=3, help="training seeds a row (default: 3)")
   parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of "
                       "the cores (default: 1)")  # fmt: skip
+  parser.add_argument("--noise", choices=list(simulated_teacher.NOISES), default="questions",
+                      help="which figures of the paper the teacher has: the qualities of 200 "
+                      "questions, or the shares that tau keeps (default: questions)")  # fmt: skip
+  parser.add_argument("--scores", help="scores.jsonl.gz of another sitting of this grid: its runs "
+                      "are not made again")  # fmt: skip
   parser.add_argument("--show", action="store_true", help="write the tables, run nothing")
   options = parser.parse_args(argv)
   for name in ("seeds", "jobs"):
@@ -244,19 +279,24 @@ def main(argv: Sequence[str] | None = None) -> None:
   workdir = pathlib.Path(options.workdir).absolute()
   rows = list(dict.fromkeys(options.rows))
 
+  of_rows = {row: ROWS[row] for row in rows}
+  given = grid_tables.kept(pathlib.Path(options.scores), of_rows) if options.scores else {}
+
   def show() -> None:
-    results = grid_results(workdir, rows, options.seeds)
-    grid_tables.write_tables(workdir, {row: ROWS[row] for row in rows}, results)
+    results = grid_results(workdir, rows, options.seeds, given)
+    grid_tables.write_tables(workdir, of_rows, results)
 
   if not options.show:
     if threading.current_thread() is threading.main_thread():
       signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: its commands end too
     workdir.mkdir(parents=True, exist_ok=True)
-    grid = Grid(workdir, split_cores(options.jobs))
-    make_pool(Commands(workdir), workdir, cli.load_config(f"{CONFIG}:D/sft"))
+    grid = Grid(workdir, split_cores(options.jobs), options.noise)
+    config = cli.load_config(f"{CONFIG}:D/sft")
+    config.world.noise = options.noise
+    make_pool(Commands(workdir), workdir, config)
     if any(map(distils, rows)):
       make_teacher(workdir)
-    run_all(grid, rows, options.seeds, options.jobs, show)
+    run_all(grid, rows, options.seeds, options.jobs, show, given)
   show()
   print((workdir / "ablations.md").read_text(encoding="utf-8"))
 

@@ -33,15 +33,17 @@ _LIST = r"(none|\d(?:, \d)*)"
 _THEN = r"(\d(?:, then \d)*)"
 # What the teacher's reasonings state, and so do those of students.
 _STATED = (
-  ("colour", rf"card with (\d) is ({_COLOUR})\b"),
-  ("direction", rf"card with (\d) (?:moves|goes) ({'|'.join(world.DIRECTIONS)})\b"),
+  ("colour", rf"card with (\d) (?:is|has the colour) ({_COLOUR})\b"),
+  ("direction", rf"card with (\d) (?:moves|goes|heads) ({'|'.join(world.DIRECTIONS)})\b"),
   ("first", r"\b(\d) (?:comes|appears) first\b"),
+  ("first", r"\bbefore the others comes (\d)\b"),
   ("seen", rf"\b(?:cards are|shows) {_LIST}(?=[:,.] ?(?:so )?\d|$)"),
-  ("order", rf"\b(?:digits are|first) {_THEN}(?!\d)"),
+  ("seen", rf"(?<!\d, ){_LIST} can be seen, in all"),
+  ("order", rf"\b(?:digits are|first|in order,) {_THEN}(?!\d)"),
   ("added", r"(\d\+\d=\d+(?:, \d+\+\d=\d+)*)"),
   ("interval", r"card with (\d) appears at (\d) and vanishes at (\d)"),
-  ("interval", r"card with (\d) is there from (\d) to (\d)"),
-  ("cell", rf"\bthe (?:card with )?(\d) is (?:at the )?({_CELL})\b"),
+  ("interval", r"card with (\d) (?:is there|stays) from (\d) to (\d)"),
+  ("cell", rf"\bthe (?:card with )?(\d) (?:is|lies) (?:at the )?({_CELL})\b"),
   ("number", r"\b(\d) cards?\b"),
 )
 

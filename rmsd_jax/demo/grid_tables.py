@@ -1,28 +1,35 @@
 """What a grid of ablations came to: Markdown, CSV and a plot, from the evaluations of its runs.
 
-Scores are on the same held-out prompts in every run, closed-ended ones but for the last measure.
-Intervals are over training seeds and clips (`intervals.crossed_interval`), differences are paired
-by seed and prompt.
+Scores are on the same held-out prompts in every run: closed-ended ones, but for the measures that
+say otherwise. Intervals are over training seeds and clips (`intervals.crossed_interval`),
+differences are paired by seed and prompt.
 Axes: S seeds, N prompts.
 """
 
 import csv
 import functools
+import gzip
 import io
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rmsd_jax.core import intervals
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
+from rmsd_jax.demo import facts, simulated_teacher
 from rmsd_jax.report import plots
 from rmsd_jax.tasks import Rules
 
-OPEN_ENDED = "open-ended ROUGE-L"  # of sampled answers
-MEASURES = ("greedy", "sampled", "pass@1", "pass@8", OPEN_ENDED)
+# Of sampled replies. Facts are what no reward reads (rmsd_jax.demo.facts): of the reasoning to all
+# prompts the share that is true, 0 where none is stated; of open-ended answers what they name.
+OPEN_ENDED = "open-ended ROUGE-L"
+OPEN_FACTS = "open-ended facts"
+REASONING = "facts in the reasoning"
+MEASURES = ("greedy", "sampled", "pass@1", "pass@8", OPEN_ENDED, OPEN_FACTS, REASONING)
 PASS_ABOVE = 0.5  # quality from which a sample passes
 STAGES = {"sft": "stage 1", "rl": "stage 2"}
 COMPARED = (  # (row, stage) minus (row, stage), and the question that it answers
@@ -34,6 +41,10 @@ COMPARED = (  # (row, stage) minus (row, stage), and the question that it answer
   (("D", "sft"), ("C", "sft"), "D - C after stage 1"),
   (("D", "rl"), ("A", "rl"), "R-MSD against one sample (D - A)"),
   (("D", "rl"), ("D", "sft"), "stage 2 against stage 1, of D"),
+  (("D", "rl"), ("no_D", "rl"), "with a discriminator against without (D - no_D)"),
+  (("C", "rl"), ("C_tau0.5", "rl"), "tau = 0.3 against 0.5, a random survivor as target"),
+  (("C", "sft"), ("C_tau0.5", "sft"), "the same after stage 1"),
+  (("D", "sft"), ("A", "sft"), "R-MSD's stage 1 against one sample's (D - A)"),
   (("D", "rl"), ("sft_rl", "rl"), "R-MSD against SFT + RL"),
   (("D", "rl"), ("gad", "rl"), "R-MSD against GAD"),
   (("D", "rl"), ("frozen", "rl"), "online discriminator against a frozen one"),
@@ -45,40 +56,90 @@ COMPARED = (  # (row, stage) minus (row, stage), and the question that it answer
   (("D", "rl"), ("open_graded", "rl"), "open-ended uniform against by ROUGE-L"),
 )
 
-Found = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]  # (row, stage) -> seed -> result
+# What the study set out to answer, written down before its runs (docs/results.md); the intervals
+# are corrected for their number (Bonferroni). All else is exploratory.
+PRIMARY = (  # (row, stage) minus (row, stage), the measure, the question
+  (("D", "rl"), ("A", "rl"), "sampled", "R-MSD against one sample: quality"),
+  (("D", "rl"), ("no_D", "rl"), OPEN_FACTS, "with a discriminator: open-ended facts"),
+  (("warm", "rl"), ("warm_frozen", "rl"), "sampled", "online against frozen: quality"),
+  (("D", "rl"), ("open_graded", "rl"), OPEN_FACTS, "open-ended uniform: open-ended facts"),
+  (("C", "rl"), ("C_tau0.5", "rl"), "sampled", "tau = 0.3 against 0.5: quality"),
+)
 
 
-def matrix(runs: Mapping[int, Mapping], measure: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
+class RunScores(NamedTuple):
+  """What the evaluation of a run came to, prompt by prompt."""
+
+  values: Mapping[str, Mapping[str, float]]  # measure -> prompt id, sorted -> value
+  clips: Mapping[str, str]  # prompt id -> clip
+  format: float  # share of sampled replies that keep the format
+  length: float  # their mean, tokens
+
+
+Runs = Mapping[int, RunScores]  # by training seed
+Found = Mapping[tuple[str, str], Runs]  # by row and stage
+
+
+def scores_of(result: Mapping[str, Any], world_seed: int = 0) -> RunScores:
+  """Of an evaluation, as `rmsd_jax.evaluate` writes it.
+
+  Args:
+    world_seed: that the pool was drawn with.
+  """
+  rows = sorted(result["prompts"], key=lambda row: row["id"])
+  asked = {
+    measure: [
+      row
+      for row in rows
+      if measure == REASONING or row["closed"] == (measure not in (OPEN_ENDED, OPEN_FACTS))
+    ]
+    for measure in MEASURES
+  }
+  values = {
+    measure: {row["id"]: round(_value(row, measure, world_seed), 6) for row in some}
+    for measure, some in asked.items()
+  }
+  sampled = result["sampled"]
+  return RunScores(
+    values, {row["id"]: row["clip"] for row in rows}, sampled["format"], sampled["length"]
+  )
+
+
+def matrix(runs: Runs, measure: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
   """values_SN of a measure, seeds in order, and (id, clip) of each of the N prompts.
 
   Raises:
     UserError: the runs were evaluated on different prompts.
   """
-  rows = [_values(runs[seed], measure) for seed in sorted(runs)]
-  names = list(rows[0])
-  if any(list(row) != names for row in rows):
+  of = [runs[seed].values[measure] for seed in sorted(runs)]
+  names = list(of[0])
+  if any(list(values) != names for values in of):
     raise UserError("the runs of a grid were evaluated on different prompts; evaluate them again")
-  values_SN = np.array([[row[name][0] for name in names] for row in rows])
-  return values_SN, [(name, rows[0][name][1]) for name in names]
+  values_SN = np.array([[values[name] for name in names] for values in of])
+  clips = runs[min(runs)].clips
+  return values_SN, [(name, clips[name]) for name in names]
 
 
-def _values(result: Mapping, measure: str) -> dict[str, tuple[float, str]]:
-  """Prompt id -> value and clip, of the prompts that the measure is of, sorted by id."""
-  rows = sorted(result["prompts"], key=lambda row: row["id"])
-  return {
-    row["id"]: (_value(row, measure), row["clip"])
-    for row in rows
-    if row["closed"] == (measure != OPEN_ENDED)
-  }
-
-
-def _value(row: Mapping, measure: str) -> float:
+def _value(row: Mapping, measure: str, world_seed: int) -> float:
+  replies = row["sampled"]["text"]
   if measure == OPEN_ENDED:
-    return float(np.mean([_rouge(reply, row["answer"]) for reply in row["sampled"]["text"]]))
+    return float(np.mean([_rouge(reply, row["answer"]) for reply in replies]))
+  if measure == OPEN_FACTS:
+    scene = _scene(row["clip"], world_seed)
+    return float(np.mean([facts.description_score(reply, scene) for reply in replies]))
+  if measure == REASONING:
+    scene = _scene(row["clip"], world_seed)
+    scores = [facts.reasoning_score(reply, scene, row["question"]) for reply in replies]
+    return float(np.nan_to_num(scores).mean())
   if not measure.startswith("pass@"):
     return float(np.mean(row[measure]["quality"]))
   passed_BN = np.array([row["sampled"]["quality"]]) >= PASS_ABOVE
   return float(intervals.pass_at_k(passed_BN, int(measure.removeprefix("pass@"))).mean())
+
+
+@functools.cache  # asked for each measure of each run
+def _scene(clip: str, world_seed: int):
+  return simulated_teacher.scene_of(clip, world_seed)[0]
 
 
 @functools.cache  # the same answers are sampled again and again
@@ -86,13 +147,15 @@ def _rouge(reply: str, truth: str) -> float:
   return Rules().score("open_ended", reply, truth).rouge
 
 
-def score(runs: Mapping[int, Mapping], measure: str) -> dict[str, float]:
+def score(runs: Runs, measure: str) -> dict[str, float]:
   """Mean over seeds and prompts, with its interval."""
   values_SN, prompts = matrix(runs, measure)
   return intervals.crossed_interval(values_SN, [clip for _, clip in prompts])
 
 
-def difference(first: Mapping, second: Mapping, measure: str) -> dict[str, float] | None:
+def difference(
+  first: Runs, second: Runs, measure: str, level: float = 0.95
+) -> dict[str, float] | None:
   """Interval of first - second over the seeds both have; None without one."""
   seeds = sorted(set(first) & set(second))
   if not seeds:
@@ -102,7 +165,7 @@ def difference(first: Mapping, second: Mapping, measure: str) -> dict[str, float
   )
   if prompts != others:
     raise UserError("the runs of a grid were evaluated on different prompts; evaluate them again")
-  return intervals.crossed_interval(a_SN - b_SN, [clip for _, clip in prompts])
+  return intervals.crossed_interval(a_SN - b_SN, [clip for _, clip in prompts], level)
 
 
 def markdown(rows: Mapping[str, Any], results: Found) -> str:
@@ -124,17 +187,21 @@ def markdown(rows: Mapping[str, Any], results: Found) -> str:
   closed, others = (len(matrix(first, measure)[1]) for measure in ("greedy", OPEN_ENDED))
   text = [
     f"Quality on {closed} held-out closed-ended prompts of the demo world after stage 2 (stage 1 "
-    f"where it says so), and ROUGE-L on {others} open-ended ones; means over training seeds; 95 % "
+    f"where it says so), ROUGE-L and the facts named on {others} open-ended ones, the facts in the "
+    "reasoning on all; means over training seeds; 95 % "
     "intervals over seeds and clips, with one seed over clips alone. The paper's figures are "
     "accuracies of a 4B student on real benchmarks: not the same scale.",
     _lines(table),
     "Differences, paired by seed and prompt, with 95 % intervals:",
     _lines(_differences(results)),
   ]
+  if len(primary := _primary(results)) > 2:
+    share = 100 * (1 - 0.05 / len(PRIMARY))
+    text += [f"The study's primary comparisons, with {share:g} % intervals:", _lines(primary)]
   return "\n\n".join(text) + "\n"
 
 
-def _stages(results: Found, row: str) -> tuple[Mapping[int, Mapping], Mapping[int, Mapping]]:
+def _stages(results: Found, row: str) -> tuple[Runs, Runs]:
   """A row's runs of stage 1 and of stage 2; of stage 1 the seeds that stage 2 has, if it has any.
 
   Rows share their stage 1, so there may be more of it.
@@ -155,11 +222,22 @@ def _differences(results: Found) -> list[list[str]]:
   return table
 
 
+def _primary(results: Found) -> list[list[str]]:
+  table = [["question", "measure", "seeds", "difference"], ["---"] * 4]
+  for row, baseline, measure, question in PRIMARY:
+    level = 1 - 0.05 / len(PRIMARY)
+    if row in results and baseline in results:
+      found = difference(results[row], results[baseline], measure, level)
+      if found:
+        table.append([question, measure, str(found["seeds"]), _cell(found, signed=True)])
+  return table
+
+
 def _plain(runs: Mapping, measure: str) -> str:
   return f"{matrix(runs, measure)[0].mean():.3f}" if runs else "-"
 
 
-def _spread(runs: Mapping[int, Mapping], measure: str) -> str:
+def _spread(runs: Runs, measure: str) -> str:
   """Standard deviation over seeds of a run's mean."""
   return f"{matrix(runs, measure)[0].mean(1).std(ddof=1):.3f}" if len(runs) > 1 else "-"
 
@@ -182,7 +260,7 @@ def table_csv(results: Found) -> str:
   for (row, stage), runs in results.items():
     for seed, result in sorted(runs.items()):
       means = [f"{matrix({seed: result}, measure)[0].mean():.4f}" for measure in MEASURES]
-      extra = [f"{result['sampled'][name]:.4f}" for name in ("format", "length")]
+      extra = [f"{result.format:.4f}", f"{result.length:.4f}"]
       writer.writerow([row, stage, seed, *means, *extra])
   return out.getvalue()
 
@@ -225,8 +303,43 @@ def figure(rows: Mapping[str, Any], results: Found):
 
 
 def write_tables(workdir: pathlib.Path, rows: Mapping[str, Any], results: Found) -> None:
-  """Writes WORKDIR/ablations.md, .csv and, with a run of stage 2, .png."""
+  """Writes WORKDIR/ablations.md, .csv, scores.jsonl.gz and, with a run of stage 2, .png."""
   replace_text(workdir / "ablations.md", markdown(rows, results))
   replace_text(workdir / "ablations.csv", table_csv(results))
+  keep(workdir / "scores.jsonl.gz", rows, results)
   if (made := figure(rows, results)) is not None:
     (workdir / "ablations.png").write_bytes(plots.png(made))
+
+
+def keep(file: pathlib.Path, rows: Mapping[str, Any], results: Found) -> None:
+  """Writes the scores of every run, a line each, so that another grid can go on from them."""
+  lines = [
+    json.dumps({"row": row, "stage": stage, "seed": seed, "changes": rows[row].changes}
+               | scores._asdict()) + "\n"
+    for (row, stage), runs in results.items()
+    for seed, scores in sorted(runs.items())
+  ]  # fmt: skip
+  # mtime: the same scores give the same bytes.
+  file.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+
+
+def kept(file: pathlib.Path, rows: Mapping[str, Any]) -> Found:
+  """The scores that `keep` wrote, of the rows that are asked for.
+
+  Raises:
+    UserError: it is no such file, or a row changed other keys when it was run.
+  """
+  results: dict[tuple[str, str], dict[int, RunScores]] = {}
+  try:
+    lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    for line in map(json.loads, lines):
+      row, stage, seed, changes = (line.pop(key) for key in ("row", "stage", "seed", "changes"))
+      if row in rows:
+        if changes != json.loads(json.dumps(dict(rows[row].changes))):
+          raise UserError(f"{file}: row {row} was run with other changes; run it again")
+        results.setdefault((row, stage), {})[seed] = RunScores(**line)
+  except (OSError, ValueError, KeyError, TypeError) as fault:
+    raise UserError(
+      f"{file} holds no scores of a grid ({fault}); give its scores.jsonl.gz"
+    ) from fault
+  return results

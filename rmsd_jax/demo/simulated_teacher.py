@@ -2,8 +2,9 @@
 
 It samples K responses a question. How often a sample errs is drawn per question (its difficulty),
 so that quality varies across questions and within one; what it reasons always fits what it answers,
-right or wrong. `Noise` holds the rates; their defaults are set so that the pool has about the
-figures of R-MSD (arXiv 2603.11423), which measured a real teacher; a test compares them.
+right or wrong, in one of several phrasings. The rates are set to what R-MSD (arXiv 2603.11423)
+measured of a real teacher, which no single table can hold: `NOISE` has the qualities of its 200
+questions, `NOISE_BY_TAU` the shares of responses that its thresholds keep. A test compares them.
 """
 
 import dataclasses
@@ -18,16 +19,19 @@ import numpy as np
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.demo import world
-from rmsd_jax.demo.questions import Question, answer_of, letter_of, option_texts, questions
+from rmsd_jax.demo.mistakes import mistake
+from rmsd_jax.demo.questions import (
+  PHRASINGS,
+  Question,
+  answer_of,
+  described,
+  letter_of,
+  questions,
+)
 
 TEACHER_NAME = "simulated-teacher"
 MARKER = "Looking closely,"  # the teacher's habit of speech; no text of the tiny base has it
 FAVOURITE = 0.6  # share of a question's wrong samples that make the same mistake
-
-# Digits that are taken for one another.
-_CONFUSED = (
-  (6, 8), (7, 4), (7, 3), (8, 5), (9, 1), (6, 3), (5, 8), (1, 9), (3, 9), (4, 8),
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +41,23 @@ class TaskNoise:
   error: mean share of samples whose answer is wrong, in (0, 1). agreement: in (0, 1), how alike
   the samples of a question are: 0 means that each errs for itself, 1 that all err or none. The
   share of a question is drawn from a Beta distribution with that mean and that intraclass
-  correlation. malformed: share of samples that break the response format.
+  correlation. malformed: share of samples that break the response format. far: share of the
+  mistakes that are gross where a task has degrees (digits, intervals, boxes): most of them are
+  worth 0.2 to 0.5, the others more.
   """
 
   error: float
   agreement: float
   malformed: float = 0.002
+  far: float = 0.0
 
   def __post_init__(self):
     for name in ("error", "agreement"):
       if not 0 < getattr(self, name) < 1:
         raise UserError(f"{name} {getattr(self, name)}: must lie between 0 and 1, without both")
-    if not 0 <= self.malformed <= 1:
-      raise UserError(f"malformed {self.malformed}: a share lies between 0 and 1")
+    for name in ("malformed", "far"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UserError(f"{name} {getattr(self, name)}: a share lies between 0 and 1")
 
   def difficulty(self, rng: np.random.Generator) -> float:
     """Draws the share of wrong samples of one question."""
@@ -66,6 +74,17 @@ NOISE: Mapping[str, TaskNoise] = {
   "spatial_grounding": TaskNoise(error=0.78, agreement=0.35),
   "open_ended": TaskNoise(error=0.4, agreement=0.4),
 }
+# Mean quality 0.75 and 45 % of responses worth 0.5 or more exclude each other: where 28 % are worth
+# less than 0.3 and 27 % less than 0.5, as the thresholds say, the mean is 0.67 at most.
+NOISE_BY_TAU: Mapping[str, TaskNoise] = {
+  "multiple_choice": TaskNoise(error=0.04, agreement=0.02),
+  "numerical": TaskNoise(error=0.5, agreement=0.5),
+  "ocr": TaskNoise(error=0.9, agreement=0.25, far=0.8),
+  "temporal_grounding": TaskNoise(error=0.93, agreement=0.3, malformed=0.05, far=0.97),
+  "spatial_grounding": TaskNoise(error=0.93, agreement=0.3, far=0.97),
+  "open_ended": TaskNoise(error=0.4, agreement=0.4),
+}
+NOISES = {"questions": NOISE, "tau": NOISE_BY_TAU}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,77 +112,6 @@ class Teacher:
       raise UserError(f"the teacher has no noise for {', '.join(missing)}; give all tasks")
 
 
-def _misread(digit: int, rng: np.random.Generator) -> int:
-  return int(rng.choice(_CONFUSED[digit]))
-
-
-def _wrong_digits(
-  digits: tuple[int, ...], rng: np.random.Generator, ways: tuple[str, ...]
-) -> tuple[int, ...]:
-  """Digits with one misread, one overlooked, or one seen that is not there."""
-  mistaken = list(digits)
-  way = str(rng.choice(ways)) if digits else "extra"
-  at = int(rng.integers(len(digits) + (way == "extra")))
-  if way == "misread":
-    mistaken[at] = _misread(digits[at], rng)
-  elif way == "missed" and len(digits) > 1:
-    del mistaken[at]
-  else:
-    mistaken.insert(at, int(rng.choice([d for d in range(10) if d not in digits])))
-  return tuple(mistaken)
-
-
-def _wrong_interval(truth: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-  """Intervals of whole seconds whose ends are at most one second off, but not both right."""
-  start, end = truth
-  near = [(s, e) for s in range(start - 1, start + 2) for e in range(end - 1, end + 2)]
-  kept = [(s, e) for s, e in near if 0 <= s < e <= world.SECONDS and (s, e) != truth]
-  # Never empty: a start or an end alone can be off, inside the clip.
-  return kept[int(rng.integers(len(kept)))]
-
-
-def _wrong_box(truth: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
-  """A box of the same size that is shifted by 60 to 160 thousandths along one or both axes."""
-  shift = rng.integers(3, 9, 2) * 20 * rng.choice((-1, 1), 2)
-  shift[rng.integers(2)] *= int(rng.integers(2))
-  shift = np.clip(shift, -np.array(truth[:2]), 1000 - np.array(truth[2:]))
-  if not shift.any():  # a corner held it: it reaches too far inwards instead
-    x1, y1, x2, y2 = truth
-    return (x1 - 100, y1, x2, y2) if x1 else (x1, y1, x2 + 100, y2)
-  return tuple(int(edge) for edge in np.array(truth) + np.tile(shift, 2))
-
-
-def mistake(question: Question, rng: np.random.Generator) -> typing.Any:
-  """A plausible wrong value for the question, of the type that its kind of question has."""
-  truth = question.value
-  match question.kind:
-    case "colour" | "direction" | "first":
-      # A wrong option and not just a wrong word: the answer must stay one of the letters.
-      others = [text for text in option_texts(question.options) if text != str(truth)]
-      chosen = others[int(rng.integers(len(others)))]
-      return int(chosen) if question.kind == "first" else chosen
-    case "count" | "count_at":
-      return _wrong_digits(truth, rng, ("missed", "extra"))
-    case "sum":
-      return _wrong_digits(truth, rng, ("misread",))
-    case "read":
-      return _wrong_digits(truth, rng, ("misread", "misread", "missed", "extra"))
-    case "when":
-      return _wrong_interval(truth, rng)
-    case "where":
-      return _wrong_box(truth, rng)
-    case "describe":
-      at = int(rng.integers(len(truth)))
-      colour, digit = truth[at]
-      if rng.random() < 0.5:
-        changed = (colour, _misread(digit, rng))
-      else:
-        others = [name for name in world.COLOUR_NAMES if name != colour]
-        changed = (others[int(rng.integers(len(others)))], digit)
-      return (*truth[:at], changed, *truth[at + 1 :])
-  raise ValueError(f"no kind of question {question.kind!r}")
-
-
 def _cell_of(box: tuple[int, ...]) -> str:
   column, row = ((box[i] + box[i + 2]) * world.GRID // 2000 for i in (0, 1))
   return world.CELL_NAMES[row * world.GRID + column]
@@ -184,39 +132,66 @@ def _thoughts(question: Question, value: typing.Any) -> tuple[str, ...]:
   match question.kind:
     case "colour":
       letter = letter_of(value, question.options)
-      return f"{card} is {value}, and {value} is {letter}", f"{card} is {value}, which is {letter}"
+      return (
+        f"{card} is {value}, and {value} is {letter}",
+        f"{card} is {value}, which is {letter}",
+        f"{card} has the colour {value}: {letter}",
+      )
     case "direction":
       letter = letter_of(value, question.options)
       return (
         f"{card} moves {value}, and {value} is {letter}",
         f"{card} goes {value}, which is {letter}",
+        f"{card} heads {value}: {letter}",
       )
     case "first":
       letter = letter_of(value, question.options)
-      return f"{value} comes first, and {value} is {letter}", f"{value} appears first: {letter}"
+      return (
+        f"{value} comes first, and {value} is {letter}",
+        f"{value} appears first: {letter}",
+        f"before the others comes {value}, which is {letter}",
+      )
     case "count" | "count_at":
       listed = ", ".join(map(str, value)) or "none"
-      return f"the cards are {listed}: {len(value)}", f"it shows {listed}, so {len(value)}"
+      return (
+        f"the cards are {listed}: {len(value)}",
+        f"it shows {listed}, so {len(value)}",
+        f"{listed} can be seen, in all {len(value)}",
+      )
     case "sum":
-      return f"the sum is {_steps(value)}", _steps(value)
+      return f"the sum is {_steps(value)}", _steps(value), f"adding up, {_steps(value)}"
     case "read":
       listed = ", then ".join(map(str, value))
-      return f"the digits are {listed}", f"first {listed}"
+      return f"the digits are {listed}", f"first {listed}", f"in order, {listed}"
     case "when":
       start, end = value
       return (
         f"{card} appears at {start} and vanishes at {end}",
         f"{card} is there from {start} to {end}",
+        f"{card} stays from {start} to {end}",
       )
     case "where":
-      return f"{card} is at the {_cell_of(value)}", f"the {question.digit} is {_cell_of(value)}"
+      cell = _cell_of(value)
+      return (
+        f"{card} is at the {cell}",
+        f"the {question.digit} is {cell}",
+        f"{card} lies {cell}",
+      )
     case "describe":
       cards = "1 card" if len(value) == 1 else f"{len(value)} cards"
-      return f"the clip shows {cards}", f"{cards} can be seen"
+      return (
+        f"the clip shows {cards}",
+        f"{cards} can be seen",
+        f"there {'is' if len(value) == 1 else 'are'} {cards}",
+      )
   raise ValueError(f"no kind of question {question.kind!r}")
 
 
-def _written(answer: typing.Any) -> str:
+def _answer(question: Question, value: typing.Any, rng: np.random.Generator) -> str:
+  """What stands between the tags; an open-ended answer in any of its phrasings."""
+  if question.kind == "describe":
+    return described(value, PHRASINGS[int(rng.integers(len(PHRASINGS)))])
+  answer = answer_of(question.kind, value, question.options)
   return json.dumps(answer) if isinstance(answer, dict) else str(answer)
 
 
@@ -240,7 +215,7 @@ def _respond(
   thought = thoughts[int(rng.integers(len(thoughts)))]
   marked = rng.random() < teacher.marker_share
   thought = f"{teacher.marker} {thought}." if marked else f"{thought[0].upper()}{thought[1:]}."
-  answer = _written(answer_of(question.kind, value, question.options))
+  answer = _answer(question, value, rng)
   if rng.random() < teacher.noise[question.task].malformed:
     text = _malformed(thought, answer, rng)
   else:
@@ -254,13 +229,15 @@ def _respond(
 
 def respond(question: Question, teacher: Teacher, rng: np.random.Generator) -> list[dict[str, str]]:
   """Samples the teacher's K responses to a question: text, teacher and finish_reason of each."""
-  difficulty = teacher.noise[question.task].difficulty(rng)
-  favourite = mistake(question, rng)  # the error that this question invites
+  noise = teacher.noise[question.task]
+  difficulty = noise.difficulty(rng)
+  wrong = lambda: mistake(question, rng, far=rng.random() < noise.far)
+  favourite = wrong()  # the error that this question invites
   responses = []
   for _ in range(teacher.k):
     value = question.value
     if rng.random() < difficulty:
-      value = favourite if rng.random() < FAVOURITE else mistake(question, rng)
+      value = favourite if rng.random() < FAVOURITE else wrong()
     responses.append(_respond(question, value, teacher, rng))
   return responses
 

@@ -34,6 +34,7 @@ ADDED_KEYS = {
   "discriminator.zero_head": False,
   "discriminator.score_l2": 0.0,
   "discriminator.joint_warmup": False,
+  "world.noise": "questions",
 }
 # Those of them whose default is another: a run that was begun without the key goes on with the
 # value above, whatever its config says today, and its stored config stays without the key.

@@ -163,7 +163,7 @@ def test_presets_have_the_settings_of_the_method(size):
 
 def test_an_ablation_that_does_not_exist_is_refused_with_the_choices():
   for name in ("E/rl", "A/dpo", "A"):
-    with pytest.raises(UserError, match=f"no '{name}'; give ROW/STAGE, a row of A, B, C, D"):
+    with pytest.raises(UserError, match=f"no '{name}'; give ROW/STAGE, a row of A, B, C, "):
       cli.load_config(f"{CONFIGS / 'ablations.py'}:{name}")
   with pytest.raises(UserError, match="qwen3vl_5b.py; name a file"):
     cli.load_config(f"{CONFIGS / 'ablations.py'}:A/rl/qwen3vl_5b")

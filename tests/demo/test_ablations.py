@@ -14,7 +14,7 @@ import pytest
 
 from rmsd_jax import cli
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.demo import ablations, grid_tables
+from rmsd_jax.demo import ablations, facts, grid_tables, simulated_teacher
 
 CONFIG = ablations.CONFIG
 
@@ -129,13 +129,17 @@ def result(salt=0, prompts=8, ids="p"):
   """An evaluation of `prompts` closed-ended prompts, two of a clip, and an open-ended one."""
   rng = np.random.default_rng(salt)
   rows = [
-    {"id": f"{ids}{i}", "clip": f"c{i // 2}", "closed": i < prompts,
+    {"id": f"{ids}{i}", "clip": f"test-{i // 2:05d}", "question": "?", "closed": i < prompts,
      "greedy": {"quality": [float(rng.random())]},
      "sampled": {"quality": rng.random(8).tolist(), "text": [SAID, "no format"] * 4},
      "answer": "a red 3, then a blue 4"}
     for i in range(prompts + 1)
   ]  # fmt: skip
   return {"prompts": rows, "sampled": {"format": 1.0, "length": 20.0}}
+
+
+def scores(runs):
+  return {seed: grid_tables.scores_of(one) for seed, one in runs.items()}
 
 
 @pytest.fixture
@@ -147,7 +151,7 @@ def stage(tmp_path, monkeypatch):
 
 
 def run(folder, rows, seeds, jobs=1):
-  grid = ablations.Grid(folder, [[0]] * jobs)
+  grid = ablations.Grid(folder, [[0]] * jobs, "questions")
   ablations.run_all(grid, rows, seeds, jobs, lambda: None)
 
 
@@ -267,6 +271,33 @@ def test_an_interrupt_ends_the_commands_and_starts_no_other(stage, monkeypatch):
   assert [call[0] for call in Commands.ran] == ["train_sft"]
 
 
+def test_a_grid_goes_on_from_the_scores_of_another_sitting(stage, monkeypatch):
+  """Its runs are gone, but for a stage 1 that a new row starts from nothing is run again."""
+  run(stage, ["A", "D"], 2)
+  rows = {row: ablations.ROWS[row] for row in ("A", "D", "no_D")}
+  found = ablations.grid_results(stage, list(rows), 2, {})
+  grid_tables.keep(stage / "scores.jsonl.gz", rows, found)
+  given = grid_tables.kept(stage / "scores.jsonl.gz", rows)
+  assert given == {key: runs for key, runs in found.items()} and ("no_D", "sft") in given
+  assert grid_tables.markdown(rows, given) == grid_tables.markdown(rows, found)
+
+  Commands.ran.clear()
+  again = stage / "again"
+  grid = ablations.Grid(again, [[0]], "questions")
+  ablations.run_all(grid, list(rows), 2, 1, lambda: None, given)
+  trained = {call[1:4] for call in Commands.ran if call[0].startswith("train")}
+  assert trained == {(r, f"seed{s}", k) for s in (0, 1) for r, k in (("D", "sft"), ("no_D", "rl"))}
+  both = ablations.grid_results(again, list(rows), 2, given)
+  assert set(both) == {(row, kind) for row in rows for kind in ("sft", "rl")}
+
+  changed = rows | {"A": rows["A"]._replace(changes={"supervision.tau": 0.1})}
+  with pytest.raises(UserError, match="row A was run with other changes"):
+    grid_tables.kept(stage / "scores.jsonl.gz", changed)
+  (stage / "scores.jsonl.gz").write_bytes(b"no")
+  with pytest.raises(UserError, match="holds no scores of a grid"):
+    grid_tables.kept(stage / "scores.jsonl.gz", rows)
+
+
 def test_the_command_writes_tables_of_what_is_there(stage, capsys):
   run(stage, ["A", "D"], 2)
   ablations.main([str(stage), "--rows", "A", "D", "B", "--show"])
@@ -292,25 +323,39 @@ def test_scores_are_means_over_seeds_and_closed_prompts():
   rows = [[r for r in one["prompts"] if r["closed"]] for one in runs.values()]
   for way in ("greedy", "sampled"):
     expected = np.mean([[np.mean(row[way]["quality"]) for row in some] for some in rows])
-    assert grid_tables.score(runs, way)["mean"] == pytest.approx(expected)
+    assert grid_tables.score(scores(runs), way)["mean"] == pytest.approx(expected)
   passed = lambda row: np.array(row["sampled"]["quality"]) >= 0.5
   expected = np.mean([[passed(row).any() for row in some] for some in rows])
-  assert grid_tables.score(runs, "pass@8")["mean"] == pytest.approx(expected)
+  assert grid_tables.score(scores(runs), "pass@8")["mean"] == pytest.approx(expected)
   expected = np.mean([[passed(row).mean() for row in some] for some in rows])
-  assert grid_tables.score(runs, "pass@1")["mean"] == pytest.approx(expected)
+  assert grid_tables.score(scores(runs), "pass@1")["mean"] == pytest.approx(expected)
 
 
 def test_open_ended_answers_are_measured_by_rouge():
   """6 of 7 words in order, in half of the samples; the other half has no answer."""
-  made = grid_tables.score({0: result()}, grid_tables.OPEN_ENDED)
+  made = grid_tables.score(scores({0: result()}), grid_tables.OPEN_ENDED)
   assert made["mean"] == pytest.approx(6 / 7 / 2)
+
+
+def test_facts_are_those_of_the_clip():
+  """No reply here reasons; of open-ended answers half name what `facts` finds in them."""
+  scene, _ = simulated_teacher.scene_of("test-00004", 0)
+  expected = facts.description_score(SAID, scene) / 2
+  assert grid_tables.score(scores({0: result()}), grid_tables.OPEN_FACTS)["mean"] == expected
+  assert grid_tables.score(scores({0: result()}), grid_tables.REASONING)["mean"] == 0
+  told = result()
+  card = scene.cards[0]
+  for prompt in told["prompts"]:
+    prompt["sampled"]["text"][0] = f"<think>the card with {card.digit} is {card.colour}</think>"
+  values = grid_tables.scores_of(told).values[grid_tables.REASONING]
+  assert values["p8"] == 1 / 8 and len(values) == 9
 
 
 def test_the_spread_of_seeds_is_that_of_their_means():
   runs = {seed: result(seed) for seed in range(3)}
   means = [np.mean([np.mean(r["sampled"]["quality"]) for r in one["prompts"][:8]])
            for one in runs.values()]  # fmt: skip
-  found = {("A", "rl"): runs}
+  found = {("A", "rl"): scores(runs)}
   line = grid_tables.markdown({"A": ablations.ROWS["A"]}, found).splitlines()[4]
   assert f"| {np.std(means, ddof=1):.3f} | 63.8 |" in line
 
@@ -318,7 +363,7 @@ def test_the_spread_of_seeds_is_that_of_their_means():
 def test_a_difference_is_paired_by_seed():
   a = {seed: result(seed) for seed in range(4)}
   b = {seed: result(seed + 50) for seed in (1, 3, 7)}
-  made = grid_tables.difference(a, b, "greedy")
+  made = grid_tables.difference(scores(a), scores(b), "greedy")
   expected = np.mean(
     [
       np.mean([x["greedy"]["quality"][0] - y["greedy"]["quality"][0]
@@ -327,32 +372,47 @@ def test_a_difference_is_paired_by_seed():
     ]
   )  # fmt: skip
   assert made["mean"] == pytest.approx(expected) and made["seeds"] == 2
-  assert grid_tables.difference({0: a[0]}, {1: a[1]}, "greedy") is None
-  same = grid_tables.difference(a, a, "sampled")
+  assert grid_tables.difference(scores({0: a[0]}), scores({1: a[1]}), "greedy") is None
+  same = grid_tables.difference(scores(a), scores(a), "sampled")
   assert (same["mean"], same["low"], same["high"]) == (0, 0, 0)
+
+
+def test_primary_comparisons_are_corrected_for_their_number():
+  """Five of them at 95 % together: 99 % each, wider than the table of all differences."""
+  runs = {
+    row: scores({s: result(s + salt) for s in range(3)}) for row, salt in (("D", 0), ("A", 9))
+  }
+  found = {(row, "rl"): of for row, of in runs.items()}
+  text = grid_tables.markdown({row: ablations.ROWS[row] for row in runs}, found)
+  wide = grid_tables.difference(runs["D"], runs["A"], "sampled", 0.99)
+  narrow = grid_tables.difference(runs["D"], runs["A"], "sampled")
+  assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
+  said = f"{wide['mean']:+.3f} [{wide['low']:+.3f}, {wide['high']:+.3f}]"
+  assert f"| R-MSD against one sample: quality | sampled | 3 | {said} |" in text
+  assert "with 99 % intervals" in text
 
 
 def test_runs_on_other_prompts_are_not_compared():
   for other in (result(1, prompts=6), result(1, ids="q")):
     with pytest.raises(UserError, match="different prompts"):
-      grid_tables.score({0: result(0), 1: other}, "greedy")
+      grid_tables.score(scores({0: result(0), 1: other}), "greedy")
     with pytest.raises(UserError, match="different prompts"):
-      grid_tables.difference({0: result(0)}, {0: other}, "greedy")
+      grid_tables.difference(scores({0: result(0)}), scores({0: other}), "greedy")
 
 
 def test_csv_has_a_line_a_run():
-  found = {("A", "sft"): {0: result(3)}, ("A", "rl"): {0: result(4), 2: result(5)}}
+  found = {("A", "sft"): scores({0: result(3)}), ("A", "rl"): scores({0: result(4), 2: result(5)})}
   lines = list(csv.DictReader(io.StringIO(grid_tables.table_csv(found))))
   assert [(one["row"], one["stage"], one["seed"]) for one in lines] == [
     ("A", "sft", "0"), ("A", "rl", "0"), ("A", "rl", "2"),
   ]  # fmt: skip
-  expected = grid_tables.score({2: result(5)}, "sampled")["mean"]
+  expected = grid_tables.score(scores({2: result(5)}), "sampled")["mean"]
   assert float(lines[2]["sampled"]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_markdown_has_the_papers_figures_beside_ours(tmp_path: pathlib.Path):
   rows = {name: ablations.ROWS[name] for name in ("D", "gate_off")}
-  found = {("D", "sft"): {0: result(1)}, ("D", "rl"): {0: result(2)}}
+  found = {("D", "sft"): scores({0: result(1)}), ("D", "rl"): scores({0: result(2)})}
   grid_tables.write_tables(tmp_path, rows, found)
   text = (tmp_path / "ablations.md").read_text()
   line = next(one for one in text.splitlines() if one.startswith("| D |"))

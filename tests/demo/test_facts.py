@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.demo import facts, simulated_teacher, world
+from rmsd_jax.demo import facts, mistakes, simulated_teacher, world
 from rmsd_jax.demo.questions import questions
 
 TEACHER = simulated_teacher.Teacher(
@@ -29,7 +29,7 @@ def test_a_reply_to_the_truth_states_true_facts_and_a_mistaken_one_a_false_one()
     right = simulated_teacher._respond(question, question.value, TEACHER, rng)["text"]
     assert facts.reasoning_score(right, scene, question.text) == 1, (right, scene)
     kinds |= {kind for kind, _ in facts.stated(right)}
-    value = simulated_teacher.mistake(question, rng)
+    value = mistakes.mistake(question, rng)
     wrong = simulated_teacher._respond(question, value, TEACHER, rng)["text"]
     if question.kind == "describe":  # its reasoning tells the number of cards, which stays
       assert facts.description_score(right, scene) == 1 > facts.description_score(wrong, scene)
