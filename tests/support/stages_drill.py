@@ -48,7 +48,7 @@ def lines(path: pathlib.Path) -> int:
 
 def progress(workdir: pathlib.Path) -> int:
   """Steps that were logged and batches that were answered."""
-  return lines(workdir / "metrics.jsonl") + len(list(workdir.glob("evaluate/test/part-*")))
+  return lines(workdir / "metrics.jsonl") + len(list(workdir.glob("evaluate/train/part-*")))
 
 
 def is_saving(workdir: pathlib.Path) -> bool:
@@ -67,10 +67,14 @@ def ended(number: int, seconds: float, until: Callable[[], bool] = lambda: False
 
 def wait_for(moment: str, number: int, workdir: pathlib.Path, rng: random.Random) -> int | None:
   """Waits for a moment of a process that was just started; its exit status, if it ended before."""
-  before = progress(workdir) + rng.randint(0, 1)
-  # At least so long that what is forked has come to the command's own handlers.
+  now = progress(workdir)
+  before = now + rng.randint(0, 1)
+  # At least so long that what is forked has come to the command's own handlers. No later than its
+  # first step: on a fast machine it would be through before it had its share of kills.
   if moment == "start":
-    return ended(number, rng.uniform(0.3, START))
+    status = ended(number, 0.3)
+    later = rng.uniform(0, START)
+    return ended(number, later, lambda: progress(workdir) > now) if status is None else status
   until = {"step": lambda: progress(workdir) > before, "save": lambda: is_saving(workdir)}[moment]
   status = ended(number, 10 * START, until)
   return ended(number, rng.uniform(0, 0.05)) if status is None else status

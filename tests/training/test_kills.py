@@ -39,7 +39,8 @@ def test_both_stages_and_the_evaluation_survive_any_end(kills, tmp_path):
   configs = {
     "sft": tiny_run.config("sft", steps=2 * kills, keep=1, **shown),
     "rl": tiny_run.config("rl", steps=2 * kills, keep=1, **shown),
-    "evaluate": tiny_run.config("evaluate", batch=2, data__limit=0),
+    # Of the training prompts: they are as many batches as there are ends.
+    "evaluate": tiny_run.config("evaluate", batch=1, data__limit=0, data__split="train"),
   }
   file = tmp_path / "configs.json"
   file.write_text(json.dumps({stage: c.to_dict() for stage, c in configs.items()}))
@@ -63,5 +64,5 @@ def test_both_stages_and_the_evaluation_survive_any_end(kills, tmp_path):
       tiny_run.restored(folder / stage, module, configs[stage]) for folder in (killed, straight)
     )
     tiny_run.assert_same(*found)
-  for name in ("samples.jsonl", "evaluate/test.json"):
+  for name in ("samples.jsonl", "evaluate/train.json"):
     assert (killed / "rl" / name).read_bytes() == (straight / "rl" / name).read_bytes(), name
