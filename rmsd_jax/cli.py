@@ -12,7 +12,6 @@ import inspect
 import os
 import re
 import runpy
-import signal
 import sys
 import threading
 import traceback
@@ -24,7 +23,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from rmsd_jax.core import peers
+from rmsd_jax.core import interrupts, peers
 from rmsd_jax.core.errors import EXIT_BAD_INPUT as EXIT_BAD_INPUT
 from rmsd_jax.core.errors import EXIT_FAULT, Terminated, UserError, outcome
 from rmsd_jax.core.errors import EXIT_INTERRUPTED as EXIT_INTERRUPTED
@@ -44,7 +43,7 @@ def run(main: Callable[[], object]) -> NoReturn:
   """Calls `main()` and ends the process with the exit status described at the top of this file."""
   # A shell without job control starts background commands with SIGINT ignored; Ctrl-C must work.
   if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupts.listen()
   flags.FLAGS.mark_as_parsed()  # libraries read flags of their own (Grain's workers do): defaults
   try:
     with peers.Together():

@@ -30,7 +30,7 @@ import jax
 from etils import epath
 
 from rmsd_jax import cli
-from rmsd_jax.core import sharding
+from rmsd_jax.core import interrupts, sharding
 from rmsd_jax.core.errors import UserError, check_least, check_within
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.core.progress import Progress
@@ -85,6 +85,7 @@ def answer(
     new = sum(line["row"] not in journal.rows for line in real)
     now = time.monotonic()
     journal.add(real, now - began)
+    interrupts.raise_swallowed()
     began = now
     progress.update(sum(sharding.gathered([new])))
 

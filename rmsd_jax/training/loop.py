@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 
-from rmsd_jax.core import peers, sharding
+from rmsd_jax.core import interrupts, peers, sharding
 from rmsd_jax.core.errors import Interrupted, Terminated, UserError, check_least, check_within
 from rmsd_jax.core.progress import Progress, rss_gb
 from rmsd_jax.data import epochs, loader
@@ -149,6 +149,7 @@ class Loop:
 
   def _take_signals(self) -> None:
     self._ends = 0  # the signal that came; where processes are joined, JAX takes SIGTERM
+    self._swallowed = False  # Ctrl-C, by a library in which its exception arose
     self._handlers: dict[int, Any] = {}  # the ones before ours
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
@@ -238,6 +239,9 @@ class Loop:
       if step is None:
         return
       self._profiler.before(step)
+      if self._swallowed:
+        raise KeyboardInterrupt
+      interrupts.raise_swallowed()
       self._batch = batch
       yield step, batch
 
@@ -370,6 +374,7 @@ class Loop:
   def _end(self, number: int, _: object) -> None:
     # Ctrl-C ends a run at once before its first step, and where it comes a second time.
     if number == signal.SIGINT and (self._ends or self._batch is None):
+      self._swallowed = True  # unless the exception comes through
       raise KeyboardInterrupt
     if number == signal.SIGINT:
       self._progress.say("saving behind the step under way; Ctrl-C again ends without saving")

@@ -1,5 +1,6 @@
 """Where a run begins, ends, is refused or interrupted, and what it says then."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -56,6 +57,19 @@ def test_a_run_says_where_it_begins_goes_on_and_ends(monkeypatch, tmp_path, caps
     UserError, match="steps 6 -> 9; undo the change or use a new workdir, or go on"
   ):
     steps_of(monkeypatch, tmp_path, steps=9)
+
+
+def test_an_interrupt_before_the_first_step_is_not_lost_where_a_library_swallows_it(
+  monkeypatch, tmp_path
+):
+  on = tiny_run.mesh()
+  monkeypatch.setattr(loop.sharding, "make_mesh", lambda **_: on)
+  with pytest.raises(KeyboardInterrupt):
+    with loop.Loop(tiny_run.config("sft"), str(tmp_path), stage=1) as made:
+      with contextlib.suppress(KeyboardInterrupt):  # as a restore may
+        os.kill(os.getpid(), signal.SIGINT)
+      next(made.batches())
+  steps_of(monkeypatch, tmp_path)  # another run of this process knows nothing of it
 
 
 def test_a_second_interrupt_ends_at_once(monkeypatch, tmp_path):
