@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from tiny_model import random_params
 
 from rmsd_jax import cli, train_rl
-from rmsd_jax.core import named, sharding
+from rmsd_jax.core import named, packing, sharding
 from rmsd_jax.core.groups import Bucket
 from rmsd_jax.core.progress import Progress
 from rmsd_jax.data import batch as batch_lib
@@ -32,7 +32,7 @@ from rmsd_jax.models import config as config_lib
 from rmsd_jax.models import hf
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
-from rmsd_jax.training import imitation, log, loop, timing
+from rmsd_jax.training import imitation, log, loop, pieces, timing
 from rmsd_jax.training import state as state_lib
 from rmsd_jax.training.checkpoint import Checkpoints
 
@@ -159,8 +159,15 @@ def _set_mesh(on, f):
   return call
 
 
+def one_size(model, P: int, T: int, R: int, most: int) -> packing.Sizes:
+  """Of rows that hold the largest groups: programs are compiled once, not for each size that the
+  lengths of a batch ask for, which is half of a tiny run's time."""
+  return packing.Sizes(P=P, W=R * T, most=most, lanes=pieces.LANES)
+
+
 def run(monkeypatch, module, c: ConfigDict, workdir, stop_after: int = 0, **options) -> None:
-  """`module.main` on one device; interrupted from the keyboard after a step if told so."""
+  """`module.main` on one device, in rows of one size; interrupted from the keyboard after a step if
+  told so."""
   after, on, make_steps = loop.Loop.after, mesh(), module.make_steps
 
   def interrupted(self, step, *arguments, **more):
@@ -172,6 +179,7 @@ def run(monkeypatch, module, c: ConfigDict, workdir, stop_after: int = 0, **opti
     patch.setattr(sharding, "make_mesh", lambda **sizes: on)
     patch.setattr(module, "make_steps", lambda c, on: steps(module, c, on, make_steps))
     patch.setattr(loop.Loop, "after", interrupted)
+    patch.setattr(pieces, "sizes_of", one_size)
     try:
       module.main(c, str(workdir), **options)
     except KeyboardInterrupt:
