@@ -227,10 +227,14 @@ def run_all(
 
 
 def grid_results(
-  workdir: pathlib.Path, rows: Sequence[str], seeds: int, given: grid_tables.Found
+  workdir: pathlib.Path, rows: Sequence[str], seeds: int, noise: str, given: grid_tables.Found
 ) -> grid_tables.Found:
-  """The scores of what is there, and of `given` what is not."""
-  grid = Grid(workdir, (), "")
+  """The scores of what is there, and of `given` what is not.
+
+  Raises:
+    UserError: the pool of what is there has another teacher than `noise`.
+  """
+  grid = Grid(workdir, (), noise)
   shared = stage_1_rows()
   results = {key: dict(runs) for key, runs in given.items()}
   for row in rows:
@@ -238,6 +242,10 @@ def grid_results(
       for seed in range(seeds):
         path = grid.folder(shared[row] if stage == "sft" else row, seed, stage) / RESULT
         if path.exists():
+          of = json.loads(path.parent.parent.joinpath(guard.CONFIG_FILE).read_text())
+          made = of["world"].get("noise", noise)
+          if made != noise:
+            raise UserError(f"{workdir} was run with --noise {made}; give it, or another folder")
           results.setdefault((row, stage), {})[seed] = _scores(path, path.stat().st_mtime_ns)
   return results
 
@@ -280,11 +288,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   rows = list(dict.fromkeys(options.rows))
 
   of_rows = {row: ROWS[row] for row in rows}
-  given = grid_tables.kept(pathlib.Path(options.scores), of_rows) if options.scores else {}
+  given: grid_tables.Found = {}
+  if options.scores:
+    given = grid_tables.kept(pathlib.Path(options.scores), of_rows, options.noise)
 
   def show() -> None:
-    results = grid_results(workdir, rows, options.seeds, given)
-    grid_tables.write_tables(workdir, of_rows, results)
+    results = grid_results(workdir, rows, options.seeds, options.noise, given)
+    grid_tables.write_tables(workdir, of_rows, results, options.noise)
 
   if not options.show:
     if threading.current_thread() is threading.main_thread():

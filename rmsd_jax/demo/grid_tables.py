@@ -302,20 +302,26 @@ def figure(rows: Mapping[str, Any], results: Found):
   return made
 
 
-def write_tables(workdir: pathlib.Path, rows: Mapping[str, Any], results: Found) -> None:
+def write_tables(
+  workdir: pathlib.Path, rows: Mapping[str, Any], results: Found, noise: str
+) -> None:
   """Writes WORKDIR/ablations.md, .csv, scores.jsonl.gz and, with a run of stage 2, .png."""
   replace_text(workdir / "ablations.md", markdown(rows, results))
   replace_text(workdir / "ablations.csv", table_csv(results))
-  keep(workdir / "scores.jsonl.gz", rows, results)
+  keep(workdir / "scores.jsonl.gz", rows, results, noise)
   if (made := figure(rows, results)) is not None:
     (workdir / "ablations.png").write_bytes(plots.png(made))
 
 
-def keep(file: pathlib.Path, rows: Mapping[str, Any], results: Found) -> None:
-  """Writes the scores of every run, a line each, so that another grid can go on from them."""
+def keep(file: pathlib.Path, rows: Mapping[str, Any], results: Found, noise: str) -> None:
+  """Writes the scores of every run, a line each, so that another grid can go on from them.
+
+  Args:
+    noise: of the pool's teacher, a key of `simulated_teacher.NOISES`.
+  """
   lines = [
-    json.dumps({"row": row, "stage": stage, "seed": seed, "changes": rows[row].changes}
-               | scores._asdict()) + "\n"
+    json.dumps({"row": row, "stage": stage, "seed": seed, "changes": rows[row].changes,
+                "noise": noise} | scores._asdict()) + "\n"
     for (row, stage), runs in results.items()
     for seed, scores in sorted(runs.items())
   ]  # fmt: skip
@@ -323,17 +329,20 @@ def keep(file: pathlib.Path, rows: Mapping[str, Any], results: Found) -> None:
   file.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
 
 
-def kept(file: pathlib.Path, rows: Mapping[str, Any]) -> Found:
+def kept(file: pathlib.Path, rows: Mapping[str, Any], noise: str) -> Found:
   """The scores that `keep` wrote, of the rows that are asked for.
 
   Raises:
-    UserError: it is no such file, or a row changed other keys when it was run.
+    UserError: it is no such file, is of another teacher, or a row changed other keys when it was
+      run.
   """
   results: dict[tuple[str, str], dict[int, RunScores]] = {}
   try:
     lines = gzip.decompress(file.read_bytes()).decode().splitlines()
     for line in map(json.loads, lines):
       row, stage, seed, changes = (line.pop(key) for key in ("row", "stage", "seed", "changes"))
+      if (made := line.pop("noise")) != noise:
+        raise UserError(f"{file} is of --noise {made}, this grid of {noise}; give the same")
       if row in rows:
         if changes != json.loads(json.dumps(dict(rows[row].changes))):
           raise UserError(f"{file}: row {row} was run with other changes; run it again")

@@ -275,9 +275,9 @@ def test_a_grid_goes_on_from_the_scores_of_another_sitting(stage, monkeypatch):
   """Its runs are gone, but for a stage 1 that a new row starts from nothing is run again."""
   run(stage, ["A", "D"], 2)
   rows = {row: ablations.ROWS[row] for row in ("A", "D", "no_D")}
-  found = ablations.grid_results(stage, list(rows), 2, {})
-  grid_tables.keep(stage / "scores.jsonl.gz", rows, found)
-  given = grid_tables.kept(stage / "scores.jsonl.gz", rows)
+  found = ablations.grid_results(stage, list(rows), 2, "questions", {})
+  grid_tables.keep(stage / "scores.jsonl.gz", rows, found, "questions")
+  given = grid_tables.kept(stage / "scores.jsonl.gz", rows, "questions")
   assert given == {key: runs for key, runs in found.items()} and ("no_D", "sft") in given
   assert grid_tables.markdown(rows, given) == grid_tables.markdown(rows, found)
 
@@ -287,15 +287,19 @@ def test_a_grid_goes_on_from_the_scores_of_another_sitting(stage, monkeypatch):
   ablations.run_all(grid, list(rows), 2, 1, lambda: None, given)
   trained = {call[1:4] for call in Commands.ran if call[0].startswith("train")}
   assert trained == {(r, f"seed{s}", k) for s in (0, 1) for r, k in (("D", "sft"), ("no_D", "rl"))}
-  both = ablations.grid_results(again, list(rows), 2, given)
+  both = ablations.grid_results(again, list(rows), 2, "questions", given)
   assert set(both) == {(row, kind) for row in rows for kind in ("sft", "rl")}
 
+  with pytest.raises(UserError, match="is of --noise questions, this grid of tau"):
+    grid_tables.kept(stage / "scores.jsonl.gz", rows, "tau")
+  with pytest.raises(UserError, match="was run with --noise questions"):
+    ablations.grid_results(stage, list(rows), 2, "tau", {})
   changed = rows | {"A": rows["A"]._replace(changes={"supervision.tau": 0.1})}
   with pytest.raises(UserError, match="row A was run with other changes"):
-    grid_tables.kept(stage / "scores.jsonl.gz", changed)
+    grid_tables.kept(stage / "scores.jsonl.gz", changed, "questions")
   (stage / "scores.jsonl.gz").write_bytes(b"no")
   with pytest.raises(UserError, match="holds no scores of a grid"):
-    grid_tables.kept(stage / "scores.jsonl.gz", rows)
+    grid_tables.kept(stage / "scores.jsonl.gz", rows, "questions")
 
 
 def test_the_command_writes_tables_of_what_is_there(stage, capsys):
@@ -413,7 +417,7 @@ def test_csv_has_a_line_a_run():
 def test_markdown_has_the_papers_figures_beside_ours(tmp_path: pathlib.Path):
   rows = {name: ablations.ROWS[name] for name in ("D", "gate_off")}
   found = {("D", "sft"): scores({0: result(1)}), ("D", "rl"): scores({0: result(2)})}
-  grid_tables.write_tables(tmp_path, rows, found)
+  grid_tables.write_tables(tmp_path, rows, found, "questions")
   text = (tmp_path / "ablations.md").read_text()
   line = next(one for one in text.splitlines() if one.startswith("| D |"))
   assert line.endswith("| 65.3 | 58.6 | 57.8 | 59.1 |") and "not the same scale" in text
