@@ -164,9 +164,7 @@ def jobs_of(rows: Sequence[str], seeds: int, given: grid_tables.Found) -> list[J
   jobs: list[Job] = []
   for seed in range(seeds):
     second = [row for row in rows if lacks(row, seed, "rl")]
-    needed = {shared[row] for row in second} | {
-      shared[row] for row in rows if lacks(row, seed, "sft")
-    }
+    needed = {shared[row] for row in rows if row in second or lacks(row, seed, "sft")}
     jobs += [(row, seed, "sft") for row in ROWS if row in needed]
     jobs += [(row, seed, "rl") for row in second]
   return jobs
@@ -177,8 +175,8 @@ def run_all(
   rows: Sequence[str],
   seeds: int,
   jobs: int,
+  given: grid_tables.Found,
   done: Callable[[], None],
-  given: grid_tables.Found = {},  # noqa: B006 (never changed)
 ) -> None:
   """Runs what is missing, stage 1 before what starts from it; `done` is called after each. What is
   `given` is not run again, but for a stage 1 that a run must start from.
@@ -306,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_pool(Commands(workdir), workdir, config)
     if any(map(distils, rows)):
       make_teacher(workdir)
-    run_all(grid, rows, options.seeds, options.jobs, show, given)
+    run_all(grid, rows, options.seeds, options.jobs, given, show)
   show()
   print((workdir / "ablations.md").read_text(encoding="utf-8"))
 

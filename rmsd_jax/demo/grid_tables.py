@@ -65,6 +65,7 @@ PRIMARY = (  # (row, stage) minus (row, stage), the measure, the question
   (("D", "rl"), ("open_graded", "rl"), OPEN_FACTS, "open-ended uniform: open-ended facts"),
   (("C", "rl"), ("C_tau0.5", "rl"), "sampled", "tau = 0.3 against 0.5: quality"),
 )
+PRIMARY_LEVEL = 1 - 0.05 / len(PRIMARY)
 
 
 class RunScores(NamedTuple):
@@ -196,7 +197,7 @@ def markdown(rows: Mapping[str, Any], results: Found) -> str:
     _lines(_differences(results)),
   ]
   if len(primary := _primary(results)) > 2:
-    share = 100 * (1 - 0.05 / len(PRIMARY))
+    share = 100 * PRIMARY_LEVEL
     text += [f"The study's primary comparisons, with {share:g} % intervals:", _lines(primary)]
   return "\n\n".join(text) + "\n"
 
@@ -225,9 +226,8 @@ def _differences(results: Found) -> list[list[str]]:
 def _primary(results: Found) -> list[list[str]]:
   table = [["question", "measure", "seeds", "difference"], ["---"] * 4]
   for row, baseline, measure, question in PRIMARY:
-    level = 1 - 0.05 / len(PRIMARY)
     if row in results and baseline in results:
-      found = difference(results[row], results[baseline], measure, level)
+      found = difference(results[row], results[baseline], measure, PRIMARY_LEVEL)
       if found:
         table.append([question, measure, str(found["seeds"]), _cell(found, signed=True)])
   return table

@@ -152,7 +152,7 @@ def stage(tmp_path, monkeypatch):
 
 def run(folder, rows, seeds, jobs=1):
   grid = ablations.Grid(folder, [[0]] * jobs, "questions")
-  ablations.run_all(grid, rows, seeds, jobs, lambda: None)
+  ablations.run_all(grid, rows, seeds, jobs, {}, lambda: None)
 
 
 def test_rows_that_distil_are_given_a_teacher_that_is_made_once(stage):
@@ -284,7 +284,7 @@ def test_a_grid_goes_on_from_the_scores_of_another_sitting(stage, monkeypatch):
   Commands.ran.clear()
   again = stage / "again"
   grid = ablations.Grid(again, [[0]], "questions")
-  ablations.run_all(grid, list(rows), 2, 1, lambda: None, given)
+  ablations.run_all(grid, list(rows), 2, 1, given, lambda: None)
   trained = {call[1:4] for call in Commands.ran if call[0].startswith("train")}
   assert trained == {(r, f"seed{s}", k) for s in (0, 1) for r, k in (("D", "sft"), ("no_D", "rl"))}
   both = ablations.grid_results(again, list(rows), 2, "questions", given)
