@@ -13,7 +13,6 @@ import os
 import re
 import runpy
 import sys
-import threading
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -41,12 +40,10 @@ _WORKDIR_HELP = "folder of the run: to train, made, or resumed by the same confi
 
 def run(main: Callable[[], object]) -> NoReturn:
   """Calls `main()` and ends the process with the exit status described at the top of this file."""
-  # A shell without job control starts background commands with SIGINT ignored; Ctrl-C must work.
-  if threading.current_thread() is threading.main_thread():
-    interrupts.listen()
   flags.FLAGS.mark_as_parsed()  # libraries read flags of their own (Grain's workers do): defaults
   try:
-    with peers.Together():
+    # A shell without job control starts background commands with SIGINT ignored; Ctrl-C must work.
+    with interrupts.listening(), peers.Together():
       main()
   except (UserError, OSError, KeyboardInterrupt, Terminated) as error:
     line, status = outcome(error)

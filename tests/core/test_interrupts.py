@@ -15,13 +15,6 @@ def press():
   os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.fixture(autouse=True)
-def handler():
-  before = signal.getsignal(signal.SIGINT)
-  yield
-  signal.signal(signal.SIGINT, before)
-
-
 def test_it_ends_a_command(capsys):
   with pytest.raises(SystemExit) as ended:
     cli.run(press)
@@ -51,6 +44,12 @@ def test_an_event_loop_does_not_take_it_over():
   with pytest.raises(SystemExit) as ended:
     cli.run(lambda: asyncio.run(work()))
   assert ended.value.code == cli.EXIT_INTERRUPTED
+
+
+def test_behind_a_command_python_has_its_own_handler_again():
+  with pytest.raises(SystemExit):
+    cli.run(lambda: None)
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_next_command_of_a_process_begins_anew():
