@@ -17,12 +17,12 @@ def listening() -> Iterator[None]:
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-  _pressed = False
   signal.signal(signal.SIGINT, _press)
   try:
     yield
   finally:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _pressed = False
 
 
 def _press(*_: object) -> None:

@@ -55,6 +55,7 @@ def test_behind_a_command_python_has_its_own_handler_again():
 def test_the_next_command_of_a_process_begins_anew():
   with pytest.raises(SystemExit):
     cli.run(press)
+  interrupts.raise_swallowed()  # also outside a command
   with pytest.raises(SystemExit) as ended:
     cli.run(interrupts.raise_swallowed)
   assert ended.value.code == 0
