@@ -226,12 +226,14 @@ def test_rational_results_are_equal_as_their_fractions_are(a, b, form, other):
 def test_a_judge_works_for_its_time_and_ends_by_itself(profiled):
   """Also as the child of a process that took a profile, which ignores SIGPROF from then on."""
   code = "from rmsd_jax.tasks import symbolic; symbolic.SECONDS = 0.2; symbolic._serve()"
+  # Set by a process between: this one may have taken a profile, whose timer would end it.
+  handler = "SIG_IGN" if profiled else "SIG_DFL"
+  between = f"""if True:
+    import os, signal, sys
+    signal.signal(signal.SIGPROF, signal.{handler})
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])"""
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-  before = signal.signal(signal.SIGPROF, signal.SIG_IGN if profiled else signal.SIG_DFL)
-  try:
-    judge = subprocess.Popen([sys.executable, "-c", code], **pipes)
-  finally:
-    signal.signal(signal.SIGPROF, before)
+  judge = subprocess.Popen([sys.executable, "-c", between, code], **pipes)
   try:
     assert judge.stdout.readline() == b"ready\n"
     judge.stdin.write(b'["\\\\frac{2}{6}", "\\\\frac{1}{3}"]\n')

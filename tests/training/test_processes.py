@@ -54,8 +54,9 @@ def run(stage, processes, folder, workdir=None, steps=2, terminate=False, save_e
   finally:
     for process in started:
       process.kill()
-  for process, output in zip(started, outputs, strict=True):
-    assert process.returncode == (cli.EXIT_TERMINATED if terminate else 0), output[-3000:]
+  for process in started:  # where one fails, another often knows why
+    said = "\n== the next ==\n".join(output[-3000:] for output in outputs)
+    assert process.returncode == (cli.EXIT_TERMINATED if terminate else 0), said
   return workdir
 
 
