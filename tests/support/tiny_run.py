@@ -233,10 +233,11 @@ def moves(got, wanted) -> set[str]:
 
 
 def lines(workdir) -> list[dict]:
-  """The metrics of a run without what a clock gave."""
+  """The metrics of a run without what a clock gave. A NaN, such as the margin of a step without
+  pairs, is a word: it would not be equal to itself."""
   timed = ("time", *timing.OF_THE_MACHINE)
   return [
-    {name: value for name, value in line.items() if not name.startswith(timed)}
+    {k: "nan" if x != x else x for k, x in line.items() if not k.startswith(timed)}
     for line in log.read(str(workdir))
   ]
 
