@@ -32,6 +32,7 @@ OPERATIONAL = (
   "policy.max_kl",
   "save_every",
   "keep",
+  "reward.audit",
   "operational",
 )
 
@@ -177,6 +178,11 @@ def _method(c: ConfigDict) -> None:
   c.reward.outer = 0.1  # beta, think and answer tags
   c.reward.inner = 0.1  # eta, the task's own format (R_task)
   c.reward.content = 0.4  # delta, the metric against the ground truth (closed-ended tasks)
+  c.reward.module = ""  # Python file with terms of your own (recipe in docs/code.md); "": none
+  c.reward.custom = ""  # their weights, such as "brevity=0.2,polite=0.1"; without one: logged only
+  # Refuse weights under which saying nothing pays more than an honest wrong answer; False: say it
+  # and go on.
+  c.reward.audit = True
   c.reward.score = "raw"  # the discriminator's term: "raw" logit, "sigmoid", "standardised" [ours]
   c.reward.clip = 0.0  # bound of the logit before that, 10 in PRISM (arXiv 2604.28123); 0: none
   c.reward.per_log_length = 0.0  # what the logit loses by log(1 + tokens) [PRISM]

@@ -10,10 +10,9 @@ group advantages, policy update. The order is GAD's (arXiv 2511.10643).
     L_RL   = -E[R(S)] + gamma * KL(pi_S || pi_ref)
     L_D    = E[q_m(i) * -log sigmoid(D(T_m(i)) - D(S_i))]
 
-The same command on the same folder resumes at the last checkpoint.
-From here to the loss: this file, method/advantages.py, method/losses.py; rollouts/grading.py has
-the rule terms. Axes: B prompts, N rollouts, K teacher responses, R responses of a group, P prompt
-tokens, T response tokens, D width.
+The same command on the same folder resumes at the last checkpoint. To the loss: this file,
+method/advantages.py, method/losses.py; rollouts/grading.py has the rule terms. Axes: B prompts,
+N rollouts, K teacher responses, R responses of a group, P prompt and T response tokens, D width.
 """
 
 import functools
@@ -29,7 +28,7 @@ from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.core.packed import Rows
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.method import advantages, losses, matching, settings, shortcuts
+from rmsd_jax.method import advantages, custom_rewards, losses, matching, settings, shortcuts
 from rmsd_jax.method.carriers import Pairs, PolicyBatch, RuleTerms
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import Discriminator
@@ -186,15 +185,15 @@ def reward_step(config):
   rules = Rules(**config.tasks)
   c = config.reward
   settings = {name: c[name] for name in ("score", "gate", "dead_below", "right_from")}
+  settings |= {"weights": advantages.weights_of(c)}
   of_policy = ("format_penalty", "scale", "scale_decay", "kl_of_dead", "mask_cut_off")
   settings |= {name: config.policy[name] for name in of_policy}
   settings |= {"form": config.policy.advantage, "kl_teaches": bool(config.policy.reference)}
-  weights = {name: c[name] for name in advantages.TERMS}
 
   def reward(running, score_BN, samples: Samples, terms: RuleTerms, pairs: Pairs):
     bounded_BN = advantages.bounded(score_BN, samples.length_BR, c.clip, c.per_log_length)
     gained, spread, metrics = advantages.from_rewards(
-      bounded_BN, samples.finished_BR, terms, pairs, running["spread"], weights=weights, **settings
+      bounded_BN, samples.finished_BR, terms, pairs, running["spread"], **settings
     )
     batch = PolicyBatch(
       advantage_BN=gained.advantage_BN,
@@ -392,7 +391,7 @@ def update_policy(
 def check_config(config) -> None:
   """Raises UserError for values of stage 2 that make no sense, before any work."""
   settings.check_settings(config)
-  grading.audit(dict(config.reward), config.reward.gate, Rules(**config.tasks))
+  grading.audit(config.reward, Rules(**config.tasks))
 
 
 def main(config, workdir: str, grade=grading.rule_terms) -> None:
@@ -405,6 +404,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   model = hf.load_model(**config.model)
   teacher = imitation.teacher_of(config, model)
   optims = make_optims(config)
+  custom = custom_rewards.of_config(config.reward)
   limit = Limit(
     "policy/kl",
     "nats per token",
@@ -424,7 +424,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   grading.check_ends(tokenizer, model.config.stop_ids)
   if teacher:
     tokenizer.check_alike(config.policy.reference)
-  grader = grading.Grader(tokenizer, Rules(**config.tasks), grade, loop.clock.part)
+  grader = grading.Grader(tokenizer, Rules(**config.tasks), grade, loop.clock.part, custom)
   every = config.discriminator.probe_every if "discriminator" in optims else 0
   fixed = ()  # made when the first probe is due: it takes a rollout
   with jax.set_mesh(loop.mesh), loop:

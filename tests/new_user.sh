@@ -4,8 +4,8 @@
 #
 #   URL=http://host:8000/v1 STUDENT=FOLDER CONFIGS=configs tests/new_user.sh DIR
 #
-# DIR holds prompts.jsonl (train and test), its clips, my_tasks.py with a task of one's own, and ask.py.
-# STUDENT is a Hugging Face folder of Qwen3-VL. Sizes are for 48 x 48 clips and a million parameters;
+# DIR holds prompts.jsonl (train and test), its clips, my_tasks.py with a task of one's own, my_rewards.py
+# with a reward term, and ask.py. STUDENT is a Hugging Face folder of Qwen3-VL. Sizes are for 48 x 48 clips and a million parameters;
 # for real ones take configs/qwen3vl_4b_*.py and the sizes of the README.
 set -euo pipefail
 cd "$1"
@@ -32,6 +32,7 @@ RUN="--config.model.folder=$STUDENT --config.model.dtype=float32 --config.model.
   --config.evaluate.samples=2"
 python -m rmsd_jax.train_sft --config="$CONFIGS/default.py" --workdir=runs/sft $RUN
 python -m rmsd_jax.train_rl --config="$CONFIGS/default.py" --workdir=runs/rl $RUN \
+  --config.reward.module=my_rewards.py --config.reward.custom=brevity=0.1 \
   --config.init_from=runs/sft --config.discriminator.warmup_steps=1 --config.samples.every=2 \
   --config.rollouts.samples=4 --config.discriminator.probe_every=0 \
   --config.evaluate.every=2 --config.evaluate.split=test

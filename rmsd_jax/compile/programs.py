@@ -15,6 +15,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import Bucket, PromptGroups
 from rmsd_jax.core.packed import Rows
 from rmsd_jax.core.packing import Piece, deal
+from rmsd_jax.method import custom_rewards
 from rmsd_jax.method.carriers import Pairs, RuleTerms
 from rmsd_jax.models import hf
 from rmsd_jax.models.config import ModelConfig
@@ -88,7 +89,7 @@ def _rl_programs(config, mesh, mean: float) -> dict:
   groups = abstract_groups(config, c, mesh, bucket, K)
   key = jax.eval_shape(lambda: jax.random.key(0))
   samples, visual = _split(mesh, jax.eval_shape(steps.rollout, state, groups, key))
-  score_BN, terms, pairs = abstract_rewards(mesh, B, N)
+  score_BN, terms, pairs = abstract_rewards(config, mesh)
   reading = functools.partial(reading_bytes, config, mesh, state)
   shards = sharding.batch_shards(mesh)
   decoding = decoding_turns(config, mesh, model, mean)
@@ -181,8 +182,9 @@ def abstract_rows(mesh, piece: Piece, T: int) -> Rows:
   return _split(mesh, rows)
 
 
-def abstract_rewards(mesh, B: int, N: int) -> tuple[jax.ShapeDtypeStruct, RuleTerms, Pairs]:
+def abstract_rewards(config, mesh) -> tuple[jax.ShapeDtypeStruct, RuleTerms, Pairs]:
   """What the host part of a stage 2 step hands to its programs: scores [B, N], terms, pairs."""
+  B, N = config.batch, config.rollouts.samples
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
   number = array(jnp.float32, B, N)
   pairs = Pairs(
@@ -194,7 +196,9 @@ def abstract_rewards(mesh, B: int, N: int) -> tuple[jax.ShapeDtypeStruct, RuleTe
     closed_B=array(jnp.bool_, B),
     task_B=array(jnp.int32, B),
   )
-  return _split(mesh, (number, RuleTerms(*(number for _ in RuleTerms.names())), pairs))
+  custom = dict.fromkeys(custom_rewards.of_config(config.reward).functions, number)
+  terms = RuleTerms(*(number for _ in RuleTerms.names()), custom=custom)
+  return _split(mesh, (number, terms, pairs))
 
 
 def _split(mesh, tree):

@@ -15,12 +15,18 @@ import jax
 import jax.numpy as jnp
 
 from rmsd_jax.core import masked
+from rmsd_jax.method import custom_rewards
 from rmsd_jax.method.carriers import Array, Pairs, RuleTerms
 
-TERMS = ("discriminator", *RuleTerms.names())
+TERMS = ("discriminator", *RuleTerms.names())  # of the method; a user's file may add others
 SCORES = ("raw", "sigmoid", "standardised")
 SCALES = ("group", "task", "none")
 FORMS = ("total", "separate", "gated")  # what is normalised inside a group, see `parts_of`
+
+
+def weights_of(reward: Mapping) -> dict[str, float]:
+  """Term -> weight; `reward` is that section of the config."""
+  return {name: reward[name] for name in TERMS} | dict(custom_rewards.of_config(reward).weights)
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +65,7 @@ def from_rewards(
     score_BN: the discriminator's logits, see also `bounded`.
     finished_BN: bool, rollouts that came to their end of turn.
     spread: running spread of each task's rewards, by task name, see `new_spread`.
-    weights: alpha, beta, eta, delta by the names in TERMS.
+    weights: by name: alpha, beta, eta, delta of TERMS, and those of `terms.custom`.
     score, gate, scale, form, right_from: see `score_term`, `composite`, `scales`, `parts_of`.
     format_penalty: if any, minus this is the advantage of a wrong outer format (PRISM).
     dead_below: groups whose rewards span less are dead; of each part, where there are several.
@@ -132,13 +138,13 @@ def composite(
   """The weighted reward terms, each fp32 [B, R]; their sum is the reward.
 
   Args:
-    terms, weights: by the names in TERMS.
+    terms, weights: by name.
     closed_B: bool, the prompt's task has a metric.
     gate: withhold the two format terms from responses of closed-ended prompts whose content
       score is 0, so that all-wrong groups learn nothing from format. The discriminator's term is
       never gated: it is the distillation signal (our decision).
   """
-  weighted = {name: weights[name] * terms[name].astype(jnp.float32) for name in TERMS}
+  weighted = {name: weights[name] * x_BR.astype(jnp.float32) for name, x_BR in terms.items()}
   if gate:
     pays_BR = ~closed_B[:, None] | (terms["content"] > 0)
     for name in ("outer", "inner"):
@@ -167,7 +173,7 @@ def parts_of(
   the discriminator ranks right rollouts only: it cannot pay for a wrong answer in a teacher's tone.
 
   Args:
-    terms, weighted, weights: by the names in TERMS, see `composite`.
+    terms, weighted, weights: by name, see `composite`.
     closed_B: bool; an open-ended prompt has no content to be right.
     right_from: content score from which a rollout is right.
   """
@@ -175,7 +181,7 @@ def parts_of(
     # Of the weighted terms: with the gate of `composite`.
     return [Part(w, weighted[name] / w, True) for name, w in weights.items() if w]
   if form == "gated":
-    rules_BN = sum(weighted[name] for name in RuleTerms.names())
+    rules_BN = sum(x_BN for name, x_BN in weighted.items() if name != "discriminator")
     right_BN = (terms["outer"] == 1) & (terms["inner"] == 1)
     right_BN &= ~closed_B[:, None] | (terms["content"] >= right_from)
     score_BN = terms["discriminator"].astype(jnp.float32)

@@ -5,6 +5,7 @@ Axes: B prompts, N rollouts of a prompt, T response tokens.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -15,19 +16,21 @@ Array = jax.Array | np.ndarray
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RuleTerms:
-  """What the rules say of each rollout; fp32 in [0, 1]."""
+  """What the rules say of each rollout; fp32, the first three in [0, 1]."""
 
   outer_BN: Array  # R_outer: think and answer tags
   inner_BN: Array  # R_task: the task's own format, 0 where outer is 0
   content_BN: Array  # R_content: the metric against the ground truth, 0 for open-ended prompts
+  custom: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # of a user's file, [B, N]
 
   @classmethod
   def names(cls) -> tuple[str, ...]:
-    """As the weights in config.reward and the log call the terms."""
-    return tuple(field.name.removesuffix("_BN") for field in dataclasses.fields(cls))
+    """Of the method's terms, as the weights in config.reward and the log call them."""
+    fields = (field.name for field in dataclasses.fields(cls))
+    return tuple(name.removesuffix("_BN") for name in fields if name.endswith("_BN"))
 
   def by_name(self) -> dict[str, Array]:
-    return {name: getattr(self, f"{name}_BN") for name in self.names()}
+    return {name: getattr(self, f"{name}_BN") for name in self.names()} | dict(self.custom)
 
 
 @jax.tree_util.register_dataclass

@@ -77,7 +77,7 @@ def check_settings(config) -> None:
     )
   by_kl = config.policy.reference and config.policy.kl_estimator != "k1"  # its gradient is noise
   teaches = config.policy.format_penalty or by_kl
-  if not any(config.reward[name] for name in advantages.TERMS) and not teaches:
+  if not any(advantages.weights_of(config.reward).values()) and not teaches:
     raise UserError(
       f"{', '.join(f'reward.{name}' for name in advantages.TERMS)} are all 0: no rollout earns "
       "more than another, and there is nothing to learn; give one of them a weight"

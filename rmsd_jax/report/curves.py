@@ -3,7 +3,9 @@
 Figures come with the sentences that stand below them in the report; nothing is read or written.
 """
 
+import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,7 +16,8 @@ from matplotlib.figure import Figure
 from rmsd_jax.report import plots
 from rmsd_jax.report.findings import Run
 
-TERMS = ("content", "discriminator", "outer", "inner")
+TERMS = ("content", "discriminator", "outer", "inner")  # of the method
+_A_TERM = re.compile("reward/[^/]+/mean")
 
 
 class Shown(NamedTuple):
@@ -143,8 +146,17 @@ def stage_2(run: Run) -> list[Shown]:
   return [draw(run, of) for draw in (_rollouts, _reward, _discriminator, _running)]
 
 
+def _terms(run: Run) -> dict[str, str]:
+  """Term of the reward -> its colour: those of the method, then a user's own."""
+  logged = {name.split("/")[1] for line in run.lines for name in line if _A_TERM.fullmatch(name)}
+  own = sorted(logged - set(TERMS))
+  colours = itertools.cycle(plots.OTHER_COLOURS)
+  return {term: plots.TERM_COLOURS[term] for term in TERMS} | dict(zip(own, colours, strict=False))
+
+
 def _rollouts(run: Run, of: Callable[..., Curve]) -> Shown:
-  rules = [of(f"rollout/{t}", t, plots.TERM_COLOURS[t]) for t in TERMS if t != "discriminator"]
+  graded = {term: colour for term, colour in _terms(run).items() if term != "discriminator"}
+  rules = [of(f"rollout/{term}", term, colour) for term, colour in graded.items()]
   sampled = lambda end: of(f"held_out/sampled/{end}", "95 % interval")
   looks = [
     of("held_out/sampled/quality", "sampled"),
@@ -167,7 +179,7 @@ def _rollouts(run: Run, of: Callable[..., Curve]) -> Shown:
 
 
 def _reward(run: Run, of: Callable[..., Curve]) -> Shown:
-  by_term = lambda what: [of(f"reward/{t}/{what}", t, plots.TERM_COLOURS[t]) for t in TERMS]
+  by_term = lambda what: [of(f"reward/{t}/{what}", t, colour) for t, colour in _terms(run).items()]
   total = [of("reward/std_in_group", "sum", plots.INK)]
   idle = [
     of("reward/dead_groups", "dead groups, of prompts", plots.MUTED),

@@ -4,18 +4,22 @@ Axes: B prompts of this process, R responses.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data.chat import ChatTokenizer
-from rmsd_jax.method import advantages, shortcuts
+from rmsd_jax.method import advantages, custom_rewards, shortcuts
 from rmsd_jax.method.carriers import Pairs, RuleTerms
+from rmsd_jax.method.custom_rewards import CustomRewards
 from rmsd_jax.rollouts.generate import Samples
 from rmsd_jax.tasks import Rules
 
 CONTROL_MARK = "(control token) "  # before a text that holds one: text before <think> is no format
+NO_REWARDS = CustomRewards()
 DEGENERATE = (  # what a policy may slide into when the reward does not ask for an answer
   "",
   " ",
@@ -79,6 +83,7 @@ class Grader:
     rules: the tasks.
     grade: as `rule_terms`.
     part: makes a context that times a part of the step, by its name.
+    custom: the terms of a user's file.
 
   Attributes:
     replies: the B x R texts that it graded last.
@@ -90,11 +95,13 @@ class Grader:
     rules: Rules,
     grade: Callable[..., RuleTerms] = rule_terms,
     part: Callable[[str], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    custom: CustomRewards = NO_REWARDS,
   ):
     self._tokenizer = tokenizer
     self._rules = rules
     self._grade = grade
     self._part = part
+    self._custom = custom
     self.replies: list[list[str]] = []
 
   def __call__(self, mine: Samples, info: Sequence[dict]) -> RuleTerms:
@@ -102,7 +109,9 @@ class Grader:
     with self._part("texts"):
       self.replies = replies_of(mine, self._tokenizer)
     with self._part("grading"):
-      return self._grade(self.replies, info, mine.finished_BR, rules=self._rules)
+      terms = self._grade(self.replies, info, mine.finished_BR, rules=self._rules)
+      own = self._custom.grade(self.replies, info, mine.finished_BR)
+      return dataclasses.replace(terms, custom=own)
 
 
 def figures(samples: Samples, terms: RuleTerms, pairs: Pairs, rules: Rules) -> dict:
@@ -117,27 +126,43 @@ def figures(samples: Samples, terms: RuleTerms, pairs: Pairs, rules: Rules) -> d
   }
 
 
-def audit(weights: Mapping[str, float], gate: bool, rules: Rules) -> None:
-  """Refuses reward weights under which saying nothing pays more than an honest wrong answer.
+def audit(reward: Mapping[str, Any], rules: Rules) -> None:
+  """Refuses reward weights under which saying nothing pays more than an honest wrong answer; with
+  `reward.audit` False it says so, and no more.
 
   For each task, `DEGENERATE` responses are graded beside the task's own wrong example, with the
   same score of the discriminator.
 
+  Args:
+    reward: that section of the config.
+
   Raises:
     UserError: names the task, the response and both rewards.
   """
+  custom = custom_rewards.of_config(reward)
+  weights = advantages.weights_of(reward)
   for name, task in rules.tasks.items():
     truth, wrong, options = task.example
     honest_reply = f"<think>I look.</think><answer>{wrong}</answer>"
     replies = [honest_reply, task.instruction, *DEGENERATE]
-    info = [{"task": name, "answer": truth, "options": options}]
-    terms = rule_terms([replies], info, np.ones((1, len(replies)), bool), rules)
+    info = [{"id": "", "clip": "", "question": "", "task": name}]
+    info[0] |= {"answer": truth, "options": options}
+    finished_BN = np.ones((1, len(replies)), bool)
+    terms = rule_terms([replies], info, finished_BN, rules)
+    terms = dataclasses.replace(terms, custom=custom.grade([replies], info, finished_BN))
     rewards = {"discriminator": np.zeros((1, len(replies)), np.float32), **terms.by_name()}
-    weighted = advantages.composite(rewards, weights, np.array([task.closed]), gate)
+    weighted = advantages.composite(rewards, weights, np.array([task.closed]), reward["gate"])
     honest, *others = np.asarray(sum(weighted.values()))[0].tolist()
     if max(others) > honest:
       reply = replies[1 + others.index(max(others))]
-      raise UserError(
+      fault = (
         f"{name}: the reward of {reply!r:.80} is {max(others):.3g}, that of an honest wrong answer "
-        f"{honest:.3g}; set the weights in config.reward so that it does not pay to say nothing"
+        f"{honest:.3g}"
       )
+      if reward["audit"]:
+        raise UserError(
+          f"{fault}; set the weights in config.reward so that it does not pay to say nothing, or "
+          "go on all the same with reward.audit=False"
+        )
+      print(f"WARNING: {fault} (reward.audit=False)")
+      return

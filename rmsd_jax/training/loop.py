@@ -25,7 +25,7 @@ from rmsd_jax.core.progress import Progress, rss_gb
 from rmsd_jax.data import epochs, loader
 from rmsd_jax.data.batch import Batch, blinded
 from rmsd_jax.data.store import Pool, another_split, open_pool
-from rmsd_jax.method import matching
+from rmsd_jax.method import custom_rewards, matching
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import log, optim, showing, stopping, teaching, telling, timing, trackers
@@ -111,11 +111,8 @@ class Loop:
     kept = {"write": first, "begun": self._checkpoints.latest() is not None}
     self._config = config = as_begun(workdir, config, kept["begun"])
     self._order = stage if config.data.draws == "stage" else 0
-    guard_config(workdir, config, config.operational, **kept)
     self._pool = _read_as(self._pool, config, self._rules)
-    known = guard_config(workdir, self._pool.identity, file="pool.json", **kept)
-    # Here all processes meet, so that no row is used before each has read its part of the pool.
-    check_alike({"config": config.to_dict(), "pool": self._pool.identity}, config.operational)
+    known = self._guard(kept)
     # Last, since it reads all of a checkpoint; everyone starts from the step that is whole.
     self.begin = self._checkpoints.latest_whole() or 0
     # All that a stream of batches may be refused for, before weights are loaded.
@@ -146,6 +143,20 @@ class Loop:
     self._lines = [x for x in log.read(workdir) if looked and x["step"] <= self.begin]
     self._over = stopping.stalled(stopping.looks_of(self._lines), config.evaluate.patience)
     self._take_signals()
+
+  def _guard(self, kept: dict) -> bool:
+    """Holds config, pool and reward terms against those that the folder, and the other processes,
+    belong to; True where the pool was compared with that of an earlier run."""
+    config = self._config
+    guard_config(self._workdir, config, config.operational, **kept)
+    known = guard_config(self._workdir, self._pool.identity, file="pool.json", **kept)
+    rewards = custom_rewards.of_config(config.reward).identity if self._stage == 2 else {}
+    if rewards:
+      guard_config(self._workdir, rewards, file="reward.json", **kept)
+    # Here all processes meet, so that no row is used before each has read its part of the pool.
+    alike = {"config": config.to_dict(), "pool": self._pool.identity, "reward.module": rewards}
+    check_alike(alike, config.operational)
+    return known
 
   def _take_signals(self) -> None:
     self._ends = 0  # the signal that came; where processes are joined, JAX takes SIGTERM

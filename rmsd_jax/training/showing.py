@@ -122,7 +122,8 @@ class Shown:
     bounded_BN = advantages.bounded(score_BN, samples.length_BR, c["clip"], c["per_log_length"])
     paid_BN = advantages.score_term(bounded_BN, samples.finished_BR, c["score"])
     paid = rewards | {"discriminator": paid_BN}
-    weighted = advantages.composite(paid, self._reward, pairs.closed_B, self._reward["gate"])
+    weights = advantages.weights_of(c)
+    weighted = advantages.composite(paid, weights, pairs.closed_B, c["gate"])
     total_BN = np.sum([np.asarray(term) for term in weighted.values()], 0)
     texts = []
     for b in range(min(self._prompts, len(batch.row_B))):

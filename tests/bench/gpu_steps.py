@@ -178,7 +178,7 @@ def rl(size: Size, out: Out) -> dict:
   with begun(size, "rl", train_rl, out) as (config, mesh, state):
     host = make_groups(size, N)
     groups = sharding.put_batch(mesh, host)
-    my_pairs, score_BN, terms = made_up(mesh, B, N)
+    my_pairs, score_BN, terms = made_up(config, mesh)
     scores, terms, pairs = sharding.put_batch(mesh, (score_BN, terms, my_pairs))
     steps, made = programs_of(size, config, mesh, train_rl.make_steps(config, mesh), out)
     model = steps.model
@@ -227,14 +227,15 @@ def rl(size: Size, out: Out) -> dict:
   return found | {"ok": bool(fine)}
 
 
-def made_up(mesh, B: int, N: int):
+def made_up(config, mesh):
   """(pairs, scores [B, N], rule terms) of a step, on the host: random numbers, and every rollout
   matched with the teacher response of its number."""
+  B, N = config.batch, config.rollouts.samples
   rng = np.random.default_rng(0)
   make = lambda x: np.asarray(
     rng.random(x.shape) if x.dtype == jnp.float32 else np.zeros(x.shape), x.dtype
   )
-  score_BN, terms, pairs = jax.tree.map(make, abstract_rewards(mesh, B, N))
+  score_BN, terms, pairs = jax.tree.map(make, abstract_rewards(config, mesh))
   everyone_BN = np.ones((B, N), bool)
   slot_BN = np.broadcast_to(np.arange(N, dtype=np.int32), (B, N))
   pairs = dataclasses.replace(

@@ -46,16 +46,14 @@ else:
   "Add a reward term": """
 import numpy as np
 from rmsd_jax import cli, train_rl
-from rmsd_jax.method import advantages
-from rmsd_jax.rollouts import grading
-from rmsd_jax.tasks import Rules
-config = cli.load_config("configs/demo.py:rl")
-assert config.reward.brevity == 0 and "brevity" in advantages.TERMS
+from rmsd_jax.method import advantages, custom_rewards
+flags = ["x", "--config=configs/demo.py:rl", "--config.reward.module=my_rewards.py"]
+config, _ = cli.parse_config([*flags, "--config.reward.custom=brevity=0.2"], {}, workdir=False)
 train_rl.check_config(config)
-info = [{"task": "ocr", "answer": "x", "options": ()}]
-replies = [["x " * 40, "x " * 41]]
-terms = grading.rule_terms(replies, info, np.ones((1, 2), bool), Rules())
-assert terms.by_name()["brevity"].tolist() == [[1, 0]]
+assert advantages.weights_of(config.reward)["brevity"] == 0.2
+replies, finished = [["x " * 40, "x " * 41, "cut"]], np.array([[True, True, False]])
+terms = custom_rewards.of_config(config.reward).grade(replies, [{"task": "ocr"}], finished)
+assert terms["brevity"].tolist() == [[1, 0, 0]]
 """,
   "Add an importer": """
 import pathlib
@@ -107,7 +105,8 @@ def follow(recipe: str, copy: Path) -> None:
     assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"
     (copy / file).write_text(text.replace(old, new), encoding="utf-8")
   for code in re.findall(r"```python\n(.*?)```", recipe, re.DOTALL):
-    (copy / "my_tasks.py").write_text(code, encoding="utf-8")
+    name = "my_rewards.py" if "REWARDS" in code else "my_tasks.py"
+    (copy / name).write_text(code, encoding="utf-8")
 
 
 def outcome(names, check: str, copy: Path) -> str:

@@ -335,7 +335,7 @@ def test_a_step_of_dead_groups_leaves_the_student_bit_for_bit(kl_of_dead):
   cut = dataclasses.replace(
     given["sampled"], finished_BR=np.zeros_like(given["sampled"].finished_BR)
   )
-  terms = RuleTerms(*(np.zeros_like(x) for x in dataclasses.astuple(given["terms"])))
+  terms = jax.tree.map(np.zeros_like, given["terms"])
   score_BN = np.zeros_like(updated()[1])
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(given, "terms", terms)

@@ -34,7 +34,10 @@ def config(stage):
 )
 def test_every_program_of_a_stage_is_reported(stage, names, here, tmp_path, capsys):
   path = tmp_path / "report.json"
-  compile_command.main(config(stage), topology="", json=str(path), mean_length="0.3")
+  c = config(stage).unlock()
+  (tmp_path / "rewards.py").write_text("REWARDS = {'short': lambda replies, prompts: []}")
+  c.reward.module = str(tmp_path / "rewards.py")  # a term of the user's is one of the arguments
+  compile_command.main(c.lock(), topology="", json=str(path), mean_length="0.3")
   report = json.loads((tmp_path / "report.json").read_text())
   assert [program["name"] for program in report["programs"]] == names
   assert report["devices"] == 8 and report["topology"] == "v5e:4x4"

@@ -306,6 +306,15 @@ def test_examples_are_drawn_blindly_or_say_why(tmp_path):
   assert [why.split()[-5] for why in list(chosen.values())[len(TASKS) :]] == ["better", "worse"]
 
 
+def test_a_term_of_the_users_is_drawn_beside_those_of_the_method(tmp_path):
+  lines = [{"step": step, "reward/brevity/mean": 0.1, "rollout/brevity": 0.5} for step in (1, 2)]
+  run = findings.Run("rl", "stage 2", "#000000", tmp_path, lines, 2, None)
+  rollouts, reward, *_ = curves.stage_2(run)
+  for shown in (rollouts, reward):
+    texts = {line.get_label() for axes in shown.figure.axes for line in axes.get_lines()}
+    assert "brevity" in texts
+
+
 def test_steps_without_a_value_leave_a_gap():
   lines = [{"step": 1}, {"step": 2, "a": math.nan}, {"step": 3, "a": 1.0}, {"step": 4, "a": 2.0}]
   steps, values = curves.series(lines, "a")

@@ -1,7 +1,5 @@
 """The audit of reward weights, and the tokens that end a response."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +7,24 @@ import pytest
 import tiny_run
 import tiny_tokenizer
 
+from rmsd_jax import cli
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.rollouts import generate, grading
 from rmsd_jax.tasks import Rules
 
-WEIGHTS = {"discriminator": 0.4, "outer": 0.1, "inner": 0.1, "content": 0.4}
+REWARD = cli.load_config(str(tiny_run.ROOT / "configs" / "default.py")).reward.to_dict()
+LENGTH = """
+def length(replies, prompts):
+  return [len(reply) / 100 for reply in replies]
+
+REWARDS = {"length": length}
+"""
 
 
 @pytest.mark.parametrize("gate", [False, True])
 def test_the_papers_weights_pass(gate):
-  grading.audit(WEIGHTS, gate, Rules())
+  grading.audit(REWARD | {"gate": gate}, Rules())
 
 
 @pytest.mark.parametrize(
@@ -27,7 +32,17 @@ def test_the_papers_weights_pass(gate):
 )
 def test_weights_that_pay_for_nothing_are_refused(changes):
   with pytest.raises(UserError, match="the reward of .* that of an honest wrong answer"):
-    grading.audit(WEIGHTS | changes, False, Rules())
+    grading.audit(REWARD | changes, Rules())
+
+
+def test_a_term_of_the_users_is_audited_and_the_audit_can_be_overruled(tmp_path, capsys):
+  (tmp_path / "rewards.py").write_text(LENGTH)
+  rigged = REWARD | {"module": str(tmp_path / "rewards.py"), "custom": "length=5"}
+  grading.audit(rigged | {"custom": ""}, Rules())  # logged only
+  with pytest.raises(UserError, match="honest wrong answer .*, or go on all .* reward.audit=False"):
+    grading.audit(rigged, Rules())
+  grading.audit(rigged | {"audit": False}, Rules())
+  assert capsys.readouterr().out.startswith("WARNING: ")
 
 
 @pytest.mark.parametrize("token", tiny_tokenizer.SPECIAL)
@@ -45,7 +60,8 @@ def test_a_rollout_with_a_control_token_in_sight_is_worth_nothing(token):
     samples = generate.Samples(jnp.array(ids)[None, None], jnp.array([[len(ids)]]), None, None)
     replies = grading.replies_of(samples, tokenizer)
     terms = grading.rule_terms(replies, info, np.ones((1, 1), bool), Rules())
-    return float(Rules().quality(*dataclasses.astuple(terms))[0, 0])
+    quality_BN = Rules().quality(terms.outer_BN, terms.inner_BN, terms.content_BN)
+    return float(quality_BN[0, 0])
 
   think, answer, close = parts
   assert worth(think, answer, close) == 1

@@ -12,6 +12,7 @@ import tiny_run
 from rmsd_jax import train_sft
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import epochs, loader, store
+from rmsd_jax.method import custom_rewards
 from rmsd_jax.rollouts import looks
 from rmsd_jax.training import checkpoint, log, loop, stopping
 
@@ -119,6 +120,22 @@ def test_what_cannot_be_looked_at_is_refused_before_weights_are_loaded(
   monkeypatch.setattr(train_sft.state_lib, "load_student", None)
   with pytest.raises(UserError, match=words):
     tiny_run.run(monkeypatch, train_sft, LOOKING("sft", **changes), tmp_path)
+
+
+def test_a_run_goes_on_with_the_reward_terms_it_began_with(monkeypatch, tmp_path):
+  terms = tmp_path / "rewards.py"
+  text = "REWARDS = {'short': lambda replies, prompts: []}"
+
+  def go_on(text):
+    terms.write_text(text)
+    custom_rewards._load.cache_clear()  # as in another process
+    reward = {"reward__module": str(terms), "save_every": 1}
+    return drive(monkeypatch, tmp_path / "run", [0.5, 0.6], RISING, **reward)
+
+  lines = go_on(text)
+  assert go_on(text) == lines
+  with pytest.raises(UserError, match="reward.json belongs to another reward: file .* -> "):
+    go_on(text + "  # longer")
 
 
 # what is held out
