@@ -149,6 +149,8 @@ def _export(args: argparse.Namespace) -> None:
   prepared, responses = _loaded(args)
   for path in exports.export_for(args.form, prepared, responses, args.model, Path(args.out)):
     print(f"wrote {path}")
+  if args.form in exports.CAUTIONS:
+    print(f"{args.form}: {exports.CAUTIONS[args.form]}")
 
 
 def _judge(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rmsd_jax.benchmarks.aggregation import Row
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.core.files import replace_text
+from rmsd_jax.core.files import lines_of, replace_text
 
 CARD, PAGE, ROWS = "card.json", "card.md", "rows.jsonl"
 MOST_MISSING = 20  # named on the page; card.json names all
@@ -70,7 +70,7 @@ def read_rows(folder: Path) -> list[Row]:
   """
   path = folder / ROWS
   try:
-    values = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    values = [json.loads(line) for line in lines_of(path.read_text("utf-8"))]
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read ({type(error).__name__}); score it again") from error
   return [

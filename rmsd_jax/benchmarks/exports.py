@@ -17,6 +17,11 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 
 FORMS = ("vlmevalkit", "lmms-eval")
+# What a user of the files must know.
+CAUTIONS = {
+  "lmms-eval": "it finds responses by the number of the document: the set must have been prepared "
+  "from the very parquet that lmms-eval reads, no other release and no part of it",
+}
 _TIME = "0101_0000"  # month, day, hour, minute, which from_log wants; the newest of several wins
 
 

@@ -87,10 +87,11 @@ def boxes_in(reply: str, parser: str) -> Boxes | None:
   value = _loaded(written.strip().replace("'", '"'), robust=parser == "robust")
   if value is None:
     return None
-  found = {str(key): _several(box) for key, box in value.items()}
-  if parser == "robust":
-    found = {whole_second(key): box for key, box in found.items()}
-  return {key: box for key, box in found.items() if box}
+  found: Boxes = {}
+  for key, box in value.items():
+    second = whole_second(str(key)) if parser == "robust" else str(key)
+    found[second] = found.get(second, []) + _several(box)
+  return {key: boxes for key, boxes in found.items() if boxes}
 
 
 def _widest(text: str) -> str:
@@ -144,10 +145,19 @@ def _merged(value: Any, robust: bool) -> dict[Any, Any] | None:
   if all(isinstance(one, dict) for one in value):
     timed = [pair for pair in map(_timed, value) if pair]
     if robust and len(timed) == len(value):
-      return dict(timed)
+      return _together(timed)
     return {key: box for one in value for key, box in one.items()}
   pairs = [one for one in value if isinstance(one, list) and len(one) >= 2]
   return {str(one[0]): one[1] for one in pairs} if len(pairs) == len(value) else None
+
+
+def _together(timed: Sequence[tuple[str, Any]]) -> dict[str, list[Any]]:
+  """Second -> its boxes, of which one may have several."""
+  found: dict[str, list[Any]] = {}
+  for second, boxes in timed:
+    several = isinstance(boxes, list) and bool(boxes) and isinstance(boxes[0], list)
+    found.setdefault(second, []).extend(boxes if several else [boxes])
+  return found
 
 
 def _timed(value: Mapping[str, Any]) -> tuple[str, Any] | None:

@@ -6,28 +6,41 @@ its journal, budget and retries; `read_judgements` takes the ratings from what i
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rmsd_jax.benchmarks.answered import Responses
-from rmsd_jax.benchmarks.item import Item
+from rmsd_jax.benchmarks.item import Item, digest
+from rmsd_jax.benchmarks.letters import answer_span
 from rmsd_jax.benchmarks.preparing import Prepared
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.files import lines_of
 from rmsd_jax.data import json_lines
 
-_SCALES = {
-  False: "Reply with one digit alone: 1 if the candidate answer is right, 0 if it is not.",
-  True: "Rate how much the candidate answer means the same as the true one, whatever its grammar: "
+_SCALES = {  # by the highest rating
+  1: "Reply with one digit alone: 1 if the candidate answer is right, 0 if it is not.",
+  3: "Rate how much the candidate answer means the same as the true one, whatever its grammar: "
   "0 not at all, 1 little, 2 largely, 3 completely. Reply with one digit alone: 0, 1, 2 or 3.",
 }
+_RATING = re.compile(r"(?<![\w.-])\d+(?![\w]|\.\d)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgements:
-  """Ratings of a judge: (record id, sample) -> rating. `judge` names it in the card."""
+  """Ratings of a judge.
+
+  Attributes:
+    judge: its name in the card.
+    ratings: (record id, sample, digest of the reply) -> rating.
+  """
 
   judge: str
-  ratings: Mapping[tuple[str, int], float]
+  ratings: Mapping[tuple[str, int, str], float]
+
+  def of(self, id_: str, sample: int, reply: str) -> float:
+    """Of a reply that `check_judged` has found a rating of."""
+    return self.ratings[id_, sample, digest(reply)]
 
 
 Judge = Callable[[str, str, str], float]  # (question, truth, reply) -> rating
@@ -40,10 +53,33 @@ def judged_by(name: str, judge: Judge, prepared: Prepared, responses: Responses)
     judge: (question, truth, reply) -> 1 or 0; V-STaR: 0 to 3.
   """
   ratings = {
-    (id_, place): judge(item.question, str(item.answer), text)
+    (id_, place, digest(text)): judge(item.question, str(item.answer), text)
     for item, id_, place, text in _graded_by_judges(prepared, responses)
   }
   return Judgements(name, ratings)
+
+
+def check_judged(prepared: Prepared, responses: Responses, judgements: Judgements) -> None:
+  """Raises UserError unless every reply that a judge grades has a rating: of some alone, shares
+  would be of rules and judge mixed, or of the rated ones."""
+  wanted = {(id_, place): text for _, id_, place, text in _graded_by_judges(prepared, responses)}
+  rated = {(id_, place) for id_, place, _ in judgements.ratings}
+  if stray := rated - wanted.keys():
+    raise UserError(
+      f"{judgements.judge} rated {min(stray)[0]!r}, which {responses.path} does not answer; give "
+      "the ratings of these replies"
+    )
+  if lacking := wanted.keys() - rated:
+    raise UserError(
+      f"{judgements.judge} rated {len(rated)} of {len(wanted)} replies, {min(lacking)[0]!r} not; "
+      "`pool collect` goes on where it stopped"
+    )
+  for (id_, place), text in wanted.items():
+    if (id_, place, digest(text)) not in judgements.ratings:
+      raise UserError(
+        f"{judgements.judge} rated another reply to {id_!r} than that of {responses.path}; write "
+        "its prompts anew with `benchmarks judge`"
+      )
 
 
 def _graded_by_judges(prepared: Prepared, responses: Responses) -> list[tuple[Item, str, int, str]]:
@@ -63,12 +99,14 @@ def write_prompts(prepared: Prepared, responses: Responses, out: Path) -> int:
   Raises:
     UserError: `out` is there already.
   """
-  scale = _SCALES[bool(prepared.benchmark.judged)]
+  most = 3 if prepared.benchmark.judged else 1
   rows = _graded_by_judges(prepared, responses)
   with json_lines.new_file(out) as file:
     for item, id_, place, text in rows:
       truth, question = str(item.answer), item.question or item.extra.get("question_for_eval", "")
-      asked = f"Question: {question}\nTrue answer: {truth}\nCandidate answer: {text}\n{scale}"
+      asked = (
+        f"Question: {question}\nTrue answer: {truth}\nCandidate answer: {text}\n{_SCALES[most]}"
+      )
       record = {
         "id": f"{id_}#sample{place}",
         "task": "open_ended",
@@ -77,21 +115,21 @@ def write_prompts(prepared: Prepared, responses: Responses, out: Path) -> int:
         "split": "test",
         "clip": item.cluster,
         "asked": {"text": asked},
-        "benchmark": {"record": id_, "sample": place},
+        "benchmark": {"record": id_, "sample": place, "reply": digest(text), "most": most},
       }
       file.write(json.dumps(record, ensure_ascii=False) + "\n")
   return len(rows)
 
 
 def read_judgements(path: Path) -> Judgements:
-  """Ratings from JSON Lines that `pool collect` made of `write`: the first digit of a reply.
+  """Ratings from JSON Lines that `pool collect` made of `write_prompts`.
 
   Raises:
-    UserError: a line is none, or holds no rating.
+    UserError: a line is none, or its reply is not one number of the scale.
   """
   ratings, names = {}, {}
   try:
-    lines = path.read_text("utf-8").splitlines()
+    lines = lines_of(path.read_text("utf-8"))
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read ({type(error).__name__})") from error
   for number, line in enumerate(lines, 1):
@@ -99,8 +137,8 @@ def read_judgements(path: Path) -> Judgements:
       value = json.loads(line)
       about = value["benchmark"]
       said = value["responses"][0]
-      digits = [character for character in str(said["text"]) if character in "0123456789"]
-      ratings[about["record"], int(about["sample"])] = float(digits[0])
+      rating = _rating(str(said["text"]), int(about["most"]))
+      ratings[about["record"], int(about["sample"]), about["reply"]] = rating
       names[str(said.get("teacher", "")) or "judge"] = None
     except (ValueError, KeyError, TypeError, IndexError) as error:
       raise UserError(
@@ -110,3 +148,15 @@ def read_judgements(path: Path) -> Judgements:
   if not ratings:
     raise UserError(f"{path} holds no rating")
   return Judgements(", ".join(names), ratings)
+
+
+def _rating(said: str, most: int) -> float:
+  """The one number of a judge's reply, its thoughts left out.
+
+  Raises:
+    ValueError: it has none, or several, or one beyond the scale.
+  """
+  numbers = set(_RATING.findall(answer_span(said)))
+  if len(numbers) != 1 or not 0 <= int(next(iter(numbers))) <= most:
+    raise ValueError(f"{said[-80:]!r} is not one digit from 0 to {most}")
+  return float(numbers.pop())

@@ -5,9 +5,12 @@
 2. Choices: the letter in the span, among the item's; else the one option whose text it is.
    MathVista alone, extractor "rule-v1:lev": else the option nearest by edit distance, as its own
    script does.
-3. Numbers: without commas, currency, per cent, units and degrees. MathVista's integers are cut off,
-   its floats rounded to the item's precision, and both compared as texts. MathVerse's may differ by
-   1e-3, or agree when rounded to the truth's decimals.
+3. Numbers: without commas, currency, per cent, units and degrees, what stands behind the last "="
+   or "is", or the one number of a sentence. A formula is no number: the 5 of 2\\sqrt{5} or x + 5 is
+   not read. MathVista's integers are cut off, its floats rounded to the item's precision (without
+   one, to the truth's decimals), and both compared as texts; of several numbers in a sentence the
+   first behind "answer is", else the last one counts. MathVerse's may differ by 1e-3, or agree when
+   rounded to the truth's decimals.
 4. Else by `tasks.symbolic.equal`: formulas, sides of equations, lists, points and intervals.
 5. Truths of MathVerse are cleaned: "(C)" is C, "C\\nD" is both, "False" the option of that text.
 
@@ -39,6 +42,18 @@ _NUMBER = re.compile(
   r"|(?<![\d.,])[-+]?\.\d+(?![\d,])"
 )
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°|\u63b3|\bdegrees?\b")
+# What a unit is raised to, and a remark in brackets: "12 cm^2", "12 m2", "3.5 (rounded)".
+_RAISED = re.compile(
+  r"(?<![A-Za-z\\])(units?|mm|cm|dm|km|m|in|inch(?:es)?|ft|feet|yd|mi)\s*(?:\^\s*\{?[23]\}?|[23²³])(?!\w)"
+)
+_REMARK = re.compile(r"\s*\([^()\d]*[A-Za-z]{2}[^()]*\)")
+# Of a text with one of these a number is a part of a formula, a ratio, a point or a set; or denied.
+_FORMULA = re.compile(
+  r"[\\^_√π²³/*+=<>≤≥≈{}|]|\d\s*[-–]\s*\d|\d\s*:\s*\d|\d[a-zA-Z]|[(\[]\s*[-\d.]+\s*,"
+)
+_DENIED = re.compile(r"\b(?:not|never|no|or|neither|nor|except|isn't|aren't)\b", re.IGNORECASE)
+_TELLS = re.compile(r"=|≈|\b(?:is|are|equals|equal to)\b", re.IGNORECASE)
+_UNKNOWN = r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])"
 _DRESS = re.compile(r"\\[()\[\]]|\*\*|\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
@@ -80,7 +95,7 @@ def _boxed(text: str) -> str | None:
 def cleaned(text: str) -> str:
   """A span or truth without what is not compared: degrees, bold, LaTeX's text and brackets."""
   text = _DRESS.sub(lambda match: match[1] or "", text.replace("\\$", "").replace("$", ""))
-  text = re.sub(r"(?<=[\w)])\s*\*\s*(?=[\w(\\])", r" \\cdot ", text)
+  text = re.sub(r"(?<=[\w)])\s*\*\s*(?=[\w(\\])", r" \\cdot ", text).replace("\u2212", "-")
   text = re.sub(r"\\text\{\s*\}", "", _DEGREES.sub("", text).replace("\\%", "%"))
   return text.strip().rstrip(".,;").strip()
 
@@ -113,7 +128,7 @@ def choice(reply: str, options: Sequence[str], letters: str, nearest: bool = Fal
 
 def _by_value(said: str, options: Sequence[str]) -> str | None:
   """The letter of the one option with that text, else of the one with that number."""
-  for value in (lambda text: cleaned(text).casefold(), lambda text: lenient.number(cleaned(text))):
+  for value in (_compact, lambda text: lenient.number(cleaned(text))):
     wanted = value(said)
     same = [x for x, text in zip(LETTERS, options, strict=False) if value(text) == wanted]
     if wanted is not None and len(same) == 1:
@@ -121,16 +136,51 @@ def _by_value(said: str, options: Sequence[str]) -> str | None:
   return None
 
 
+def _compact(text: str) -> str:
+  """Cleaned, of one case, without spaces: "090^\\circ T" and "090° T" are alike."""
+  return "".join(cleaned(text).casefold().split())
+
+
 def number_in(text: str) -> float | None:
-  """The number that a span is, or the last one in it; None where there is none."""
-  text = cleaned(text)
+  """The number that a span is or tells, see `numbers_in`; None where it tells none or several."""
+  found = numbers_in(text)
+  return found[0] if len(found) == 1 else None
+
+
+def numbers_in(text: str) -> list[float]:
+  """The number that a span is, or that stands behind its last "=" or "is"; else all of a sentence.
+
+  [] of a formula, whose numbers are parts of it, and where words deny them or give alternatives.
+  """
+  text = _RAISED.sub(r" \1", _REMARK.sub("", cleaned(text)))
   if (value := lenient.number(text)) is not None:
-    return float(value)
-  found = _NUMBER.findall(text)
-  if not found or any(len(digits) > 60 for digits in found):
-    return None
-  value = float(found[-1].replace(",", ""))
-  return value if math.isfinite(value) else None
+    return [float(value)]
+  if _DENIED.search(text):
+    return []
+  tails = [text[match.end() :] for match in _TELLS.finditer(text)]
+  tail = tails[-1] if tails else text
+  if _solved_for_more(text):
+    return []
+  if (value := lenient.number(tail)) is not None:
+    return [float(value)]
+  found = _NUMBER.findall(tail)
+  if _FORMULA.search(tail) or any(len(digits) > 60 for digits in found):
+    return []
+  values = [float(digits.replace(",", "")) for digits in found]
+  return [value for value in values if math.isfinite(value)]
+
+
+def _solved_for_more(text: str) -> bool:
+  """Whether its last "=" gives no single value: "x^2 = 4" is no 4, "x = 3, x = 5" no 5."""
+  *earlier, last = re.split(r"[,;]\s+|\s+and\s+", text)
+  before, equal, _ = last.rpartition("=")
+  if not equal:
+    return False
+  if re.search(_UNKNOWN, before) and re.search(r"[\^+*/]|\d\s*[A-Za-z]|-\s*\w", before):
+    return True
+  concludes = re.match(r"(?:so|thus|then|hence|therefore)\b", last, re.IGNORECASE)
+  given = (lenient.number(one) for one in earlier if re.match(rf"\s*{_UNKNOWN}\s*=", one))
+  return not concludes and any(value is not None for value in given)
 
 
 def mathvista(reply: str, kind: str, precision: int | None, answer: str) -> tuple[bool, str | None]:
@@ -138,17 +188,24 @@ def mathvista(reply: str, kind: str, precision: int | None, answer: str) -> tupl
 
   Args:
     kind: "integer", "float" or "list", the set's answer_type.
-    precision: decimals of a float.
+    precision: decimals of a float; None: as many as the truth has.
   """
   said = span(reply)
   if kind == "list":
     found = re.search(r"\[[^\[\]]*\]", said)
     read = _listed(found[0]) if found else None
     return read is not None and read == _listed(answer), None if read is None else str(read)
-  value = number_in(said)
-  if value is None:
+  found = numbers_in(said)
+  if not found:
     return False, None
-  read = str(int(value)) if kind == "integer" else str(round(value, precision or 0))
+  # What an answer begins with is meant, as in "5 apples out of 10"; a sentence leads up to it.
+  begins = _NUMBER.match(said) and reply.strip() != said
+  value = found[0] if begins else found[-1]
+  if kind == "integer":
+    read = str(int(value))
+  else:
+    decimals = len(answer.strip().partition(".")[2]) if precision is None else precision
+    read = str(round(value, decimals))
   return read == answer.strip(), read
 
 
@@ -175,11 +232,9 @@ def mathverse(reply: str, answer: str) -> tuple[bool, str | None]:
 
 
 def _same(said: str, truth: str) -> bool:
-  ours, theirs = lenient.number(said), lenient.number(truth)
-  if ours is None and theirs is not None:
-    ours = number_in(said.rpartition("=")[2])
-  if ours is not None and theirs is not None:
-    return _near(float(ours), float(theirs), truth)
+  theirs = lenient.number(truth)
+  if theirs is not None and (ours := number_in(said)) is not None:
+    return _near(ours, float(theirs), truth)
   return symbolic.equal(said, truth)
 
 
@@ -200,11 +255,9 @@ def mathverse_letters(answer: str, options: Sequence[str]) -> str:
     return "".join(sorted({found[1] for found in bare if found}))
   if (label := _LABEL.match(answer)) and label.end() > 1:
     return label[1]
-  plain = cleaned(answer).casefold()
+  plain = _compact(answer)
   return "".join(
-    letter
-    for letter, text in zip(LETTERS, options, strict=False)
-    if cleaned(text).casefold() == plain
+    letter for letter, text in zip(LETTERS, options, strict=False) if _compact(text) == plain
   )
 
 

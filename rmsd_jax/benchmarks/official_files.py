@@ -8,6 +8,7 @@ import base64
 import binascii
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -152,9 +153,12 @@ def to_number(value: Any, name: str, path: Path) -> float:
     UserError: it is none.
   """
   try:
-    return float(value)
+    number = float(value)
   except (TypeError, ValueError):
-    raise UserError(f"{path}: {name} is {value!r}, not a number; copy it again") from None
+    number = math.nan
+  if not math.isfinite(number):
+    raise UserError(f"{path}: {name} is {value!r}, not a number; copy it again")
+  return number
 
 
 def embedded(value: Any, name: str, path: Path) -> Picture:

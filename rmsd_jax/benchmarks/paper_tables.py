@@ -75,7 +75,8 @@ def _table(
     if scores:
       row = ours.setdefault((run_name(card), protocol_name(card)), {})
       for title, score in scores.items():
-        some = "*" if card["answered"] < card["size"] else ""
+        # Of a set with several calls each score is of the items that have an answer to its own.
+        some = "*" if (score or {}).get("n", card["answered"]) < card["size"] else ""
         row.setdefault(title, []).append(cards.percent(score) + some)
   for (name, protocol), row in ours.items():
     rows.append([name, protocol, *(" / ".join(row.get(title, ["-"])) for title in columns)])

@@ -21,6 +21,7 @@ from rmsd_jax.benchmarks.item import Ask, Benchmark, Item, Picture, digest, reco
 from rmsd_jax.benchmarks.official_files import Folder
 from rmsd_jax.benchmarks.protocols import Protocol
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.files import lines_of
 from rmsd_jax.data import records
 from rmsd_jax.data.subtitles import Subtitle
 from rmsd_jax.tasks import Rules
@@ -128,7 +129,7 @@ def load(folder: Path) -> Prepared:
     about = json.loads(path.read_text("utf-8"))
     if about["form"] != FORM:
       raise UserError(f"{folder} is of form {about['form']}, this reads {FORM}; prepare it again")
-    lines = (folder / ITEMS).read_text("utf-8").splitlines()
+    lines = lines_of((folder / ITEMS).read_text("utf-8"))
     items = tuple(Item.from_json(json.loads(line)) for line in lines)
     protocol = Protocol.from_json(about["protocol"])
   except (OSError, ValueError, KeyError, TypeError) as error:

@@ -271,6 +271,8 @@ def _export(
   to = entry.settings.out / "exports" / model.name / entry.key / form
   try:
     exports.export_for(form, prepared, responses, model.name, to)
+    if form in exports.CAUTIONS:
+      print(f"{form}: {exports.CAUTIONS[form]}")
   except UserError as why:
     print(f"not exported for {form}: {why}")
 

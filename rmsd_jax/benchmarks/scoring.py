@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsd_jax.benchmarks import adherence, aggregation, protocols
+from rmsd_jax.benchmarks import adherence, aggregation, judging, protocols
 from rmsd_jax.benchmarks.aggregation import Row
 from rmsd_jax.benchmarks.answered import Reply, Responses
 from rmsd_jax.benchmarks.item import Benchmark, Grade, Item, digest
@@ -18,6 +18,7 @@ from rmsd_jax.benchmarks.judging import Judgements
 from rmsd_jax.benchmarks.preparing import Prepared
 from rmsd_jax.core import checkout
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.files import lines_of
 from rmsd_jax.data.store import open_pool
 
 # What of a protocol is about reading a reply: it may be changed after the fact.
@@ -76,6 +77,8 @@ def grade(
       f"{len(lacking)} of {len(asked)} prompts have no response in {responses.path}, the first "
       f"{lacking[0]!r}; finish the evaluation, or give --allow-missing to name them in the card"
     )
+  if judgements:
+    judging.check_judged(prepared, responses, judgements)
   rows = []
   for item, call, id_ in asked:
     replies = responses.replies.get(id_, ())
@@ -102,13 +105,13 @@ def _graded(
 ) -> Grade | None:
   """None: only a judge can tell, and none has."""
   found = benchmark.grade(item, call, reply.text, protocol)
-  rating = judgements.ratings.get((id_, place)) if judgements else None
-  if call in benchmark.judged:
-    if rating is None:
-      return None
-    return dataclasses.replace(found, value=float(rating >= 2), more={"rating": float(rating)})
-  if rating is None or benchmark.judged:
+  if not judgements:
+    return None if call in benchmark.judged else found
+  if benchmark.judged and call not in benchmark.judged:
     return found
+  rating = judgements.of(id_, place, reply.text)
+  if benchmark.judged:
+    return dataclasses.replace(found, value=float(rating >= 2), more={"rating": float(rating)})
   return dataclasses.replace(found, value=float(rating >= 1), read=found.read or "(judged)")
 
 
@@ -192,7 +195,7 @@ def _unanswered(
 def _refused(pool: str) -> dict[str, str]:
   """Record -> why a pool could not take it."""
   path = Path(pool, "quarantine.jsonl")
-  lines = path.read_text("utf-8").splitlines() if pool and path.is_file() else []
+  lines = lines_of(path.read_text("utf-8")) if pool and path.is_file() else []
   return {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}
 
 

@@ -31,6 +31,12 @@ def replace_text(path: str | os.PathLike, text: str) -> None:
   draft.replace(target)
 
 
+def lines_of(text: str) -> list[str]:
+  """The lines of JSON Lines that are not empty. They end in "\\n" alone: a JSON text may hold other
+  ends of lines (U+2028), at which splitlines would cut it in two."""
+  return [line for line in text.split("\n") if line.strip()]
+
+
 def complete_lines(path: epath.Path) -> list[str]:
   """Lines that end in a newline; a process killed while writing leaves a torn one at the end."""
   if not path.exists():

@@ -249,6 +249,15 @@ def test_the_tables_have_the_papers_rows_and_ours(tmp_path, capsys):
     main(["table", str(tmp_path / "none")])
 
 
+def test_a_score_of_some_items_alone_is_marked_by_itself():
+  score = lambda n: {"mean": 1.0, "low": None, "high": None, "n": n}
+  card = {"scores": {"When Chain1": score(1), "When Chain2": score(2_094)}, "differs": []}
+  card |= {"answered": 2_094, "size": 2_094, "protocol_title": "paper-64f"}
+  card["run"] = {"name": "mine", "way": "greedy"}
+  *_, row = paper_tables.tables([card])["V-STaR"][1]
+  assert row[2:] == ["100.0*", "100.0", "-", "-"]
+
+
 @pytest.mark.parametrize(
   "name, file, list_of",
   [

@@ -8,10 +8,11 @@ import benchmark_pictures
 import pytest
 from benchmark_runs import answer, prepared, records_of, scored
 
-from rmsd_jax.benchmarks import catalogue
+from rmsd_jax.benchmarks import catalogue, math_rules
 from rmsd_jax.benchmarks.__main__ import main
 from rmsd_jax.benchmarks.preparing import protocol_of
 from rmsd_jax.benchmarks.sets.mathverse import options_in
+from rmsd_jax.core.errors import UserError
 
 SET = catalogue.the("mathverse")
 VERSIONS = benchmark_pictures.VERSIONS
@@ -107,6 +108,56 @@ def test_a_judge_says_what_rules_cannot(tmp_path, capsys):
   assert card["scores"]["MathVerse"]["mean"] == pytest.approx(9 / 45)
   assert card["judge"] == "judge-72b"
   assert scored(folder, replies, tmp_path / "rules")["scores"]["MathVerse"]["mean"] == 0
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (lambda lines: lines.pop(), "rated 44 of 45 replies, .* not; `pool collect` goes on where it"),
+    (lambda lines: lines[0]["benchmark"].update(reply="0" * 16), "rated another reply to"),
+    (lambda lines: lines[0]["benchmark"].update(record="x"), "rated 'x', which .* does not answer"),
+    (lambda lines: lines[0]["responses"][0].update(text="On 0-1: 1"), "not one digit from 0 to 1"),
+    (lambda lines: lines[0]["responses"][0].update(text="2"), "'2' is not one digit from 0 to 1"),
+    (lambda lines: lines[0]["benchmark"].pop("most"), "line 1 holds no rating"),
+  ],
+  ids=["partly", "of another reply", "of another prompt", "two numbers", "too high", "an old file"],
+)
+def test_ratings_that_are_not_of_these_replies_are_refused(change, words, tmp_path):
+  _, folder, _ = prepared("mathverse", tmp_path)
+  replies = answer(folder, tmp_path / "r.json", lambda n, record: f"reply {n}")
+  main(["judge", str(folder), str(replies), "--out", str(tmp_path / "judge.jsonl")])
+  lines = records_of_file(tmp_path / "judge.jsonl")
+  for line in lines:
+    line["responses"] = [{"text": "<think>0 or 1?</think>1"}]
+  change(lines)
+  write_records(tmp_path / "judged.jsonl", lines)
+  judged = ("--judgements", str(tmp_path / "judged.jsonl"))
+  with pytest.raises(UserError, match=words):
+    scored(folder, replies, tmp_path / "card", *judged)
+
+
+def test_a_problem_without_its_picture_and_one_told_in_two_ways_are_refused(tmp_path):
+  rows = benchmark_pictures.write_mathverse(tmp_path)
+  path = tmp_path / "testmini.json"
+  broken = [{k: v for k, v in row.items() if k != "image"} for row in json.loads(path.read_text())]
+  path.write_text(json.dumps(broken))
+  with pytest.raises(UserError, match="a row has no 'image'"):
+    SET.read(tmp_path)
+  benchmark_pictures.write_mathverse(tmp_path / "twice")
+  path = tmp_path / "twice" / "testmini.json"
+  twice = json.loads(path.read_text())
+  path.write_text(json.dumps([*twice, twice[0]]))
+  assert len(SET.read(tmp_path / "twice")) == len(rows)
+  path.write_text(json.dumps([*twice, twice[0] | {"answer": "another"}]))
+  with pytest.raises(UserError, match="stands there twice and differently"):
+    SET.read(tmp_path / "twice")
+
+
+def test_an_option_is_its_text_however_degrees_and_spaces_are_written():
+  options = ("090^\\circ T", "180^\\circ T")
+  for reply in ("090° T", "090°T", "$090^{\\circ}$ T", "The answer is 090° T."):
+    assert math_rules.choice(reply, options, "AB") == "A", reply
+  assert math_rules.mathverse_letters("090°T", options) == "A"
 
 
 def records_of_file(path):

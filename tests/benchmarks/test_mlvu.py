@@ -29,19 +29,19 @@ def test_every_form_of_the_files_has_the_same_questions(form, tmp_path):
   assert golds == [None if place is None else "ABCD"[place] for place in last]
   assert golds.count(None) == 2  # of needle, whose answer is no option
   (ask,) = SET.asks(items[0], protocol_of(SET, "vlmevalkit-64f", ()))
-  shown = (
-    'How many times does "juggling 0" occur?\n{}(A) 0\n(B) 3\n(C) 6\n(D) 9\nOnly give the best '
-  )
-  middle = "" if form == "parquet" else "Options:\n"
-  head = "" if form == "parquet" else "Question: "
-  assert ask.text == head + shown.format(middle) + "option."
+  asked = 'How many times does "juggling 0" occur?'
+  options = "(A) 0\n(B) 3\n(C) 6\n(D) 9\nOnly give the best option."
+  assert ask.text == f"Question: {asked}\nOptions:\n{options}"
+  assert items[0].row["question"] == asked and items[0].row["answer"] in rows[0][1]["candidates"]
 
 
-def test_the_prompt_of_lmms_eval_primes_the_reply(tmp_path):
-  benchmark_files.write_mlvu(tmp_path)
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_the_prompt_of_lmms_eval_primes_the_reply_and_is_the_parquets_own(form, tmp_path):
+  benchmark_files.write_mlvu(tmp_path, form)
   item = SET.read(tmp_path)[0]
   (ask,) = SET.asks(item, protocol_of(SET, "lmms-eval-64f", ()))
   assert ask.text.endswith("(D) 9\nOnly give the best option.\nBest option: (")
+  assert ask.text.startswith("How many" if form == "parquet" else "Question: How many")
 
 
 @pytest.mark.parametrize("aggregation", ["micro", "macro"])

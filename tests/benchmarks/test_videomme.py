@@ -1,10 +1,11 @@
 """Video-MME: files, prompts, quirks, and its score computed a second time from the rows."""
 
 import benchmark_files
+import pyarrow.parquet
 import pytest
 from benchmark_runs import answer, prepared, records_of, scored
 
-from rmsd_jax.benchmarks import catalogue
+from rmsd_jax.benchmarks import cards, catalogue, preparing
 from rmsd_jax.benchmarks.__main__ import main
 from rmsd_jax.benchmarks.preparing import protocol_of
 from rmsd_jax.core.errors import UserError
@@ -92,6 +93,30 @@ def test_the_score_is_the_share_of_right_letters_in_all_2700(tmp_path):
       assert score["mean"] == pytest.approx(sum(own) / len(own)) and score["n"] == len(own)
   # A question of one video: intervals resample the 8 videos.
   assert card["scores"]["VideoMME"]["low"] <= sum(right) / 24 <= card["scores"]["VideoMME"]["high"]
+
+
+def test_a_table_in_several_parts_is_read_whole(tmp_path):
+  rows = benchmark_files.write_videomme(tmp_path)
+  (whole,) = tmp_path.glob("videomme/*.parquet")
+  table = pyarrow.parquet.read_table(whole)
+  whole.unlink()
+  for part, start in enumerate((0, 10)):
+    name = whole.with_name(f"test-0000{part}-of-00002.parquet")
+    pyarrow.parquet.write_table(table.slice(start, 10 if not part else None), name)
+  assert [item.id for item in SET.read(tmp_path)] == [row["question_id"] for row in rows]
+
+
+def test_a_question_may_hold_any_end_of_line_of_unicode(tmp_path):
+  root, out = tmp_path / "set", tmp_path / "out"
+  rows = benchmark_files.write_videomme(root, "json")
+  (path,) = root.glob("*.json")
+  odd = "two\u2028lines\u0085and\u2029more?"
+  path.write_text(path.read_text("utf-8").replace(rows[0]["question"], odd), "utf-8")
+  main(["prepare", "videomme", str(root), "--protocol", "vlmevalkit-64f", "--out", str(out)])
+  assert odd in preparing.load(out).items[0].question
+  replies = answer(out, tmp_path / "r.json", lambda n, record: f"A\u2028{n}")
+  assert scored(out, replies, tmp_path / "card")["answered"] == 24
+  assert len(cards.read_rows(tmp_path / "card")) == 24
 
 
 def test_a_missing_clip_is_named_and_not_dropped(tmp_path, capsys):

@@ -1,5 +1,8 @@
 """Video-MMMU: files, 14 options, open and broken truths, and its score computed a second time."""
 
+import math
+from pathlib import Path
+
 import benchmark_files
 import benchmark_media as media
 import pytest
@@ -105,6 +108,15 @@ def test_the_score_is_micro_over_three_tracks(tmp_path):
   }  # fmt: skip
   macro = sum(tracks[track]["mean"] for track in TRACKS) / 3
   assert card["aggregates"]["macro over track"]["mean"] == pytest.approx(macro)
+
+
+@pytest.mark.parametrize("kind", [None, math.nan, "null", "multi-choice", "multiple-choice"])
+def test_what_has_options_is_a_choice_whatever_it_is_called(kind):
+  row = {"id": "test_Physics_1", "category": "Adaptation", "question": "?", "answer": "B"}
+  row |= {"options": ["x", "y"], "question_type": kind}
+  assert videommmu._item(0, row, Path("f")).options == ("x", "y")
+  assert videommmu._item(0, row | {"options": []}, Path("f")).options == ()
+  assert videommmu._item(0, row | {"question_type": "open"}, Path("f")).options == ()
 
 
 def test_an_id_without_a_subject_is_refused(tmp_path):

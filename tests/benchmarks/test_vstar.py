@@ -7,12 +7,13 @@ import benchmark_files
 import pytest
 from benchmark_runs import answer, prepared, records_of, scored
 
-from rmsd_jax.benchmarks import catalogue, judging
+from rmsd_jax.benchmarks import catalogue, grounding, judging
 from rmsd_jax.benchmarks.__main__ import main
 from rmsd_jax.benchmarks.answered import read_responses
 from rmsd_jax.benchmarks.preparing import load, protocol_of
 from rmsd_jax.benchmarks.scoring import card as make_card
 from rmsd_jax.benchmarks.scoring import grade
+from rmsd_jax.core.errors import UserError
 
 SET = catalogue.the("vstar")
 CALLS = ("what", "when1", "where1", "where2", "when2")
@@ -154,6 +155,26 @@ def test_a_judge_gives_acc_am_and_lgm(tmp_path):
   both = sum(1 for n, x in enumerate(lengths) if (n + 1) % 4 in (2, 3) and x / (x + 2) >= 0.3) / 20
   assert further["what + when chain 1"] == pytest.approx(both)
   assert further["what + when + where chain 1"] == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("fps", 0), ("fps", math.nan), ("width", math.inf)])
+def test_a_rate_or_size_that_is_none_is_refused(name, value, tmp_path):
+  benchmark_files.write_vstar(tmp_path)
+  path = tmp_path / "V_STaR_test.json"
+  rows = json.loads(path.read_text("utf-8"))
+  rows[0][name] = value
+  path.write_text(json.dumps(rows))
+  with pytest.raises(UserError, match=f"{name} "):
+    SET.read(tmp_path)
+
+
+def test_a_second_may_have_several_boxes_of_which_the_best_counts():
+  pairs = '[{"time": 5, "bbox_2d": [1, 2, 3, 4]}, {"time": 5, "bbox_2d": [10, 20, 30, 40]}]'
+  keys = '{"5": [1, 2, 3, 4], "5.0": [10, 20, 30, 40]}'
+  for reply in (pairs, keys):
+    found = grounding.boxes_in(reply, "robust")
+    assert found == {"5": [(1, 2, 3, 4), (10, 20, 30, 40)]}
+    assert grounding.ious([("5", (10, 20, 30, 40))], found) == [1]
 
 
 def test_a_clip_that_is_missing_takes_all_its_calls_along(tmp_path):

@@ -5,6 +5,7 @@ import json
 from benchmark_files import WRITERS
 
 from rmsd_jax.benchmarks.__main__ import main
+from rmsd_jax.core.files import lines_of
 
 
 def prepared(set_, tmp_path, protocol="paper-64f", form="", changes=(), flags=()):
@@ -17,7 +18,7 @@ def prepared(set_, tmp_path, protocol="paper-64f", form="", changes=(), flags=()
 
 
 def records_of(folder):
-  lines = (folder / "records.jsonl").read_text("utf-8").splitlines()
+  lines = lines_of((folder / "records.jsonl").read_text("utf-8"))
   return [json.loads(line) for line in lines]
 
 

@@ -19,6 +19,7 @@ from rmsd_jax.benchmarks.protocols import PAPER_BY_VLMEVALKIT, Protocol
 TEXT_ONLY = "Text Only"
 _OPTION = re.compile(r"\s*\(?([A-H])\)?\s*[:.)]\s*(.*)")
 _MARKS = ("Choices:", "Choice:")
+_SAME = ("cluster", "question", "answer", "fields")  # of one sample in several tables
 _UNKNOWN = "ABCDEF"  # letters of a choice whose options stand in the picture alone
 
 
@@ -38,8 +39,14 @@ def _read(root: Path) -> list[Item]:
   items = [_item(row, found[0]) for row in rows]
   seen = [item for item in items if item.fields["problem_version"] != TEXT_ONLY]
   # Tables of single versions may lie beside that of all.
-  whole = list({item.id: item for item in seen or items}.values())
-  return official_files.check_ids(_with_options(whole), found[0])
+  whole: dict[str, Item] = {}
+  for item in seen or items:
+    first = whole.setdefault(item.id, item)
+    if any(getattr(first, name) != getattr(item, name) for name in _SAME):
+      raise official_files.UserError(
+        f"{root}: sample {item.id!r} stands there twice and differently; copy the set again"
+      )
+  return official_files.check_ids(_with_options(list(whole.values())), found[0])
 
 
 def _metadata(row: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -60,9 +67,11 @@ def _item(row: Mapping[str, Any], path: Path) -> Item:
   version, problem = str(get("problem_version")).replace("_", " "), str(get("problem_index"))
   about = _metadata(row, path)
   media: tuple[Picture, ...] = ()
-  if row.get("image") not in (None, "") and version != TEXT_ONLY:
+  if version != TEXT_ONLY:
+    # Asked without its picture, a problem would be another one.
+    image = row.get("image") or row.get("image_path") or get("image")
     name = str(row.get("sample_index") or row.get("index"))
-    picture = official_files.embedded(row["image"], name, path)
+    picture = official_files.embedded(image, name, path)
     places = [f"{folder}{place}" for place in picture.places for folder in ("", "images/")]
     media = (dataclasses.replace(picture, places=tuple(places)),)
   question = str(row.get("question") or "")

@@ -1,10 +1,11 @@
 """MLVU_MCQ (dev): seven tasks of four options; 2,175 questions in the published JSON.
 
 json/1_plotQA.json .. 7_topic_reasoning.json, the table MLVU_MCQ.tsv of VLMEvalKit, or the
-parquet of MLVU_dev, whose questions hold their options
+parquet of MLVU_dev, whose questions hold their options (lmms-eval asks them so)
 MLVU/video/{n_task}/{video}, video/{n_task}/{video}, or {video} in any folder
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rmsd_jax.benchmarks.item import LETTERS, Ask, Benchmark, Item, Picture
 from rmsd_jax.benchmarks.protocols import PAPER_BY_VLMEVALKIT, Protocol
 
 _TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning")
+_OPTIONS = re.compile(r"\n\s*(?:Options:\s*)?\(A\)")  # where those inside a question begin
 _FOLDERS = {task: f"{number}_{task}" for number, task in enumerate(_TASKS, 1)}
 
 
@@ -48,13 +50,15 @@ def _item(place: int, row: Mapping[str, Any], task: str, path: Path) -> Item:
   options = official_files.texts(get("candidates"), path)
   answer = str(get("answer"))
   folder = _FOLDERS[task]
+  whole = str(get("question"))
+  question = _OPTIONS.split(whole)[0].strip()
   places = [i for i, option in enumerate(options) if option == answer]
   if not places and len(answer.strip()) == 1 and answer.strip() in LETTERS[: len(options)]:
     places = [LETTERS.index(answer.strip())]  # the parquet has letters
   return Item(
     id=f"{task}-{place}",
     cluster=f"{folder}/{video}",
-    question=str(get("question")),
+    question=question,
     options=tuple(options),
     answer=[LETTERS[i] for i in places],
     media=(
@@ -69,14 +73,14 @@ def _item(place: int, row: Mapping[str, Any], task: str, path: Path) -> Item:
       ),
     ),
     fields={"task": task},
-    extra={"baked": "\n" in str(row["question"]) and "(A)" in str(row["question"])},
+    extra={"baked": whole if question != whole else ""},
     row={
       "task_type": task,
       "prefix": f"./MLVU/video/{folder}",
       "duration": row.get("duration", ""),
       "video": video,
-      "question": row["question"],
-      "answer": answer,
+      "question": question,
+      "answer": options[places[-1]] if places else answer,
       "candidates": options,
       "index": place,
     },
@@ -84,8 +88,6 @@ def _item(place: int, row: Mapping[str, Any], task: str, path: Path) -> Item:
 
 
 def _asked(item: Item) -> str:
-  if item.extra["baked"]:
-    return item.question
   return "\n".join([f"Question: {item.question}", "Options:", *item.lettered("({}) {}")])
 
 
@@ -95,7 +97,8 @@ def _vlmevalkit(item: Item, protocol: Protocol) -> list[Ask]:
 
 
 def _lmms(item: Item, protocol: Protocol) -> list[Ask]:
-  return choices.ask(f"{_asked(item)}\nOnly give the best option.\nBest option: (")
+  asked = item.extra["baked"] or _asked(item)
+  return choices.ask(f"{asked}\nOnly give the best option.\nBest option: (")
 
 
 def _grade(item: Item, call: str, reply: str, protocol: Protocol):

@@ -18,7 +18,7 @@ _FIELDS = ("duration", "domain", "sub_category", "task_type")
 
 def _read(root: Path) -> list[Item]:
   """The questions of a folder, in the order of the file."""
-  (path, *_) = official_files.find(
+  found = official_files.find(
     root,
     "videomme/test-*.parquet",
     "test-*.parquet",
@@ -26,7 +26,10 @@ def _read(root: Path) -> list[Item]:
     "*.parquet",
     "*ideo*[mM][mM][eE]*.json",
   )
-  rows = official_files.rows(path)
+  # Several parquet files are parts of one table; of other forms there is one file.
+  path = found[0]
+  parts = found if path.suffix == ".parquet" else found[:1]
+  rows = [row for part in parts for row in official_files.rows(part)]
   nested = path.suffix == ".json" and any("questions" in row for row in rows)
   questions = [one for video in rows for one in _of_video(video, path)] if nested else rows
   items = [_item(place, row, path) for place, row in enumerate(questions)]

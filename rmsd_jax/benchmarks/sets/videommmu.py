@@ -26,6 +26,7 @@ _FOLDERS = {
 }
 FOLDER_OF = {subject: folder for folder, names in _FOLDERS.items() for subject in names.split()}
 _CHOICE = ("multiple-choice", "perception")
+_OPEN = "open"
 _LEARN = "You should watch and learn the video content. Then apply what you learned to "
 
 
@@ -68,13 +69,15 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
       media.append(official_files.embedded(row["image"], name, path))
     else:
       media.append(Picture("image", tuple(f"images/{name}.{end}" for end in ("png", "jpg"))))
-  # A type of null with options is a choice; without options it is none, whatever it is called.
-  kind = str(row.get("question_type") or ("multiple-choice" if shown else "open"))
+  # What has options is a choice, unless it is called open: the type may be null, NaN or missing.
+  kind = str(row.get("question_type") or "")
+  if kind not in (*_CHOICE, _OPEN):
+    kind = "multiple-choice" if shown else _OPEN
   return Item(
     id=f"{track}-{name}",
     cluster=name,
     question=str(get("question")),
-    options=without_letters(shown) if kind in _CHOICE else (),
+    options=() if kind == _OPEN else without_letters(shown),
     answer=str(get("answer")).strip(),
     media=tuple(media),
     fields={"track": track, "discipline": folder, "subject": subject},

@@ -48,6 +48,8 @@ def _item(place: int, row: Mapping[str, Any], path: Path) -> Item:
   get = lambda name: official_files.cell(row, name, path)
   number = lambda name: official_files.to_number(get(name), name, path)
   vid = str(get("vid"))
+  if number("fps") <= 0:
+    raise official_files.UserError(f"{path}: fps of {vid!r} is {get('fps')!r}; copy it again")
   length = round(number("frame_count") / number("fps"), 2)
   bins = ((60, "under 60 s"), (180, "60 to 180 s"))
   stamps = get("timestamps")
