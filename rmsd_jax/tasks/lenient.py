@@ -65,8 +65,10 @@ _LEADS = frozenset(
 )
 _TIME_KEYS = frozenset("time times timestamp timestamps interval span segment window".split())
 _ENDS = (("start", "end"), ("start_time", "end_time"), ("begin", "end"))
-_BOX_KEYS = frozenset("boxes box bbox bboxes bbox_2d box_2d bounding_box".split())
+# Not box_2d, which is Gemini's with y before x.
+_BOX_KEYS = frozenset("boxes box bbox bboxes bbox_2d bounding_box".split())
 _SECOND_KEYS = frozenset("time second seconds t timestamp".split())
+_GLUED = re.compile(r"([-+]?[0-9][0-9,]*(?:\.[0-9]+)?)([smghLlNJWVAK])")
 _LABELS = frozenset("label event description query caption object name sentence".split())
 _CORNER = r"(-?(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{0,19})?|-?\.[0-9]{1,19})"  # not the 00 of 1,00
 _CORNERS = re.compile(r"[\s(\[<]*" + r"([\s,()\[\]]+)".join([_CORNER] * 4) + r"[\s)\]>]*")
@@ -205,6 +207,9 @@ def number(text: str) -> float | None:
   if len(text) > MAX_CHARS:
     return None
   bare = _ABOUT.sub("", said(answers.without_invisible(text)), count=1)
+  # A unit of one letter may stand next to its number, where a formula would have a variable.
+  if (glued := _GLUED.fullmatch(bare)) and units.known(glued[2]):
+    bare = f"{glued[1]} {glued[2]}"
   plain = notation.plain(bare)
   value = notation.taken_apart(plain)
   # A text that is not there was computed (2 h 30 min): no number that somebody wrote.

@@ -39,6 +39,13 @@ _DRESSING = (  # patterns of LaTeX that change looks only, and what they become
   (r"\\text\s+\{", r"\\text{"),
   (r"\\degrees?(?![A-Za-z])|\\textdegree(?![A-Za-z])", r"^\\circ"),
   (r"(?:\{\})?\^\s*\{?\s*\^?\s*\\circ\s*\}?", r"^\\circ "),
+  (r"\^\\circ\s*(?:C|\\text\s*\{\s*C\s*\})(?![A-Za-z])", " celsius"),
+  (r"\^\\circ\s*(?:F|\\text\s*\{\s*F\s*\})(?![A-Za-z])", " fahrenheit"),
+  (r"(?<![A-Za-z])degrees?\s+(?:C|[Cc]elsius)(?![A-Za-z])", "celsius"),
+  (r"(?<![A-Za-z])degrees?\s+(?:F|[Ff]ahrenheit)(?![A-Za-z])", "fahrenheit"),
+  (r"\^\s*\\prime(?![A-Za-z])|\^\s*\{\s*\\prime\s*\}", "'"),
+  (r"\^\s*\{\s*\\prime\s*\\prime\s*\}", "''"),
+  (r"\A'([^']*)'\Z", r"\1"),
   (r"\\%", "%"),
   (r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", r"\\times "),
   (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
@@ -75,6 +82,7 @@ _PLAIN_UNIT = re.compile(r"[A-Za-z/*. ]+(?:\^ ?\{? ?-?[0-9] ?\}?[A-Za-z/*. ]*){0
 _MEASURED = re.compile(r"[0-9.)}\]]\Z|\\[a-z]+\Z")  # how what stands before a unit ends
 _FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan log ln exp".split()
 _FUNCTION = re.compile(rf"(?<![\\A-Za-z])({'|'.join(_FUNCTIONS)})(?=[\s(^_0-9\\]|[A-Za-z]\b)")
+_FUNCTION_ALONE = re.compile(rf"\\(?:{'|'.join(_FUNCTIONS)})\s*\Z")
 _TEXT_UNIT = re.compile(  # white space is single, so that each piece matches in one way
   r"(?P<value>[^ ].*?) ?"
   r"(?P<unit>(?:\\text\{[^{}]*\}(?: ?\^ ?\{?-?[0-9]\}?)?(?: ?(?:/|\\cdot))? ?)+)"
@@ -114,6 +122,8 @@ def ascii_form(text: str) -> str:
     return text
   text = answers.without_invisible(text)
   text = re.sub("[⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿ]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
+  # Of a unit it is micro: both letters that Unicode has for it.
+  text = re.sub(r"(?<=[0-9\s])μ(?=(?:m|g|s|l|L|A|V|F|C|W|J|N|Pa|Hz)(?![A-Za-z]))", "u", text)
   text = re.sub("[₀-₉]+", lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
   pieces = []
   for letter in text:
@@ -341,10 +351,8 @@ def _value(text: str) -> Value:
     return Value(match[1], units.known(match[2]), whole=text)
   if match := re.fullmatch(r"(.*\S)\s*%", text):
     return Value(match[1].strip(), units.PERCENT, whole=text)
-  if match := re.fullmatch(r"(.*\S)\s*\^\\circ\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?", text):
-    letter = match[2] or match[3]
-    unit = Unit(Fraction(1), ((f"degree {letter}", 1),)) if letter else units.DEGREE
-    return Value(match[1].strip(), unit, whole=text)
+  if match := re.fullmatch(r"(.*\S)\s*\^\\circ\s*", text):
+    return Value(match[1].strip(), units.DEGREE, whole=text)
   if (match := _TEXT_UNIT.fullmatch(text)) and match["value"]:
     inside = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", match["unit"]).strip()
     if unit := units.named(inside):
@@ -358,6 +366,8 @@ def _value(text: str) -> Value:
     value = text[: start.start()]
     name = text[start.start() :]
     if not _PLAIN_UNIT.fullmatch(name) or not _MEASURED.search(value.rstrip()):
+      continue
+    if _FUNCTION_ALONE.search(value):  # of the sine of A, which is no ampere
       continue
     spaced = value.endswith(" ")
     long = len(re.sub("[^A-Za-z]", "", name)) > 1

@@ -17,10 +17,10 @@ from rmsd_jax.tasks.answers import visible
 from rmsd_jax.tasks.registry import CHAT, Task
 
 # Stored with every pool. Raise it whenever a change in tasks/ can change a stored score.
-SCORER_VERSION = "8"
+SCORER_VERSION = "9"
 # Earlier versions whose pools can still be trained on and reported: their scores differ only where
 # an error was mended since.
-READABLE = ("6", "7")
+READABLE = ("6", "7", "8")
 
 
 @dataclasses.dataclass(frozen=True)

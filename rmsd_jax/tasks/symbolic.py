@@ -61,9 +61,9 @@ def equal(answer: str, truth: str, *, eps_abs: float = 0.0, eps_rel: float = 0.0
   - a value may be given a name ("x = 3" is "3"), but not that of another unknown;
   - a unit, where both have one, must measure the same thing and counts with its size (1 m is
     100 cm); where one side alone has one it is left out; 50% is 0.5, not 50;
-  - numbers that are whole exactly, others within the decimals of the coarser one or a relative
-    tolerance of 1e-6, or within `eps_abs` and `eps_rel` where they are given, as in
-    `answers.numeric_accuracy`; other formulas by math-verify.
+  - numbers that are whole exactly, others within a relative tolerance of 1e-6 and the decimals of
+    the coarser one, or within `eps_abs` and `eps_rel` where they are given, as in
+    `answers.numeric_accuracy`; other formulas by math-verify, for which R and r are two.
   """
   ours = notation.plain(answer)
   theirs = notation.plain(truth)
@@ -148,7 +148,8 @@ def _by_name(side: notation.Listed) -> dict[str, notation.Value]:
 
 def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, float]) -> bool:
   names = {value.name for value in (ours, theirs) if wording.is_symbol(value.name)}
-  if len(names) > 1:
+  # y may be f(x), but neither z nor g(x).
+  if len(names) > 1 and sum(name.endswith(")") for name in names) != 1:
     return False
   ratio = Fraction(1)
   if ours.unit and theirs.unit and not units.alike(ours.unit, theirs.unit):
@@ -182,7 +183,23 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
     left = f"\\frac{{{ratio.numerator}}}{{{ratio.denominator}}} ({left})"
   if not harmless(left) or not harmless(right):
     return notation.compact(left) == notation.compact(right)
-  return _judged(left, right)
+  return _judged(_marked(left), _marked(right))
+
+
+# Marks that the judge drops, and symbols that it keeps apart: derivatives and images of points, the
+# transpose (or a power T), the inverse of a function.
+_PRIMED = re.compile(r"(?<=[A-Za-z)])'{1,3}")
+_TRANSPOSED = re.compile(
+  r"\^\s*(?:\{\s*)?(?:T|\\top|\\intercal|\\text\{\s*T\s*\})(?:\s*\})?(?![A-Za-z])"
+)
+_INVERSE = re.compile(r"(?<![A-Za-z\\])([fgh])\s*\^\s*\{\s*-1\s*\}(?=\s*\()")
+
+
+def _marked(text: str) -> str:
+  """A formula whose primes, transposes and inverse functions are symbols of their own."""
+  primes = lambda match: f"_{{99{len(match[0])}}}"
+  text = _INVERSE.sub(r"\1_{989}", _TRANSPOSED.sub("^{t_{990}}", text))
+  return _PRIMED.sub(primes, text)
 
 
 def _last_side(text: str) -> str:
@@ -312,6 +329,7 @@ class _Judge:
     # Threads share the one pipe, and an answer is told from another by its turn alone.
     with self._lock:
       if self._child is None or self._child.poll() is not None:
+        self.close()  # the pipes of one that ended by itself
         self._start()
       try:
         self._child.stdin.write(json.dumps([answer, truth]).encode() + b"\n")
@@ -358,6 +376,7 @@ def _serve() -> None:
   import latex2sympy2_extended
   import math_verify
   import sympy
+  from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
   # A process that has taken a profile ignores the signal of the time limit, and so would its child.
   signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -368,6 +387,10 @@ def _serve() -> None:
   sys.stdout = sys.stderr
   # Units were taken off before: the library would take variables for some, and 3ab for 3.
   config = latex2sympy2_extended.NormalizationConfig(malformed_operators=True, nits=True)
+  # By default R and r are one symbol, and the library has no argument for it.
+  math_verify.parser.latex2sympy = functools.partial(
+    latex2sympy2_extended.latex2sympy, conversion_config=ConversionConfig(lowercase_symbols=False)
+  )
   # One formula, whole: nothing is searched for in a text.
   read = functools.partial(
     math_verify.parse,

@@ -45,7 +45,8 @@ _PREFIXED: Mapping[str, tuple[str, str, str, int]] = {
 _PLAIN = """s sec second=1 s|ms millisecond=1/1000 s|min minute=60 s|h hr hour=3600 s|day=86400 s
 week=604800 s|month=1/12 year|year yr=1 year|in inch inches=0.0254 m|ft foot feet=0.3048 m
 yd yard=0.9144 m|mi mile=1609.344 m|lb lbs=453.59237 g|oz ounce=28.349523125 g|t ton tonne=1000000 g
-deg degree ^\\circ °=1 degree|rad radian=1 radian|K kelvin=1 K|mph=0.44704 m/s|kph kmh=5/18 m/s
+deg degree ^\\circ °=1 degree|rad radian=1 radian|K kelvin=1 K|celsius=1 celsius
+fahrenheit=1 fahrenheit|mph=0.44704 m/s|kph kmh=5/18 m/s
 $ \\$ dollar usd=1 dollar|€ euro eur=1 euro|£ gbp=1 pound|¥ yuan rmb yen=1 yuan|cent=1/100 dollar
 unit=1 unit|px pixel=1 px|fps=1 frame/s"""
 _COUNTED = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}  # before a unit

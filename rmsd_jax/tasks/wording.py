@@ -6,7 +6,11 @@ _RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
 # No product has its number behind its letters: H2O, D3, 3 to 4; 1.6e-19 is a number.
 _NUMBER_BEHIND = re.compile(r"(?<![\\A-Za-z])(?!(?<=\d)[eE]\d)[A-Za-z]+\s*\d")
 _CHAIN = re.compile(r"([/-])[\s()]*[A-Za-z][\s()]*\1")  # A-C-B, an order rather than a difference
-_SYMBOL = re.compile(r"[A-Za-z]'?|[A-Z]{2,3}|\\[a-z]+|m?\\angle[A-Z0-9]+|[A-Za-z]_\w+")
+_SYMBOL = re.compile(
+  r"[A-Za-z]'{0,3}(?:\([^()]*\))?|[A-Z]{2,3}|\\[a-z]+|m?\\angle[A-Z0-9]+|[A-Za-z]_\w+"
+)
+# All but the primes of points and functions: A'B'C' is not ABC.
+_QUOTES = re.compile(r"[\"“”]|(?<!\b[A-Za-z])(?<!\b[A-Za-z]')'")
 # Words that may stand in a name; any other one may deny or change what it names ("half = 12").
 _HEADINGS = frozenset(
   """the a an my our so thus hence therefore is are be of in for its final correct right best exact
@@ -27,6 +31,8 @@ def words(text: str) -> str | None:
   text = re.sub(r"\\(?:begin|end)\{[a-z]*\}", " ", text)
   bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
   written = folded(text)
+  if written == "n/a":  # not available, rather than n by a
+    return written
   letters = re.sub(r"[\s\-,.!?'\"_()/&]", "", bare)
   if len(letters) > 1 and letters.isalpha():
     return None if _of_single_letters(bare) else written
@@ -42,7 +48,7 @@ def words(text: str) -> str | None:
 def folded(text: str) -> str:
   """A plain text as it is compared with words: of any case, without quotes and stops."""
   bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-  return " ".join(re.sub(r"[\"'“”]", "", bare).casefold().split()).rstrip(".!?,; ")
+  return " ".join(_QUOTES.sub("", bare).casefold().split()).rstrip(".!?,; ")
 
 
 def _of_single_letters(text: str) -> bool:

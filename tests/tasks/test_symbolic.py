@@ -277,3 +277,31 @@ def test_taking_apart_costs_little(text):
     wording.words(plain), notation.taken_apart(plain), numerals.figures(plain)
     seconds.append(time.perf_counter() - began)
   assert min(seconds) < 0.05
+
+
+DIFFERENT = [
+  ("\\frac{m}{M}", "\\frac{M}{m}"), ("R-r", "r-R"), ("0", "R-r"), ("1", "\\frac{m}{M}"),
+  ("\\pi(R^2-r^2)", "0"), ("\\frac{Mv}{M+m}", "\\frac{v}{2}"), ("\\pi R^2", "\\pi r^2"),
+  ("f'(x)", "f(x)"), ("y''", "y'"), ("y'+y", "2y"), ("A'B'C'", "ABC"), ("A'", "A"),
+  ("A^{\\prime}", "A"), ("A^T", "A"), ("2^T", "2"), ("f^{-1}(x)", "\\frac{1}{f(x)}"),
+  ("P(A)=0.5", "P(B)=0.5"), ("f(x)=2x", "g(x)=2x"), ("v(t)=3t", "a(t)=3t"), ("y=2x", "z=2x"),
+  ("25 °C", "25 °F"), ("3.464", "3.46"),
+]  # fmt: skip
+ALIKE = [
+  ("R+r", "r+R"), ("A^T", "A^{T}"), ("f'(x)", "f^{\\prime}(x)"), ("y'+y", "y+y'"),
+  ("f(x)=2x", "f(x) = 2x"), ("y=2x", "f(x)=2x"), ("2x", "f(x)=2x"), ("0.5", "P(A)=0.5"),
+  ("5 µm", "5 μm"), ("5 μm", "5"), ("25 °C", "25 degrees Celsius"), ("25 °C", "25"),
+  ("25^\\circ\\text{C}", "25°C"), ("A'B'C'", "A′B′C′"), ("'A'", "A"), ("ABC", "abc"),
+  ("n/a", "N/A"), ("\\frac{E}{I}", "\\frac{E}{I}"), ("3+4i", "4i+3"), ("don't", "dont"),
+  ("\\sin A", "\\sin(A)"), ("SI/2", "\\frac{SI}{2}"), ("C_1 e^{x}", "C_1e^x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("truth", "answer"), DIFFERENT)
+def test_case_primes_transposes_and_names_tell_formulas_apart(truth, answer):
+  assert not symbolic.equal(answer, truth) and not symbolic.equal(truth, answer)
+
+
+@pytest.mark.parametrize(("truth", "answer"), ALIKE)
+def test_and_one_formula_may_be_written_in_several_ways(truth, answer):
+  assert symbolic.equal(answer, truth) and symbolic.equal(truth, answer)

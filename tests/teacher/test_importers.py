@@ -274,6 +274,24 @@ def test_llava_video_truths_are_read_strictly(said, letter, tmp_path):
     assert record.answer == letter
 
 
+@pytest.mark.parametrize(
+  ("options", "answer"),
+  [
+    (["B. x", "C. y", "D. z"], "C"),
+    (["O", "A", "B", "AB"], "B"),
+    (["B、y", "A、x"], "B"),
+    (["B - y", "A - x"], "A"),
+    (["B）y", "A）x"], "B"),
+    (["Option B: y", "Option A: x"], "(B)"),
+  ],
+)
+def test_new_letters_are_not_given_where_the_answer_is_one_already(options, answer, tmp_path):
+  """By its place it would mean another option than by its letter."""
+  source = written(tmp_path / "x.json", [onethinker(options, answer)])
+  made, _ = convert("onethinker", source)
+  assert made.refused == {"options": 1}
+
+
 def test_llava_video_refuses_a_letter_that_is_another_options_text(tmp_path):
   kind, told = refusal("llava_video", llava(tmp_path, "What?\nA. B\nB. A", "A"))
   assert kind == "options" and "may be a letter or a text" in told

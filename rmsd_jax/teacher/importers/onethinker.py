@@ -37,6 +37,10 @@ _PLACEHOLDER = re.compile(r"<(?:image|video)>")
 _ENDS = re.compile(r"\A(?:\s*<(?:image|video)>)*\s*|\s*(?:<(?:image|video)>\s*)*\Z")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _LABELLED_A = re.compile(r"\s*(?:\([Aa]\)|[Aa](?:[.:)]|\s*\Z))")
+# "B", "(B) x", "B. x", "B - x", "B、x", "Option B: x"
+_OWN_LETTER = re.compile(
+  r"\s*(?:option\s+)?[(\[（]?\s*([A-Z])\s*(?:[.．)\]）、:：,，-]|[–—]|\Z)", re.IGNORECASE
+)
 
 _TIME = r"(?:[0-9]+(?:\.[0-9]+)?\s*(?:s|secs?|seconds?)?|(?:[0-9]+:)?[0-9]+:[0-9]{2}(?:\.[0-9]+)?)"
 _SPAN = re.compile(rf"(?:from\s+)?{_TIME}\s*(?:to|-|\u2013)\s*{_TIME}\.?", re.IGNORECASE)
@@ -140,6 +144,12 @@ def _options(item: dict[str, Any], answer: Any) -> list[str]:
     return sorted(options, key=lambda option: option.strip(" (").upper())
   if len(options) > 26 or not options or _LABELLED_A.match(options[0]) and len(bare[0]) > 1:
     return options
+  # With new letters the answer must not be one that an option has already, in whatever dress.
+  said = answer.strip(" ().:").upper() if isinstance(answer, str) else ""
+  for letter, option in zip(letters, options, strict=True):
+    own = _OWN_LETTER.match(option)
+    if own and own[1].upper() == said != letter:
+      raise Refused("options", f"{said!r} may be a place or the option {option!r:.40}")
   return [f"{letter}. {option.strip()}" for letter, option in zip(letters, options, strict=True)]
 
 
