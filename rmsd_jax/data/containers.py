@@ -176,6 +176,8 @@ def video_stream(path: str | pathlib.Path, container) -> "av.VideoStream":
       path, f"has frames of {width} x {height} pixels, limit {MAX_PIXELS} in all; scale it down"
     )
   stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a stream may grow
+  # Else as many columns as its memory likes are left of what the stream cuts off.
+  stream.codec_context.flags |= av.codec.context.Flags.unaligned
   stream.thread_type = "AUTO"  # threads by frames too; PyAV's default is by slices alone
   return stream
 
@@ -188,6 +190,12 @@ def frames_of(container, stream) -> Iterator["av.VideoFrame"]:
       yield from packet.decode()
 
 
+def turn_of(frame: "av.VideoFrame") -> bytes:
+  """The display matrix of a frame, b"" without one."""
+  sides = [side for side in frame.side_data if side.type.name == "DISPLAYMATRIX"]
+  return bytes(sides[0]) if sides else b""
+
+
 def upright(frame: "av.VideoFrame", picture_HWC: np.ndarray) -> np.ndarray:
   """The picture as players show it: turned and mirrored by the frame's display matrix.
 
@@ -195,10 +203,9 @@ def upright(frame: "av.VideoFrame", picture_HWC: np.ndarray) -> np.ndarray:
     ValueError: the matrix turns by other than quarters.
   """
   # Rows of 16.16 fixed point: a pixel at (x, y) is shown at (a x + c y, b x + d y).
-  sides = [side for side in frame.side_data if side.type.name == "DISPLAYMATRIX"]
-  if not sides:
+  if not (matrix := turn_of(frame)):
     return picture_HWC
-  a, b, _, c, d = np.frombuffer(bytes(sides[0]), np.int32)[:5] / 2**16
+  a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5] / 2**16
   straight = np.hypot(a, d)
   across = np.hypot(b, c)
   if min(straight, across) > 0.02 * max(straight, across):  # a degree, as ffmpeg has it
@@ -220,6 +227,13 @@ def _timeline(path: str, changed: int, size: int, by_decoding: bool) -> Timeline
   if packets.unstamped or by_decoding:
     clock, packets.stamps = _decoded(path)
     packets.keys = packets.keys if clock == "pts" else []
+    last = (packets.stamps[-1] - packets.stamps[0]) * packets.base if packets.stamps else 0
+    if by_decoding and not packets.unstamped and last < _WHOLE * packets.held:
+      raise MediaError(
+        path,
+        f"is damaged: {float(last):.2f} of {packets.held:.2f} seconds of it can be decoded; copy "
+        "it again",
+      )
   if not packets.stamps:
     raise MediaError(path, "holds no frames")
   # Where all bytes are there, a duration that is not is the header's error.

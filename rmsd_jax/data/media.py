@@ -159,6 +159,7 @@ def _read(
   """
   taken = []
   size = None
+  turns = set()
   stamps = line.stamps_N
   keys = line.keys
   reformatter = av.video.reformatter.VideoReformatter()  # keeps what it prepared for the next frame
@@ -184,6 +185,9 @@ def _read(
         picture = containers.upright(frame, _rgb(frame, reformatter))
       except ValueError as error:
         raise MediaError(path, str(error)) from error
+      turns.add(containers.turn_of(frame))
+      if len(turns) > 1:
+        raise MediaError(path, "is to be shown turned in some frames alone; encode it upright")
       size = size or picture.shape
       if picture.shape != size:
         raise MediaError(
@@ -205,9 +209,9 @@ def _ends(line: Timeline, indices_N: np.ndarray) -> np.ndarray:
 
 def _rgb(frame: "av.VideoFrame", reformatter: "av.video.reformatter.VideoReformatter"):
   """uint8 [H, W, 3], the very values that ffmpeg gives."""
-  if max(part.bits for part in frame.format.components) <= 8:
+  if max(part.bits for part in frame.format.components) <= 8 and not frame.interlaced_frame:
     return reformatter.reformat(frame, format="rgb24").to_ndarray()
-  # Of more bits, a filter alone heeds where the colours lie between the pixels.
+  # Of more bits or two fields, a filter alone heeds where the colours lie between the pixels.
   graph = av.filter.Graph()
   source = graph.add_buffer(
     width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base

@@ -3,6 +3,7 @@
 Axes: H rows, W columns.
 """
 
+import os
 import pathlib
 import warnings
 
@@ -19,6 +20,8 @@ _PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
 _SAMPLE_FORMAT = 339
 _SIGNED = 2
+_ZEROS = 512  # bytes, more than a picture has in a row at its end
+_TAIL = 2**20  # bytes of it that are looked at
 
 
 def load_image(path: str | pathlib.Path) -> np.ndarray:
@@ -29,7 +32,9 @@ def load_image(path: str | pathlib.Path) -> np.ndarray:
       or of values that have no range.
   """
   file_of(path)
-  return _guarded(path, lambda: _opened(path))
+  # Opened here: given a path, Pillow maps a turned TIFF into memory with its sides swapped.
+  with open(path, "rb") as file:
+    return _guarded(path, lambda: _opened(file))
 
 
 def from_picture(picture: Image.Image, name: str = "the given picture") -> np.ndarray:
@@ -54,7 +59,8 @@ def _guarded(name: str | pathlib.Path, read) -> np.ndarray:
     return read()
   except _Unsuited as reason:
     raise MediaError(name, str(reason)) from None
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+  # RuntimeError is AVIF's.
+  except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
     raise MediaError(name, f"is not a readable image ({error})") from error
 
 
@@ -64,7 +70,26 @@ def _opened(file) -> np.ndarray:
   with warnings.catch_warnings():
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
     with Image.open(file, formats=known) as opened:
+      if opened.format in ("JPEG", "WEBP") and _ends_in_zeros(file, opened.format):
+        raise _Unsuited(
+          "ends in zeros, as a file does that was not copied to its end; copy it again"
+        )
       return _rgb(opened)
+
+
+def _ends_in_zeros(file, form: str) -> bool:
+  """Whether the end of a picture was never written: a decoder fills it with what it had."""
+  place = file.tell()
+  length = file.seek(0, os.SEEK_END)
+  if form == "WEBP":  # what follows the container is none of it
+    file.seek(4)
+    length = min(length, 8 + int.from_bytes(file.read(4), "little"))
+  file.seek(max(0, length - _TAIL))
+  tail = file.read(min(length, _TAIL))
+  file.seek(place)
+  whole = tail.rstrip(b"\0")
+  # A JPEG may be padded behind its end.
+  return len(tail) - len(whole) >= _ZEROS and not whole.endswith(b"\xff\xd9")
 
 
 def _rgb(picture: Image.Image) -> np.ndarray:

@@ -151,3 +151,14 @@ def test_what_follows_a_live_recording_is_no_fault_of_the_reader(stated, more, t
     assert len(media.decode(tmp_path / "a.webm", sampling=ALL).indices_N) == 20
   except MediaError as error:
     assert "is cut off" in str(error)
+
+
+def test_a_clip_whose_end_was_not_written_is_refused(tmp_path):
+  """Of its size, with all its headers: AV1 gives fewer frames, and no error."""
+  path = tmp_path / "a.mp4"
+  made = ("-c:v", "libaom-av1", "-cpu-used", "8", "-g", "12", "-movflags", "+faststart")
+  ffmpeg("-f", "lavfi", "-i", "testsrc2=s=96x64:d=8:r=12", *made, path)
+  whole = path.read_bytes()
+  path.write_bytes(whole[: len(whole) // 2].ljust(len(whole), b"\0"))
+  with pytest.raises(MediaError, match="damaged|cannot be decoded"):
+    media.decode(path, sampling=media.Sampling(frames=16))

@@ -179,3 +179,45 @@ def test_a_task_that_takes_all_memory_costs_itself_alone():
 
 def test_formats_are_a_list():
   assert not {"EPS", "PSD", "PDF", "WMF", "FPX", "ICNS"} & set(pictures.FORMATS)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_an_uncompressed_tiff_is_turned_as_a_packed_one(tmp_path, mode, turn):
+  rng = np.random.default_rng(0)
+  picture = Image.fromarray(rng.integers(0, 255, (48, 64, 3), np.uint8))
+  picture = picture.convert("I").convert("I;16") if mode == "I;16" else picture.convert(mode)
+  found = []
+  for name, packing in (("a.tif", None), ("b.tif", "tiff_lzw")):
+    picture.save(tmp_path / name, compression=packing, tiffinfo={274: turn})
+    found.append(media.load_image(tmp_path / name))
+  assert found[0].shape[:2] == ((64, 48) if turn > 4 else (48, 64))
+  np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(
+  ("name", "how"),
+  [("a.jpg", {}), ("b.jpg", {"progressive": True}), ("a.webp", {}), ("b.webp", {"lossless": True})],
+)
+def test_a_picture_whose_end_was_not_written_is_refused(tmp_path, name, how):
+  rng = np.random.default_rng(0)
+  picture = Image.fromarray(rng.integers(0, 255, (96, 128, 3), np.uint8))
+  picture.save(tmp_path / name, **how)
+  whole = (tmp_path / name).read_bytes()
+  (tmp_path / name).write_bytes(whole + bytes(4096))  # padded behind its end
+  assert media.load_image(tmp_path / name).shape == (96, 128, 3)
+  (tmp_path / name).write_bytes(whole[: len(whole) // 2].ljust(len(whole), b"\0"))
+  with pytest.raises(MediaError, match="ends in zeros, as a file does that was not copied"):
+    media.load_image(tmp_path / name)
+
+
+def test_any_error_of_a_decoder_is_a_picture_that_cannot_be_read(monkeypatch, tmp_path):
+  """AVIF's, of a file whose end was not written, is a RuntimeError."""
+  Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+
+  def fail(picture):
+    raise RuntimeError("Failed to decode frame 0")
+
+  monkeypatch.setattr(pictures, "_rgb", fail)
+  with pytest.raises(MediaError, match="is not a readable image .Failed to decode frame 0"):
+    media.load_image(tmp_path / "a.png")

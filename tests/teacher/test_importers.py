@@ -288,8 +288,8 @@ def test_llava_video_truths_are_read_strictly(said, letter, tmp_path):
 def test_new_letters_are_not_given_where_the_answer_is_one_already(options, answer, tmp_path):
   """By its place it would mean another option than by its letter."""
   source = written(tmp_path / "x.json", [onethinker(options, answer)])
-  made, _ = convert("onethinker", source)
-  assert made.refused == {"options": 1}
+  with pytest.raises(UserError, match="may be a place or the option"):
+    convert("onethinker", source)
 
 
 def test_llava_video_refuses_a_letter_that_is_another_options_text(tmp_path):
