@@ -19,6 +19,7 @@ task "chat" are plain conversations, which have no `answer`:
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -28,6 +29,7 @@ from rmsd_jax.data.subtitles import Subtitle
 from rmsd_jax.tasks import CHAT, Rules, truths
 
 SPLITS = ("train", "test")
+_PLACEHOLDER = re.compile(r"<(?:image|video)>")  # of other formats, where a medium stands
 FINISH_REASONS = ("stop", "length")
 _LONGEST = 1e9  # seconds
 MAX_LINE = 16 * 2**20  # characters; a longer line is a broken file, not a record
@@ -197,6 +199,10 @@ def _record(value: Any, known_tasks: Collection[str]) -> Record:
     responses=tuple(_response(item) for item in lists["responses"]),
     **fields,
   )
+  if record.media and record.asked is None and (mark := _PLACEHOLDER.search(record.question)):
+    raise _Reason(
+      f"{mark[0]} in the question would be read as text: media stand before it; take it out"
+    )
   clips = sum(medium.type == "video" for medium in record.media)
   if record.asked is not None and record.asked.subtitles and clips != 1:
     raise _Reason(f"subtitles under 'asked' are of one clip, not of {clips}")

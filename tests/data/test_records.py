@@ -54,6 +54,14 @@ def test_defaults_and_the_clip_of_a_record():
   assert parse(short, answer=None).answer is None
 
 
+def test_a_placeholder_of_other_formats_is_no_question():
+  for mark in ("<image>", "<video>"):
+    with pytest.raises(records.RecordFault, match=f"{mark} in the question would be read as text"):
+      parse(GOOD, question=f"{mark}\nWhich colour?")
+  html = {"question": "What does <video> do?", "media": []}
+  assert parse(GOOD, **html).question == html["question"]
+
+
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 seconds = st.floats(0, 1e6, allow_nan=False)
 scalar = (
