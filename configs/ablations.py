@@ -74,7 +74,7 @@ PRISM = (
   }
 )
 
-# The discriminator of R-MSD and GAD, as far as they say.
+# R-MSD's discriminator as far as the paper says, for the rest a drawn head and a short warm-up.
 PUBLISHED = {
   "discriminator.zero_head": False,
   "discriminator.joint_warmup": False,

@@ -46,8 +46,8 @@ def get_config() -> ConfigDict:
   _model_and_data(c)
 
   c.batch = 128  # prompts per step
-  # Prompts and responses are packed into rows of tokens (rmsd_jax.core.packed). So many places of a
-  # shard's rows, padding included, have their gradient computed at a time: it decides memory.
+  # Prompts and responses are packed into rows of tokens (rmsd_jax.core.packed). Tokens of a shard's
+  # rows, padding included, whose gradient is computed at a time: it determines the peak memory.
   c.row_tokens = 24_576
   c.steps = 390  # updates in all; 50,000 prompts / 128 [paper]
   # Response tokens of each row whose logits exist at a time: computed anew for the backward pass,
@@ -223,8 +223,8 @@ def _discriminator(c: ConfigDict) -> None:
   c.discriminator.optim = _optim(learning_rate=1e-6, schedule="constant", clip_norm=0.2)
   c.discriminator.zero_head = False  # its head begins at 0, not drawn [ours]
   c.discriminator.score_l2 = 0.0  # of the mean squared score in its loss, 0.001 in PRISM
-  c.discriminator.warmup_steps = 10  # first steps that train it alone [GAD]
-  # The student goes on with stage 1 in the warm-up, as in GAD's warm-up epoch; else it waits.
+  c.discriminator.warmup_steps = 10  # first steps, in which no reward is paid [GAD: an epoch]
+  # The student goes on with stage 1 in the warm-up, as in GAD's; else it waits [ours].
   c.discriminator.joint_warmup = False
   c.discriminator.pause_above = 1.0  # no update while its running accuracy is higher [ours]
   c.discriminator.probe_every = 50  # steps between scorings of fixed pairs of step 0; 0: none

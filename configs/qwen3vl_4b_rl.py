@@ -28,14 +28,14 @@ def get_config() -> ConfigDict:
   c.model.folder = "4b"  # the size, to compile with; give the folder of the weights to train
   c.batch = 128
   c.steps = 2 * EPOCH
-  c.save_every = 50  # 20 minutes at the chips' peak
+  c.save_every = 50  # 10 to 17 minutes at the chips' peak (docs/training.md)
   c.optim.learning_rate = 1e-6
   for optim in (c.optim, c.discriminator.optim):
     optim.schedule, optim.warmup_share, optim.clip_norm = "constant", 5 / c.steps, 0.2
   # The discriminator's warm-up is an epoch, as GAD's, in which the student goes on with stage 1. A
   # head from N(0, 0.02) is noise that a rate of 1e-6 hardly outgrows (docs/results.md), and over a
-  # group's s.d. that noise drives the policy wherever the rules tie: so it begins at 0. The paper's
-  # and GAD's, as far as they say: configs/ablations.py:published/rl/qwen3vl_4b_rl.
+  # group's s.d. that noise drives the policy wherever the rules tie: so it begins at 0. A drawn
+  # head and a short warm-up: configs/ablations.py:published/rl/qwen3vl_4b_rl.
   c.discriminator.warmup_steps = EPOCH
   c.discriminator.joint_warmup = True
   c.discriminator.zero_head = True
