@@ -134,9 +134,11 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _table(args: argparse.Namespace) -> None:
   """Prints or writes the paper's tables with the rows of cards."""
-  found = [folder for one in args.cards for folder in cards.folders(Path(one))]
-  made = paper_tables.tables([cards.read_card(folder) for folder in found])
-  text = paper_tables.comma_separated(made) if args.csv else paper_tables.markdown(made)
+  folders = [folder for one in args.cards for folder in cards.folders(Path(one))]
+  found = [cards.read_card(folder) for folder in folders]
+  made = paper_tables.tables(found)
+  further = paper_tables.knowledge(found)
+  text = paper_tables.comma_separated(made) if args.csv else paper_tables.markdown(made, further)
   if args.out:
     replace_text(args.out, text)
     print(f"wrote {args.out}")

@@ -83,13 +83,37 @@ def _table(
   return ("model", "protocol", *columns), rows
 
 
-def markdown(made: Mapping[str, Table]) -> str:
-  """Tables in Markdown, with what must be known to read them."""
+def knowledge(found: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Delta knowledge of each run and protocol that has both cards: what the lesson adds to the
+  questions of adaptation, as a share of what was not known without it (Video-MMMU).
+
+      (adaptation - question only) / (1 - question only)
+  """
+  adaptation: dict[tuple[str, str], float] = {}
+  alone: dict[tuple[str, str], float] = {}
+  for card in found:
+    key = run_name(card), protocol_name(card)
+    if card["title"] == "Video-MMMU":
+      track = card["breakdowns"]["Video-MMMU"]["track"].get("Adaptation")
+      adaptation |= {key: track["mean"]} if track else {}
+    elif card["title"] == "Video-MMMU question only":
+      alone[key] = card["scores"][card["title"]]["mean"]
+  return [
+    f"Delta knowledge of {name}, {protocol}: "
+    f"{100 * (adaptation[name, protocol] - before) / (1 - before):+.1f}"
+    for (name, protocol), before in alone.items()
+    if (name, protocol) in adaptation and before < 1
+  ]
+
+
+def markdown(made: Mapping[str, Table], further: Sequence[str] = ()) -> str:
+  """Tables in Markdown, `further` lines, and what must be known to read them."""
   lines = []
   for name, (columns, rows) in made.items():
     lines += [f"## {name}", "", *(_line(row) for row in (columns, ["---"] * len(columns), *rows))]
     lines += [""]
-  return "\n".join([*lines, _NOTE]) + "\n"
+  more = [line for one in further for line in (one, "")]
+  return "\n".join([*lines, *more, _NOTE]) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -279,8 +279,10 @@ def _export(
 
 def _write_table(out: Path) -> None:
   """The table of all cards of DIR."""
-  made = paper_tables.tables([cards.read_card(folder) for folder in cards.folders(out / "cards")])
-  replace_text(out / "table.md", paper_tables.markdown(made))
+  found = [cards.read_card(folder) for folder in cards.folders(out / "cards")]
+  made = paper_tables.tables(found)
+  text = paper_tables.markdown(made, paper_tables.knowledge(found))
+  replace_text(out / "table.md", text)
   replace_text(out / "table.csv", paper_tables.comma_separated(made))
-  print(paper_tables.markdown(made), end="")
+  print(text, end="")
   print(f"wrote {out / 'table.md'} and table.csv")

@@ -14,6 +14,7 @@ from rmsd_jax.core.errors import UserError
 FILES = {
   "videomme": "videomme/test-00000-of-00001.parquet",
   "videommmu": "Perception/test-00000-of-00001.parquet",
+  "videommmu_question_only": "Adaptation/test-00000-of-00001.parquet",
   "worldsense": "worldsense_qa.json",
   "longvideobench": "lvb_val.json",
   "mlvu": "json/2_needle.json",
@@ -21,7 +22,11 @@ FILES = {
   "mathverse": "testmini.json",
   "vstar": "V_STaR_test.json",
 }
-JSON_FILES = FILES | {"videomme": "videomme.json", "videommmu": "videommmu.json"}
+JSON_FILES = FILES | {
+  "videomme": "videomme.json",
+  "videommmu": "videommmu.json",
+  "videommmu_question_only": "videommmu.json",
+}
 WRONG = ("", "{", "[]", "[1]", '{"a": 1}', '[{"question": "?"}]', "null", "\x00", '{"a": {"b": 2}}')
 
 

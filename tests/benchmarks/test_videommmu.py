@@ -9,6 +9,7 @@ import pytest
 from benchmark_runs import answer, prepared, records_of, scored
 
 from rmsd_jax.benchmarks import catalogue
+from rmsd_jax.benchmarks.__main__ import main
 from rmsd_jax.benchmarks.preparing import protocol_of
 from rmsd_jax.benchmarks.sets import videommmu
 
@@ -125,3 +126,30 @@ def test_an_id_without_a_subject_is_refused(tmp_path):
   media.put_parquet(tmp_path / "Perception" / "test-00000-of-00001.parquet", rows["Perception"])
   with pytest.raises(videommmu.official_files.UserError, match="'test_Alchemy_3'"):
     SET.read(tmp_path)
+
+
+def test_delta_knowledge_is_what_the_lesson_adds_to_what_was_not_known(tmp_path, capsys):
+  """Of 8 questions of adaptation 2 are right without the lesson and 5 with it: half of the rest."""
+  for name, right in (("videommmu", 5), ("videommmu_question_only", 2)):
+    here = tmp_path / name
+    here.mkdir()
+    root, folder, rows = prepared(name, here, "lmms-eval-64f")
+    truths = {row["id"]: f"({row['answer']})" for row in rows["Adaptation"] if row["options"]}
+    truths |= {row["id"]: row["answer"] for row in rows["Adaptation"] if row["answer"] == "2.83"}
+    good = list(truths)[:right]
+
+    def reply(place, record, good=good, truths=truths):
+      return truths[record["clip"]] if record["clip"] in good else "nothing"
+
+    scored(folder, answer(folder, here / "r.json", reply), here / "card")
+  records = records_of(tmp_path / "videommmu_question_only" / "prepared")
+  assert len(records) == 8
+  assert all(
+    [medium["path"] for medium in one["media"]] == [f"question_only/{one['clip']}_image.mp4"]
+    for one in records
+  )
+  capsys.readouterr()
+  main(["table", str(tmp_path)])
+  shown = capsys.readouterr().out
+  assert "Delta knowledge of Qwen3-VL-4B step 7, lmms-eval-64f: +50.0\n" in shown
+  assert "| Video-MMMU question only |" in shown

@@ -15,6 +15,7 @@ import benchmark_pictures as pictures
 FORMS = {
   "videomme": ("parquet", "tsv", "json"),
   "videommmu": ("parquet", "tsv", "json"),
+  "videommmu_question_only": ("parquet", "tsv", "json"),
   "worldsense": ("json", "tsv", "parquet"),
   "longvideobench": ("json", "tsv", "parquet"),
   "mlvu": ("json", "tsv", "parquet"),
@@ -139,6 +140,14 @@ def write_videommmu(root, form="parquet"):
       for n, row in enumerate(rows[track])
     }
   media.put_json(root / "videommmu.json", value)
+  return rows
+
+
+def write_videommmu_question_only(root, form="parquet"):
+  """The files of the set, and the clips of its question images."""
+  rows = write_videommmu(root, form)
+  for place, row in enumerate(rows["Adaptation"]):
+    media.put_clip(root / "question_only" / f"{row['id']}_image.mp4", place)
   return rows
 
 
@@ -354,6 +363,7 @@ def write_vstar(root, form="new"):
 WRITERS = {
   "videomme": write_videomme,
   "videommmu": write_videommmu,
+  "videommmu_question_only": write_videommmu_question_only,
   "worldsense": write_worldsense,
   "longvideobench": write_longvideobench,
   "mlvu": write_mlvu,

@@ -27,6 +27,7 @@ _FOLDERS = {
 FOLDER_OF = {subject: folder for folder, names in _FOLDERS.items() for subject in names.split()}
 _CHOICE = ("multiple-choice", "perception")
 _OPEN = "open"
+ANSWER_AT_END = "Add `Answer: {Your final answer}` at the end of your reply."
 _LEARN = "You should watch and learn the video content. Then apply what you learned to "
 
 
@@ -117,8 +118,14 @@ def _lmms(item: Item, protocol: Protocol) -> list[Ask]:
 
 
 def _vlmevalkit(item: Item, protocol: Protocol) -> list[Ask]:
-  end = "Add `Answer: {Your final answer}` at the end of your reply."
-  return choices.ask(f"{_lmms_text(item)}\n{end}")
+  return choices.ask(f"{_lmms_text(item)}\n{ANSWER_AT_END}")
+
+
+def how_to_think(item: Item) -> str:
+  """Open-o3-Video's sentences about the reply."""
+  what = "letter of the correct option" if item.options else "final answer"
+  end = f"In the answer part, respond with only the {what}."
+  return f"{choices.THINK} {choices.EVIDENCE} {choices.SHORT} {end}"
 
 
 def _open_o3(item: Item, protocol: Protocol) -> list[Ask]:
@@ -129,9 +136,7 @@ def _open_o3(item: Item, protocol: Protocol) -> list[Ask]:
   options = "\n" + choices.listed(item)
   text = f"{item.question}{options}\nQuestion Category:{track}\n{about}"
   if protocol.thinking:
-    what = "letter of the correct option" if item.options else "final answer"
-    end = f"In the answer part, respond with only the {what}."
-    text += f"\n{choices.THINK} {choices.EVIDENCE} {choices.SHORT} {end}"
+    text += f"\n{how_to_think(item)}"
   return choices.ask(text)
 
 
