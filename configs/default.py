@@ -33,6 +33,8 @@ OPERATIONAL = (
   "save_every",
   "keep",
   "reward.audit",
+  "reward.module",  # its contents are compared, not its place
+  "tasks.module",
   "operational",
 )
 
@@ -180,8 +182,7 @@ def _method(c: ConfigDict) -> None:
   c.reward.content = 0.4  # delta, the metric against the ground truth (closed-ended tasks)
   c.reward.module = ""  # Python file with terms of your own (recipe in docs/code.md); "": none
   c.reward.custom = ""  # their weights, such as "brevity=0.2,polite=0.1"; without one: logged only
-  # Refuse weights under which saying nothing pays more than an honest wrong answer; False: say it
-  # and go on.
+  # Refuse weights under which saying nothing pays more than an honest wrong answer.
   c.reward.audit = True
   c.reward.score = "raw"  # the discriminator's term: "raw" logit, "sigmoid", "standardised" [ours]
   c.reward.clip = 0.0  # bound of the logit before that, 10 in PRISM (arXiv 2604.28123); 0: none

@@ -88,7 +88,7 @@ def _score(args: argparse.Namespace) -> None:
     protocol = scoring.reread(protocol, args.set_field)
   found = judging.read_judgements(Path(args.judgements)) if args.judgements else None
   rows = scoring.grade(prepared, responses, protocol, args.allow_missing, found)
-  judge = found.judge if found else ""
+  judge = found.title if found else ""
   card = scoring.card(prepared, responses, protocol, rows, judge, args.pool)
   cards.write_card(out, card, rows)
   print("\n".join(cards.summary_lines(card)))

@@ -49,10 +49,16 @@ _RAISED = re.compile(
 _REMARK = re.compile(r"\s*\([^()\d]*[A-Za-z]{2}[^()]*\)")
 # Of a text with one of these a number is a part of a formula, a ratio, a point or a set; or denied.
 _FORMULA = re.compile(
-  r"[\\^_√π²³/*+=<>≤≥≈{}|]|\d\s*[-–]\s*\d|\d\s*:\s*\d|\d[a-zA-Z]|[(\[]\s*[-\d.]+\s*,"
+  r"[\\^_√π²³/*+=<>≤≥≈≠{}|]|\d\s*[-–]\s*\d|\d\s*:\s*\d|\d[a-zA-Z]|[(\[]\s*[-\d.]+\s*,"
 )
-_DENIED = re.compile(r"\b(?:not|never|no|or|neither|nor|except|isn't|aren't)\b", re.IGNORECASE)
+_DENIED = re.compile(
+  r"\b(?:not|never|no|or|neither|nor|except|isn't|aren't|negative|minus|root|log|half|twice|double|"
+  r"times|squared|cubed|less|more)\b|≠|\\neq?\b",
+  re.IGNORECASE,
+)
 _TELLS = re.compile(r"=|≈|\b(?:is|are|equals|equal to)\b", re.IGNORECASE)
+# A formula on lines of its own: one line, as the rest of an answer is.
+_DISPLAYED = re.compile(r"(?:\$\$|\\\[)\s*([^$]{1,400}?)\s*(?:\$\$|\\\])")
 _UNKNOWN = r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])"
 _DRESS = re.compile(r"\\[()\[\]]|\*\*|\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
 
@@ -65,7 +71,7 @@ def check_rules(extractor: str) -> None:
 
 def span(reply: str) -> str:
   """The part of a reply that is its answer; "" where it has none, or one of great length."""
-  text = reply.rpartition("</think>")[2]
+  text = _DISPLAYED.sub(r"$\1$", reply.rpartition("</think>")[2][: 2 * _MAX_CHARS])
   block = extractors.tagged(text)
   text = (text if block is None else block).strip()
   if (box := _boxed(text)) is not None:
@@ -179,7 +185,8 @@ def _solved_for_more(text: str) -> bool:
   if re.search(_UNKNOWN, before) and re.search(r"[\^+*/]|\d\s*[A-Za-z]|-\s*\w", before):
     return True
   concludes = re.match(r"(?:so|thus|then|hence|therefore)\b", last, re.IGNORECASE)
-  given = (lenient.number(one) for one in earlier if re.match(rf"\s*{_UNKNOWN}\s*=", one))
+  solved = (one for one in earlier if re.search(rf"(?<!\d){_UNKNOWN}\s*=[^=]*\Z", one))
+  given = (lenient.number(one.rpartition("=")[2]) for one in solved)
   return not concludes and any(value is not None for value in given)
 
 
@@ -227,7 +234,9 @@ def mathverse(reply: str, answer: str) -> tuple[bool, str | None]:
   truth = cleaned(answer)
   inside = re.findall(r"\$([^$]+)\$", whole)
   tail = whole.rpartition(" is ")[2]
-  spans = dict.fromkeys(map(cleaned, (whole, *inside[-1:], tail)))
+  # A part of a sentence that denies it, or names two, says nothing.
+  parts = () if _DENIED.search(whole) else (*inside[-1:], tail)
+  spans = dict.fromkeys(map(cleaned, (whole, *parts)))
   return any(one and _same(one, truth) for one in spans), cleaned(whole)
 
 

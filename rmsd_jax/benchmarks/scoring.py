@@ -78,7 +78,7 @@ def grade(
       f"{lacking[0]!r}; finish the evaluation, or give --allow-missing to name them in the card"
     )
   if judgements:
-    judging.check_judged(prepared, responses, judgements)
+    judging.check_judged(prepared, responses, judgements, allow_missing)
   rows = []
   for item, call, id_ in asked:
     replies = responses.replies.get(id_, ())

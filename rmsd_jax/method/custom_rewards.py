@@ -3,8 +3,10 @@
     REWARDS = {"brevity": brevity}         brevity(replies, prompts) -> a number for each reply
 
 A function gets two lists of one length: replies that ended by themselves, and of each its prompt, a
-dict of id, clip, task, question, options and answer. It is called once a step, on the host, so that
-it may ask a judge about all of them at a time. A term without a weight is logged and not paid.
+dict of id, clip, task, question, options and answer. Every process calls it once a step with the
+replies of its own prompts, so that it may ask a judge about all of them at a time; and once at the
+start with replies of made-up prompts, for the audit of the weights. A term without a weight is
+logged and not paid.
 """
 
 import dataclasses
@@ -21,6 +23,9 @@ import numpy as np
 
 from rmsd_jax.core.errors import UserError
 
+# Figures of the log that stand beside the terms (rollout/length), or stood there once ("task").
+RESERVED = ("length", "finished", "quality", "task", "std_in_group", "dead_groups", "mean")
+_MOST = float(np.finfo(np.float32).max)
 Function = Callable[[list[str], list[Mapping[str, Any]]], Sequence[float]]
 
 
@@ -65,13 +70,18 @@ class CustomRewards:
 
 def _numbers(name: str, values: Sequence[float], replies: Sequence[str]) -> list[float]:
   """What a function gave, checked."""
+  if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str):
+    raise UserError(
+      f"REWARDS[{name!r}] gave {type(values).__name__}, not a list; give a number for each reply"
+    )
   given = np.ravel(values).tolist() if isinstance(values, np.ndarray) else list(values)
   if len(given) != len(replies):
     raise UserError(
       f"REWARDS[{name!r}] gave {len(given)} numbers for {len(replies)} replies; give one for each"
     )
   for value, reply in zip(given, replies, strict=True):
-    number = isinstance(value, int | float | np.number | np.bool_) and math.isfinite(value)
+    # In fp32, as the step reads it.
+    number = isinstance(value, int | float | np.number | np.bool_) and abs(value) <= _MOST
     if not number:
       raise UserError(
         f"REWARDS[{name!r}] gave {value!r:.40} for the reply {reply!r:.80}; give a finite number"
@@ -116,9 +126,10 @@ def _load(path: str, weights: str, taken: tuple[str, ...]) -> CustomRewards:
       "docs/code.md"
     )
   for name in functions:
-    if name in taken:
+    if name in (*taken, *RESERVED):
       raise UserError(
-        f"reward.module={path}: reward.{name} is a key of the config; call it otherwise"
+        f"reward.module={path}: reward.{name} is a key of the config or a figure of the log; call "
+        "the term otherwise"
       )
   weighed = dict.fromkeys(functions, 0.0) | _read(weights, functions)
   digest = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()

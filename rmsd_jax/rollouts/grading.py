@@ -127,8 +127,8 @@ def figures(samples: Samples, terms: RuleTerms, pairs: Pairs, rules: Rules) -> d
 
 
 def audit(reward: Mapping[str, Any], rules: Rules) -> None:
-  """Refuses reward weights under which saying nothing pays more than an honest wrong answer; with
-  `reward.audit` False it says so, and no more.
+  """Refuses reward weights under which saying nothing pays more than an honest wrong answer, unless
+  `reward.audit` is False.
 
   For each task, `DEGENERATE` responses are graded beside the task's own wrong example, with the
   same score of the discriminator.
@@ -137,8 +137,12 @@ def audit(reward: Mapping[str, Any], rules: Rules) -> None:
     reward: that section of the config.
 
   Raises:
-    UserError: names the task, the response and both rewards.
+    UserError: names the task, the response and both rewards; or a function of the user's that
+      cannot grade a made-up prompt.
   """
+  if not reward["audit"]:
+    print("reward weights are not audited (reward.audit=False)")
+    return
   custom = custom_rewards.of_config(reward)
   weights = advantages.weights_of(reward)
   for name, task in rules.tasks.items():
@@ -149,20 +153,20 @@ def audit(reward: Mapping[str, Any], rules: Rules) -> None:
     info[0] |= {"answer": truth, "options": options}
     finished_BN = np.ones((1, len(replies)), bool)
     terms = rule_terms([replies], info, finished_BN, rules)
-    terms = dataclasses.replace(terms, custom=custom.grade([replies], info, finished_BN))
+    try:
+      terms = dataclasses.replace(terms, custom=custom.grade([replies], info, finished_BN))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+      raise UserError(
+        f"a function of reward.module cannot grade a made-up prompt ({error!r}): let it take any "
+        "prompt, or leave the audit out with reward.audit=False"
+      ) from error
     rewards = {"discriminator": np.zeros((1, len(replies)), np.float32), **terms.by_name()}
     weighted = advantages.composite(rewards, weights, np.array([task.closed]), reward["gate"])
     honest, *others = np.asarray(sum(weighted.values()))[0].tolist()
     if max(others) > honest:
       reply = replies[1 + others.index(max(others))]
-      fault = (
+      raise UserError(
         f"{name}: the reward of {reply!r:.80} is {max(others):.3g}, that of an honest wrong answer "
-        f"{honest:.3g}"
+        f"{honest:.3g}; set the weights in config.reward so that it does not pay to say nothing, "
+        "or leave this audit out with reward.audit=False"
       )
-      if reward["audit"]:
-        raise UserError(
-          f"{fault}; set the weights in config.reward so that it does not pay to say nothing, or "
-          "go on all the same with reward.audit=False"
-        )
-      print(f"WARNING: {fault} (reward.audit=False)")
-      return

@@ -9,6 +9,7 @@ Classes and metrics are those of R-MSD (arXiv 2603.11423), the shapes of answers
 
 import functools
 import pathlib
+import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
 
@@ -299,7 +300,8 @@ def from_file(path: str) -> dict[str, Task]:
   if not pathlib.Path(path).is_file():
     raise UserError(f"tasks.module={path}: there is no such file; give a Python file with TASKS")
   tasks = runpy.run_path(path).get("TASKS", ())
-  if not tasks or not all(isinstance(task, Task) for task in tasks):
+  listed = isinstance(tasks, tuple | list)
+  if not listed or not tasks or not all(isinstance(task, Task) for task in tasks):
     raise UserError(
       f"tasks.module={path}: it needs TASKS, a tuple of rmsd_jax.tasks.new_task(..); see the "
       "recipe in docs/code.md"
@@ -308,6 +310,12 @@ def from_file(path: str) -> dict[str, Task]:
     raise UserError(
       f"tasks.module={path}: {CHAT!r} is the name of plain conversations; call the task otherwise"
     )
+  for task in tasks:
+    # Checkpoints keep figures by task, and "/" parts the names of theirs.
+    if not re.fullmatch(r"[\w .-]+", task.name):
+      raise UserError(
+        f"tasks.module={path}: the task {task.name!r} needs a name of letters, digits, _, - and ."
+      )
   return {task.name: task for task in tasks}
 
 

@@ -188,10 +188,8 @@ def _same_value(ours: notation.Value, theirs: notation.Value, eps: tuple[float, 
 
 # Marks that the judge drops, and symbols that it keeps apart: derivatives and images of points, the
 # transpose (or a power T), the inverse of a function.
-_PRIMED = re.compile(r"(?<=[A-Za-z)])'{1,3}")
-_TRANSPOSED = re.compile(
-  r"\^\s*(?:\{\s*)?(?:T|\\top|\\intercal|\\text\{\s*T\s*\})(?:\s*\})?(?![A-Za-z])"
-)
+_PRIMED = re.compile(r"(?<=[A-Za-z)}])'{1,3}")
+_TRANSPOSED = re.compile(r"\^\s*(?:T(?![A-Za-z])|\{\s*(?:T|\\text\{\s*T\s*\})\s*\})")
 _INVERSE = re.compile(r"(?<![A-Za-z\\])([fgh])\s*\^\s*\{\s*-1\s*\}(?=\s*\()")
 
 

@@ -204,6 +204,6 @@ def alike(a: Unit, b: Unit) -> bool:
     return True
   # "30 degrees" is said of angles and of temperatures.
   return {a.powers, b.powers} in (
-    {DEGREE.powers, (("degree C", 1),)},
-    {DEGREE.powers, (("degree F", 1),)},
+    {DEGREE.powers, (("celsius", 1),)},
+    {DEGREE.powers, (("fahrenheit", 1),)},
   )

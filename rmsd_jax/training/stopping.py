@@ -85,15 +85,18 @@ def stalled(looks: Sequence[Seen], patience: int) -> str:
 def hacked(looks: Sequence[Seen]) -> str:
   """Why the reward of a run is being hacked; "": it is not, as far as its last look tells.
 
-  The held-out score fell below the interval of the best look, while the reward rose since then.
+  The held-out score fell below the interval of the best look, while the reward rose since then; or
+  since the first look behind it that had one, where the best was in the warm-up.
   """
   if len(looks) < 2:
     return ""
   last, best = looks[-1], best_of(looks)
-  if not (last.score < best.low and last.reward > best.reward):
+  since = (look for look in looks if look.step >= best.step and not math.isnan(look.reward))
+  first = next(since, last)
+  if not (last.score < best.low and last.reward > first.reward):
     return ""
   return (
-    f"the reward is being hacked: since step {best.step} it rose from {best.reward:.3g} to "
+    f"the reward is being hacked: since step {first.step} it rose from {first.reward:.3g} to "
     f"{last.reward:.3g}, and the held-out score fell from {best.score:.3f} (interval from "
     f"{best.low:.3f}) to {last.score:.3f} at step {last.step}; look at the terms of "
     f"config.reward, and take --checkpoint=best, step {best.step}; "

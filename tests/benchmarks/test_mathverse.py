@@ -1,6 +1,7 @@
 """MathVerse: files, versions, noisy truths, and its score computed a second time."""
 
 import json
+import re
 
 import benchmark_files
 import benchmark_media as media
@@ -98,7 +99,7 @@ def test_a_judge_says_what_rules_cannot(tmp_path, capsys):
   main(["judge", str(folder), str(replies), "--out", str(tmp_path / "judge.jsonl")])
   assert "pool collect" in capsys.readouterr().out
   lines = records_of_file(tmp_path / "judge.jsonl")
-  assert len(lines) == 45 and "True answer: B\n" in lines[0]["asked"]["text"]
+  assert len(lines) == 45 and "True answer: B. 4\n" in lines[0]["asked"]["text"]
   for n, line in enumerate(lines):
     verdict = "1" if n < 9 else "Verdict: 0"
     line["responses"] = [{"text": verdict, "teacher": "judge-72b"}]
@@ -116,8 +117,8 @@ def test_a_judge_says_what_rules_cannot(tmp_path, capsys):
     (lambda lines: lines.pop(), "rated 44 of 45 replies, .* not; `pool collect` goes on where it"),
     (lambda lines: lines[0]["benchmark"].update(reply="0" * 16), "rated another reply to"),
     (lambda lines: lines[0]["benchmark"].update(record="x"), "rated 'x', which .* does not answer"),
-    (lambda lines: lines[0]["responses"][0].update(text="On 0-1: 1"), "not one digit from 0 to 1"),
-    (lambda lines: lines[0]["responses"][0].update(text="2"), "'2' is not one digit from 0 to 1"),
+    (lambda lines: lines[0]["responses"][0].update(text="On 0-1: 1"), "no rating of 1 .* 'On 0-1"),
+    (lambda lines: lines[0]["responses"][0].update(text="2"), "no rating of 1 .*: '2'; --allow-mi"),
     (lambda lines: lines[0]["benchmark"].pop("most"), "line 1 holds no rating"),
   ],
   ids=["partly", "of another reply", "of another prompt", "two numbers", "too high", "an old file"],
@@ -134,6 +135,39 @@ def test_ratings_that_are_not_of_these_replies_are_refused(change, words, tmp_pa
   judged = ("--judgements", str(tmp_path / "judged.jsonl"))
   with pytest.raises(UserError, match=words):
     scored(folder, replies, tmp_path / "card", *judged)
+
+
+def test_what_a_judge_said_that_is_no_rating_counts_as_wrong_where_that_is_allowed(tmp_path):
+  _, folder, _ = prepared("mathverse", tmp_path)
+  replies = answer(folder, tmp_path / "r.json", lambda n, record: f"reply {n}")
+  main(["judge", str(folder), str(replies), "--out", str(tmp_path / "judge.jsonl")])
+  lines = records_of_file(tmp_path / "judge.jsonl")
+  for n, line in enumerate(lines):
+    line["responses"] = [{"text": "Yes" if n < 2 else "1", "teacher": "big"}]
+  write_records(tmp_path / "judged.jsonl", lines)
+  judged = ("--judgements", str(tmp_path / "judged.jsonl"), "--allow-missing")
+  card = scored(folder, replies, tmp_path / "card", *judged)
+  assert card["scores"]["MathVerse"]["mean"] == pytest.approx(43 / 45)
+  assert card["judge"] == "big (2 without a readable rating, counted as 0)"
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "truth"),
+  [
+    ("mathvista", "Options:\nA. ", r"[A-H]\. .+|[-\d.\[]+"),
+    ("mlvu", "Options:\nA. 0\nB. 3", r"[A-D]\. .+"),
+    ("mathverse", "Choices:\nA:", "A. "),
+  ],
+)
+def test_a_judge_is_told_the_options_and_the_truth_in_letter_and_words(
+  name, options, truth, tmp_path
+):
+  _, folder, _ = prepared(name, tmp_path)
+  replies = answer(folder, tmp_path / "r.json", lambda n, record: "(B)")
+  main(["judge", str(folder), str(replies), "--out", str(tmp_path / "judge.jsonl")])
+  asked = [line["asked"]["text"] for line in records_of_file(tmp_path / "judge.jsonl")]
+  assert any(options in text for text in asked)
+  assert any(re.search(rf"True answer: (?:{truth})", text) for text in asked)
 
 
 def test_a_problem_without_its_picture_and_one_told_in_two_ways_are_refused(tmp_path):

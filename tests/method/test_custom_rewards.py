@@ -65,8 +65,12 @@ def test_a_changed_file_is_another_one(tmp_path):
     ("x = 1", "it needs REWARDS, a dict"),
     ("REWARDS = {'a b': len}", "it needs REWARDS, a dict"),
     ("REWARDS = {'a': 3}", "it needs REWARDS, a dict"),
-    ("REWARDS = {'outer': len}", "reward.outer is a key of the config; call it otherwise"),
+    (
+      "REWARDS = {'outer': len}",
+      "reward.outer is a key of the config or .* call the term otherwise",
+    ),
     ("REWARDS = {'custom': len}", "reward.custom is a key of the config"),
+    ("REWARDS = {'length': len}", "reward.length is a key of the config or a figure of the log"),
   ],
 )
 def test_files_that_cannot_be_used_are_refused(tmp_path, text, words):
@@ -102,6 +106,9 @@ def test_a_file_that_is_not_there_and_weights_of_none_are_refused():
     ("[None] * len(replies)", "gave None for the reply 'one'; give a finite number"),
     ("[float('nan')] * len(replies)", "gave nan for the reply 'one'"),
     ("['1'] * len(replies)", "gave '1' for the reply 'one'"),
+    ("[10**400] * len(replies)", "give a finite number"),
+    ("[1e300] * len(replies)", "give a finite number"),
+    ("None", "gave NoneType, not a list; give a number for each reply"),
   ],
 )
 def test_what_is_no_number_for_each_reply_is_refused(tmp_path, body, words):
@@ -112,23 +119,23 @@ def test_what_is_no_number_for_each_reply_is_refused(tmp_path, body, words):
 
 @pytest.mark.parametrize("form", advantages.FORMS)
 def test_a_paid_term_moves_the_reward_by_its_weight_alone(form):
-  """The advantages are those of a content score that is better by the same amount; with the
-  discriminator's gate, those of the rules."""
+  """As a content score does that is better by the same amount; with "separate" it is a part of its
+  own, with "gated" one of the rules."""
   rng = np.random.default_rng(0)
   random = lambda: rng.random((4, 8)).astype(np.float32)
-  outer, content, own, score = np.ones((4, 8), np.float32), random(), random(), random()
-  closed, weights = np.ones(4, bool), {"discriminator": 0.0, "outer": 0.1, "inner": 0.1}
-  gained = []
-  for terms, more in (
-    (RuleTerms(outer, outer, content, {"own": own}), {"content": 0.4, "own": 0.2}),
-    (RuleTerms(outer, outer, content + own / 2), {"content": 0.4}),
-  ):
-    terms = {"discriminator": score, **terms.by_name()}
-    weighted = advantages.composite(terms, weights | more, closed, gate=False)
-    parts = advantages.parts_of(form, terms, weighted, weights | more, closed, 0.5)
-    gained.append(sum(np.asarray(part.reward_BN) for part in parts if part.weight != 0))
-  if form == "separate":  # each term has a part of its own, by its weight
-    weighing = [part.weight for part in parts]
-    assert weighing == [0.1, 0.1, 0.4]
+  one, content, own = np.ones((4, 8), np.float32), random(), random()
+  weights = {"discriminator": 0.0, "outer": 0.1, "inner": 0.1, "content": 0.4}
+
+  def parts_of(terms: RuleTerms, weights):
+    terms = {"discriminator": one, **terms.by_name()}
+    weighted = advantages.composite(terms, weights, np.ones(4, bool), gate=False)
+    return advantages.parts_of(form, terms, weighted, weights, np.ones(4, bool), 0.5)
+
+  ours = parts_of(RuleTerms(one, one, content, {"own": own}), weights | {"own": 0.2})
+  as_content = parts_of(RuleTerms(one, one, content + own / 2), weights)
+  total = lambda parts: sum(p.weight * np.asarray(p.reward_BN) for p in parts if p.weight)
+  if form == "separate":
+    assert [part.weight for part in ours] == [0.1, 0.1, 0.4, 0.2]
+    np.testing.assert_allclose(ours[-1].reward_BN, own, rtol=1e-6)
   else:
-    np.testing.assert_allclose(gained[0], gained[1], rtol=1e-5)
+    np.testing.assert_allclose(total(ours), total(as_content), rtol=1e-5)

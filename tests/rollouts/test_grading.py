@@ -15,10 +15,10 @@ from rmsd_jax.tasks import Rules
 
 REWARD = cli.load_config(str(tiny_run.ROOT / "configs" / "default.py")).reward.to_dict()
 LENGTH = """
-def length(replies, prompts):
+def long(replies, prompts):
   return [len(reply) / 100 for reply in replies]
 
-REWARDS = {"length": length}
+REWARDS = {"long": long}
 """
 
 
@@ -37,12 +37,19 @@ def test_weights_that_pay_for_nothing_are_refused(changes):
 
 def test_a_term_of_the_users_is_audited_and_the_audit_can_be_overruled(tmp_path, capsys):
   (tmp_path / "rewards.py").write_text(LENGTH)
-  rigged = REWARD | {"module": str(tmp_path / "rewards.py"), "custom": "length=5"}
+  rigged = REWARD | {"module": str(tmp_path / "rewards.py"), "custom": "long=5"}
   grading.audit(rigged | {"custom": ""}, Rules())  # logged only
-  with pytest.raises(UserError, match="honest wrong answer .*, or go on all .* reward.audit=False"):
+  with pytest.raises(UserError, match="honest wrong answer .*, or leave .* reward.audit=False"):
     grading.audit(rigged, Rules())
   grading.audit(rigged | {"audit": False}, Rules())
-  assert capsys.readouterr().out.startswith("WARNING: ")
+  assert "are not audited" in capsys.readouterr().out
+  (tmp_path / "table.py").write_text(
+    "REWARDS = {'known': lambda replies, prompts: [{'1': 0}[p['id']] for p in prompts]}"
+  )
+  by_id = REWARD | {"module": str(tmp_path / "table.py")}
+  with pytest.raises(UserError, match="cannot grade a made-up prompt .KeyError"):
+    grading.audit(by_id, Rules())
+  grading.audit(by_id | {"audit": False}, Rules())  # it is not called
 
 
 @pytest.mark.parametrize("token", tiny_tokenizer.SPECIAL)

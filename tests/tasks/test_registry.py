@@ -1,6 +1,7 @@
 """The table of tasks: good ground truths, bad ones, hostile answers."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -178,3 +179,24 @@ def test_a_truth_that_no_right_answer_can_meet_is_faulted(name, truth, options, 
 def test_a_reply_earns_what_the_best_of_several_truths_gives(name, truth, said, earned):
   assert registry.get(name).validate(truth, ()) is None
   assert registry.get(name).metric(said, (), truth) == earned
+
+
+@pytest.mark.parametrize(
+  ("made", "words"),
+  [
+    ("(task('video/qa'),)", "the task 'video/qa' needs a name of letters, digits, _, - and ."),
+    ("(task(''),)", "the task '' needs a name"),
+    ("task('counting')", "it needs TASKS, a tuple"),
+    ("3", "it needs TASKS, a tuple"),
+  ],
+)
+def test_tasks_of_a_file_have_names_that_a_checkpoint_can_keep(made, words, tmp_path):
+  text = (
+    "from rmsd_jax.tasks import Example, new_task\n"
+    "read = lambda text, options: text\n"
+    "task = lambda name: new_task(name, 'x', read=read, read_truth=read, compare=lambda a, b: 1,\n"
+    "  expected='a text', example=Example('a', 'b'))\n"
+  )
+  (tmp_path / "tasks.py").write_text(f"{text}TASKS = {made}\n")
+  with pytest.raises(UserError, match=re.escape(words)):
+    registry.from_file(str(tmp_path / "tasks.py"))

@@ -58,6 +58,16 @@ def test_a_rigged_reward_is_stopped_with_the_reason(monkeypatch, tmp_path):
   assert [line["step"] for line in log.read(str(tmp_path))][-1] == 8
 
 
+def test_a_best_look_of_the_warm_up_has_no_reward_and_the_next_one_counts():
+  """As in a joint warm-up, in which the student goes on with stage 1."""
+  nan = float("nan")
+  looks = [(0.7, nan), (0.66, 0.2), (0.68, 0.5), (0.3, 1.1)]
+  seen = [stopping.Seen(10 * i, score, score - 0.05, x) for i, (score, x) in enumerate(looks, 1)]
+  assert stopping.hacked(seen[:3]) == "" == stopping.hacked(seen[:1])
+  assert "since step 20 it rose from 0.2 to 1.1, and" in stopping.hacked(seen)
+  assert stopping.hacked([*seen[:3], seen[3]._replace(reward=0.1)]) == ""
+
+
 @pytest.mark.parametrize(
   ("scores", "rewards"),
   [
