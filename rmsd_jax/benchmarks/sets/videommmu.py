@@ -5,7 +5,7 @@ repository ({"Adaptation": {"0": {..}}, ..})
 {Art|Science|..}/{id}.mp4; the question image of adaptation is in the table, or images/{id}.*
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _FOLDERS = {
 FOLDER_OF = {subject: folder for folder, names in _FOLDERS.items() for subject in names.split()}
 _CHOICE = ("multiple-choice", "perception")
 _OPEN = "open"
-ANSWER_AT_END = "Add `Answer: {Your final answer}` at the end of your reply."
+_ANSWER_AT_END = "Add `Answer: {Your final answer}` at the end of your reply."
 _LEARN = "You should watch and learn the video content. Then apply what you learned to "
 
 
@@ -112,13 +112,12 @@ def _lmms_text(item: Item) -> str:
   return f"{_LEARN}answer the following {kind} question. {where}\n{choices.asked(item)}"
 
 
-def _lmms(item: Item, protocol: Protocol) -> list[Ask]:
-  """lmms-eval shows the clip alone: the question image is its last frame."""
-  return [Ask(_lmms_text(item), media=item.media[:1])]
-
-
-def _vlmevalkit(item: Item, protocol: Protocol) -> list[Ask]:
-  return choices.ask(f"{_lmms_text(item)}\n{ANSWER_AT_END}")
+def prompts_of(text: Callable[[Item], str]) -> dict[str, Callable[[Item, Protocol], list[Ask]]]:
+  """The prompts of two harnesses around what is asked. lmms-eval shows the clip alone: the question
+  image is its last frame."""
+  lmms = lambda item, protocol: [Ask(text(item), media=item.media[:1])]
+  vlmevalkit = lambda item, protocol: choices.ask(f"{text(item)}\n{_ANSWER_AT_END}")
+  return {"vlmevalkit": vlmevalkit, "qwen": vlmevalkit, "lmms-eval": lmms}
 
 
 def how_to_think(item: Item) -> str:
@@ -163,12 +162,7 @@ SET = Benchmark(
   title="Video-MMMU",
   size=900,
   read=_read,
-  prompts={
-    "vlmevalkit": _vlmevalkit,
-    "qwen": _vlmevalkit,
-    "lmms-eval": _lmms,
-    "open-o3": _open_o3,
-  },
+  prompts=prompts_of(_lmms_text) | {"open-o3": _open_o3},
   grade=_grade,
   presets={
     "vlmevalkit-64f": {"extractor": "mmmu-answer"},

@@ -31,14 +31,6 @@ def _text(item: Item) -> str:
   return f"Please answer the following {kind} question. {where}\n{choices.asked(item)}"
 
 
-def _lmms(item: Item, protocol: Protocol) -> list[Ask]:
-  return [Ask(_text(item), media=item.media[:1])]
-
-
-def _vlmevalkit(item: Item, protocol: Protocol) -> list[Ask]:
-  return choices.ask(f"{_text(item)}\n{videommmu.ANSWER_AT_END}")
-
-
 def _open_o3(item: Item, protocol: Protocol) -> list[Ask]:
   text = f"{_text(item)}\n{videommmu.how_to_think(item)}" if protocol.thinking else _text(item)
   return choices.ask(text)
@@ -50,12 +42,7 @@ SET = dataclasses.replace(
   title="Video-MMMU question only",
   size=300,
   read=_read,
-  prompts={
-    "vlmevalkit": _vlmevalkit,
-    "qwen": _vlmevalkit,
-    "lmms-eval": _lmms,
-    "open-o3": _open_o3,
-  },
+  prompts=videommmu.prompts_of(_text) | {"open-o3": _open_o3},
   breakdowns=("discipline", "subject"),
   macro="",
   vlmeval="",
