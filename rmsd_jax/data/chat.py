@@ -16,6 +16,7 @@ import pathlib
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import jinja2
@@ -113,8 +114,7 @@ class ChatTokenizer:
         f"{folder} has no tokenizer_config.json; point to a Hugging Face model or tokenizer folder"
       )
     self._tokenizer = _read_tokenizer(folder)
-    if self._tokenizer.chat_template is None:
-      self._tokenizer.chat_template = _legacy_template(folder)
+    self._tokenizer.chat_template = _template(folder, self._tokenizer.chat_template)
     # A token that is missing would be spelled in pieces, and no picture would find its place.
     vocabulary = self._tokenizer.get_vocab()
     missing = [token for token in _CONTROL if token not in vocabulary]
@@ -132,6 +132,12 @@ class ChatTokenizer:
     # Templates of Thinking models open <think> for the reply. A target must not open it again, and
     # a rollout, which does not repeat it, would fail the outer format without it.
     *_, self.opening = self._try_template(folder).partition(_REPLY)
+    if self.opening.strip() not in ("", "<think>"):
+      raise UserError(
+        f"the chat template in {folder} begins a reply with {self.opening!r:.60}: every target and "
+        "rollout would have it before its own reasoning; use one that begins it with nothing or "
+        "<think>"
+      )
 
   def _check_words(self, folder: pathlib.Path) -> None:
     """An incomplete copy has control tokens alone, and makes nothing of every other text."""
@@ -343,16 +349,35 @@ def _read_tokenizer(folder: pathlib.Path):
     ) from error
 
 
-def _legacy_template(folder: pathlib.Path) -> str:
-  """The template of chat_template.json, the file of Qwen3-VL's first release."""
-  path = folder / "chat_template.json"
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))["chat_template"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+def _template(folder: pathlib.Path, of_tokenizer: str | dict[str, str] | None) -> str:
+  """The chat template of a folder: of several, the one that transformers' processor uses, which is
+  not the tokenizer's.
+
+  Args:
+    of_tokenizer: of chat_template.jinja or tokenizer_config.json; a dict of several by name.
+  """
+  if isinstance(of_tokenizer, dict):
+    of_tokenizer = of_tokenizer.get("default")
+  found = {}
+  # chat_template.json is the file of Qwen3-VL's first release.
+  for name in ("processor_config.json", "chat_template.json"):
+    path = folder / name
+    found[name] = read_object(path).get("chat_template") if path.is_file() else None
+  found["chat_template.jinja or tokenizer_config.json"] = of_tokenizer
+  templates = {name: text for name, text in found.items() if isinstance(text, str)}
+  if not templates:
     raise UserError(
-      f"{folder} has no chat template: neither chat_template.jinja nor tokenizer_config.json has "
-      "one and chat_template.json cannot be read; copy the template of the base model there"
-    ) from error
+      f"{folder} has no chat template: none of {', '.join(found)} has one; copy the template of "
+      "the base model there"
+    )
+  first = next(iter(templates))
+  if len({text.strip() for text in templates.values()}) > 1:
+    warnings.warn(
+      f"{folder} has different chat templates in {' and '.join(templates)}; that of {first} is "
+      "used, as transformers' processor does (its tokenizer, and who serves by it, does not)",
+      stacklevel=3,
+    )
+  return templates[first]
 
 
 def _refuse_control(text: str, where: str) -> None:

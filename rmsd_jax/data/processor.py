@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -330,6 +331,26 @@ def read_geometry(folder: str | pathlib.Path) -> tuple[int, int, int]:
   return sizes
 
 
+# What the files say of frames and sizes, with the values of the released models.
+_UNREAD = {
+  "do_resize": True,
+  "do_sample_frames": True,
+  "fps": 2,
+  "num_frames": None,
+  "min_frames": 4,
+  "max_frames": 768,
+  "min_pixels": None,
+  "max_pixels": None,
+  "cap_pixels_per_frame": False,
+}
+
+
+_SIZES = (  # of pictures, of clips
+  {"shortest_edge": 65_536, "longest_edge": 16_777_216},
+  {"shortest_edge": 4_096, "longest_edge": 25_165_824},
+)
+
+
 def _check_preprocessors(folder: pathlib.Path, patch: int, merge: int, temporal: int) -> None:
   """Holds the files of transformers' processors against what is computed here."""
   wanted = {
@@ -359,6 +380,15 @@ def _check_preprocessors(folder: pathlib.Path, patch: int, merge: int, temporal:
             f"{path} says {key} {said[key]!r:.60}, but {value} is what the model is given here; "
             "take the file of the Qwen3-VL model"
           )
+      told = {key: said[key] for key in _UNREAD if said.get(key) not in (_UNREAD[key], None)}
+      told |= {"size": said["size"]} if said.get("size") not in (None, {}, *_SIZES) else {}
+      if told:
+        shown = ", ".join(f"{key} {value}" for key, value in told.items())
+        warnings.warn(
+          f"{path} says {shown}, which is not read: frames and sizes are those of the arguments "
+          "(--frames, --video-pixels ..), else those of the released model",
+          stacklevel=3,
+        )
 
 
 def _fit(budget: images.Budget, frames: int, picture_HWC: np.ndarray) -> np.ndarray:

@@ -102,6 +102,7 @@ _VISION_FIELDS = {
   "temporal": "temporal_patch_size",
   "merge": "spatial_merge_size",
 }
+VISION_THETA = 10_000  # of the tower's positions, see core.positions.patch_angles
 
 
 def from_hf(folder: str | pathlib.Path) -> ModelConfig:
@@ -124,6 +125,7 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
   # rope_parameters of 5.x; older files keep theta beside rope_scaling.
   ropes = [_object(path, text, part) for part in ("rope_scaling", "rope_parameters")]
   rope = ropes[0] | ropes[1]
+  unequal = [key for key in ropes[0].keys() & ropes[1].keys() if ropes[0][key] != ropes[1][key]]
   theta = rope.get("rope_theta", text.get("rope_theta"))
   tied = raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
   # 2. Whatever is wrong with them, collected for one message.
@@ -131,6 +133,8 @@ def from_hf(folder: str | pathlib.Path) -> ModelConfig:
   if theta is None:
     faults.append("text_config has no rope_theta")
   faults += _numbers(text | ({} if theta is None else {"rope_theta": theta}), vision, rope)
+  faults += [f"rope_scaling and rope_parameters differ in {key}" for key in sorted(unequal)]
+  faults += _of_vision(path, vision)
   if not isinstance(tied, bool | None):
     faults.append(f"tie_word_embeddings is {tied!r}; give true or false")
   if rope.get("mrope_interleaved") is not True:
@@ -174,6 +178,17 @@ def _unsupported(text: dict, vision: dict) -> list[str]:
   needed += [("vision_config", vision, "num_position_embeddings")]
   needed += [("vision_config", vision, "deepstack_visual_indexes")]
   return faults + [f"{part}.{key} is missing" for part, fields, key in needed if key not in fields]
+
+
+def _of_vision(path: pathlib.Path, vision: dict) -> list[str]:
+  """What of the vision tower this port does not compute."""
+  faults = []
+  theta = _object(path, vision, "rope_parameters").get("rope_theta", vision.get("rope_theta"))
+  if theta not in (None, VISION_THETA):
+    faults.append(f"vision_config.rope_theta {theta!r} is not supported, only {VISION_THETA}")
+  if vision.get("deepstack_visual_indexes") == []:
+    faults.append("vision_config.deepstack_visual_indexes is empty, which is not supported")
+  return faults
 
 
 def _object(path: pathlib.Path, fields: dict, name: str) -> dict:

@@ -244,6 +244,20 @@ def _reader(folder: str | pathlib.Path, model: Qwen3VL) -> weight_files.Reader:
   return reader
 
 
+def _tell_dtype(path: pathlib.Path, dtype: str) -> None:
+  """Lets a config say in which type its weights are, where it says another: transformers loads them
+  in that one."""
+  raw = json.loads(path.read_text(encoding="utf-8"))
+  changed = False
+  for part in (raw, *(raw.get(name) for name in ("text_config", "vision_config"))):
+    for key in ("dtype", "torch_dtype"):
+      if isinstance(part, dict) and part.get(key) not in (None, dtype):
+        part[key] = dtype
+        changed = True
+  if changed:
+    path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+
 def save(
   folder: str | pathlib.Path,
   params: dict,
@@ -271,6 +285,7 @@ def save(
   for file in sorted(base.iterdir()):
     if _belongs(file) and folder.resolve() != base.resolve():
       shutil.copyfile(file, folder / file.name)
+  _tell_dtype(folder / "config.json", np.dtype(dtype).name)
   # 2. The weights, file by file.
   leaves = named.flatten(params)
   plan = _plan(params, np.dtype(dtype).itemsize, shard_bytes)

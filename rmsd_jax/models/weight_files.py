@@ -85,6 +85,8 @@ class Reader:
         are no weights that can be read.
     """
     self._folder = folder
+    if list(folder.glob("adapter_model*")):
+      raise UserError(f"{folder} must not be read without its adapter: {instead(folder)}")
     index = folder / INDEX
     places = _read_index(index) if index.is_file() else None
     self.files = sorted(set(places.values())) if places is not None else _found(folder)

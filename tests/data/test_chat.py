@@ -195,6 +195,47 @@ def test_the_template_may_lie_in_chat_template_json(tokenizer, tmp_path):
   assert chat.ChatTokenizer(tmp_path).fingerprint == tokenizer.fingerprint
 
 
+def test_of_several_templates_the_processors_is_used_and_told(folder, tmp_path):
+  """As transformers: its processor reads chat_template.json, its tokenizer the other."""
+  tiny_tokenizer.write(tmp_path)
+  other = "{{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}" + tiny_tokenizer.TEMPLATE
+  write = lambda name, text: (tmp_path / name).write_text(json.dumps({"chat_template": text}))
+  write("chat_template.json", tiny_tokenizer.TEMPLATE + "\n")
+
+  def said():
+    tokenizer = chat.ChatTokenizer(tmp_path)
+    return tokenizer.decode(tokenizer.encode_messages(user(text("why"))))
+
+  plain = said()  # the same but for white space at its end
+  write("chat_template.json", other)
+  with pytest.warns(UserWarning, match="different chat templates in .* that of chat_template.json"):
+    assert said() == "<|im_start|>system\nBe brief.<|im_end|>\n" + plain
+  write("processor_config.json", tiny_tokenizer.TEMPLATE)
+  with pytest.warns(UserWarning, match="that of processor_config.json is used"):
+    assert said() == plain
+
+
+def test_of_templates_by_name_the_default_is_used(folder, tmp_path):
+  tiny_tokenizer.write(tmp_path)
+  (tmp_path / "chat_template.jinja").unlink()
+  path = tmp_path / "tokenizer_config.json"
+  named = [
+    {"name": "tool", "template": "x"},
+    {"name": "default", "template": tiny_tokenizer.TEMPLATE},
+  ]
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+  assert chat.ChatTokenizer(tmp_path).fingerprint == chat.ChatTokenizer(folder).fingerprint
+
+
+def test_a_template_that_thinks_for_the_reply_is_refused(tmp_path):
+  closed = (
+    tiny_tokenizer.TEMPLATE + "{% if add_generation_prompt %}<think>\n\n</think>\n\n{% endif %}"
+  )
+  tiny_tokenizer.write(tmp_path, closed)
+  with pytest.raises(UserError, match="begins a reply with '<think>.*: every target and rollout"):
+    chat.ChatTokenizer(tmp_path)
+
+
 def test_a_folder_without_qwens_tokens_is_refused(tmp_path):
   with pytest.raises(UserError, match="no tokenizer_config.json"):
     chat.ChatTokenizer(tmp_path)

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -341,3 +342,31 @@ def test_what_preprocessor_files_say_is_what_is_computed(tmp_path, name, said, w
   else:
     with pytest.raises(UserError, match=f"{name} says {words}"):
       processor.Processor(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("name", "said", "words"),
+  [
+    ("preprocessor_config.json", {"size": {"longest_edge": 262_144}}, "size .*262144"),
+    ("preprocessor_config.json", {"max_pixels": 262_144}, "max_pixels 262144"),
+    ("video_preprocessor_config.json", {"fps": 1, "max_frames": 4}, "fps 1, max_frames 4"),
+    ("video_preprocessor_config.json", {"num_frames": 32}, "num_frames 32"),
+    ("processor_config.json", {"video_processor": {"do_sample_frames": False}}, "do_sample_frames"),
+    ("processor_config.json", {"image_processor": {"do_resize": False}}, "do_resize False"),
+  ],
+)
+def test_what_preprocessor_files_say_and_is_not_read_is_told(tmp_path, name, said, words):
+  tiny_tokenizer.write_model_folder(tmp_path, PATCH, MERGE, TEMPORAL)
+  (tmp_path / name).write_text(json.dumps(said))
+  with pytest.warns(UserWarning, match=f"{name} says {words}.*, which is not read"):
+    processor.Processor(tmp_path)
+
+
+def test_what_the_released_models_say_is_what_is_done(tmp_path):
+  tiny_tokenizer.write_model_folder(tmp_path, PATCH, MERGE, TEMPORAL)
+  released = {"fps": 2, "min_frames": 4, "max_frames": 768, "do_resize": True}
+  pixels = {"shortest_edge": 4_096, "longest_edge": 25_165_824}
+  (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(released | {"size": pixels}))
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    processor.Processor(tmp_path)

@@ -96,6 +96,14 @@ FAULTS = {
   "rope_scaling is 'yarn', not an object": {"text_config.rope_scaling": "yarn"},
   "weights are quantised (fp8)": {"vision_config.quantization_config": {"quant_method": "fp8"}},
   "3 DeepStack levels, but 2 layers": {"text_config.num_hidden_layers": 2},
+  "rope_scaling and rope_parameters differ in rope_type": {
+    "text_config.rope_scaling.rope_type": "default",
+    "text_config.rope_parameters": {"rope_type": "mrope"},
+  },
+  "vision_config.rope_theta 100 is not supported": {
+    "vision_config.rope_parameters": {"rope_theta": 100}
+  },
+  "deepstack_visual_indexes is empty": {"vision_config.deepstack_visual_indexes": []},
 }
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import tiny_run
@@ -234,6 +235,28 @@ def test_what_a_narrower_type_cannot_hold_is_refused(source, folder):
     UserError, match=f"{NORM} has 1 values that are not finite as float16; .*wider"
   ):
     hf.load(folder, dtype="float16")
+
+
+def test_an_adapter_beside_the_weights_is_not_left_out(source, folder):
+  put(folder, source[1])
+  (folder / "adapter_model.safetensors").write_bytes(b"")
+  with pytest.raises(UserError, match="must not be read without its adapter: .* merge it"):
+    hf.load(folder)
+
+
+def test_an_export_says_in_which_type_its_weights_are(source, folder, tmp_path):
+  """transformers loads them in the type that config.json names."""
+  put(folder, source[1])
+  path = folder / "config.json"
+  raw = json.loads(path.read_text())
+  raw |= {"dtype": "bfloat16", "text_config": raw["text_config"] | {"dtype": "bfloat16"}}
+  path.write_text(json.dumps(raw))
+  params = hf.load(folder)[1]
+  for name, dtype in (("float32", np.float32), ("bfloat16", ml_dtypes.bfloat16)):
+    hf.save(tmp_path / name, params, folder, dtype=dtype)
+    told = json.loads((tmp_path / name / "config.json").read_text())
+    assert told["dtype"] == told["text_config"]["dtype"] == name
+  assert (tmp_path / "bfloat16" / "config.json").read_bytes() == path.read_bytes()
 
 
 def test_an_export_holds_what_belongs_to_a_model_folder_alone(source, folder, tmp_path):
