@@ -127,6 +127,9 @@ def path_of(source: Any, what: str) -> str:
   text = os.fspath(source)
   scheme, _, rest = text.partition("://")
   if rest and scheme == "file":
+    # Addresses spell "?", "#" and "%" otherwise; many are a path with a word before it.
+    if rest.startswith("/") and os.path.exists(rest):
+      return rest
     return urllib.request.url2pathname(urllib.parse.urlsplit(text).path)
   if rest and scheme.isalnum():
     raise UserError(f"{what} is the link {text[:200]!r}; download it and give the path")

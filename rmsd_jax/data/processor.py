@@ -115,7 +115,7 @@ class Processor:
     Raises:
       media.MediaError, UserError: as `prompt`; a prompt does not fit the bucket.
     """
-    if isinstance(conversations, str | Mapping):
+    if isinstance(conversations, str | Mapping) or not conversations:
       raise UserError(f"a conversation is a list of messages, not {conversations!r:.80}")
     # Told apart by what is inside: messages, or lists of messages.
     single = bool(conversations) and isinstance(conversations[0], Mapping)

@@ -102,7 +102,8 @@ class Reader:
         if places is None or places.get(name, file) == file:
           self._add(name, file, handle)
     if places is not None and (
-      gone := [name for name in places if their_name(name) not in self._where]
+      # A head that is not stored may be tied; whether it must be there is `check`'s to say.
+      gone := [n for n in places if their_name(n) not in (*self._where, _HEAD)]
     ):
       raise UserError(
         f"{index} names {_some(gone)}, which its files do not hold; copy the whole folder again"
@@ -145,7 +146,8 @@ class Reader:
     if tied and (head := there.pop(_HEAD, None)) is not None:
       self._check_head(head, there.get(_TABLE))
     missing = [name for name in wanted if name not in there]
-    unknown = [name for name in there if name not in wanted]
+    # Frequencies of the positions, which older versions stored, follow from config.json.
+    unknown = [n for n in there if n not in wanted and not n.endswith("_emb.inv_freq")]
     other = [
       f"{name} is {there[name]}, config.json says {shape}"
       for name, shape in wanted.items()

@@ -322,7 +322,7 @@ def _invert(weights: jax.Array, u: jax.Array) -> jax.Array:
 def _restrict(logits_BRV, top_p: float, top_k: int):
   """Drops all but the top_k tokens, then all outside the top_p nucleus."""
   if top_k:
-    lowest = jax.lax.top_k(logits_BRV, top_k)[0][..., -1:]
+    lowest = jax.lax.top_k(logits_BRV, min(top_k, logits_BRV.shape[-1]))[0][..., -1:]
     logits_BRV = jnp.where(logits_BRV < lowest, -jnp.inf, logits_BRV)
   if top_p < 1:
     ordered = jnp.sort(logits_BRV, -1, descending=True)

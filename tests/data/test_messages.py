@@ -154,7 +154,10 @@ def test_frames_of_a_list_have_one_size(ours, folder):
     ours.prompt(asked({"type": "video", "video": frames, "times": [0, 1]}))
 
 
-def test_paths_of_any_kind_are_taken():
+def test_paths_of_any_kind_are_taken(tmp_path):
   assert messages.path_of(pathlib.Path("/a/b c"), "x") == "/a/b c"
   assert messages.path_of("file:///a/b%20c", "x") == "/a/b c"
+  for name in ("what?.png", "q#1.png", "50%25.png"):  # a path with a word before it
+    (tmp_path / name).write_bytes(b"")
+    assert messages.path_of(f"file://{tmp_path}/{name}", "x") == f"{tmp_path}/{name}"
   assert messages.path_of("a:b.mp4", "x") == "a:b.mp4"

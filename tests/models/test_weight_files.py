@@ -237,6 +237,15 @@ def test_what_a_narrower_type_cannot_hold_is_refused(source, folder):
     hf.load(folder, dtype="float16")
 
 
+def test_what_older_uploads_list_or_hold_beside_is_not_missed(source, folder):
+  """A tied head in the index that no file has; the frequencies of the positions."""
+  name = "model.visual.rotary_pos_emb.inv_freq"
+  put(folder, source[1] | {name: np.ones(4, np.float32)})
+  listed = dict.fromkeys([*source[1], name, "lm_head.weight"], "model.safetensors")
+  (folder / weight_files.INDEX).write_text(json.dumps({"weight_map": listed}))
+  check_same(source, folder)
+
+
 def test_an_adapter_beside_the_weights_is_not_left_out(source, folder):
   put(folder, source[1])
   (folder / "adapter_model.safetensors").write_bytes(b"")

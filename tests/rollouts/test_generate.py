@@ -308,6 +308,7 @@ def test_restricted_sampling_keeps_the_nucleus():
   )
   assert kept().all()
   np.testing.assert_array_equal(kept(top_k=2), [True, True, False, False])
+  np.testing.assert_array_equal(kept(top_k=99), [True] * 4)
   np.testing.assert_array_equal(kept(top_p=0.5), [True, False, False, False])
   np.testing.assert_array_equal(kept(top_p=0.51), [True, True, False, False])
   np.testing.assert_array_equal(kept(top_p=0.96, top_k=3), [True, True, True, False])
