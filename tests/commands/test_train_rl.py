@@ -366,7 +366,8 @@ def test_task_scale_divides_by_the_running_spread_of_the_task():
   )
   for row, name in enumerate(NAMES):
     mine = (given["pairs"].task_B == row) & given["batch"].closed_B
-    quality = RULES.quality(*dataclasses.astuple(given["terms"]))[mine]
+    terms = given["terms"]
+    quality = RULES.quality(terms.outer_BN, terms.inner_BN, terms.content_BN)[mine]
     got = float(metrics[f"rollout/quality/{name}"])
     assert got == pytest.approx(quality.mean(), rel=1e-5) if mine.any() else np.isnan(got)
 

@@ -73,6 +73,8 @@ def test_what_a_stream_cuts_off_is_not_shown(codec, cut, tmp_path):
 def test_a_turn_of_some_frames_alone_is_refused(how, tmp_path):
   path, made = tmp_path / "turned.mp4", tmp_path / "made.mp4"
   ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:d=1:r=5", "-c:v", "libx264", made)
-  ffmpeg("-i", made, "-c", "copy", "-bsf:v", f"h264_metadata={how}", path)
+  ffmpeg(
+    "-i", made, "-c", "copy", "-bsf:v", f"h264_metadata=display_orientation=insert:{how}", path
+  )
   with pytest.raises(MediaError, match="is to be shown turned in some frames alone"):
     media.decode(path, sampling=ALL)
