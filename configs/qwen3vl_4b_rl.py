@@ -9,10 +9,9 @@ Build the pool with `--frames 16 --video-pixels 4096,4128768 --image-pixels 4096
 timestamps, fit 2,304 prompt tokens.
 
 By rmsd_jax.compile (not run on chips), with fp32 weights and moments, on v5p:2x2x4, 16 chips:
-rollouts 37.4 of 95 GiB, gradients of the policy 69.5, of the discriminator 52.0 with row_tokens of
-24,576; 5.8, 7.1 and 7.2 s at the chips' peak, all responses 1,024 tokens long, 11.8 s in all at 0.3
-of that. Since then rows are shorter, for some 60 GiB, and rollouts read less: not compiled yet. Nor
-was v5e:8x8, which before rows were packed fitted in two micro-batches (it wants model.remat "all").
+rollouts 31.1 of 95 GiB, gradients of the policy 57.1, of the discriminator 54.2; 6.9, 7.1 and 6.8 s
+at the chips' peak, all responses 1,024 tokens long; 11.4 s in all at 0.3 of that. v5e:8x8 fits with
+model.remat "all" (docs/training.md).
 Sampling brings the weights together on each chip once, 7.5 GiB (rollouts.gather).
 """
 
