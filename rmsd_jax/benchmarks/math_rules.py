@@ -27,6 +27,7 @@ from rapidfuzz.distance import Levenshtein
 from rmsd_jax.benchmarks import letters as extractors
 from rmsd_jax.benchmarks.item import LETTERS
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.files import lines_of
 from rmsd_jax.tasks import lenient, symbolic
 
 VERSION = "rule-v1"
@@ -52,13 +53,12 @@ _FORMULA = re.compile(
   r"[\\^_√π²³/*+=<>≤≥≈≠{}|]|\d\s*[-–]\s*\d|\d\s*:\s*\d|\d[a-zA-Z]|[(\[]\s*[-\d.]+\s*,"
 )
 _DENIED = re.compile(
-  r"\b(?:not|never|no|or|neither|nor|except|isn't|aren't|negative|minus|root|log|half|twice|double|"
-  r"times|squared|cubed|less|more)\b|≠|\\neq?\b",
+  r"\b(?:not|never|no|or|neither|nor|except|isn't|aren't|negative|minus|root|log)\b"
+  r"|≠|\\neq?\b",
   re.IGNORECASE,
 )
 _TELLS = re.compile(r"=|≈|\b(?:is|are|equals|equal to)\b", re.IGNORECASE)
-# A formula on lines of its own: one line, as the rest of an answer is.
-_DISPLAYED = re.compile(r"(?:\$\$|\\\[)\s*([^$]{1,400}?)\s*(?:\$\$|\\\])")
+_DISPLAYED = re.compile(r"(?:\$\$|\\\[)\s{0,20}([^$]{1,400}?)\s{0,20}(?:\$\$|\\\])")
 _UNKNOWN = r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])"
 _DRESS = re.compile(r"\\[()\[\]]|\*\*|\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
 
@@ -71,18 +71,24 @@ def check_rules(extractor: str) -> None:
 
 def span(reply: str) -> str:
   """The part of a reply that is its answer; "" where it has none, or one of great length."""
-  text = _DISPLAYED.sub(r"$\1$", reply.rpartition("</think>")[2][: 2 * _MAX_CHARS])
+  text = reply.rpartition("</think>")[2]
   block = extractors.tagged(text)
   text = (text if block is None else block).strip()
   if (box := _boxed(text)) is not None:
     text = box
   else:
     leads = list(_LEAD.finditer(text))
-    if leads and (after := text[leads[-1].end() :].strip(" \n*:：")):
+    after = _one_line(text[leads[-1].end() :][: 2 * _MAX_CHARS]) if leads else ""
+    if after := after.strip(" \n*:："):
       text = after.split("\n")[0]
-    elif lines := [line for line in text.split("\n") if line.strip()]:
+    elif lines := lines_of(_one_line(text[-2 * _MAX_CHARS :])):
       text = lines[-1]
   return text.strip() if len(text) <= _MAX_CHARS else ""
+
+
+def _one_line(text: str) -> str:
+  """With formulas that stand on lines of their own in line, as the rest of an answer is."""
+  return _DISPLAYED.sub(r"$\1$", text)
 
 
 def _boxed(text: str) -> str | None:

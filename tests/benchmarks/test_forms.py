@@ -80,6 +80,13 @@ def test_truths_of_mathverse_are_cleaned(truth, options, letters):
   assert math_rules.mathverse_letters(truth, options) == letters
 
 
+@pytest.mark.parametrize("end", ["\\boxed{7}", "The answer is 7.", "$$\n7\n$$", "7"])
+def test_an_answer_behind_long_reasoning_without_tags_is_read(end):
+  reply = "I count the dots once more.\n" * 1_000 + end
+  assert math_rules.mathvista(reply, "integer", None, "7") == (True, "7")
+  assert math_rules.mathverse(reply, "7")[0]
+
+
 def test_nothing_that_a_model_writes_crashes_a_reader_or_takes_long():
   readers = {
     **{f"when {p}": lambda text, p=p: grounding.interval_in(text, p) for p in grounding.PARSERS},
