@@ -48,7 +48,7 @@ class Judgements:
     return self.judge + more
 
   def of(self, id_: str, sample: int, reply: str) -> float:
-    """Of a reply that `check_judged` has found a rating of."""
+    """Of a reply that `check_judged` has seen; 0 where what the judge said is no rating."""
     return self.ratings.get((id_, sample, digest(reply)), 0.0)
 
 

@@ -19,6 +19,7 @@ from etils import epy
 
 from rmsd_jax.benchmarks.item import Item, Picture
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.core.files import lines_of
 
 with epy.lazy_imports():
   import pyarrow
@@ -59,7 +60,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
   if path.suffix == ".tsv":
     return _table(path)
   if path.suffix == ".jsonl":
-    value = [_json(line, path) for line in _text(path).split("\n") if line.strip()]
+    value = [_json(line, path) for line in lines_of(_text(path))]
   else:
     value = _json(_text(path), path)
   if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):

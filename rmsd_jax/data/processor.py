@@ -118,7 +118,7 @@ class Processor:
     if isinstance(conversations, str | Mapping) or not conversations:
       raise UserError(f"a conversation is a list of messages, not {conversations!r:.80}")
     # Told apart by what is inside: messages, or lists of messages.
-    single = bool(conversations) and isinstance(conversations[0], Mapping)
+    single = isinstance(conversations[0], Mapping)
     several = [conversations] if single else conversations
     return prompts.collate([self.prompt(messages) for messages in several], self.layout, bucket)
 
@@ -343,8 +343,6 @@ _UNREAD = {
   "max_pixels": None,
   "cap_pixels_per_frame": False,
 }
-
-
 _SIZES = (  # of pictures, of clips
   {"shortest_edge": 65_536, "longest_edge": 16_777_216},
   {"shortest_edge": 4_096, "longest_edge": 25_165_824},

@@ -111,7 +111,6 @@ class Loop:
     kept = {"write": first, "begun": self._checkpoints.latest() is not None}
     self._config = config = as_begun(workdir, config, kept["begun"])
     self._order = stage if config.data.draws == "stage" else 0
-    self._pool = _read_as(self._pool, config, self._rules)
     known = self._guard(kept)
     # Last, since it reads all of a checkpoint; everyone starts from the step that is whole.
     self.begin = self._checkpoints.latest_whole() or 0
@@ -149,6 +148,7 @@ class Loop:
     belong to; True where the pool was compared with that of an earlier run."""
     config = self._config
     guard_config(self._workdir, config, config.operational, **kept)
+    self._pool = _read_as(self._pool, config, self._rules)
     known = guard_config(self._workdir, self._pool.identity, file="pool.json", **kept)
     rewards = custom_rewards.of_config(config.reward).identity if self._stage == 2 else {}
     if rewards:
