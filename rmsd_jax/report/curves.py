@@ -148,8 +148,8 @@ def stage_2(run: Run) -> list[Shown]:
 
 def _terms(run: Run) -> dict[str, str]:
   """Term of the reward -> its colour: those of the method, then a user's own."""
-  logged = {name.split("/")[1] for line in run.lines for name in line if _A_TERM.fullmatch(name)}
-  own = sorted(logged - set(TERMS))
+  names = {name for line in run.lines for name in line}
+  own = sorted({name.split("/")[1] for name in names if _A_TERM.fullmatch(name)} - set(TERMS))
   colours = itertools.cycle(plots.OTHER_COLOURS)
   return {term: plots.TERM_COLOURS[term] for term in TERMS} | dict(zip(own, colours, strict=False))
 
@@ -179,7 +179,8 @@ def _rollouts(run: Run, of: Callable[..., Curve]) -> Shown:
 
 
 def _reward(run: Run, of: Callable[..., Curve]) -> Shown:
-  by_term = lambda what: [of(f"reward/{t}/{what}", t, colour) for t, colour in _terms(run).items()]
+  terms = _terms(run)
+  by_term = lambda what: [of(f"reward/{term}/{what}", term, terms[term]) for term in terms]
   total = [of("reward/std_in_group", "sum", plots.INK)]
   idle = [
     of("reward/dead_groups", "dead groups, of prompts", plots.MUTED),
