@@ -17,6 +17,7 @@ OPERATIONAL = (
   "model.remat",
   "model.unroll",
   "rollouts.gather",
+  "rollouts.tensor",
   "data.pool",
   "data.workers",
   "data.prefetch",
@@ -174,6 +175,8 @@ def _method(c: ConfigDict) -> None:
   c.rollouts.gather = (
     True  # weights whole on each device while sampling: see rmsd_jax.rollouts.generate
   )
+  # Devices that decode together, heads and weights split among them; 0: as mesh.tensor.
+  c.rollouts.tensor = 0
 
   c.reward = ConfigDict()  # weights of the composite reward
   c.reward.discriminator = 0.4  # alpha; 0 leaves the discriminator out of the run

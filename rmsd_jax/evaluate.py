@@ -57,6 +57,7 @@ OPTIONS = {
   "rescore": (False, "grade the stored replies anew; see above"),
   "out": ("", "folder of the results instead of WORKDIR, which is then only read"),
 }
+PLACES = ("gather", "tensor")  # of `rollouts`: where things are computed, not what
 RULES = ("rules", "pass_above")  # of what is asked; replies do not depend on them
 
 
@@ -140,7 +141,7 @@ def _settings(config, rules: Rules) -> dict:
     "ways": _ways(config),
     "samples": config.evaluate.samples,
     "pass_above": config.evaluate.pass_above,
-    "rollouts": {name: value for name, value in config.rollouts.items() if name != "gather"},
+    "rollouts": {name: value for name, value in config.rollouts.items() if name not in PLACES},
     "rules": rules.version,
   }
 

@@ -103,7 +103,6 @@ def rollout_step(config, model):
       **config.rollouts,
     )
     samples = generate.ended_by(samples, model.config.stop_ids[0])
-    samples = jax.tree.map(sharding.by_prompt, samples)  # each process grades its own rows
     return samples, visual if "vision" not in state["student"] else None
 
   return rollout
@@ -420,6 +419,7 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
     limits=[limit] if config.policy.max_kl else [],
     needs_teacher=config.reward.discriminator > 0,
   )
+  model.check_decoding(loop.mesh, config.rollouts.tensor)
   tokenizer = ChatTokenizer(config.model.folder)
   grading.check_ends(tokenizer, model.config.stop_ids)
   if teacher:

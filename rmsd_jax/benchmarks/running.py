@@ -183,8 +183,6 @@ def _config(model: NamedModel, entry: Entry, settings: Settings) -> Any:
 
 def _asked_for(config: Any) -> dict[str, Any]:
   """What of a config a score depends on, for the card and for whether it is there already."""
-  drawn = dict(config.rollouts)
-  del drawn["gather"]
   return {
     "seed": config.seed,
     "samples": config.evaluate.samples,
@@ -192,7 +190,7 @@ def _asked_for(config: Any) -> dict[str, Any]:
     "blind": config.data.blind,
     "tasks": list(config.data.tasks),
     "dtype": config.model.dtype,
-    "rollouts": {name: drawn[name] for name in _DRAWN},
+    "rollouts": {name: config.rollouts[name] for name in _DRAWN},
   }
 
 

@@ -6,8 +6,8 @@
 Needs no accelerator: libtpu from PyPI compiles on any x86 Linux machine, jax[cuda12] for GPUs
 (--topology=h100:8). Per program it prints the memory of one device as XLA planned it, FLOPs and
 HBM bytes from formulas (rmsd_jax.compile.cost; XLA's own counts miss loop turns and Pallas
-kernels), collectives read off the compiled program, and the time that the slowest of the three
-would take at the chip's peak.
+kernels), collectives and the bytes of decoding a token read off the compiled program, and the time
+that the slowest of the three would take at the chip's peak.
 
 Memory is planned for full length, every response T tokens long, and so are the seconds of the
 table; a line below says the seconds for responses of a usual length (--mean_length).
@@ -23,10 +23,10 @@ from typing import NoReturn
 import jax
 
 from rmsd_jax import cli
-from rmsd_jax.compile import hlo
+from rmsd_jax.compile import cost, hlo
 from rmsd_jax.compile.chips import ATTENTION, devices_of
 from rmsd_jax.compile.cost import Work
-from rmsd_jax.compile.programs import programs
+from rmsd_jax.compile.programs import Program, programs
 from rmsd_jax.core import sharding
 from rmsd_jax.core.accelerators import CHIPS, Chip
 from rmsd_jax.core.errors import UserError
@@ -53,16 +53,19 @@ class Report:
   hbm_bytes: float = 0.0
   collectives: dict = dataclasses.field(default_factory=dict)
   seconds: dict = dataclasses.field(default_factory=dict)  # compute, hbm, network
+  of_warmup: bool = False
+  turns: dict = dataclasses.field(
+    default_factory=dict
+  )  # HBM bytes of decoding a token, by its Turn
   fault: str = ""  # why it does not compile, or what cannot be read off it
 
 
-def compiled(name: str, program, mesh, chip: Chip) -> Report:
+def compiled(name: str, program: Program, mesh, chip: Chip) -> Report:
   """Compiles one program and reads what it takes."""
-  function, arguments, runs, work, least = program
   began = time.monotonic()
-  report = Report(name, 0.0, runs=runs, work=work, hbm_bytes=least)
+  report = Report(name, 0.0, program.runs, work=program.work, of_warmup=program.of_warmup)
   try:
-    result = function.lower(*arguments).compile()
+    result = program.function.lower(*program.arguments).compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -75,12 +78,16 @@ def compiled(name: str, program, mesh, chip: Chip) -> Report:
   fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
   report.peak = report.arguments + report.temporaries + fresh
   try:
-    report.collectives = hlo.collectives(result.as_text())
+    text = result.as_text()
+    report.collectives = hlo.collectives(text)
+    if program.decoding:
+      report.turns = cost.traffic_of(program.decoding.every, hlo.turn_traffic(text))
   except jax.errors.JaxRuntimeError as error:  # seen with a libtpu newer than jaxlib
     report.fault = f"collectives unknown: {str(error).splitlines()[0]}"
-  report.seconds = bounds(mesh, chip, work, least)
+  report.hbm_bytes = program.hbm_bytes(report.turns)
+  report.seconds = bounds(mesh, chip, program.work, report.hbm_bytes)
   if not report.fault:
-    moved = runs * sum(size for _, size in report.collectives.values())
+    moved = program.runs * sum(size for _, size in report.collectives.values())
     report.seconds["network"] = moved / chip.link
   return report
 
@@ -134,16 +141,21 @@ def report_table(reports: list[Report], chip: Chip) -> str:
   return "\n".join(rows)
 
 
-def at_length(config, mesh, chip: Chip, mean: float) -> tuple[str, dict[str, float]]:
+def at_length(
+  config, mesh, chip: Chip, mean: float, reports: list[Report]
+) -> tuple[str, dict[str, float]]:
   """A line and the seconds of each program for responses of a mean length: by its work and its HBM
-  bytes alone, nothing is compiled. Rollouts go on to the longest of the batch, with fewer rows."""
+  bytes alone, nothing more is compiled. Rollouts go on to the longest of the batch, with fewer
+  rows."""
+  traffic = {report.name: report.turns for report in reports}
+  planned = programs(config, mesh, mean)
   seconds = {
-    name: max(bounds(mesh, chip, work, least).values())
-    for name, (_, _, _, work, least) in programs(config, mesh, mean).items()
+    name: max(bounds(mesh, chip, program.work, program.hbm_bytes(traffic[name])).values())
+    for name, program in planned.items()
   }
   parts = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
-  line = f"responses of {mean:g} T on average: {sum(seconds.values()):.1f} s a step ({parts})"
-  return line, seconds
+  step = sum(value for name, value in seconds.items() if not planned[name].of_warmup)
+  return f"responses of {mean:g} T on average: {step:.1f} s a step ({parts})", seconds
 
 
 def main(config, topology: str, json: str, mean_length: str) -> None:
@@ -166,9 +178,11 @@ def main(config, topology: str, json: str, mean_length: str) -> None:
     for name, program in programs(config, mesh).items():
       reports.append(compiled(name, program, mesh, chip))
       print(f"compiled {name} in {reports[-1].compile_seconds:.0f} s", flush=True)
-    line, usual = at_length(config, mesh, chip, mean) if mean else ("", {})
+    line, usual = at_length(config, mesh, chip, mean, reports) if mean else ("", {})
   print("\n" + report_table(reports, chip))
   print(f"\nall responses of T: {seconds(reports):.1f} s a step" + f"\n{line}" * bool(line))
+  if any(report.of_warmup for report in reports):
+    print(f"a step of the joint warm-up: {seconds(reports, warmup=True):.1f} s")
   if json:
     _write(json, config, len(devices), chip, reports, {"mean": mean, "seconds": usual})
     print(f"wrote {json}")
@@ -176,9 +190,12 @@ def main(config, topology: str, json: str, mean_length: str) -> None:
     raise UserError(f"{', '.join(faults)} does not fit; more chips, or fewer prompts per device")
 
 
-def seconds(reports: list[Report]) -> float:
-  """Of a step, each program at its bound."""
-  return math.fsum(max(r.seconds.values(), default=0.0) for r in reports)
+def seconds(reports: list[Report], warmup: bool = False) -> float:
+  """Of a step, each program at its bound; or of one of a joint warm-up, which imitates the teacher
+  in place of the policy's gradient."""
+  absent = [report.name for report in reports if report.of_warmup]
+  absent = ["improve"] if warmup else absent
+  return math.fsum(max(r.seconds.values(), default=0.0) for r in reports if r.name not in absent)
 
 
 def _write(path: str, config, devices: int, chip: Chip, reports: list[Report], usual: dict) -> None:
@@ -187,7 +204,12 @@ def _write(path: str, config, devices: int, chip: Chip, reports: list[Report], u
     "devices": devices,
     "bucket": list(config.compile.bucket),
     "chip": chip._asdict(),
-    "programs": [dataclasses.asdict(r) | {"work": r.work._asdict()} for r in reports],
+    "programs": [
+      dataclasses.asdict(r)
+      | {"work": r.work._asdict()}
+      | {"turns": [[*turn, size] for turn, size in r.turns.items()]}
+      for r in reports
+    ],
     "seconds": seconds(reports),  # of a step
     "usual_lengths": usual,
   }

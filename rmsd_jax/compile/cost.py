@@ -92,6 +92,21 @@ def turns(length_ZX, rows: Sequence[int], window: int, tokens: int) -> list[Turn
   ]
 
 
+def every_turn(rows: Sequence[int], window: int, tokens: int) -> list[list[Turn]]:
+  """Of each loop, the turns that differ: one for each window of caches of so many tokens."""
+  ends = [min(end, tokens) for end in range(window, tokens + window, window)]
+  return [[Turn(n, end) for end in ends] for n in rows]
+
+
+def traffic_of(every: list[list[Turn]], found: list[list[dict[str, int]]]) -> dict[Turn, int]:
+  """HBM bytes of each turn from those of a compiled program (hlo.turn_traffic); empty where its
+  loops are not these."""
+  if [len(windows) for windows in every] != [len(windows) for windows in found]:
+    return {}
+  pairs = zip(sum(every, []), sum(found, []), strict=True)
+  return {turn: sum(kinds.values()) for turn, kinds in pairs}
+
+
 def rollout(c: ModelConfig, B: int, bucket: Bucket, shards: int, decoding: Sequence[Turn]) -> Work:
   """Encoding the media, prefilling the prompts, and decoding."""
   P = bucket.prompt
@@ -112,14 +127,18 @@ def cache_bytes(t: TextConfig) -> int:
   return 2 * 2 * t.layers * t.kv_heads * t.head
 
 
-def decode_bytes(t: TextConfig, P: int, groups: int, decoding: Sequence[Turn]) -> float:
+def decode_bytes(
+  t: TextConfig, P: int, groups: int, decoding: Sequence[Turn], on_chip: bool
+) -> float:
   """HBM traffic of the caches of a shard in decoding, bfloat16: in each turn a group's prompt is
   read once, of each row its places. Scores go to HBM in fp32 and back twice, as XLA for TPU has it.
 
   Args:
     groups: prompts of a shard.
+    on_chip: those of the prompts do not (models/flash_decoding.py).
   """
-  rows = max(turn.rows for turn in decoding)  # queries of responses that left stay, masked
+  # Queries of responses that left stay, masked.
+  asking = 0 if on_chip else max(turn.rows for turn in decoding)
   keys = sum(groups * P + turn.rows * turn.places for turn in decoding)
-  scores = sum(rows * P + turn.rows * turn.places for turn in decoding)
+  scores = sum(asking * P + turn.rows * turn.places for turn in decoding)
   return cache_bytes(t) * keys + 3 * 4 * t.layers * t.heads * scores

@@ -27,6 +27,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLED = re.compile(
   r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
+_ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"')  # of a Pallas kernel
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 # What moves no bytes, and what reads a part of its operand.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
@@ -154,7 +155,8 @@ def turn_traffic(text: str) -> list[list[dict[str, int]]]:
   of operation: of a rollout program, those of decoding one token.
 
   Arrays that XLA keeps on the chip (memory space 1) cost nothing; a slice costs what it takes, an
-  update in place what it writes. Padding to the chip's tiles is not counted.
+  update in place what it writes, a Pallas kernel what it says of itself. Padding to the
+  chip's tiles is not counted.
 
   Returns:
     Of each loop, the largest first, and for each branch that its conditionals may take: of the
@@ -216,6 +218,8 @@ class _Traffic:
 
   def _moved(self, ops: dict[str, Op], op: Op) -> int:
     """Bytes of one operation that is no loop or call."""
+    if estimate := _ESTIMATE.search(op.line):
+      return int(estimate[1])
     if op.kind == "copy-start":  # (destination, source, context)
       return sum(_in_hbm(op.shape)[:2])
     if op.kind.endswith("-start"):  # a slice, or what a collective sends: as much as it results in

@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from rmsd_jax.core.packed import Rows
 from rmsd_jax.core.packing import Piece, deal
 from rmsd_jax.method import custom_rewards
 from rmsd_jax.method.carriers import Pairs, RuleTerms
-from rmsd_jax.models import hf
+from rmsd_jax.models import attention, hf
 from rmsd_jax.models.config import ModelConfig
 from rmsd_jax.rollouts import generate
 from rmsd_jax.tasks import Rules
@@ -27,9 +29,35 @@ from rmsd_jax.training import state as state_lib
 LANES = 128  # sizes that any attention can take are multiples of this
 
 
-def programs(config, mesh, mean: float = 0.0) -> dict:
-  """name -> (jitted function, abstract arguments, runs in a step, Work of a step, least HBM bytes
-  of one device in a step). What has pieces gets the largest that may occur.
+class Program(NamedTuple):
+  """A jitted program of a step, and what all its runs in a step take."""
+
+  function: Callable
+  arguments: tuple  # abstract
+  runs: int
+  work: cost.Work
+  least: float  # HBM bytes of one device, without those of decoding
+  decoding: "Decoding | None" = None
+  of_warmup: bool = False  # a joint warm-up has it in place of the policy's
+
+  def hbm_bytes(self, traffic: dict[cost.Turn, int]) -> float:
+    """HBM bytes of one device in a step; `traffic` of decoding a token where it is known."""
+    if not self.decoding:
+      return self.least
+    of_turns = sum(traffic[turn] for turn in self.decoding.turns) if traffic else 0
+    return self.least + (of_turns or self.decoding.formula)
+
+
+class Decoding(NamedTuple):
+  """The tokens of a step's rollouts."""
+
+  turns: list[cost.Turn]
+  every: list[list[cost.Turn]]  # of each loop of the program, one for each window
+  formula: float  # HBM bytes of one device for all turns
+
+
+def programs(config, mesh, mean: float = 0.0) -> dict[str, Program]:
+  """The programs of a run. What has pieces gets the largest that may occur.
 
   Args:
     mean: of the responses' lengths, as a share of T; 0: all are T.
@@ -40,27 +68,24 @@ def programs(config, mesh, mean: float = 0.0) -> dict:
   return makers[config.compile.stage](config, mesh, mean)
 
 
-def _sft_programs(config, mesh, mean: float) -> dict:
+def _sft_programs(config, mesh, mean: float) -> dict[str, Program]:
   model = hf.load_model(**config.model)
   bucket = Bucket(*config.compile.bucket)
   c = model.config
-  passes = passes_of(config)
   encoding = cost.vision(c.vision, config.batch * bucket.frames, bucket.patches)
   state = state_lib.abstract(mesh, model, config.trained, train_sft.make_optims(config))
   steps = train_sft.make_steps(config, mesh)
   groups = abstract_groups(config, c, mesh, bucket, 1)
   visual = _split(mesh, jax.eval_shape(steps.encode, state, groups))
-  plan, size = planned(config, mesh, model, 1, mean)
+  imitate = _imitate(config, mesh, mean, model, state, steps, groups, visual)
+  grads, figures = jax.eval_shape(steps.imitate, *imitate.arguments)
   grads = gradients_of(mesh, state["student"])
-  rows = abstract_rows(mesh, largest(config, plan[0]), bucket.response)
-  arguments = (state, grads, rows, groups, visual)
-  figures = jax.eval_shape(steps.imitate, *arguments)[1]
-  read = reading_bytes(config, mesh, state, passes * len(plan))
-  work = cost.sft(c, size, config.model.remat, config.logit_chunk)
   made = {
-    "encode": (steps.encode, (state, groups), 1, encoding, 0.0),
-    "imitate": (steps.imitate, arguments, len(plan), work, read),
-    "train": (steps.train, (state, grads, figures), 1, cost.Work(), update_bytes(mesh, state)),
+    "encode": Program(steps.encode, (state, groups), 1, encoding, 0.0),
+    "imitate": imitate,
+    "train": Program(
+      steps.train, (state, grads, figures), 1, cost.Work(), update_bytes(mesh, state)
+    ),
   }
   if config.supervision.target == "near":  # which scores all K responses before
     K = config.data.responses
@@ -68,70 +93,84 @@ def _sft_programs(config, mesh, mean: float) -> dict:
     rows = abstract_rows(mesh, largest(config, plan[0]), bucket.response)
     scored = (state, rows, abstract_groups(config, c, mesh, bucket, K), visual)
     read = reading_bytes(config, mesh, state, len(plan))
-    made["near"] = (steps.near, scored, len(plan), cost.forward(c, size, True), read)
+    made["near"] = Program(steps.near, scored, len(plan), cost.forward(c, size, True), read)
   return made
 
 
-def _rl_programs(config, mesh, mean: float) -> dict:
+def _imitate(config, mesh, mean: float, model, state, steps, groups, visual) -> Program:
+  """Stage 1's gradient, of stage 1 and of a joint warm-up."""
+  plan, size = planned(config, mesh, model, 1, mean)
+  rows = abstract_rows(mesh, largest(config, plan[0]), Bucket(*config.compile.bucket).response)
+  arguments = (state, gradients_of(mesh, state["student"]), rows, groups, visual)
+  work = cost.sft(model.config, size, config.model.remat, config.logit_chunk)
+  read = reading_bytes(config, mesh, state, passes_of(config) * len(plan))
+  return Program(steps.imitate, arguments, len(plan), work, read)
+
+
+def _rl_programs(config, mesh, mean: float) -> dict[str, Program]:
   model = hf.load_model(**config.model)
   bucket = Bucket(*config.compile.bucket)
   c = model.config
-  B, T = config.batch, bucket.response
-  remat = config.model.remat
-  passes = passes_of(config)
-  N = config.rollouts.samples
-  K = config.data.responses
+  N, K = config.rollouts.samples, config.data.responses
   optims = train_rl.make_optims(config)
   teacher = imitation.teacher_of(config, model)
   of = (optims, Rules(**config.tasks).names, teacher)
   state = state_lib.abstract(mesh, model, config.trained, *of)
   steps = train_rl.make_steps(config, mesh)
   groups = abstract_groups(config, c, mesh, bucket, K)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  samples, visual = _split(mesh, jax.eval_shape(steps.rollout, state, groups, key))
+  rollout = _rollout(config, mesh, mean, model, state, steps, groups)
+  samples, visual = _split(mesh, jax.eval_shape(steps.rollout, *rollout.arguments))
   score_BN, terms, pairs = abstract_rewards(config, mesh)
-  reading = functools.partial(reading_bytes, config, mesh, state)
-  shards = sharding.batch_shards(mesh)
-  decoding = decoding_turns(config, mesh, model, mean)
-  caches = cost.decode_bytes(c.text, bucket.prompt, B // shards, decoding) / mesh.shape["tensor"]
-  reward = (state["running"], score_BN, samples, terms, pairs)
-  batch, spread, _ = jax.eval_shape(steps.reward, *reward)
+  batch, spread, _ = jax.eval_shape(steps.reward, state["running"], score_BN, samples, terms, pairs)
   plan, size = planned(config, mesh, model, N, mean)
   grads = gradients_of(mesh, state["student"])
-  rows = abstract_rows(mesh, largest(config, plan[0]), T)
+  rows = abstract_rows(mesh, largest(config, plan[0]), bucket.response)
   improve = (state, grads, rows, groups, visual, _split(mesh, batch))
   figures = jax.eval_shape(steps.improve, *improve)[1]
+  work = cost.policy(c, size, config.model.remat, config.logit_chunk, teacher and teacher.config)
+  read = reading_bytes(config, mesh, state, (passes_of(config) + 1) * len(plan))
   update = update_bytes(mesh, state)
   made = {
-    "rollout": (
-      steps.rollout,
-      (state, groups, key),
-      1,
-      cost.rollout(c, B, bucket, shards, decoding),
-      reading(1 + len(decoding), logits=True) + caches,
-    ),
-    "improve": (
-      steps.improve,
-      improve,
-      len(plan),
-      cost.policy(c, size, remat, config.logit_chunk, teacher and teacher.config),
-      reading((passes + 1) * len(plan)),
-    ),
-    "policy": (steps.policy, (state, grads, figures, spread), 1, cost.Work(), update),
+    "rollout": rollout,
+    "improve": Program(steps.improve, improve, len(plan), work, read),
+    "policy": Program(steps.policy, (state, grads, figures, spread), 1, cost.Work(), update),
   }
   if "discriminator" in state:
     learn = jax.ShapeDtypeStruct((), jnp.bool_)
     plan, size = planned(config, mesh, model, N + K, mean)
     grads = gradients_of(mesh, state["discriminator"])
-    rows = abstract_rows(mesh, largest(config, plan[0]), T)
+    rows = abstract_rows(mesh, largest(config, plan[0]), bucket.response)
     judge = (state, grads, rows, groups, visual, pairs)
     figures = jax.eval_shape(steps.judge, *judge)[1]
     figures = figures._replace(parts=_split(mesh, figures.parts))
-    work = cost.discriminator(c, size, remat)
+    work = cost.discriminator(c, size, config.model.remat)
+    read = reading_bytes(config, mesh, state, passes_of(config) * len(plan))
     arguments = (state, grads, figures, groups, samples, pairs, learn)
-    made["judge"] = (steps.judge, judge, len(plan), work, reading(passes * len(plan)))
-    made["discriminator"] = (steps.discriminator, arguments, 1, cost.Work(), update)
+    made["judge"] = Program(steps.judge, judge, len(plan), work, read)
+    made["discriminator"] = Program(steps.discriminator, arguments, 1, cost.Work(), update)
+    if config.discriminator.joint_warmup and config.discriminator.warmup_steps:
+      imitate = _imitate(config, mesh, mean, model, state, steps, groups, visual)
+      made["imitate"] = imitate._replace(of_warmup=True)
   return made
+
+
+def _rollout(config, mesh, mean: float, model, state, steps, groups) -> Program:
+  bucket = Bucket(*config.compile.bucket)
+  c, B, T = model.config, config.batch, bucket.response
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  # The devices that decode together are one shard.
+  grouped = sharding.grouped(mesh.abstract_mesh, config.rollouts.tensor)
+  shards, devices = sharding.batch_shards(grouped), grouped.shape["tensor"]
+  _, length_BN = dealt_lengths(config, mesh, config.rollouts.samples, mean)
+  rows = generate.rows_of_loops(length_BN.size // shards)
+  window = model.window_of(T)
+  turns = cost.turns(length_BN.reshape(shards, -1), rows, window, T)
+  on_chip = attention.resolve(model.attention, model.dtype) == "splash"
+  caches = cost.decode_bytes(c.text, bucket.prompt, B // shards, turns, on_chip) / devices
+  read = functools.partial(reading_bytes, config, grouped, state, logits=True)
+  work = cost.rollout(c, B, bucket, shards, turns)
+  decoding = Decoding(turns, cost.every_turn(rows, window, T), caches + read(len(turns)))
+  return Program(steps.rollout, (state, groups, key), 1, work, read(1), decoding)
 
 
 def passes_of(config) -> int:
@@ -236,15 +275,6 @@ def dealt_lengths(config, mesh, R: int, mean: float) -> tuple[np.ndarray, np.nda
     order = deal(prompt_B + response_BR.sum(1), sharding.batch_shards(mesh))
     prompt_B, response_BR = prompt_B[order], response_BR[order]
   return prompt_B, response_BR
-
-
-def decoding_turns(config, mesh, model, mean: float) -> list[cost.Turn]:
-  """The tokens of a step's rollouts."""
-  _, response_BR = dealt_lengths(config, mesh, config.rollouts.samples, mean)
-  length_ZX = response_BR.reshape(sharding.batch_shards(mesh), -1)
-  T = Bucket(*config.compile.bucket).response
-  rows = generate.rows_of_loops(length_ZX.shape[1])
-  return cost.turns(length_ZX, rows, model.window_of(T), T)
 
 
 def planned(config, mesh, model, R: int, mean: float) -> tuple[list[Piece], cost.Size]:

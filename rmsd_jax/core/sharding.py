@@ -3,10 +3,11 @@
 Prompts are split over data and fsdp, heads and widths over tensor, weights over fsdp and tensor.
 """
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,34 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
   if max(map(len, owners)) > 1 and jax.process_count() > 1:
     raise UserError(f"a group of mesh.tensor={sizes[2]} devices reaches over processes; lower it")
   return mesh
+
+
+def grouped(mesh: AbstractMesh, tensor: int) -> AbstractMesh:
+  """The same devices with `tensor` of them in a tensor group, which neighbours along fsdp make up;
+  0: as they are.
+
+  Raises:
+    UserError: they cannot be grouped so.
+  """
+  data, fsdp, own = (mesh.shape[axis] for axis in AXES)
+  tensor = tensor or own
+  if tensor < 0 or tensor % own or fsdp * own % tensor:
+    raise UserError(
+      f"rollouts.tensor={tensor} with mesh fsdp={fsdp} tensor={own}: it must be a multiple of "
+      f"{own} that divides {fsdp * own}, or 0 for {own}"
+    )
+  return mesh.update(axis_sizes=(data, fsdp * own // tensor, tensor))
+
+
+@contextlib.contextmanager
+def in_groups_of(tensor: int) -> Iterator[None]:
+  """Inside jit under `jax.set_mesh`: the mesh is `grouped` so. Every layout that is asked for in
+  here is on that mesh; arrays keep theirs until then. Without a mesh it does nothing."""
+  mesh = jax.sharding.get_abstract_mesh()
+  with contextlib.ExitStack() as stack:
+    if not mesh.empty and (new := grouped(mesh, tensor)) != mesh:
+      stack.enter_context(jax.sharding.use_abstract_mesh(new))
+    yield
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
@@ -113,7 +142,10 @@ def shardings(mesh: Mesh | AbstractMesh, tree, rules: Rules):
 
   result = jax.tree_util.tree_map_with_path(sharding_of, tree)
   if faults:
-    raise UserError(f"weights do not divide over the mesh, change config.mesh: {'; '.join(faults)}")
+    raise UserError(
+      "weights do not divide over the mesh, change config.mesh or rollouts.tensor: "
+      + "; ".join(faults)
+    )
   return result
 
 
@@ -226,14 +258,35 @@ def by_shard(f, specs, results):
   return jax.shard_map(f, in_specs=specs, out_specs=results, check_vma=False)
 
 
-def whole(tree, rules: Rules):
-  """Inside jit under `jax.set_mesh`: weights gathered over fsdp, still split over tensor."""
+def logits_by_row(x_ZXV: jax.Array) -> jax.Array:
+  """Inside jit under `jax.set_mesh`: logits of which each device of a tensor group has made those
+  of its part of the vocabulary -> each has all of V for its part of the rows X, where they divide.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x_ZXV
+  # Without the first line XLA would bring the table together instead.
+  x_ZXV = constrained(x_ZXV, P(*BATCH, None, "tensor"))
+  divides = x_ZXV.shape[1] % mesh.shape["tensor"] == 0
+  return constrained(x_ZXV, P(*BATCH, "tensor") if divides else BATCH)
+
+
+def laid_out(tree, rules: Rules, whole: bool):
+  """Inside jit under `jax.set_mesh`: weights split as the rules say.
+
+  Args:
+    whole: they are then gathered over fsdp, and still split over tensor.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return tree
 
-  def without_fsdp(x, sharding):
+  def lay(x, sharding):
+    # In two steps: where the mesh was grouped anew, the first one exchanges parts inside a group,
+    # and only the second one gathers.
+    x = constrained(x, sharding.spec)
     axes = ((axis,) if isinstance(axis, str) else axis or () for axis in sharding.spec)
-    return constrained(x, P(*(tuple(a for a in some if a != "fsdp") or None for some in axes)))
+    without_fsdp = P(*(tuple(a for a in some if a != "fsdp") or None for some in axes))
+    return constrained(x, without_fsdp) if whole else x
 
-  return jax.tree.map(without_fsdp, tree, shardings(mesh, tree, rules))
+  return jax.tree.map(lay, tree, shardings(mesh, tree, rules))

@@ -200,7 +200,9 @@ def _dense(q_XSNH, k_XKSH, v_XKSH, layout: Layout):
   return jnp.einsum("XKGsu,XKuH->XsKGH", weights, v_XKSH).reshape(X, S, N, H)
 
 
-def decode_attention(q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, layer, t, window: int):
+def decode_attention(
+  q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, layer, t, window: int, impl: str = "split"
+):
   """The same rule for one new token of each response under way, at place t of its own cache.
 
   The prompt's keys and values are stored once per group and shared by its responses. Of the
@@ -214,8 +216,11 @@ def decode_attention(q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, lay
       their order.
     layer: that is attended to.
     window: places.
+    impl: one of IMPLEMENTATIONS; "splash" keeps the scores of prompts on the chip
+      (rmsd_jax.models.flash_decoding), all others are the same.
   """
-  attend = functools.partial(_decode, window=window)
+  on_prompts = _flash if resolve(impl, q_ZXNH.dtype) == "splash" else _prompts
+  attend = functools.partial(_decode, window=window, on_prompts=on_prompts)
   rows = Spec(*sharding.BATCH, None, "tensor")
   caches = (PROMPT_CACHES,) * 2, (OWN_CACHES,) * 2
   specs = rows, *caches, sharding.BATCH, sharding.BATCH, Spec(), Spec()
@@ -225,7 +230,9 @@ def decode_attention(q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, lay
   )
 
 
-def _decode(q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, layer, t, window: int):
+def _decode(
+  q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, layer, t, window: int, on_prompts
+):
   """`decode_attention` in one shard, Z = 1."""
   _, X, N, H = q_ZXNH.shape
   B, K = prompt_kv[0].shape[1:3]
@@ -256,11 +263,22 @@ def _decode(q_ZXNH, prompt_kv, own_kv, prompt_length_B, row_of_BRX, layer, t, wi
     back = lambda x_BRKGH: exact("BRX,BRKGH->XKGH", row_of_BRX.astype(x_BRKGH.dtype), x_BRKGH)
   R = q_BRKGH.shape[1]
   q_BKQH = q_BRKGH.swapaxes(1, 2).reshape(B, K, -1, H)
-  k_p, v_p = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in prompt_kv)
-  seen_BP = jnp.arange(k_p.shape[2]) < prompt_length_B[:, None]
-  to_prompt = _partial(q_BKQH, k_p, v_p, seen_BP[:, None, None])
+  to_prompt = on_prompts(q_BKQH, prompt_kv, layer, prompt_length_B)
   to_prompt = [back(x.reshape(B, K, R, N // K, -1).swapaxes(1, 2)) for x in to_prompt]
   return _merged(to_own, to_prompt).reshape(q_ZXNH.shape).astype(q_ZXNH.dtype)
+
+
+def _prompts(q_BKQH, prompt_kv, layer, prompt_length_B):
+  """`_partial` of queries to the keys of their prompts."""
+  k_p, v_p = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in prompt_kv)
+  seen_BP = jnp.arange(k_p.shape[2]) < prompt_length_B[:, None]
+  return _partial(q_BKQH, k_p, v_p, seen_BP[:, None, None])
+
+
+def _flash(q_BKQH, prompt_kv, layer, prompt_length_B):
+  from rmsd_jax.models import flash_decoding  # Pallas for TPU: imported where it is used
+
+  return flash_decoding.attention(q_BKQH, prompt_kv, layer, prompt_length_B)
 
 
 def _partial(q, k, v, mask):

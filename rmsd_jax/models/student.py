@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
 
 from rmsd_jax.core import packed, sharding
@@ -45,6 +46,9 @@ PARTITION = (
   ("vision/deepstack/fc[12]", Spec(None, "fsdp", "tensor")),
   ("vision/.*(bias|scale)", Spec()),
 )
+# In decoding the table is split over V: each device makes the logits of its tokens, and none are
+# summed over devices.
+DECODING = (("text/(embed|head)", Spec("tensor", "fsdp")), *PARTITION[1:])
 MOST_WINDOWS = 16  # of the responses' caches: each is a branch of the program
 
 
@@ -201,12 +205,18 @@ class Qwen3VL:
     attended = 2 * pairs * c.layers * c.heads * c.head
     return (P + W) * c.layers * layer + W * c.vocab * c.width + attended
 
-  def gathered(self, params: dict) -> dict:
+  def for_decoding(self, params: dict, gather: bool) -> dict:
     """Parameters for a loop that reads the text weights at every turn: these in the type of the
-    activations, and whole on every device up to the tensor axis. The results are the same."""
+    activations, and where they are gathered, whole on every device up to the tensor axis. The
+    results are the same."""
     # Cast first: half the bytes are then sent and kept.
     text = jax.tree.map(lambda x: x.astype(self.dtype), params["text"])
-    return params | sharding.whole({"text": text}, PARTITION)
+    return params | sharding.laid_out({"text": text}, DECODING, gather)
+
+  def check_decoding(self, mesh: Mesh, tensor: int) -> None:
+    """Raises UserError unless so many devices can decode together (`generate.generate`)."""
+    grouped = sharding.grouped(mesh.abstract_mesh, tensor)
+    sharding.shardings(grouped, {"text": self.abstract()["text"]}, DECODING)
 
   def logits(self, params: dict, groups: PromptGroups) -> jax.Array:
     """Logits of the whole prompts, fp32 [B, P, V], for checks and other uses; training never makes
@@ -264,8 +274,9 @@ class Qwen3VL:
         for c, x in zip(own, (k, v), strict=True)
       )
       o = attention.decode_attention(
-        q, prompt, own, groups.prompt_length_B, under_way.row_of_BRX, layer, t, window
-      )
+        q, prompt, own, groups.prompt_length_B, under_way.row_of_BRX, layer, t, window,
+        self.attention,
+      )  # fmt: skip
       return o, own
 
     x_ZXD = self.text.embed(params["text"], tokens_ZX)
@@ -273,7 +284,7 @@ class Qwen3VL:
     angles_ZXE = self._response_angles(under_way.start_ZX + t)
     x_ZXD, own = self.text.step(params["text"], x_ZXD, angles_ZXE, attend, own)
     cache = dataclasses.replace(cache, own_k_LZXKTH=own[0], own_v_LZXKTH=own[1])
-    return self.text.norm(params["text"], x_ZXD), cache
+    return sharding.by_prompt(self.text.norm(params["text"], x_ZXD)), cache
 
   def _embedded(self, params: dict, rows: Rows, visual: Visual):
     """Embeddings [X, S, D] with visual tokens in their places, DeepStack [n, X, P, D], angles."""

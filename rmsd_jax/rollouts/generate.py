@@ -48,7 +48,7 @@ class Samples:
   jax.jit,
   static_argnames=(
     "model", "samples", "max_tokens", "stop_ids", "pad_id", "temperature", "top_p", "top_k",
-    "gather",
+    "gather", "tensor",
   ),
 )  # fmt: skip
 def generate(
@@ -65,6 +65,7 @@ def generate(
   top_p: float = 1.0,
   top_k: int = 0,
   gather: bool = True,
+  tensor: int = 0,
   visual: Visual | None = None,
 ) -> Samples:
   """Samples responses. Jitted: each new model, shape or option is compiled once.
@@ -80,7 +81,9 @@ def generate(
     top_p: smallest set of tokens whose probability reaches top_p; 1 keeps all.
     top_k: most likely tokens kept; 0 keeps all.
     gather: bring the weights together once, before the loop, instead of for every token; takes
-      2 bytes a parameter (in bfloat16, with mesh.tensor = 1) on each device.
+      2 bytes a parameter (in bfloat16) over `tensor` on each device.
+    tensor: devices that decode together, each with its heads and its part of the MLP and of the
+      vocabulary, the prompts of all; neighbours along mesh.fsdp join for it. 0: as mesh.tensor.
     visual: the prompts' encoded media, if another model of the step has it already.
 
   The loop ends with the longest response. Log-probs are of the sampled distribution.
@@ -89,28 +92,39 @@ def generate(
     raise ValueError("sampling at a temperature above 0 needs a key, e.g. jax.random.key(0)")
   _check_sampling(temperature, top_p, top_k)
   key_BR = _response_keys(key, len(groups.prompt_length_B), samples) if temperature else None
+  # In the layout of the mesh before it is grouped otherwise: what is given without one would get
+  # one from inside, which means nothing out here.
+  groups, key_BR = jax.tree.map(sharding.by_prompt, (groups, key_BR))
   stop_ids = model.config.stop_ids if stop_ids is None else stop_ids
   pad_id = model.config.pad_id if pad_id is None else pad_id
-  if gather:
-    # After the media are encoded: the tower's activations and the weights together are much.
-    visual = model.encode(params, groups) if visual is None else visual
-    # The barrier keeps XLA from gathering before the tower has run.
-    params, visual = jax.lax.optimization_barrier((params, visual))
-    params = model.gathered(params)
-  table_VD = model.unembedding(params)
+  visual = model.encoded(params, groups, visual)
+  # The barrier keeps XLA from gathering weights before the tower has run: its activations and all
+  # weights together are much.
+  params, visual = jax.lax.optimization_barrier((params, visual))
+  with sharding.in_groups_of(tensor):
+    params = model.for_decoding(params, gather)
+    started = model.prefill(params, groups, samples, max_tokens, visual)
+    draw = _drawing(model.unembedding(params), pad_id, temperature, top_p, top_k)
+    ends = lambda token: jnp.isin(token, jnp.array(stop_ids, jnp.int32))
+    sizes = samples, max_tokens, pad_id
+    drawn = _grow(model, params, groups, started, key_BR, sizes, draw, ends)
+  return jax.tree.map(sharding.by_prompt, drawn)  # a process reads the rows of its own prompts
 
-  def ends(token):
-    return jnp.isin(token, jnp.array(stop_ids, jnp.int32))
+
+def _drawing(table_VD, pad_id: int, temperature: float, top_p: float, top_k: int):
+  """(hidden [.., D], keys, t, done) -> tokens of place t and their log-probs; of responses that are
+  done, padding and 0."""
 
   def draw(hidden, keys, t, done):
     # A key for each place, of the response's own and the place alone.
     keys = None if keys is None else _each(jax.random.fold_in)(keys, t)
-    logits = layers.logits(hidden, table_VD)
-    token, logp = sample_token(logits, keys, temperature, top_p, top_k)
+    # Each device of a tensor group draws for its part of the rows.
+    logits = sharding.logits_by_row(layers.logits(hidden, table_VD))
+    drawn = sample_token(logits, keys, temperature, top_p, top_k)
+    token, logp = map(sharding.by_prompt, drawn)
     return jnp.where(done, pad_id, token), jnp.where(done, 0.0, logp)
 
-  started = model.prefill(params, groups, samples, max_tokens, visual)
-  return _grow(model, params, groups, started, key_BR, (samples, max_tokens, pad_id), draw, ends)
+  return draw
 
 
 def prompt_keys(key: jax.Array, row_B: jax.Array) -> jax.Array:
@@ -163,7 +177,7 @@ class _Rows(NamedTuple):
   def at(self, index_ZX: jax.Array) -> "_Rows":
     """Only these rows of each shard, in this order."""
     take = jax.vmap(lambda x_X, index_X: x_X[index_X])
-    return jax.tree.map(lambda x_ZX: take(x_ZX, index_ZX), self)
+    return jax.tree.map(lambda x_ZX: sharding.by_prompt(take(x_ZX, index_ZX)), self)
 
 
 def _grow(
@@ -175,7 +189,7 @@ def _grow(
     started: the hidden state [B, D] that predicts the first tokens, and the cache.
     key_BR: of the responses, or None.
     sizes: R, T and the id of padding.
-    draw: (hidden [.., D], keys, t, done) -> tokens of place t and their log-probs.
+    draw: see `_drawing`.
     ends: tokens -> whether each ends its response.
   """
   last_BD, cache = started
@@ -274,7 +288,8 @@ def rows_of_loops(rows: int) -> list[int]:
 def ended_by(samples: Samples, token: int) -> Samples:
   """Samples of which only those that end in `token` count as finished."""
   last_BR = _last(samples.responses_BRT, samples.length_BR)
-  return dataclasses.replace(samples, finished_BR=samples.finished_BR & (last_BR == token))
+  finished_BR = sharding.by_prompt(samples.finished_BR & (last_BR == token))
+  return dataclasses.replace(samples, finished_BR=finished_BR)
 
 
 def sample_token(

@@ -42,10 +42,14 @@ def make_ways(
     rollouts: options of `generate.generate`.
     samples: sampled replies a prompt; 0: none.
     greedy: whether the likeliest reply is asked for.
+
+  Raises:
+    UserError: the devices cannot decode together as `rollouts.tensor` says.
   """
+  model.check_decoding(mesh, rollouts["tensor"])
   jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
   program = lambda **options: jit(functools.partial(_respond, model, **options))
-  likeliest = dict(samples=1, temperature=0.0, gather=rollouts["gather"])
+  likeliest = dict(samples=1, temperature=0.0, gather=rollouts["gather"], tensor=rollouts["tensor"])
   return Ways(
     greedy=program(**likeliest) if greedy else None,
     sampled=program(**dict(rollouts) | {"samples": samples}) if samples else None,
@@ -60,8 +64,7 @@ def _respond(model: Qwen3VL, params: dict, groups: PromptGroups, key, **options)
   """
   tokens = groups.responses_BRT.shape[2]
   samples = generate.generate(model, params, groups, key, max_tokens=tokens, **options)
-  samples = generate.ended_by(samples, model.config.stop_ids[0])
-  return jax.tree.map(sharding.by_prompt, samples)
+  return generate.ended_by(samples, model.config.stop_ids[0])
 
 
 def answered(

@@ -11,6 +11,7 @@ a copy of a cache would be among them.
 
 import argparse
 import collections
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -47,14 +48,15 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--topology", default="v5p:2x2x1")
-  parser.add_argument("--groups", type=int, default=8, help="prompts per shard")
-  parser.add_argument("--tensor", type=int, default=1, help="devices of a shard")
+  parser.add_argument("--groups", type=int, default=8, help="prompts of the devices of a shard")
+  parser.add_argument("--tensor", type=int, default=1, help="devices of a shard: rollouts.tensor")
   parser.add_argument("--mean", type=float, default=0.3, help="of the responses, a share of T")
+  parser.add_argument("--hlo", default="", help="a file to write the compiled program to")
   options = parser.parse_args()
   kind, devices = chips.devices_of(options.topology)
-  mesh = sharding.make_mesh(1, -1, options.tensor, devices=devices)
+  mesh = sharding.make_mesh(1, -1, 1, devices=devices)
   model = Qwen3VL(PRESETS["4b"], dtype="bfloat16", attention="splash")
-  shards = sharding.batch_shards(mesh)
+  shards = sharding.batch_shards(sharding.grouped(mesh.abstract_mesh, options.tensor))
   B, (P, T, *_) = options.groups * shards, BUCKET
   params = sharding.abstract(mesh, model.abstract(), PARTITION)
   over = NamedSharding(mesh, sharding.BATCH)
@@ -64,8 +66,9 @@ def main() -> None:
 
   def sample(params, groups, visual, key):
     return generate(
-      model, params, groups, key, samples=SAMPLES, max_tokens=T, temperature=1.0, visual=visual
-    )
+      model, params, groups, key, samples=SAMPLES, max_tokens=T, temperature=1.0, visual=visual,
+      tensor=options.tensor,
+    )  # fmt: skip
 
   key = jax.eval_shape(lambda: jax.random.key(0))
   with jax.set_mesh(mesh):
@@ -73,24 +76,27 @@ def main() -> None:
       sample, compiler_options=sharding.compiler_options(mesh)
     ).lower(params, groups, visual, key).compile()  # fmt: skip
   program = compiled.as_text()
+  if options.hlo:
+    Path(options.hlo).write_text(program, "utf-8")
   found = hlo.turn_traffic(program)
   text, t = named.flatten(params["text"]), model.config.text
   read = sum(leaf.size for name, leaf in text.items() if name.startswith("layers"))
   weights = jnp.dtype("bfloat16").itemsize * (read + text["embed"].size) / options.tensor
   rows = rows_of_loops(options.groups * SAMPLES)
   window = model.window_of(T)
-  ends = [min(end, T) for end in range(window, T + window, window)]
+  every = cost.every_turn(rows, window, T)
+  traffic = cost.traffic_of(every, found)
 
   def reckoned(turns):
-    caches = cost.decode_bytes(t, P, options.groups, turns) / options.tensor
+    caches = cost.decode_bytes(t, P, options.groups, turns, True) / options.tensor
     return len(turns) * weights + caches
 
   print(f"{options.topology}, {options.groups} prompts x {SAMPLES} responses a shard, one token:")
-  for n, windows in zip(rows, found, strict=True):
-    moved = sum(sum(one.values()) for one in windows) / len(windows)
-    formula = reckoned([cost.Turn(n, places) for places in ends]) / len(ends)
+  for n, turns, windows in zip(rows, every, found, strict=True):
+    moved = sum(traffic[turn] for turn in turns) / len(turns)
     parts = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in windows[-1].items() if v > 1e7)
-    print(f"  {n} rows: moved {moved / 1e9:.2f} GB, by formula {formula / 1e9:.2f}; last: {parts}")
+    formula = reckoned(turns) / len(turns) / 1e9
+    print(f"  {n} rows: moved {moved / 1e9:.2f} GB, by formula {formula:.2f}; last: {parts}")
   own = (t.layers, 1, rows[0], t.kv_heads // options.tensor, T, t.head)
   print(f"what makes an array like the responses' caches: {makers(program, own)}")
   print("  (keys and values: a broadcast makes each, updates are in place; a copy would be here)")
@@ -98,8 +104,7 @@ def main() -> None:
   # As many shards as the step of the presets has.
   _, length_BR = lengths(BUCKET, 128, SAMPLES, options.mean)
   turns = cost.turns(length_BR.reshape(128 // options.groups, -1), rows, window, T)
-  place = {n: i for i, n in enumerate(rows)}
-  total = sum(sum(found[place[n]][ends.index(places)].values()) for n, places in turns)
+  total = sum(traffic[turn] for turn in turns)
   sampled = length_BR.sum() / (128 // options.groups) / options.tensor
   print(
     f"128 prompts, responses of {options.mean} T: {total / sampled / 1e6:.0f} MB a sampled token"

@@ -46,9 +46,10 @@ class Program:
 
 def compiled_programs(config, mesh, out: Out) -> Iterator[Program]:
   """Compiles what rmsd_jax.compile plans, in its order."""
-  for name, (function, arguments, _, work, least) in programs(config, mesh).items():
+  for name, program in programs(config, mesh).items():
     began = time.perf_counter()
-    executable = function.lower(*arguments).compile()
+    work = program.work
+    executable = program.function.lower(*program.arguments).compile()
     memory = executable.memory_analysis()
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
     planned = memory.argument_size_in_bytes + memory.temp_size_in_bytes + fresh
@@ -57,7 +58,7 @@ def compiled_programs(config, mesh, out: Out) -> Iterator[Program]:
       "planned_gib": planned / GIB,
       "pflop": work.total / 1e15,
       "seconds_at_peak": work.total / peak_flops(),
-      "least_hbm_gb": least / 1e9,
+      "least_hbm_gb": program.hbm_bytes({}) / 1e9,
     }
     out.say(
       f"{name}: compiled in {report['compile_seconds']:.0f} s, plan {planned / GIB:.1f} GiB, "

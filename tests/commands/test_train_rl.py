@@ -414,6 +414,22 @@ def test_eight_devices_take_the_steps_of_one():
       assert_close(got[leaf] / largest, moment / largest, 2e-5)
 
 
+def test_devices_that_decode_together_sample_what_one_does():
+  """Each process finds the rows of its own prompts, as where every device decodes for itself."""
+  on, c, given = sharding.make_mesh(1, 8, 1), CONFIG(rollouts__tensor=2), case()
+  rules = state_lib.RULES
+  with jax.set_mesh(on):
+    state = tiny_run.rl_state(c)
+    state = jax.device_put(jax.device_get(state), sharding.shardings(on, state, rules))
+    groups = sharding.put_batch(on, given["batch"].groups)
+    samples, _ = tiny_run.steps(train_rl, c, on).rollout(state, groups, jax.random.key(1))
+  one = given["sampled"]
+  for name in ("responses_BRT", "length_BR", "finished_BR"):
+    np.testing.assert_array_equal(sharding.local_rows(getattr(samples, name)), getattr(one, name))
+    assert getattr(samples, name).sharding.spec[0] == "fsdp"
+  assert_close(samples.logp_BRT, one.logp_BRT)
+
+
 def test_weights_that_a_step_on_a_mesh_left_sample_as_the_trainer_scores_them():
   """A weight that left its place made the sampler of the next step wrong, by 15 nats."""
   state, given = fresh(8), case()

@@ -115,11 +115,24 @@ def test_decoding_goes_on_with_the_rows_that_are_left():
   assert found == [cost.Turn(*pair) for pair in zip(rows, places, strict=True)]
 
 
+def test_traffic_of_turns_is_that_of_the_program_with_their_loops():
+  """By hand: loops of 4 and 2 rows, windows of 3 of 8 places; a program of other loops has none."""
+  every = cost.every_turn([4, 2], 3, 8)
+  assert every == [[cost.Turn(n, places) for places in (3, 6, 8)] for n in (4, 2)]
+  found = [[{"fusion": 5, "copy": i}, {"fusion": 6 + i}, {"copy": 7 + i}] for i in (0, 10)]
+  traffic = cost.traffic_of(every, found)
+  assert [traffic[turn] for turn in every[0] + every[1]] == [5, 6, 7, 15, 16, 17]
+  assert cost.traffic_of(every, found[:1]) == cost.traffic_of(every[:1], found) == {}
+  assert cost.traffic_of(every, [found[0], found[1][:2]]) == {}
+
+
 def test_decoding_reads_prompts_once_a_group_and_of_each_row_its_places():
   text, decoding = C.text, [cost.Turn(8, 16), cost.Turn(4, 32)]
   caches = 2 * 2 * 3 * 2 * 32 * (2 * 100 + 8 * 16 + 2 * 100 + 4 * 32)
   scores = 3 * 4 * 3 * 8 * (8 * 100 + 8 * 16 + 8 * 100 + 4 * 32)
-  assert cost.decode_bytes(text, 100, 2, decoding) == caches + scores
+  assert cost.decode_bytes(text, 100, 2, decoding, False) == caches + scores
+  of_prompts = 3 * 4 * 3 * 8 * 2 * 8 * 100
+  assert cost.decode_bytes(text, 100, 2, decoding, True) == caches + scores - of_prompts
   one = cost.rollout(C, 2, Bucket(100, 32, 1, 4), 1, decoding)
   more = cost.rollout(C, 2, Bucket(100, 32, 1, 4), 1, [*decoding, cost.Turn(4, 32)])
   assert more.linear - one.linear == 2 * 4 * text.layers * cost.layer_weights(text)

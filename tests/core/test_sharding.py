@@ -53,6 +53,16 @@ def test_a_mesh_takes_all_devices_and_minus_one_takes_what_is_left():
   assert sharding.make_mesh(2, 2, 2).axis_names == sharding.AXES
 
 
+def test_devices_join_along_fsdp_to_decode_together():
+  """Neighbours, so that the order of the devices stays; what cannot be is refused with a remedy."""
+  mesh = sharding.make_mesh(1, 4, 2).abstract_mesh
+  sizes = lambda tensor: tuple(sharding.grouped(mesh, tensor).shape.values())
+  assert [sizes(t) for t in (0, 2, 4, 8)] == [(1, 4, 2), (1, 4, 2), (1, 2, 4), (1, 1, 8)]
+  for tensor in (1, 3, 6, 16, -2):
+    with pytest.raises(UserError, match="a multiple of 2 that divides 8, or 0 for 2"):
+      sharding.grouped(mesh, tensor)
+
+
 @pytest.mark.parametrize(
   "sizes", [(2, 2, 3), (-1, 3, 1), (16, -1, 1), (-1, -1, 8), (4, 1, 1), (0, -1, 1)]
 )

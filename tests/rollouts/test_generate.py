@@ -90,18 +90,21 @@ def test_gathering_the_weights_changes_no_sample(params):
   np.testing.assert_allclose(once.logp_BRT, each.logp_BRT, atol=1e-5)
 
 
-def test_weights_cast_before_the_loop_are_those_cast_inside(params):
+def test_weights_cast_before_the_loop_are_those_cast_inside(params, monkeypatch):
   """bfloat16 on one device: the very same samples."""
   model, groups = Qwen3VL(CONFIG, dtype="bfloat16"), random_groups(B=3)
-  once, each = (
-    generate(
-      model, params, groups, jax.random.key(0), samples=3, max_tokens=6, stop_ids=(END,),
-      temperature=1.0, gather=gather,
+
+  def run():
+    program = functools.partial(generate.__wrapped__, model, samples=3, max_tokens=6, pad_id=0)
+    return jax.jit(functools.partial(program, stop_ids=(END,), temperature=1.0))(
+      params, groups, jax.random.key(0)
     )
-    for gather in (True, False)
-  )  # fmt: skip
-  np.testing.assert_array_equal(once.responses_BRT, each.responses_BRT)
-  np.testing.assert_array_equal(once.logp_BRT, each.logp_BRT)
+
+  before = run()
+  monkeypatch.setattr(Qwen3VL, "for_decoding", lambda model, params, gather: params)
+  inside = run()
+  np.testing.assert_array_equal(before.responses_BRT, inside.responses_BRT)
+  np.testing.assert_array_equal(before.logp_BRT, inside.logp_BRT)
 
 
 def test_responses_end_once_and_padding_follows(params):
@@ -204,14 +207,22 @@ def test_a_response_does_not_depend_on_who_else_is_drawn(params, six, rows, samp
   np.testing.assert_allclose(some.logp_BRT, cut(out.logp_BRT)[..., :places], atol=1e-5)
 
 
-def test_a_response_is_the_same_on_eight_devices(params, six):
+@pytest.mark.parametrize("mesh, tensor", [((2, 2, 2), 0), ((1, 4, 2), 4), ((2, 4, 1), 2)], ids=str)
+def test_a_response_is_the_same_on_eight_devices(params, six, mesh, tensor):
+  """Also where devices decode together that compute apart."""
   groups, keys, run, out = six
-  rows = np.array([5, 1, 0, 2])
-  mesh = sharding.make_mesh(2, 2, 2)
+  rows = np.array([5, 1, 0, 2] * 2)
+  mesh = sharding.make_mesh(*mesh)
   with jax.set_mesh(mesh):
     placed = jax.device_put(params, sharding.shardings(mesh, params, PARTITION))
     some = sharding.put_batch(mesh, jax.tree.map(lambda x: x[rows], groups))
-    many = jax.device_get(run(placed, some, keys[rows], samples=3, max_tokens=6))
+    if tensor == 4:
+      with pytest.raises(UserError, match=r"change config.mesh or rollouts.tensor: .*\(2 % 4\)"):
+        MODEL.check_decoding(mesh, tensor)
+      return
+    MODEL.check_decoding(mesh, tensor)
+    run = functools.partial(run, placed, some, keys[rows], samples=3, max_tokens=6, tensor=tensor)
+    many = jax.device_get(run())
   np.testing.assert_array_equal(many.responses_BRT, out.responses_BRT[rows, :3, :6])
 
 
@@ -233,8 +244,8 @@ def uneven(params):
 PLACES = 12
 
 
-def grown(model, params, groups, keys):
-  run = functools.partial(generate.__wrapped__, model, samples=3, max_tokens=PLACES)
+def grown(model, params, groups, keys, **options):
+  run = functools.partial(generate.__wrapped__, model, samples=3, max_tokens=PLACES, **options)
   run = functools.partial(run, stop_ids=tuple(range(40)), temperature=1.0)
   return jax.device_get(jax.jit(run)(params, groups, keys))
 
@@ -253,13 +264,16 @@ def test_windows_and_rows_that_leave_change_no_response(params, uneven, monkeypa
   np.testing.assert_allclose(out.logp_BRT, plain.logp_BRT, atol=1e-6)
 
 
-def test_rows_leave_their_own_shard_of_eight_devices(params, uneven, monkeypatch):
+@pytest.mark.parametrize("mesh, tensor", [((2, 2, 2), 0), ((1, 8, 1), 2)], ids=str)
+def test_rows_leave_their_own_shard_of_eight_devices(params, uneven, monkeypatch, mesh, tensor):
   monkeypatch.setattr(generate_lib, "FEWEST", 1)
   groups, keys, plain = uneven
-  mesh = sharding.make_mesh(2, 2, 2)
+  mesh = sharding.make_mesh(*mesh)
+  model = Qwen3VL(CONFIG, window=4)
   with jax.set_mesh(mesh):
     placed = jax.device_put(params, sharding.shardings(mesh, params, PARTITION))
-    out = grown(Qwen3VL(CONFIG, window=4), placed, sharding.put_batch(mesh, groups), keys)
+    out = grown(model, placed, sharding.put_batch(mesh, groups), keys, tensor=tensor)
+  assert out.responses_BRT.shape == plain.responses_BRT.shape
   assert_same_responses(out, plain)
   np.testing.assert_allclose(out.logp_BRT, plain.logp_BRT, atol=1e-5)
 
