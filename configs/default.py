@@ -18,6 +18,7 @@ OPERATIONAL = (
   "model.unroll",
   "rollouts.gather",
   "rollouts.tensor",
+  "rollouts.pieces",
   "data.pool",
   "data.workers",
   "data.prefetch",
@@ -177,6 +178,8 @@ def _method(c: ConfigDict) -> None:
   )
   # Devices that decode together, heads and weights split among them; 0: as mesh.tensor.
   c.rollouts.tensor = 0
+  # Parts of their prompts that are answered one after another, where memory is short.
+  c.rollouts.pieces = 1
 
   c.reward = ConfigDict()  # weights of the composite reward
   c.reward.discriminator = 0.4  # alpha; 0 leaves the discriminator out of the run

@@ -57,7 +57,6 @@ OPTIONS = {
   "rescore": (False, "grade the stored replies anew; see above"),
   "out": ("", "folder of the results instead of WORKDIR, which is then only read"),
 }
-PLACES = ("gather", "tensor")  # of `rollouts`: where things are computed, not what
 RULES = ("rules", "pass_above")  # of what is asked; replies do not depend on them
 
 
@@ -141,7 +140,9 @@ def _settings(config, rules: Rules) -> dict:
     "ways": _ways(config),
     "samples": config.evaluate.samples,
     "pass_above": config.evaluate.pass_above,
-    "rollouts": {name: value for name, value in config.rollouts.items() if name not in PLACES},
+    "rollouts": {
+      name: value for name, value in config.rollouts.items() if name not in held_out.PLACES
+    },
     "rules": rules.version,
   }
 
@@ -271,7 +272,9 @@ def main(config, workdir: str, checkpoint: str, rescore: bool = False, out: str 
   if rescore:
     jax.config.update("jax_platforms", "cpu")  # no accelerator is taken, nor waited for
   folder = os.path.join(out or workdir, "evaluate", config.evaluate.name or config.data.split)
-  check_least(config, {"evaluate.samples": 0, "rollouts.top_k": 0, "data.limit": 0})
+  check_least(
+    config, {"evaluate.samples": 0, "rollouts.top_k": 0, "rollouts.pieces": 1, "data.limit": 0}
+  )
   check_within(config, WITHIN)
   if not _ways(config):
     raise UserError(

@@ -162,15 +162,18 @@ def _rollout(config, mesh, mean: float, model, state, steps, groups) -> Program:
   grouped = sharding.grouped(mesh.abstract_mesh, config.rollouts.tensor)
   shards, devices = sharding.batch_shards(grouped), grouped.shape["tensor"]
   _, length_BN = dealt_lengths(config, mesh, config.rollouts.samples, mean)
-  rows = generate.rows_of_loops(length_BN.size // shards)
+  parts = sharding.pieces_of(B // shards, config.rollouts.pieces)
+  rows = generate.rows_of_loops(length_BN.size // shards // parts)
   window = model.window_of(T)
-  turns = cost.turns(length_BN.reshape(shards, -1), rows, window, T)
+  # One piece after another, each until its longest response is done.
+  length_pZX = length_BN.reshape(shards, parts, -1).swapaxes(0, 1)
+  turns = [turn for length_ZX in length_pZX for turn in cost.turns(length_ZX, rows, window, T)]
   on_chip = attention.resolve(model.attention, model.dtype) == "splash"
-  caches = cost.decode_bytes(c.text, bucket.prompt, B // shards, turns, on_chip) / devices
+  caches = cost.decode_bytes(c.text, bucket.prompt, B // shards // parts, turns, on_chip) / devices
   read = functools.partial(reading_bytes, config, grouped, state, logits=True)
   work = cost.rollout(c, B, bucket, shards, turns)
   decoding = Decoding(turns, cost.every_turn(rows, window, T), caches + read(len(turns)))
-  return Program(steps.rollout, (state, groups, key), 1, work, read(1), decoding)
+  return Program(steps.rollout, (state, groups, key), 1, work, read(parts), decoding)
 
 
 def passes_of(config) -> int:

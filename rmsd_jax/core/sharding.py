@@ -232,6 +232,38 @@ def take_local(x: jax.Array, index: jax.Array | np.ndarray) -> jax.Array:
   return by_prompt(by_prompt(taken).reshape(*index.shape, *x.shape[1:]))
 
 
+def in_turn(f, tree, pieces: int):
+  """Inside jit: f of an equal part of the prompts of each shard at a time.
+
+  Args:
+    f: (a tree of arrays [B / pieces, ..]) -> another such tree.
+    tree: of arrays [B, ..].
+    pieces: parts, or more where the prompts of a shard divide into more only.
+
+  Returns:
+    What f returns, of all prompts in their order.
+  """
+  count = shards_here()
+  pieces = pieces_of(len(jax.tree.leaves(tree)[0]) // count, pieces)
+  if pieces == 1:
+    return f(tree)
+
+  def cut(x):
+    parts = by_prompt(x.reshape(count, pieces, -1, *x.shape[1:])).swapaxes(0, 1)
+    return constrained(parts.reshape(pieces, -1, *x.shape[1:]), P(None, *BATCH))
+
+  def joined(x):
+    parts = x.reshape(pieces, count, -1, *x.shape[2:]).swapaxes(0, 1)
+    return by_prompt(by_prompt(parts).reshape(-1, *x.shape[2:]))
+
+  return jax.tree.map(joined, jax.lax.map(f, jax.tree.map(cut, tree)))
+
+
+def pieces_of(prompts: int, pieces: int) -> int:
+  """Into how many equal parts `in_turn` divides the prompts of a shard."""
+  return next((n for n in range(pieces, prompts) if prompts % n == 0), prompts)
+
+
 def add_local(x: jax.Array, index: jax.Array, size: int) -> jax.Array:
   """The inverse: [size] sums of x by place inside each shard; places below 0 are left out."""
   count = shards_here()

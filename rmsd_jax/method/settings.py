@@ -6,6 +6,7 @@ from rmsd_jax.method import advantages, losses, matching
 LEAST = {
   "log_every": 1,
   "reward.dead_below": 0,
+  "rollouts.pieces": 1,
   "rollouts.samples": 2,  # each is compared with the others of its prompt
   "policy.kl": 0,
   "policy.max_kl": 0,

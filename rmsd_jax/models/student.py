@@ -214,7 +214,7 @@ class Qwen3VL:
     return params | sharding.laid_out({"text": text}, DECODING, gather)
 
   def check_decoding(self, mesh: Mesh, tensor: int) -> None:
-    """Raises UserError unless so many devices can decode together (`generate.generate`)."""
+    """Raises UserError unless so many devices can decode together (rmsd_jax.rollouts.generate)."""
     grouped = sharding.grouped(mesh.abstract_mesh, tensor)
     sharding.shardings(grouped, {"text": self.abstract()["text"]}, DECODING)
 

@@ -48,7 +48,7 @@ class Samples:
   jax.jit,
   static_argnames=(
     "model", "samples", "max_tokens", "stop_ids", "pad_id", "temperature", "top_p", "top_k",
-    "gather", "tensor",
+    "gather", "tensor", "pieces",
   ),
 )  # fmt: skip
 def generate(
@@ -66,13 +66,14 @@ def generate(
   top_k: int = 0,
   gather: bool = True,
   tensor: int = 0,
+  pieces: int = 1,
   visual: Visual | None = None,
 ) -> Samples:
   """Samples responses. Jitted: each new model, shape or option is compiled once.
 
   Args:
-    key: of the random draws, one for all or one per prompt [B] (see `prompt_keys`); not needed when
-      greedy. Of one for all, each prompt's is that of its place in the batch.
+    key: of the random draws, one per prompt [B] (see `prompt_keys`) or one for all, of which each
+      prompt's is that of its place in the batch; not needed when greedy.
     samples: R, responses per prompt.
     max_tokens: T, most tokens of a response, the one that ends it included.
     stop_ids: tokens that end a response; None: those of the model's folder.
@@ -84,13 +85,13 @@ def generate(
       2 bytes a parameter (in bfloat16) over `tensor` on each device.
     tensor: devices that decode together, each with its heads and its part of the MLP and of the
       vocabulary, the prompts of all; neighbours along mesh.fsdp join for it. 0: as mesh.tensor.
+    pieces: parts of the prompts of a shard that are answered one after another, where their caches
+      together do not fit; each reads the weights anew.
     visual: the prompts' encoded media, if another model of the step has it already.
 
   The loop ends with the longest response. Log-probs are of the sampled distribution.
   """
-  if temperature and key is None:
-    raise ValueError("sampling at a temperature above 0 needs a key, e.g. jax.random.key(0)")
-  _check_sampling(temperature, top_p, top_k)
+  _check_sampling(key, temperature, top_p, top_k)
   key_BR = _response_keys(key, len(groups.prompt_length_B), samples) if temperature else None
   # In the layout of the mesh before it is grouped otherwise: what is given without one would get
   # one from inside, which means nothing out here.
@@ -98,17 +99,16 @@ def generate(
   stop_ids = model.config.stop_ids if stop_ids is None else stop_ids
   pad_id = model.config.pad_id if pad_id is None else pad_id
   visual = model.encoded(params, groups, visual)
-  # The barrier keeps XLA from gathering weights before the tower has run: its activations and all
-  # weights together are much.
+  # The barrier keeps XLA from gathering weights before the tower has run: together they are much.
   params, visual = jax.lax.optimization_barrier((params, visual))
   with sharding.in_groups_of(tensor):
     params = model.for_decoding(params, gather)
-    started = model.prefill(params, groups, samples, max_tokens, visual)
     draw = _drawing(model.unembedding(params), pad_id, temperature, top_p, top_k)
     ends = lambda token: jnp.isin(token, jnp.array(stop_ids, jnp.int32))
     sizes = samples, max_tokens, pad_id
-    drawn = _grow(model, params, groups, started, key_BR, sizes, draw, ends)
-  return jax.tree.map(sharding.by_prompt, drawn)  # a process reads the rows of its own prompts
+    respond = lambda piece: _respond(model, params, *piece, sizes, draw, ends)
+    drawn = sharding.in_turn(respond, (groups, visual, key_BR), pieces)
+  return jax.tree.map(sharding.by_prompt, drawn)  # a process reads those of its own prompts
 
 
 def _drawing(table_VD, pad_id: int, temperature: float, top_p: float, top_k: int):
@@ -158,7 +158,9 @@ def _each(draw):
   return jax.vmap(jax.vmap(draw, (0, None)), (0, None))
 
 
-def _check_sampling(temperature: float, top_p: float, top_k: int) -> None:
+def _check_sampling(key, temperature: float, top_p: float, top_k: int) -> None:
+  if temperature and key is None:
+    raise ValueError("sampling at a temperature above 0 needs a key, e.g. jax.random.key(0)")
   if not (0 < top_p <= 1 and top_k >= 0 and 0 <= temperature < math.inf):
     raise UserError(
       f"top_p={top_p}, top_k={top_k}, temperature={temperature}: top_p must be in (0, 1], top_k 0 "
@@ -180,20 +182,20 @@ class _Rows(NamedTuple):
     return jax.tree.map(lambda x_ZX: sharding.by_prompt(take(x_ZX, index_ZX)), self)
 
 
-def _grow(
-  model: Qwen3VL, params, groups: PromptGroups, started, key_BR, sizes, draw, ends
+def _respond(
+  model: Qwen3VL, params, groups: PromptGroups, visual: Visual, key_BR, sizes, draw, ends
 ) -> Samples:
-  """The loops of `generate` from the prefilled prompts: with all rows, with half of them, ..
+  """Prefills the prompts, and then the loops of `generate`: with all rows, with half of them, ..
 
   Args:
-    started: the hidden state [B, D] that predicts the first tokens, and the cache.
     key_BR: of the responses, or None.
     sizes: R, T and the id of padding.
     draw: see `_drawing`.
     ends: tokens -> whether each ends its response.
   """
-  last_BD, cache = started
   samples, max_tokens, pad_id = sizes
+  # The hidden states that predict the first tokens, and the caches.
+  last_BD, cache = model.prefill(params, groups, samples, max_tokens, visual)
   B = len(last_BD)
   Z = sharding.shards_here()
   first, *fewer = rows_of_loops(B // Z * samples)

@@ -24,6 +24,8 @@ from rmsd_jax.tasks import Rules, registry
 WAYS = ("greedy", "sampled")
 INFO = ("id", "clip", "task", "question", "options", "answer")
 
+PLACES = ("gather", "tensor", "pieces")  # of `rollouts`: how they are computed, not what
+
 
 class Ways(NamedTuple):
   """The jitted programs that answer, by the way of answering."""
@@ -49,7 +51,7 @@ def make_ways(
   model.check_decoding(mesh, rollouts["tensor"])
   jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
   program = lambda **options: jit(functools.partial(_respond, model, **options))
-  likeliest = dict(samples=1, temperature=0.0, gather=rollouts["gather"], tensor=rollouts["tensor"])
+  likeliest = {"samples": 1, "temperature": 0.0} | {name: rollouts[name] for name in PLACES}
   return Ways(
     greedy=program(**likeliest) if greedy else None,
     sampled=program(**dict(rollouts) | {"samples": samples}) if samples else None,

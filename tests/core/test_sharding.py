@@ -63,6 +63,11 @@ def test_devices_join_along_fsdp_to_decode_together():
       sharding.grouped(mesh, tensor)
 
 
+def test_a_shards_prompts_are_divided_into_so_many_pieces_or_more():
+  assert [sharding.pieces_of(6, n) for n in (1, 2, 3, 4, 5, 6, 7)] == [1, 2, 3, 6, 6, 6, 6]
+  assert sharding.pieces_of(1, 1) == sharding.pieces_of(1, 4) == 1
+
+
 @pytest.mark.parametrize(
   "sizes", [(2, 2, 3), (-1, 3, 1), (16, -1, 1), (-1, -1, 8), (4, 1, 1), (0, -1, 1)]
 )

@@ -264,15 +264,28 @@ def test_windows_and_rows_that_leave_change_no_response(params, uneven, monkeypa
   np.testing.assert_allclose(out.logp_BRT, plain.logp_BRT, atol=1e-6)
 
 
-@pytest.mark.parametrize("mesh, tensor", [((2, 2, 2), 0), ((1, 8, 1), 2)], ids=str)
-def test_rows_leave_their_own_shard_of_eight_devices(params, uneven, monkeypatch, mesh, tensor):
+@pytest.mark.parametrize("pieces", [2, 3, 8, 9])
+def test_prompts_that_are_answered_in_turn_get_the_same_responses(params, uneven, pieces):
+  """In 2, 4 or 8 parts of the 8 prompts; three do not divide them."""
+  groups, keys, plain = uneven
+  out = grown(MODEL, params, groups, keys, pieces=pieces)
+  assert_same_responses(out, plain)
+  np.testing.assert_allclose(out.logp_BRT, plain.logp_BRT, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "mesh, tensor, pieces", [((2, 2, 2), 0, 1), ((1, 8, 1), 2, 1), ((1, 8, 1), 2, 2)], ids=str
+)
+def test_rows_leave_their_own_shard_of_eight_devices(
+  params, uneven, monkeypatch, mesh, tensor, pieces
+):
   monkeypatch.setattr(generate_lib, "FEWEST", 1)
   groups, keys, plain = uneven
   mesh = sharding.make_mesh(*mesh)
-  model = Qwen3VL(CONFIG, window=4)
+  model, options = Qwen3VL(CONFIG, window=4), {"tensor": tensor, "pieces": pieces}
   with jax.set_mesh(mesh):
     placed = jax.device_put(params, sharding.shardings(mesh, params, PARTITION))
-    out = grown(model, placed, sharding.put_batch(mesh, groups), keys, tensor=tensor)
+    out = grown(model, placed, sharding.put_batch(mesh, groups), keys, **options)
   assert out.responses_BRT.shape == plain.responses_BRT.shape
   assert_same_responses(out, plain)
   np.testing.assert_allclose(out.logp_BRT, plain.logp_BRT, atol=1e-5)
