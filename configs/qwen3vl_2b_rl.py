@@ -1,5 +1,5 @@
 """Stage 2 of Qwen3-VL-2B: as configs/qwen3vl_4b_rl.py, on half the chips (v5p:2x2x2: rollouts
-33.0 of 95 GiB, gradients of the policy 33.2, of the discriminator 30.9; docs/training.md).
+30.9 of 95 GiB, gradients of the policy 33.2, of the discriminator 30.9; docs/training.md).
 
     python -m rmsd_jax.train_rl --config=configs/qwen3vl_2b_rl.py --workdir=DIR \\
         --config.model.folder=FOLDER --config.data.pool=POOL --config.init_from=SFT_DIR

@@ -9,10 +9,9 @@ Build the pool with `--frames 16 --video-pixels 4096,4128768 --image-pixels 4096
 timestamps, fit 2,304 prompt tokens.
 
 By rmsd_jax.compile (not run on chips), with fp32 weights and moments, on v5p:2x2x4, 16 chips:
-rollouts 31.1 of 95 GiB, gradients of the policy 57.1, of the discriminator 54.2; 6.9, 7.1 and 6.8 s
-at the chips' peak, all responses 1,024 tokens long; 11.4 s in all at 0.3 of that. v5e:8x8 fits with
+rollouts 23.7 of 95 GiB, gradients of the policy 57.1, of the discriminator 54.2; 4.6, 7.1 and 6.8 s
+at the chips' peak, all responses 1,024 tokens long; 8.8 s in all at 0.3 of that. v5e:8x8 fits with
 model.remat "all" (docs/training.md).
-Sampling brings the weights together on each chip once, 7.5 GiB (rollouts.gather).
 """
 
 from ml_collections import ConfigDict

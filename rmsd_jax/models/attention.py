@@ -91,6 +91,20 @@ def _splash(q_XSNH, k_XKSH, v_XKSH, layout: Layout):
 
 
 def _cudnn(q_XSNH, k_XKSH, v_XKSH, layout: Layout, implementation="cudnn"):
+  # Written out shard by shard: its own partitioner knows the mesh that is set outside of jit alone,
+  # and rollouts group that otherwise.
+  attend = functools.partial(_cudnn_rows, implementation=implementation)
+  local = lambda q, k, v, group, start: attend(
+    q, k, v, layout._replace(group_XS=group, start_XS=start)
+  )
+  queries, keys = Spec(*sharding.BATCH, None, "tensor"), Spec(*sharding.BATCH, "tensor")
+  specs = queries, keys, keys, sharding.BATCH, sharding.BATCH
+  arguments = q_XSNH, k_XKSH, v_XKSH, layout.group_XS, layout.start_XS
+  return sharding.by_shard(local, specs, queries)(*arguments)
+
+
+def _cudnn_rows(q_XSNH, k_XKSH, v_XKSH, layout: Layout, implementation: str):
+  """`_cudnn` of the rows of one shard."""
   P = layout.P
   k_XSKH = k_XKSH.swapaxes(1, 2)
   v_XSKH = v_XKSH.swapaxes(1, 2)

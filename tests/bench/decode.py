@@ -55,7 +55,8 @@ def main() -> None:
   options = parser.parse_args()
   kind, devices = chips.devices_of(options.topology)
   mesh = sharding.make_mesh(1, -1, 1, devices=devices)
-  model = Qwen3VL(PRESETS["4b"], dtype="bfloat16", attention="splash")
+  attention = chips.ATTENTION.get(kind, "splash")
+  model = Qwen3VL(PRESETS["4b"], dtype="bfloat16", attention=attention)
   shards = sharding.batch_shards(sharding.grouped(mesh.abstract_mesh, options.tensor))
   B, (P, T, *_) = options.groups * shards, BUCKET
   params = sharding.abstract(mesh, model.abstract(), PARTITION)
@@ -88,7 +89,8 @@ def main() -> None:
   traffic = cost.traffic_of(every, found)
 
   def reckoned(turns):
-    caches = cost.decode_bytes(t, P, options.groups, turns, True) / options.tensor
+    on_chip = attention == "splash"
+    caches = cost.decode_bytes(t, P, options.groups, turns, on_chip) / options.tensor
     return len(turns) * weights + caches
 
   print(f"{options.topology}, {options.groups} prompts x {SAMPLES} responses a shard, one token:")
