@@ -23,11 +23,16 @@ STAGES = ("sft", "rl", "evaluate")
 
 
 class Row(NamedTuple):
-  """One row of a table: what it is, the keys it changes in both stages, what the paper reports."""
+  """One row of a table: what it is, the keys it changes in both stages, what the paper reports.
+
+  Where stage 1 `goes_on` in place of stage 2 the keys are changed in that part alone.
+  """
 
   label: str
   changes: Mapping[str, Any]
   paper: Mapping[str, float] = {}
+  goes_on: bool = False
+  own_replies: bool = False  # it goes on with samples of its own (rmsd_jax.demo.own_replies)
 
 
 def _paper(*scores: float) -> dict[str, float]:
@@ -142,6 +147,16 @@ ROWS = {
   "gate_off": Row("no content gate", {"reward.gate": False}),
   # What the discriminator adds: D without it, from D's own stage 1, which is RL on the rules alone.
   "no_D": Row("D without a discriminator", {"reward.discriminator": 0.0}),
+  # Without a policy gradient, from D's stage 1 on as many prompts: the teacher's answers again, or
+  # the student's own that are right, of as many samples as stage 2 draws (rejection sampling:
+  # arXiv 2203.14465, 2308.01825).
+  "continued": Row("stage 1 goes on for as many prompts", {}, goes_on=True),
+  "rejection": Row(
+    "the same on the student's own right answers",
+    {"data.responses": 8, "supervision.target": "random_survivor"},
+    goes_on=True,
+    own_replies=True,
+  ),
   # How its score reaches the student.
   "separate": Row(
     "each reward term normalised by itself",
@@ -187,18 +202,22 @@ def get_config(name: str) -> ConfigDict:
   staged = bool(inspect.signature(load).parameters)
   if not staged and not file.endswith(f"_{stage}"):
     raise UserError(f"configs/ablations.py:{name}: {file}.py is not of stage {stage}")
-  c = load(stage) if staged else load()
+  goes_on = ROWS[row].goes_on and stage == "rl"
+  if goes_on and not staged:
+    raise UserError(f"configs/ablations.py:{name}: row {row} is of the demo world alone")
+  c = load("sft_continued" if goes_on else stage) if staged else load()
   if not file:
     c.world.responses = 8  # for the row of K = 8; seed S takes those from place S on
     c.world.test_prompts = 600
     if stage == "evaluate":
       c.evaluate.samples = 8
-  before, changes, warmup = c.to_json(), ROWS[row].changes, c.discriminator.warmup_steps
+  before, warmup = c.to_json(), c.discriminator.warmup_steps
+  changes = ROWS[row].changes if goes_on or not ROWS[row].goes_on else {}
   c.lock()  # so that a key which does not exist is refused
   c.update_from_flattened_dict(dict(changes))
   c.unlock()
   if stage == "rl" and changes and c.to_json() == before:
     raise UserError(f"configs/ablations.py:{name}: row {row} changes nothing of {file}.py")
-  if stage == "rl":
+  if stage == "rl" and not goes_on:
     c.steps -= warmup - (c.discriminator.warmup_steps if c.reward.discriminator else 0)
   return c

@@ -28,7 +28,7 @@ import psutil
 from rmsd_jax import cli
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.progress import Progress
-from rmsd_jax.demo import grid_tables, simulated_teacher
+from rmsd_jax.demo import grid_tables, own_replies, simulated_teacher
 from rmsd_jax.demo.run import Commands, make_pool
 from rmsd_jax.training import guard
 
@@ -51,7 +51,9 @@ STAGE_2_KEYS = (  # what stage 1 does not read
 def stage_1_rows() -> dict[str, str]:
   """Row -> the first row with the same stage 1, whose run it starts from."""
   first: dict[str, str] = {}
-  changed = lambda row: {k: v for k, v in row.changes.items() if not k.startswith(STAGE_2_KEYS)}
+  changed = lambda row: {
+    k: v for k, v in row.changes.items() if not k.startswith(STAGE_2_KEYS) and not row.goes_on
+  }
   return {
     name: first.setdefault(json.dumps(changed(row), sort_keys=True), name)
     for name, row in ROWS.items()
@@ -102,6 +104,14 @@ class Grid:
       str(self.folder(row, seed, stage)), config, (*config.operational, *apart), write=False
     )
 
+  def _own_pool(self, run: Commands, row: str, seed: int, start: pathlib.Path) -> pathlib.Path:
+    """The pool of the answers of the student of `start`."""
+    config = cli.load_config(f"{CONFIG}:{row}/rl").unlock()
+    config.seed = seed
+    folder, raw = self.folder(row, seed, "rl") / "own", self._workdir / "raw"
+    config.data.pool = str(self._workdir / "pool")
+    return own_replies.sampled_pool(run, folder, start, raw, config, f"{CONFIG}:{row}/evaluate")
+
   def stop(self) -> None:
     """Ends the commands that run, as Ctrl-C does, and lets no other start."""
     self._stopped.set()
@@ -116,13 +126,17 @@ class Grid:
     folder.mkdir(parents=True, exist_ok=True)
     try:
       run = Commands(folder, self._workdir / "compiled", folder / "log.txt", cores)
-      flags = (f"--workdir={folder}", f"--config.data.pool={self._workdir / 'pool'}",
+      pool = self._workdir / "pool"
+      flags = (f"--workdir={folder}", f"--config.data.pool={pool}",
                f"--config.seed={seed}", f"--config.data.first_response={seed}",
                f"--config.world.noise={self._noise}")  # fmt: skip
       begin = (f"--config.init_from={start}",) if start else ()
       if start and distils(row):
         begin += (f"--config.policy.reference={teacher_folder(self._workdir)}",)
-      for phase, module in ((stage, f"train_{stage}"), ("evaluate", "evaluate")):
+      if start and ROWS[row].own_replies:
+        begin += (f"--config.data.pool={self._own_pool(run, row, seed, start)}",)
+      trainer = "train_sft" if ROWS[row].goes_on else f"train_{stage}"
+      for phase, module in ((stage, trainer), ("evaluate", "evaluate")):
         if self._stopped.is_set():
           raise KeyboardInterrupt
         more = begin if phase == stage else ()

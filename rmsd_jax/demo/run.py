@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import psutil
 
@@ -167,25 +167,31 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
     bar.close()
     run.count("pool", time.monotonic() - began)
   if not (workdir / "pool").exists():
-    run(
-      "pool",
-      "pool",
-      "build",
-      "--jsonl",
-      raw / "pool.jsonl",
-      raw / "test.jsonl",
-      "--out",
-      workdir / "pool",
-      "--tokenizer",
-      config.model.folder,
-      "--buckets",
-      ",".join(map(str, config.world.bucket)),
-      # The clips are small already: no pixel budget changes their size.
-      "--video-pixels",
-      "1,1000000000",
-      "--image-pixels",
-      "1,1000000000",
-    )
+    build_pool(run, [raw / "pool.jsonl", raw / "test.jsonl"], workdir / "pool", config)
+
+
+def build_pool(
+  run: Commands, records: Sequence[pathlib.Path], out: pathlib.Path, config: Any
+) -> None:
+  """The data set of raw records, as the demo world has it."""
+  run(
+    "pool",
+    "pool",
+    "build",
+    "--jsonl",
+    *records,
+    "--out",
+    out,
+    "--tokenizer",
+    config.model.folder,
+    "--buckets",
+    ",".join(map(str, config.world.bucket)),
+    # The clips are small already: no pixel budget changes their size.
+    "--video-pixels",
+    "1,1000000000",
+    "--image-pixels",
+    "1,1000000000",
+  )
 
 
 def results(run: Commands, workdir: pathlib.Path, stages: Sequence[str]) -> dict:

@@ -40,7 +40,8 @@ def variants() -> list[str]:
       rows = [(row, stage) for row in ABLATIONS["ROWS"] for stage in ABLATIONS["STAGES"]]
       found += [f"{name}:{row}/{stage}" for row, stage in rows]
       has = {"gate_off", "zero_head"}  # the presets have these already
-      others = sorted(set(ABLATIONS["ROWS"]) - has)
+      others = sorted(row for row, of in ABLATIONS["ROWS"].items() if not of.goes_on)
+      others = [row for row in others if row not in has]
       found += [f"{name}:{row}/rl/qwen3vl_4b_rl" for row in others]
     else:
       found += [f"{name}:{stage}" for stage in STAGES] if staged else [name]
