@@ -171,7 +171,11 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
 
 
 def build_pool(
-  run: Commands, records: Sequence[pathlib.Path], out: pathlib.Path, config: Any
+  run: Commands,
+  records: Sequence[pathlib.Path],
+  out: pathlib.Path,
+  config: Any,
+  *more: str | pathlib.Path,
 ) -> None:
   """The data set of raw records, as the demo world has it."""
   run(
@@ -191,6 +195,7 @@ def build_pool(
     "1,1000000000",
     "--image-pixels",
     "1,1000000000",
+    *more,
   )
 
 

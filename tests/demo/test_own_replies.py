@@ -8,6 +8,8 @@ from rmsd_jax import cli
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.demo import ablations, own_replies
 
+MEDIA = [{"type": "video", "path": "clips/c.mp4"}]
+
 
 def prompt(name, quality, text=("<answer>A</answer>", "B")):
   replies = {"quality": quality, "text": list(text), "finished": [True, False]}
@@ -20,8 +22,7 @@ def world(tmp_path):
   raw = tmp_path / "raw"
   raw.mkdir()
   teacher = [{"text": "the teacher's", "teacher": "t", "finish_reason": "stop"}]
-  media = [{"type": "video", "path": "clips/c.mp4"}]
-  records = [{"id": name, "task": "ocr", "media": media, "responses": teacher} for name in "abc"]
+  records = [{"id": name, "task": "ocr", "media": MEDIA, "responses": teacher} for name in "abc"]
   (raw / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
   return tmp_path, raw
 
@@ -30,8 +31,8 @@ def commands(folder, answered, asked):
   def run(phase, module, *arguments):
     asked.append((module, *map(str, arguments)))
     if module == "evaluate":
-      folder.mkdir(exist_ok=True)
-      (folder / "replies.json").write_text(json.dumps({"prompts": answered}))
+      (folder / "evaluate").mkdir(parents=True, exist_ok=True)
+      (folder / "evaluate" / "replies.json").write_text(json.dumps({"prompts": answered}))
     else:
       (folder / "pool").mkdir()
 
@@ -53,7 +54,7 @@ def test_answers_that_are_worth_tau_become_a_pool_with_their_prompt(world):
   assert record == {
     "id": "a",
     "task": "ocr",
-    "media": [{"type": "video", "path": str(raw / "clips/c.mp4")}],
+    "media": MEDIA,
     "responses": [
       {"text": "<answer>A</answer>", "teacher": "student", "finish_reason": "stop"},
       {"text": "B", "teacher": "student", "finish_reason": "length"},
@@ -62,6 +63,7 @@ def test_answers_that_are_worth_tau_become_a_pool_with_their_prompt(world):
   # As many prompts and samples as stage 2 has.
   rl = cli.load_config(f"{ablations.CONFIG}:D/rl")
   assert f"--config.data.limit={rl.steps * rl.batch}" in asked[0]
+  assert asked[1][-2:] == ("--media-root", str(raw))
   assert f"--config.evaluate.samples={rl.rollouts.samples}" in asked[0]
   assert {"--config.data.split=train", f"--workdir={tmp_path / 'sft'}", f"--out={folder}"} <= set(
     asked[0]
