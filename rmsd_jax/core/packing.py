@@ -24,7 +24,7 @@ class Sizes(NamedTuple):
   each of which is compiled once.
   """
 
-  P: int  # step of the places for prompts, for each group of a row
+  P: int  # step of the places for prompts, for each group of a row: a fourth of the bucket's
   W: int  # step of the places for responses, for each group of a row
   most: int  # places of a shard's rows whose gradient is computed at a time
   lanes: int = 1  # P and W are multiples of this
@@ -33,7 +33,9 @@ class Sizes(NamedTuple):
   def padded(self, groups: int, prompts: int, responses: Sequence[int]) -> tuple[int, list[int]]:
     """P of all rows of so many groups, and the W of each, that hold so many tokens."""
     up = lambda tokens, step: step * max(1, -(-tokens // step))
-    P = up(prompts, up(groups * self.P, self.lanes))
+    # Four steps hold any prompts of a bucket, also where a step was rounded up.
+    most = up(max(4 * groups * self.P, prompts), self.lanes)
+    P = min(up(prompts, up(groups * self.P, self.lanes)), most)
     W_n = [up(tokens, up(groups * self.W, self.lanes)) for tokens in responses]
     return P, [up(P + W, self.block) - P for W in W_n]
 

@@ -72,6 +72,8 @@ def test_sizes_grow_in_steps_by_the_groups_of_a_row():
   sizes = Sizes(P=10, W=3, most=1000, lanes=8, block=64)
   assert sizes.padded(1, 9, [1, 9]) == (16, [48, 48])  # 8 and 16, and on to 64 - 16
   assert sizes.padded(4, 81, [5, 60, 90]) == (120, [72, 72, 136])
+  # Four steps of 10 hold the longest prompts, where three of 16 are 48.
+  assert [sizes.padded(1, n, [9])[0] for n in (32, 33, 40, 41)] == [32, 40, 40, 48]
   # Steps are 4 * 10 = 40 for P and 4 * 3 = 12, of lanes 16, for W; rows are multiples of 64.
   for groups, prompts, response in ((1, 1, 1), (2, 55, 17), (8, 400, 333)):
     P, (W,) = sizes.padded(groups, prompts, [response])
