@@ -55,7 +55,7 @@ def sampled_pool(
   with open(raw / "pool.jsonl", encoding="utf-8") as file:
     records = {record["id"]: record for record in map(json.loads, file)}
   tau = config.supervision.tau
-  kept = [of_student(records[p["id"]], p["sampled"]) for p in answered if worth(p, tau)]
+  kept = [of_student(records[p["id"]], p["sampled"], raw) for p in answered if worth(p, tau)]
   if not kept:
     raise UserError(f"{student}: no answer to {len(answered)} training prompts is worth {tau}")
   replace_text(folder / "pool.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
@@ -68,11 +68,14 @@ def worth(prompt: Mapping[str, Any], tau: float) -> bool:
   return max(prompt["sampled"]["quality"]) >= tau
 
 
-def of_student(record: Mapping[str, Any], replies: Mapping[str, Any]) -> dict[str, Any]:
-  """A record of a raw pool with a student's replies in place of the teacher's."""
+def of_student(
+  record: Mapping[str, Any], replies: Mapping[str, Any], raw: pathlib.Path
+) -> dict[str, Any]:
+  """A record of a raw pool in `raw` with a student's replies in place of the teacher's."""
   ended = ("length", "stop")
   responses = [
     {"text": text, "teacher": "student", "finish_reason": ended[finished]}
     for text, finished in zip(replies["text"], replies["finished"], strict=True)
   ]
-  return {**record, "responses": responses}
+  media = [medium | {"path": str(raw / medium["path"])} for medium in record["media"]]
+  return {**record, "responses": responses, "media": media}

@@ -54,7 +54,7 @@ def test_answers_that_are_worth_tau_become_a_pool_with_their_prompt(world):
   assert record == {
     "id": "a",
     "task": "ocr",
-    "media": MEDIA,
+    "media": [{"type": "video", "path": str(raw / "clips/c.mp4")}],
     "responses": [
       {"text": "<answer>A</answer>", "teacher": "student", "finish_reason": "stop"},
       {"text": "B", "teacher": "student", "finish_reason": "length"},

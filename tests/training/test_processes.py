@@ -70,6 +70,7 @@ def start(stage, processes, folder, workdir=None, lasts=None, last=(), faulty=Fa
     mesh__data=2,
     mesh__fsdp=4,
     mesh__tensor=1,
+    rollouts__tensor=2,
   )
   values = c.to_dict()
   config, workdir = folder / f"{stage}.py", workdir or folder / f"{stage}-{processes}"
