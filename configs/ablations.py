@@ -152,7 +152,7 @@ ROWS = {
   # arXiv 2203.14465, 2308.01825).
   "continued": Row("stage 1 goes on for as many prompts", {}, goes_on=True),
   "rejection": Row(
-    "the same on the student's own right answers",
+    "the same on the student's own answers that may teach",
     {"data.responses": 8, "supervision.target": "random_survivor"},
     goes_on=True,
     own_replies=True,

@@ -36,6 +36,7 @@ CONFIG = cli.CONFIGS / "ablations.py"
 ROWS = runpy.run_path(str(CONFIG))["ROWS"]
 RESULT = pathlib.Path("evaluate", "test.json")
 TEACHER_SEED = 1_000  # of no student
+GOES_ON_SEED = 10_000  # and on; of no other run
 TEACHER_TIMES = 3  # the steps of a student
 Job = tuple[str, int, str]  # row, seed, stage
 STAGE_2_KEYS = (  # what stage 1 does not read
@@ -133,6 +134,9 @@ class Grid:
       begin = (f"--config.init_from={start}",) if start else ()
       if start and distils(row):
         begin += (f"--config.policy.reference={teacher_folder(self._workdir)}",)
+      if start and ROWS[row].goes_on:
+        # Stage 1's seed would give it stage 1's batches and targets again, in the same order.
+        begin += (f"--config.seed={GOES_ON_SEED + seed}",)
       if start and ROWS[row].own_replies:
         begin += (f"--config.data.pool={self._own_pool(run, row, seed, start)}",)
       trainer = "train_sft" if ROWS[row].goes_on else f"train_{stage}"

@@ -1,7 +1,8 @@
 """Rejection sampling in the demo world: a pool of a student's answers, for stage 1 to go on with.
 
-As many prompts as a short stage 2 has, as many samples each; those that are worth tau or more teach
-(STaR, arXiv 2203.14465; RFT, arXiv 2308.01825). Prompts without one are left out.
+As many prompts as a short stage 2 has, as many samples each (STaR, arXiv 2203.14465; RFT, arXiv
+2308.01825). Those teach that a teacher's would: worth tau or more, or where a prompt is open-ended, of
+the right format. Prompts without one are left out.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.demo.run import Commands, build_pool
+from rmsd_jax.tasks import Rules
 
 NAME = "replies"  # of the evaluation
 SAMPLES = 8
@@ -54,8 +56,9 @@ def sampled_pool(
   answered = json.loads((folder / "evaluate" / f"{NAME}.json").read_text("utf-8"))["prompts"]
   with open(raw / "pool.jsonl", encoding="utf-8") as file:
     records = {record["id"]: record for record in map(json.loads, file)}
-  tau = config.supervision.tau
-  kept = [of_student(records[p["id"]], p["sampled"], raw) for p in answered if worth(p, tau)]
+  rules, tau = Rules(**config.tasks), config.supervision.tau
+  kept = [of_student(records[p["id"]], p["sampled"], raw) for p in answered
+          if teaches(p, rules, tau)]  # fmt: skip
   if not kept:
     raise UserError(f"{student}: no answer to {len(answered)} training prompts is worth {tau}")
   replace_text(folder / "pool.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
@@ -63,9 +66,14 @@ def sampled_pool(
   return pool
 
 
-def worth(prompt: Mapping[str, Any], tau: float) -> bool:
-  """Whether an answer of an evaluated prompt is worth `tau` or more."""
-  return max(prompt["sampled"]["quality"]) >= tau
+def teaches(prompt: Mapping[str, Any], rules: Rules, tau: float) -> bool:
+  """Whether an answer of an evaluated prompt may teach, as a teacher's may: one worth `tau` or more,
+  to an open-ended prompt, which has no metric, one of the right format."""
+  sampled = prompt["sampled"]
+  if prompt["closed"]:
+    return max(sampled["quality"]) >= tau
+  formats = zip(sampled["outer"], sampled["inner"], sampled["finished"], strict=True)
+  return any(finished and rules.is_valid(outer, inner) for outer, inner, finished in formats)
 
 
 def of_student(

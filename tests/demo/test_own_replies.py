@@ -7,13 +7,15 @@ import pytest
 from rmsd_jax import cli
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.demo import ablations, own_replies
+from rmsd_jax.tasks import Rules
 
 MEDIA = [{"type": "video", "path": "clips/c.mp4"}]
 
 
-def prompt(name, quality, text=("<answer>A</answer>", "B")):
+def prompt(name, quality, text=("<answer>A</answer>", "B"), closed=True, outer=1.0):
   replies = {"quality": quality, "text": list(text), "finished": [True, False]}
-  return {"id": name, "sampled": replies}
+  replies |= {"outer": [outer] * 2, "inner": [1.0] * 2}
+  return {"id": name, "closed": closed, "sampled": replies}
 
 
 @pytest.fixture
@@ -70,6 +72,13 @@ def test_answers_that_are_worth_tau_become_a_pool_with_their_prompt(world):
   )
 
 
+def test_open_ended_answers_teach_by_their_format():
+  """They have no metric, so that their quality in an evaluation is 0."""
+  teaches = lambda **of: own_replies.teaches(prompt("a", [0.0, 0.0], **of), Rules(), 0.3)
+  assert teaches(closed=False) and not teaches(closed=False, outer=0.0)
+  assert not teaches(closed=True)
+
+
 def test_a_student_without_a_right_answer_is_named(world):
   tmp_path, raw = world
   config = cli.load_config(f"{ablations.CONFIG}:rejection/rl")
@@ -106,6 +115,8 @@ def test_rows_in_which_stage_1_goes_on_train_by_its_command(tmp_path, monkeypatc
   pools = [flags["--config.data.pool"] for _, flags in trained]
   assert pools == [str(pool) for pool in (tmp_path / "pool", tmp_path / "pool", own / "pool")]
   assert {flags["--config.init_from"] for _, flags in trained} == {str(student)}
+  # Stage 1 that goes on sees other draws than the stage 1 before it.
+  assert [flags["--config.seed"] for _, flags in trained] == ["3", "10003", "10003"]
   assert trained[2][1]["--config"] == f"{name}/rl"
   evaluated = [flags for module, flags in ran if module == "evaluate"]
   assert {flags["--config.data.pool"] for flags in evaluated} == {str(tmp_path / "pool")}
