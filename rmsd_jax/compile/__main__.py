@@ -79,7 +79,9 @@ def compiled(name: str, program: Program, mesh, chip: Chip) -> Report:
   report.peak = report.arguments + report.temporaries + fresh
   try:
     text = result.as_text()
-    report.collectives = hlo.collectives(text)
+    report.collectives = hlo.collectives(
+      text, program.decoding.of_loops() if program.decoding else ()
+    )
     if program.decoding:
       report.turns = cost.traffic_of(program.decoding.every, hlo.turn_traffic(text))
   except jax.errors.JaxRuntimeError as error:  # seen with a libtpu newer than jaxlib

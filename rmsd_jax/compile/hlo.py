@@ -7,6 +7,7 @@ a loop's body once, a Pallas kernel not at all and on-chip copies as traffic, so
 import collections
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 COLLECTIVES = (
@@ -45,19 +46,25 @@ class Op(NamedTuple):
   root: bool
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
+def collectives(text: str, turns: Sequence[float] = ()) -> dict[str, tuple[int, int]]:
   """Kind of collective -> (how often it runs, bytes of its results on one device).
 
-  A loop whose number of turns is unknown counts once; a branch counts as if it were taken. An
+  Args:
+    turns: of the loops whose number of turns is unknown, in the order of `turn_traffic`; where they
+      are not as many, such a loop counts once.
+
+  A branch counts as if it were taken. An
   asynchronous pair is counted at its start, whose result tuple also holds the operand; one that
   the compiler for TPU spread over several fusions stands in each of them under one channel number
   and counts once.
   """
   computations, entry = _computations(text)
+  loops = [loop.name for loop, _ in _token_loops(computations)]
+  unknown = dict(zip(loops, turns, strict=True)) if len(loops) == len(turns) else {}
   channels = set()
-  counted: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+  counted: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0])
 
-  def visit(name: str, times: int) -> None:
+  def visit(name: str, times: float) -> None:
     for op in computations.get(name, ()):
       kind = op.kind.removesuffix("-start")
       if kind in COLLECTIVES:
@@ -71,10 +78,11 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
         counted[kind][1] += times * _result_bytes(op.shape, started)
       elif not op.kind.endswith(("-done", "-update")):
         for called in _called(op.line):
-          visit(called, times * (_turns(computations, op) or 1))
+          known = _turns(computations, op)
+          visit(called, times * (unknown.get(op.name, 1) if known is None else known))
 
   visit(entry, 1)
-  return {kind: (count, size) for kind, (count, size) in sorted(counted.items())}
+  return {kind: (round(count), round(size)) for kind, (count, size) in sorted(counted.items())}
 
 
 def _called(line: str) -> list[str]:
@@ -162,7 +170,11 @@ def turn_traffic(text: str) -> list[list[dict[str, int]]]:
     Of each loop, the largest first, and for each branch that its conditionals may take: of the
     windows of the responses' caches, the shortest first. One, where there are no conditionals.
   """
-  computations, _ = _computations(text)
+  return [moved for _, moved in _token_loops(_computations(text)[0])]
+
+
+def _token_loops(computations: dict[str, list[Op]]) -> list[tuple[Op, list[dict[str, int]]]]:
+  """The loops of unknown length and what a turn of each moves, the largest first."""
   # Layers are a scan, whose length is known; only the loop over tokens ends when all are done.
   loops = [op for ops in computations.values() for op in ops if _turns(computations, op) is None]
   found = []
@@ -170,8 +182,8 @@ def turn_traffic(text: str) -> list[list[dict[str, int]]]:
     traffic = _Traffic(computations)
     body = re.search(r"body=%?([\w.\-]+)", loop.line)[1]
     moved = [traffic.turn(body, branch) for branch in range(traffic.branches(body))]
-    found.append([dict(one.most_common()) for one in moved])
-  return sorted(found, key=lambda moved: -sum(moved[-1].values()))
+    found.append((loop, [dict(one.most_common()) for one in moved]))
+  return sorted(found, key=lambda pair: -sum(pair[1][-1].values()))
 
 
 class _Traffic:

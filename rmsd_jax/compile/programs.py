@@ -54,6 +54,12 @@ class Decoding(NamedTuple):
   turns: list[cost.Turn]
   every: list[list[cost.Turn]]  # of each loop of the program, one for each window
   formula: float  # HBM bytes of one device for all turns
+  parts: int  # of the prompts, one after another; each has the loops
+
+  def of_loops(self) -> list[float]:
+    """Turns that each loop makes in a part, on average."""
+    rows = [turns[0].rows for turns in self.every]
+    return [sum(turn.rows == n for turn in self.turns) / self.parts for n in rows]
 
 
 def programs(config, mesh, mean: float = 0.0) -> dict[str, Program]:
@@ -172,7 +178,8 @@ def _rollout(config, mesh, mean: float, model, state, steps, groups) -> Program:
   caches = cost.decode_bytes(c.text, bucket.prompt, B // shards // parts, turns, on_chip) / devices
   read = functools.partial(reading_bytes, config, grouped, state, logits=True)
   work = cost.rollout(c, B, bucket, shards, turns)
-  decoding = Decoding(turns, cost.every_turn(rows, window, T), caches + read(len(turns)))
+  every = cost.every_turn(rows, window, T)
+  decoding = Decoding(turns, every, caches + read(len(turns)), parts)
   return Program(steps.rollout, (state, groups, key), 1, work, read(parts), decoding)
 
 

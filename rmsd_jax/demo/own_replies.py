@@ -1,8 +1,8 @@
 """Rejection sampling in the demo world: a pool of a student's answers, for stage 1 to go on with.
 
 As many prompts as a short stage 2 has, as many samples each (STaR, arXiv 2203.14465; RFT, arXiv
-2308.01825). Those teach that a teacher's would: worth tau or more, or where a prompt is open-ended, of
-the right format. Prompts without one are left out.
+2308.01825). Those teach that a teacher's would: worth tau or more, or where a prompt is open-ended,
+of the right format. Prompts without one are left out.
 """
 
 import json
@@ -67,8 +67,8 @@ def sampled_pool(
 
 
 def teaches(prompt: Mapping[str, Any], rules: Rules, tau: float) -> bool:
-  """Whether an answer of an evaluated prompt may teach, as a teacher's may: one worth `tau` or more,
-  to an open-ended prompt, which has no metric, one of the right format."""
+  """Whether an answer of an evaluated prompt may teach, as a teacher's may: one worth `tau` or
+  more, to an open-ended prompt, which has no metric, one of the right format."""
   sampled = prompt["sampled"]
   if prompt["closed"]:
     return max(sampled["quality"]) >= tau

@@ -208,6 +208,20 @@ def test_each_loop_of_unknown_length_is_counted_the_largest_first():
   assert found == [*hlo.turn_traffic(DECODE), [{"fusion": 64}]]
 
 
+def test_collectives_of_decoding_count_for_each_token():
+  """In two loops, of which the one that moves more goes on for 10 tokens, the other for 2.5."""
+  sum_of = "  %sum = f32[4]{0} all-reduce(%out), channel_id="
+  text = DECODE.replace("  %here = bf16", f"{sum_of}1\n  %here = bf16")
+  text = text.replace(
+    "%counted (s:", "%less (s: (s32[])) -> (s32[]) {\n" + sum_of + "2\n}\n\n%counted (s:"
+  )
+  second = "  %more = (s32[], bf16[4,8]) while(%t), condition=%c, body=%less\n"
+  text = text.replace("  %tokens", second + "  %tokens")
+  assert hlo.collectives(text) == {"all-reduce": (2, 2 * 16)}
+  assert hlo.collectives(text, [10, 2.5]) == {"all-reduce": (12, 200)}
+  assert hlo.collectives(text, [10]) == {"all-reduce": (2, 2 * 16)}  # other loops: once each
+
+
 def test_a_program_of_one_device_has_none():
   text = jax.jit(jnp.sum).lower(np.zeros(4, np.float32)).compile().as_text()
   assert hlo.collectives(text) == {}
