@@ -148,7 +148,7 @@ ROWS = {
   # What the discriminator adds: D without it, from D's own stage 1, which is RL on the rules alone.
   "no_D": Row("D without a discriminator", {"reward.discriminator": 0.0}),
   # Without a policy gradient, from D's stage 1 on as many prompts: the teacher's answers again, or
-  # the student's own that are right, of as many samples as stage 2 draws (rejection sampling:
+  # the student's own that may teach, of as many samples as stage 2 draws (rejection sampling:
   # arXiv 2203.14465, 2308.01825).
   "continued": Row("stage 1 goes on for as many prompts", {}, goes_on=True),
   "rejection": Row(
@@ -202,7 +202,8 @@ def get_config(name: str) -> ConfigDict:
   staged = bool(inspect.signature(load).parameters)
   if not staged and not file.endswith(f"_{stage}"):
     raise UserError(f"configs/ablations.py:{name}: {file}.py is not of stage {stage}")
-  goes_on = ROWS[row].goes_on and stage == "rl"
+  of = ROWS[row]
+  goes_on = of.goes_on and stage == "rl"
   if goes_on and not staged:
     raise UserError(f"configs/ablations.py:{name}: row {row} is of the demo world alone")
   c = load("sft_continued" if goes_on else stage) if staged else load()
@@ -212,7 +213,7 @@ def get_config(name: str) -> ConfigDict:
     if stage == "evaluate":
       c.evaluate.samples = 8
   before, warmup = c.to_json(), c.discriminator.warmup_steps
-  changes = ROWS[row].changes if goes_on or not ROWS[row].goes_on else {}
+  changes = of.changes if goes_on == of.goes_on else {}
   c.lock()  # so that a key which does not exist is refused
   c.update_from_flattened_dict(dict(changes))
   c.unlock()

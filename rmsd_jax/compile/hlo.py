@@ -59,7 +59,7 @@ def collectives(text: str, turns: Sequence[float] = ()) -> dict[str, tuple[int, 
   and counts once.
   """
   computations, entry = _computations(text)
-  loops = [loop.name for loop, _ in _token_loops(computations)]
+  loops = [loop.name for loop, _ in _token_loops(computations)] if turns else []
   unknown = dict(zip(loops, turns, strict=True)) if len(loops) == len(turns) else {}
   channels = set()
   counted: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0])

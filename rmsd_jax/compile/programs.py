@@ -84,8 +84,7 @@ def _sft_programs(config, mesh, mean: float) -> dict[str, Program]:
   groups = abstract_groups(config, c, mesh, bucket, 1)
   visual = _split(mesh, jax.eval_shape(steps.encode, state, groups))
   imitate = _imitate(config, mesh, mean, model, state, steps, groups, visual)
-  grads, figures = jax.eval_shape(steps.imitate, *imitate.arguments)
-  grads = gradients_of(mesh, state["student"])
+  grads, figures = imitate.arguments[1], jax.eval_shape(steps.imitate, *imitate.arguments)[1]
   made = {
     "encode": Program(steps.encode, (state, groups), 1, encoding, 0.0),
     "imitate": imitate,

@@ -44,7 +44,7 @@ COMPARED = (  # (row, stage) minus (row, stage), and the question that it answer
   (("D", "rl"), ("no_D", "rl"), "with a discriminator against without (D - no_D)"),
   (("D", "rl"), ("continued", "rl"), "stage 2 against stage 1 that goes on"),
   (("D", "rl"), ("rejection", "rl"), "stage 2 against rejection sampling"),
-  (("rejection", "rl"), ("continued", "rl"), "own right answers against the teacher's again"),
+  (("rejection", "rl"), ("continued", "rl"), "own answers against the teacher's again"),
   (("C", "rl"), ("C_tau0.5", "rl"), "tau = 0.3 against 0.5, a random survivor as target"),
   (("C", "sft"), ("C_tau0.5", "sft"), "the same after stage 1"),
   (("D", "sft"), ("A", "sft"), "R-MSD's stage 1 against one sample's (D - A)"),

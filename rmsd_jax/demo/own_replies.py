@@ -16,7 +16,6 @@ from rmsd_jax.demo.run import Commands, build_pool
 from rmsd_jax.tasks import Rules
 
 NAME = "replies"  # of the evaluation
-SAMPLES = 8
 
 
 def sampled_pool(
@@ -48,7 +47,7 @@ def sampled_pool(
     "data.limit": config.steps * config.batch,
     "evaluate.name": NAME,
     "evaluate.greedy": False,
-    "evaluate.samples": SAMPLES,
+    "evaluate.samples": config.rollouts.samples,
     "seed": config.seed,
   }
   run("rl", "evaluate", f"--config={evaluation}", f"--workdir={student}", f"--out={folder}",

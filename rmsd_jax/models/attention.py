@@ -29,13 +29,13 @@ from jax.sharding import PartitionSpec as Spec
 from rmsd_jax.core import sharding
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.packed import Rows
+from rmsd_jax.models.layers import NEVER
 
 IMPLEMENTATIONS = ("auto", "split", "splash", "cudnn", "dense")
 BY_BACKEND = {"tpu": "splash", "gpu": "cudnn"}
 # How caches lie on the mesh: [L, B, K, P, H] of prompts, [L, Z, X, K, T, H] of responses.
 PROMPT_CACHES = Spec(None, *sharding.BATCH, "tensor")
 OWN_CACHES = Spec(None, *sharding.BATCH, None, "tensor")
-NEVER = -1e30  # a finite "minus infinity": a row that sees nothing yields a mean, not NaN
 
 
 class Layout(NamedTuple):

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-NEVER = -1e30
+from rmsd_jax.models.layers import NEVER
+
 _SPARE = 16 << 20  # bytes on the chip beside the keys and values of a prompt and their scores
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 REMAT = ("none", "products", "all")  # what `recomputed` computes again
+NEVER = -1e30  # a finite "minus infinity": a row that sees nothing yields a mean, not NaN
 ATTENTION = "attention"  # name of what an attention kernel keeps for its backward pass
 
 

@@ -15,7 +15,6 @@ from flax import nnx
 
 from rmsd_jax.core import positions, sharding
 from rmsd_jax.models import layers
-from rmsd_jax.models.attention import NEVER
 from rmsd_jax.models.config import VisionConfig
 
 
@@ -82,7 +81,7 @@ def _attend(q_BNSH, k_BNSH, v_BNSH, real_BS):
   keeps pairs apart; only padding is masked. One of padding alone sees nothing and yields a mean,
   which no one reads."""
   scores = jnp.einsum("BNSH,BNZH->BNSZ", q_BNSH, k_BNSH, preferred_element_type=jnp.float32)
-  scores = jnp.where(real_BS[:, None, None], scores * q_BNSH.shape[-1] ** -0.5, NEVER)
+  scores = jnp.where(real_BS[:, None, None], scores * q_BNSH.shape[-1] ** -0.5, layers.NEVER)
   return jnp.einsum("BNSZ,BNZH->BNSH", jax.nn.softmax(scores, -1).astype(v_BNSH.dtype), v_BNSH)
 
 

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmsd_jax.compile import cost
-from rmsd_jax.core import packed
+from rmsd_jax.compile.programs import abstract_rows
+from rmsd_jax.core import packed, sharding
 from rmsd_jax.core.groups import PromptGroups
-from rmsd_jax.core.packed import Rows
+from rmsd_jax.core.packing import Piece
 from rmsd_jax.method import losses
 from rmsd_jax.models.config import PRESETS, TextConfig
 from rmsd_jax.models.discriminator import Discriminator
@@ -53,12 +54,16 @@ def shapes(model: Qwen3VL, B: int, P: int, R: int, T: int) -> tuple[PromptGroups
   return groups, Visual(encoded(B, 1, c.text.width), encoded(B, levels, 1, c.text.width))
 
 
-def policy(model, params, groups, visual):
+def policy(model, params, rows, visual):
   """-mean log-prob: the part of the policy update that costs."""
-  rows = packed.padded(groups)
   hidden_XWD = losses.predictors(model.hidden(params, rows, visual), rows)
   W = rows.targets_XW.shape[1]
   return jnp.sum(losses.token_logps(hidden_XWD, model.unembedding(params), rows.targets_XW, 1.0, W))
+
+
+def only_text(params: dict, text) -> dict:
+  """The parameters, of which the text's alone learn."""
+  return {name: jax.lax.stop_gradient(x) for name, x in params.items()} | {"text": text}
 
 
 def counted(f, *arguments) -> float:
@@ -80,16 +85,15 @@ def update(B: int, P: int, R: int, T: int, K: int) -> tuple[float, float]:
   params, critic = model.abstract(), Discriminator(model)
   groups, visual = shapes(model, B, P, R, T)
   both, _ = shapes(model, B, P, R + K, T)
-  only_text = lambda p, t: {name: jax.lax.stop_gradient(x) for name, x in p.items()} | {"text": t}
 
   def student(p, g, v):
-    return jax.grad(lambda t: policy(model, only_text(p, t), g, v))(p["text"])
+    return jax.grad(lambda t: policy(model, only_text(p, t), packed.padded(g), v))(p["text"])
 
   def judge(p, g, v):
     return jax.grad(lambda t: jnp.sum(critic(only_text(p, t), g, v)))(p["text"])
 
   found = counted(student, params, groups, visual)
-  found += counted(lambda p, g, v: policy(model, p, g, v), params, groups, visual)
+  found += counted(lambda p, g, v: policy(model, p, packed.padded(g), v), params, groups, visual)
   found += counted(judge, params | critic.abstract_head(), both, visual)
   least = 4 * squares(model.config, B, P, R, T, True)
   least += 3 * squares(model.config, B, P, R + K, T, False)
@@ -100,27 +104,12 @@ def packed_row(P: int, W: int, T: int) -> tuple[float, float]:
   """(counted, by formula) FLOPs of the policy's gradient of one row of P + W places, of which every
   one is a token's; responses of at most T tokens."""
   model = widths_of_4b(2)
-  integers = lambda *shape: jax.ShapeDtypeStruct((1, *shape), jnp.int32)
-  rows = Rows(
-    tokens_XS=integers(P + W),
-    positions_X3S=integers(3, P + W),
-    group_XS=integers(P + W),
-    visual_XP=integers(P),
-    response_XW=integers(W),
-    start_XW=integers(W),
-    from_XW=integers(W),
-    last_XW=jax.ShapeDtypeStruct((1, W), jnp.bool_),
-    longest=T,
-  )
-  _, visual = shapes(model, 1, P, 1, T)
+  params, (_, visual) = model.abstract(), shapes(model, 1, P, 1, T)
+  rows = abstract_rows(sharding.make_mesh(1, 1, 1, jax.devices()[:1]), Piece(P, W, 1, ((),)), T)
 
   def loss(text, params, rows, visual):
-    params = {name: jax.lax.stop_gradient(x) for name, x in params.items()} | {"text": text}
-    hidden_XWD = losses.predictors(model.hidden(params, rows, visual), rows)
-    table_VD = model.unembedding(params)
-    return jnp.sum(losses.token_logps(hidden_XWD, table_VD, rows.targets_XW, 1.0, W))
+    return policy(model, only_text(params, text), rows, visual)
 
-  params = model.abstract()
   found = counted(jax.grad(loss), params["text"], params, rows, visual)
   pairs = P**2 + W * (P + 2 * T)  # of the blocks that `split` computes
   size = cost.Size(P + W, W, pairs, W)
@@ -130,7 +119,7 @@ def packed_row(P: int, W: int, T: int) -> tuple[float, float]:
 def grouped_over_repeated(P: int, R: int, T: int) -> float:
   """FLOPs of one group of R responses over those of R rows with the prompt repeated."""
   model = widths_of_4b(2)
-  grad = jax.grad(lambda p, g, v: policy(model, p, g, v))
+  grad = jax.grad(lambda p, g, v: policy(model, p, packed.padded(g), v))
   group, rows = shapes(model, 1, P, R, T), shapes(model, R, P, 1, T)
   return counted(grad, model.abstract(), *group) / counted(grad, model.abstract(), *rows)
 
@@ -154,7 +143,7 @@ def timed(P: int, R: int, T: int, rounds: int) -> float:
       prompt_length_B=np.full(B, P, np.int32),
       visual_BP=np.full((B, P), -1, np.int32),
     ).with_responses(rng.integers(0, 1024, (B, responses, T)), np.full((B, responses), T, np.int32))
-    step = jax.jit(jax.grad(lambda p, g=groups, v=visual: policy(model, p, g, v)))
+    step = jax.jit(jax.grad(lambda p, g=groups, v=visual: policy(model, p, packed.padded(g), v)))
     jax.block_until_ready(step(params))
     runs.append(step)
   ratios = []
