@@ -50,8 +50,12 @@ def test_the_baselines():
     for row in ablations.ROWS
     if config(row).reward.discriminator and not ablations.ROWS[row].goes_on
   }
+  long = [updates.pop(row) for row in ("warm", "warm_frozen")]
+  assert long == [300, 300]
+  assert config("warm", "rl").batch == 16 and config("warm", "sft").batch == 32
   assert set(updates.values()) == {config("sft_rl").steps}
-  others = {row: config(row).steps for row in ablations.ROWS if row not in updates}
+  counted = {*updates, "warm", "warm_frozen"}
+  others = {row: config(row).steps for row in ablations.ROWS if row not in counted}
   goes_on = {row: others.pop(row) for row in ("continued", "rejection")}
   assert set(others) == {"sft_rl", "no_D", "opd", "gkd"} and set(others.values()) == {35}
   # As many prompts as stage 2 shows, the discriminator's warm-up included.
