@@ -59,8 +59,17 @@ def group_attention(q_XSNH, k_XSKH, v_XSKH, layout: Layout, impl: str = "split")
   ]
   # The queries are scaled here, once for all implementations: none of them scales again.
   q_XSNH = q_XSNH * q_XSNH.shape[-1] ** -0.5
+  # Written out shard by shard: XLA's partitioner cannot look into a Pallas kernel, cuDNN's knows
+  # the mesh that is set outside of jit alone, and rollouts group that otherwise.
+  local = lambda q, k, v, group, start: attend(
+    q, k, v, layout._replace(group_XS=group, start_XS=start)
+  )
+  queries, keys = Spec(*sharding.BATCH, None, "tensor"), Spec(*sharding.BATCH, "tensor")
+  specs = queries, keys, keys, sharding.BATCH, sharding.BATCH
   # Keys and values with heads first, [X, K, S, H], as the caches of decoding store them.
-  o_XSNH = attend(q_XSNH, k_XSKH.swapaxes(1, 2), v_XSKH.swapaxes(1, 2), layout)
+  o_XSNH = sharding.by_shard(local, specs, queries)(
+    q_XSNH, k_XSKH.swapaxes(1, 2), v_XSKH.swapaxes(1, 2), layout.group_XS, layout.start_XS
+  )
   return o_XSNH.astype(q_XSNH.dtype)
 
 
@@ -90,21 +99,7 @@ def _splash(q_XSNH, k_XKSH, v_XKSH, layout: Layout):
   return splash.attention(q_XSNH.swapaxes(1, 2), k_XKSH, v_XKSH, layout).swapaxes(1, 2)
 
 
-def _cudnn(q_XSNH, k_XKSH, v_XKSH, layout: Layout, implementation="cudnn"):
-  # Written out shard by shard: its own partitioner knows the mesh that is set outside of jit alone,
-  # and rollouts group that otherwise.
-  attend = functools.partial(_cudnn_rows, implementation=implementation)
-  local = lambda q, k, v, group, start: attend(
-    q, k, v, layout._replace(group_XS=group, start_XS=start)
-  )
-  queries, keys = Spec(*sharding.BATCH, None, "tensor"), Spec(*sharding.BATCH, "tensor")
-  specs = queries, keys, keys, sharding.BATCH, sharding.BATCH
-  arguments = q_XSNH, k_XKSH, v_XKSH, layout.group_XS, layout.start_XS
-  return sharding.by_shard(local, specs, queries)(*arguments)
-
-
-def _cudnn_rows(q_XSNH, k_XKSH, v_XKSH, layout: Layout, implementation: str):
-  """`_cudnn` of the rows of one shard."""
+def _cudnn(q_XSNH, k_XKSH, v_XKSH, layout: Layout, implementation: str = "cudnn"):
   P = layout.P
   k_XSKH = k_XKSH.swapaxes(1, 2)
   v_XSKH = v_XKSH.swapaxes(1, 2)
