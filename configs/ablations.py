@@ -35,6 +35,7 @@ class Row(NamedTuple):
   second: Mapping[str, Any] = {}
   goes_on: bool = False
   own_replies: bool = False  # it goes on with samples of its own (rmsd_jax.demo.own_replies)
+  noise: str = ""  # of the demo's teachers, where a row is of no use with others
 
 
 def _paper(*scores: float) -> dict[str, float]:
@@ -135,6 +136,14 @@ ROWS = {
   "near": Row("of the best answers the nearest to the student", {"supervision.target": "near"}),
   "agreement": Row(
     "closed-ended answers by their agreement, not the truth", {"supervision.closed": "agreement"}
+  ),
+  "weighed": Row(
+    "two teachers, weighed by their quality at the task",
+    {"supervision.teachers": "weighed"},
+    noise="two",
+  ),
+  "best_teacher": Row(
+    "of two teachers the better one at the task", {"supervision.teachers": "best"}, noise="two"
   ),
   "open_graded": Row(
     "open-ended answers by ROUGE-L",

@@ -28,7 +28,7 @@ def get_config(stage: str) -> ConfigDict:
   c.world.train_prompts = 3_000
   c.world.test_prompts = 400
   c.world.responses = 4  # K of the simulated teacher
-  c.world.noise = "questions"  # which of the paper's figures the teacher has; or "tau"
+  c.world.noise = "questions"  # of the teacher, or teachers: a key of simulated_teacher.NOISES
   c.world.bucket = (160, 48, 6, 36)  # P, T, F, S
   c.world.stages = ("sft", "sft_continued", "rl")
 

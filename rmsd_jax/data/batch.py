@@ -5,7 +5,7 @@ of a frame pair, C values of a patch.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Batch:
   rouge_BK: np.ndarray  # float32, ROUGE-L of open-ended responses, 0 where not valid
   valid_BK: np.ndarray  # bool
   present_BK: np.ndarray  # bool
+  trust_BK: np.ndarray  # float32, in proportion to which responses are drawn, see `Pool.trust`
   closed_B: np.ndarray  # bool, closed-ended task
   row_B: np.ndarray  # int64, index of the row in its split
   real_B: np.ndarray  # bool, False for repeats that fill the last batch of an evaluation
@@ -41,6 +42,7 @@ def collate(
   bucket: Bucket,
   k: int,
   layout: prompts.Layout,
+  trust: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Batch:
   """Pads rows of one bucket to its sizes.
 
@@ -50,6 +52,7 @@ def collate(
     bucket: the padded sizes.
     k: response slots; the first k responses of a row are used, missing ones leave empty slots.
     layout: of the pool.
+    trust: task -> teacher -> weight; None: all teachers are alike.
 
   Raises:
     UserError: a row does not fit the bucket, or its placeholders do not match its frames.
@@ -60,6 +63,7 @@ def collate(
   length_BK = np.zeros((len(chosen), k), np.int32)
   quality_BK, rouge_BK = np.zeros((2, len(chosen), k), np.float32)
   valid_BK = np.zeros((len(chosen), k), bool)
+  trust_BK = np.ones((len(chosen), k), np.float32)
   for b, row in enumerate(chosen):
     for slot, ids_T in enumerate(row.responses[:k]):
       if len(ids_T) > bucket.response:
@@ -74,12 +78,15 @@ def collate(
       if valid_BK[b, slot]:
         quality_BK[b, slot] = row.quality_K[slot]
         rouge_BK[b, slot] = row.rouge_K[slot]
+      if trust:
+        trust_BK[b, slot] = trust[row.task][row.teachers[slot]]
   return Batch(
     groups=groups.with_responses(responses_BKT, length_BK),
     quality_BK=quality_BK,
     rouge_BK=rouge_BK,
     valid_BK=valid_BK,
     present_BK=length_BK > 0,
+    trust_BK=trust_BK,
     closed_B=np.array([row.closed for row in chosen]),
     row_B=np.asarray(row_B, np.int64),
     real_B=np.ones(len(chosen), bool),

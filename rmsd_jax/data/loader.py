@@ -323,7 +323,7 @@ def _from_tree(tree: dict[str, Any], own: Callable[[np.ndarray], np.ndarray]) ->
 
 
 def _collate(pool: Pool, rows_B: np.ndarray, bucket: Bucket, k: int) -> batch.Batch:
-  return batch.collate([pool[row] for row in rows_B], rows_B, bucket, k, pool.layout)
+  return batch.collate([pool[row] for row in rows_B], rows_B, bucket, k, pool.layout, pool.trust)
 
 
 def _check_k(pool: Pool, k: int, least: int) -> None:

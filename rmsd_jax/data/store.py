@@ -93,6 +93,8 @@ class Pool:
   # Rules, and how many responses of a closed-ended row they compare: their agreement is its quality
   # instead of what the truth gave. None: it is what was stored.
   agreement: tuple[Rules, int] | None = None
+  # Task -> teacher -> in what proportion its responses are drawn; None: all alike.
+  trust: Mapping[str, Mapping[str, float]] | None = None
 
   def __len__(self) -> int:
     return len(self.bucket_N)
@@ -366,6 +368,7 @@ def _write(
   it sorts through files that it opens with TensorFlow.
   """
   counts = collections.Counter()
+  teachers = _Teachers()
   clips = oddities.Tally()
   most = 0
 
@@ -380,6 +383,8 @@ def _write(
       clips.notes |= notes
       most = max(most, len(row["tokens_K"]))
       counts.update(rows.counted(row, work.buckets))
+      if split == records.SPLITS[0]:
+        teachers.add(row)
       yield row
     if not used:
       raise UserError(f"no record of split {split!r} is usable; reasons are in the quarantine file")
@@ -399,9 +404,28 @@ def _write(
     "k": most,
     "rows": per_task,
     **{name: counts[name] for name in names},
+    "teachers": teachers.summary(),
     "clips": clips.summary(),
     "quarantined": dict(sorted(quarantine.kinds.items())),
   }
+
+
+class _Teachers:
+  """Responses by task and teacher: their number, and the sum of their quality."""
+
+  def __init__(self):
+    self._found: dict[str, dict[str, list[float]]] = {}
+
+  def add(self, row: Mapping[str, Any]) -> None:
+    """Counts an encoded row's."""
+    of = self._found.setdefault(row["task"], {})
+    for teacher, quality in zip(row["teachers"], row["quality_K"], strict=True):
+      known = of.setdefault(teacher.decode("utf-8"), [0, 0.0])
+      known[0] += 1
+      known[1] += float(quality)
+
+  def summary(self) -> dict[str, dict[str, list[float]]]:
+    return {task: dict(sorted(of.items())) for task, of in sorted(self._found.items())}
 
 
 def _useless(counts: Mapping[str, int]) -> str:

@@ -285,14 +285,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs a grid, or goes on with it, and writes its tables."""
   parser = cli.parser_of(main)
   parser.add_argument("workdir", help="folder of the grid; made if missing")
-  parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW",
-                      help=f"of {', '.join(ROWS)} (default: all)")  # fmt: skip
+  parser.add_argument("--rows", nargs="+", choices=list(ROWS), metavar="ROW",
+                      help=f"of {', '.join(ROWS)} (default: all that suit --noise)")  # fmt: skip
   parser.add_argument("--seeds", type=int, default=3, help="training seeds a row (default: 3)")
   parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of "
                       "the cores (default: 1)")  # fmt: skip
   parser.add_argument("--noise", choices=list(simulated_teacher.NOISES), default="questions",
                       help="which figures of the paper the teacher has: the qualities of 200 "
-                      "questions, or the shares that tau keeps (default: questions)")  # fmt: skip
+                      "questions, or the shares that tau keeps; or two teachers, the second one "
+                      "worse (default: questions)")  # fmt: skip
   parser.add_argument("--scores", help="scores.jsonl.gz of another sitting of this grid: its runs "
                       "are not made again")  # fmt: skip
   parser.add_argument("--show", action="store_true", help="write the tables, run nothing")
@@ -301,7 +302,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if getattr(options, name) < 1:
       raise UserError(f"--{name} {getattr(options, name)}; give 1 or more")
   workdir = pathlib.Path(options.workdir).absolute()
-  rows = list(dict.fromkeys(options.rows))
+  suits = [name for name, row in ROWS.items() if row.noise in ("", options.noise)]
+  rows = list(dict.fromkeys(options.rows or suits))
+  if alone := [row for row in rows if row not in suits]:
+    raise UserError(f"row {alone[0]} needs --noise {ROWS[alone[0]].noise}")
 
   of_rows = {row: ROWS[row] for row in rows}
   given: grid_tables.Found = {}

@@ -142,7 +142,7 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
   """Clips, questions and the simulated teacher's answers, then the data set built from them."""
   raw = workdir / "raw"
   began = time.monotonic()
-  if (noise := simulated_teacher.NOISES.get(config.world.noise)) is None:
+  if (noises := simulated_teacher.NOISES.get(config.world.noise)) is None:
     known = " or ".join(simulated_teacher.NOISES)
     raise UserError(f"world.noise is {config.world.noise!r}; give {known}")
   if not raw.exists():
@@ -161,7 +161,7 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
       train_prompts=config.world.train_prompts,
       test_prompts=config.world.test_prompts,
       seed=config.seed,
-      teacher=simulated_teacher.Teacher(config.world.responses, noise),
+      teacher=simulated_teacher.Teacher(config.world.responses, *noises),
       progress=show,
     )
     bar.close()

@@ -30,6 +30,7 @@ from rmsd_jax.demo.questions import (
 )
 
 TEACHER_NAME = "simulated-teacher"
+SECOND_NAME = "second-teacher"
 MARKER = "Looking closely,"  # the teacher's habit of speech; no text of the tiny base has it
 FAVOURITE = 0.6  # share of a question's wrong samples that make the same mistake
 
@@ -84,19 +85,30 @@ NOISE_BY_TAU: Mapping[str, TaskNoise] = {
   "spatial_grounding": TaskNoise(error=0.93, agreement=0.3, far=0.97),
   "open_ended": TaskNoise(error=0.4, agreement=0.4),
 }
-NOISES = {"questions": NOISE, "tau": NOISE_BY_TAU}
+# Of a second teacher, worse at every task.
+NOISE_OF_SECOND: Mapping[str, TaskNoise] = {
+  "multiple_choice": TaskNoise(error=0.3, agreement=0.2),
+  "numerical": TaskNoise(error=0.5, agreement=0.5),
+  "ocr": TaskNoise(error=0.95, agreement=0.25, far=0.8),
+  "temporal_grounding": TaskNoise(error=0.95, agreement=0.3, malformed=0.05, far=0.8),
+  "spatial_grounding": TaskNoise(error=0.95, agreement=0.3, far=0.8),
+  "open_ended": TaskNoise(error=0.75, agreement=0.4),
+}
+NOISES = {"questions": (NOISE,), "tau": (NOISE_BY_TAU,), "two": (NOISE, NOISE_OF_SECOND)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
   """The knobs of the simulated teacher.
 
-  k: responses a question. noise: by task. truncated: share of responses that are cut off
+  k: responses a question. noise: by task. second: of another teacher, which gives every second
+  response; None: there is none. truncated: share of responses that are cut off
   (finish_reason "length"). marker: words that open its reasoning, in `marker_share` of responses.
   """
 
   k: int = 4
   noise: Mapping[str, TaskNoise] = dataclasses.field(default_factory=lambda: dict(NOISE))
+  second: Mapping[str, TaskNoise] | None = None
   truncated: float = 0.01
   marker: str = MARKER
   marker_share: float = 1.0
@@ -107,9 +119,9 @@ class Teacher:
     for name in ("truncated", "marker_share"):
       if not 0 <= getattr(self, name) <= 1:
         raise UserError(f"{name} {getattr(self, name)}: a share lies between 0 and 1")
-    missing = sorted(NOISE.keys() - self.noise.keys())
-    if missing:
-      raise UserError(f"the teacher has no noise for {', '.join(missing)}; give all tasks")
+    for noise in (self.noise, self.second or NOISE):
+      if missing := sorted(NOISE.keys() - noise.keys()):
+        raise UserError(f"the teacher has no noise for {', '.join(missing)}; give all tasks")
 
 
 def _cell_of(box: tuple[int, ...]) -> str:
@@ -208,7 +220,11 @@ def _malformed(thought: str, answer: str, rng: np.random.Generator) -> str:
 
 
 def _respond(
-  question: Question, value: typing.Any, teacher: Teacher, rng: np.random.Generator
+  question: Question,
+  value: typing.Any,
+  teacher: Teacher,
+  rng: np.random.Generator,
+  name: str = TEACHER_NAME,
 ) -> dict[str, str]:
   """One response of the pool's schema that reasons towards `value` and answers it."""
   thoughts = _thoughts(question, value)
@@ -224,11 +240,25 @@ def _respond(
   # Cut last, whatever it says, as a limit of tokens cuts.
   if cut:
     text = text[: int(len(text) * rng.uniform(0.3, 0.8))]
-  return {"text": text, "teacher": TEACHER_NAME, "finish_reason": "length" if cut else "stop"}
+  return {"text": text, "teacher": name, "finish_reason": "length" if cut else "stop"}
 
 
 def respond(question: Question, teacher: Teacher, rng: np.random.Generator) -> list[dict[str, str]]:
   """Samples the teacher's K responses to a question: text, teacher and finish_reason of each."""
+  if not teacher.second or teacher.k == 1:
+    return _samples(question, teacher, rng, TEACHER_NAME)
+  other = dataclasses.replace(teacher, k=teacher.k // 2, noise=teacher.second)
+  teacher = dataclasses.replace(teacher, k=teacher.k - other.k)
+  responses = [*_samples(question, teacher, rng, TEACHER_NAME)]
+  for place, response in enumerate(_samples(question, other, rng, SECOND_NAME)):
+    responses.insert(2 * place + 1, response)
+  return responses
+
+
+def _samples(
+  question: Question, teacher: Teacher, rng: np.random.Generator, name: str
+) -> list[dict[str, str]]:
+  """K responses of one teacher."""
   noise = teacher.noise[question.task]
   difficulty = noise.difficulty(rng)
   wrong = lambda: mistake(question, rng, far=rng.random() < noise.far)
@@ -238,7 +268,7 @@ def respond(question: Question, teacher: Teacher, rng: np.random.Generator) -> l
     value = question.value
     if rng.random() < difficulty:
       value = favourite if rng.random() < FAVOURITE else wrong()
-    responses.append(_respond(question, value, teacher, rng))
+    responses.append(_respond(question, value, teacher, rng, name))
   return responses
 
 

@@ -14,6 +14,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.rows import Row
+from rmsd_jax.method import reliability
 from rmsd_jax.method.carriers import Array, Pairs
 
 # Stage 1 target rules: best is R-MSD's, near BRTS's; the others make R-MSD's ablations.
@@ -119,6 +120,7 @@ def choose_target(
   rule: str,
   rng: np.random.Generator,
   near_K: np.ndarray | None = None,
+  trust_K: np.ndarray | None = None,
 ) -> int:
   """The index of the response that stage 1 trains on, or -1 where there is none to choose.
 
@@ -132,6 +134,7 @@ def choose_target(
       where one sample is all there is.
     rng: `rng_for` of the row.
     near_K: how near each response is to what the student would say; None: not known.
+    trust_K: in proportion to which a random choice is made; None, or all equal: uniformly.
 
   Raises:
     UserError: the rule is not one of RULES.
@@ -147,7 +150,10 @@ def choose_target(
     candidates = best(quality_K)
   if rule == "near" and near_K is not None:
     candidates = best(near_K)
-  return int(rng.choice(candidates))
+  weights = None if trust_K is None else trust_K[candidates].astype(np.float64)
+  if weights is None or np.all(weights == weights[0]):
+    return int(rng.choice(candidates))
+  return int(rng.choice(candidates, p=weights / weights.sum()))
 
 
 def draw(
@@ -157,6 +163,7 @@ def draw(
   by_quality: bool,
   count: int,
   rng: np.random.Generator,
+  trust_K: np.ndarray | None = None,
 ) -> np.ndarray:
   """Pairs `count` rollouts with teacher responses, independently: int32 [count], -1 for no pair.
 
@@ -167,6 +174,7 @@ def draw(
     by_quality: draw in proportion to quality. Where the prompt is not graded, this is off, or the
       qualities sum to 0 (which tau = 0 allows), the draw is uniform.
     rng: `rng_for` of the row, so that every step draws anew.
+    trust_K: by which what is said above is multiplied; None: all alike.
   """
   candidates = np.flatnonzero(keep_K)
   if candidates.size == 0:
@@ -176,6 +184,8 @@ def draw(
     weights = quality_K[candidates].astype(np.float64)
     if weights.sum() == 0:
       weights[:] = 1.0
+  if trust_K is not None:
+    weights *= trust_K[candidates]
   return rng.choice(candidates, size=count, p=weights / weights.sum()).astype(np.int32)
 
 
@@ -212,7 +222,8 @@ def targets(
     keep_K = eligible(keep_K, present_K, target)
     rng = rng_for(seed, step, int(row))
     near_K = None if near_BK is None else near_BK[b]
-    chosen_B[b] = choose_target(quality_BK[b], keep_K, graded, target, rng, near_K)
+    trust_K = batch.trust_BK[b]
+    chosen_B[b] = choose_target(quality_BK[b], keep_K, graded, target, rng, near_K, trust_K)
   # A prompt without a target gets slot 0 with length 0: shapes stay those of the bucket, and
   # nothing of it is in the loss.
   slot_B1 = np.maximum(chosen_B, 0)[:, None]
@@ -260,7 +271,8 @@ def draw_pairs(
     keep_K = survivors(quality_BK[b], batch.valid_BK[b], batch.present_BK[b], graded, tau)
     survivors_B[b] = keep_K.sum()
     rng = rng_for(seed, step, int(row))
-    match_BN[b] = draw(quality_BK[b], keep_K, graded, match_by_quality, samples, rng)
+    by_quality, trust_K = match_by_quality, batch.trust_BK[b]
+    match_BN[b] = draw(quality_BK[b], keep_K, graded, by_quality, samples, rng, trust_K)
   quality_BN = np.take_along_axis(quality_BK, np.maximum(match_BN, 0), 1)
   weighed_B1 = graded_B[:, None] & loss_by_quality
   paired_BN = (match_BN >= 0) & finished_BN
@@ -300,6 +312,13 @@ def check_supervision(
   Args:
     others: switches that cannot be wrong.
   """
+  rule = others.get("teachers", reliability.ALIKE)
+  _known(rule, reliability.RULES, "rule for teachers")
+  if rule != reliability.ALIKE and closed == AGREEMENT:
+    raise UserError(
+      f"supervision.teachers={rule!r} measures teachers by the truth, which "
+      f"supervision.closed={AGREEMENT!r} does without; take one of the two"
+    )
   if others.get("near_top", 1) < 1:
     raise UserError(f"supervision.near_top={others['near_top']}; it must be at least 1")
   _in_range(tau)

@@ -25,7 +25,7 @@ from rmsd_jax.core.progress import Progress, rss_gb
 from rmsd_jax.data import epochs, loader
 from rmsd_jax.data.batch import Batch, blinded
 from rmsd_jax.data.store import Pool, another_split, open_pool
-from rmsd_jax.method import custom_rewards, matching
+from rmsd_jax.method import custom_rewards, matching, reliability
 from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import log, optim, showing, stopping, teaching, telling, timing, trackers
@@ -437,4 +437,20 @@ def _read_as(pool: Pool, config, rules: Rules) -> Pool:
   pool.check_reader(config.model.folder, rules)
   by_agreement = config.supervision.closed == matching.AGREEMENT
   agreement = (rules, config.data.responses) if by_agreement else None
-  return dataclasses.replace(pool, first_response=config.data.first_response, agreement=agreement)
+  rule = config.supervision.teachers
+  trust = None if rule == reliability.ALIKE else _trust(pool, rules, rule)
+  first = config.data.first_response
+  return dataclasses.replace(pool, first_response=first, agreement=agreement, trust=trust)
+
+
+def _trust(pool: Pool, rules: Rules, rule: str) -> dict[str, dict[str, float]]:
+  """Task -> teacher -> weight, as the pool has measured them."""
+  if "teachers" not in pool.metadata:
+    raise UserError(
+      f"the pool {pool.directory} is from before teachers were measured; build it again for "
+      f"supervision.teachers={rule!r}"
+    )
+  trust = reliability.weights(pool.metadata["teachers"], rules.closed, rule)
+  if jax.process_index() == 0:
+    print(f"teachers, {rule} by their quality in the pool:\n{reliability.table(trust)}")
+  return trust

@@ -24,6 +24,7 @@ ADDED_KEYS = {
   "data.chat_share": 0.0,
   "data.first_response": 0,
   "supervision.near_top": 10,
+  "supervision.teachers": "alike",
   "reward.custom": "",
   "reward.clip": 0.0,
   "reward.per_log_length": 0.0,

@@ -108,6 +108,25 @@ def test_thresholds_keep_what_the_papers_keep():
   assert kept == pytest.approx([1.0, 0.87, 0.72, 0.45], abs=0.03)
 
 
+def test_two_teachers_answer_in_turn_and_the_second_one_is_worse_at_every_task():
+  names, qualities = set(), {}
+  both = Teacher(5, *teacher_lib.NOISES["two"])
+  for question, rng in drawn(600):
+    responses = teacher_lib.respond(question, both, rng)
+    names.add(tuple(response["teacher"] for response in responses))
+    for response in responses:
+      of = qualities.setdefault(question.task, {}).setdefault(response["teacher"], [])
+      of.append(scored(question, response).quality)
+  first, second = teacher_lib.TEACHER_NAME, teacher_lib.SECOND_NAME
+  assert names == {(first, second, first, second, first)}
+  for task, of in qualities.items():
+    if registry.get(task).closed:
+      assert np.mean(of[first]) > np.mean(of[second]) + 0.1, task
+  alone = Teacher(1, *teacher_lib.NOISES["two"])
+  for question, rng in drawn(5):
+    assert [r["teacher"] for r in teacher_lib.respond(question, alone, rng)] == [first]
+
+
 def test_a_sure_teacher_is_right():
   for question, rng in drawn(100):
     for response in teacher_lib.respond(question, Teacher(noise=SURE, truncated=0.0), rng):

@@ -57,6 +57,7 @@ class MemoryPool:
   buckets: tuple = BUCKETS
   layout: prompts.Layout = LAYOUT
   used_N: np.ndarray | None = None
+  trust: None = None
   split: str = "train"
   directory: str = "POOL"
 
