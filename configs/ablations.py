@@ -228,7 +228,7 @@ def get_config(name: str) -> ConfigDict:
       c.evaluate.samples = 8
   before, warmup = c.to_json(), c.discriminator.warmup_steps
   changes = of.changes if goes_on == of.goes_on else {}
-  if stage == "rl" and not file:
+  if stage == "rl" and file in ("", "demo"):
     changes = {**changes, **of.second}
   c.lock()  # so that a key which does not exist is refused
   c.update_from_flattened_dict(dict(changes))

@@ -167,8 +167,8 @@ def _method(c: ConfigDict) -> None:
   c.supervision.near_top = 10
   c.supervision.match_by_quality = True  # stage 2: pair rollouts with teachers with p ~ quality
   c.supervision.loss_by_quality = True  # stage 2: weigh the pair loss by the teacher's quality
-  # Where a pool has several: "alike"; drawn in both stages by how good each has been at the task,
-  # "weighed", closed-ended responses by their own quality too; or the "best" one alone [ours].
+  # Where a pool has several, and responses are drawn (in stage 1 among equally good ones): "alike";
+  # "weighed" by how good each has been at the task; or those of the "best" one, if any [ours].
   c.supervision.teachers = "alike"
 
   c.rollouts = ConfigDict()

@@ -250,6 +250,10 @@ def grid_results(
   Raises:
     UserError: the pool of what is there has another teacher than `noise`.
   """
+  for config in workdir.glob(f"runs/*/*/*/{guard.CONFIG_FILE}"):
+    made = json.loads(config.read_text()).get("world", {}).get("noise", noise)
+    if made != noise:
+      raise UserError(f"{workdir} was run with --noise {made}; give it, or another folder")
   grid = Grid(workdir, (), noise)
   shared = stage_1_rows()
   results = {key: dict(runs) for key, runs in given.items()}
@@ -258,10 +262,6 @@ def grid_results(
       for seed in range(seeds):
         path = grid.folder(shared[row] if stage == "sft" else row, seed, stage) / RESULT
         if path.exists():
-          of = json.loads(path.parent.parent.joinpath(guard.CONFIG_FILE).read_text())
-          made = of["world"].get("noise", noise)
-          if made != noise:
-            raise UserError(f"{workdir} was run with --noise {made}; give it, or another folder")
           results.setdefault((row, stage), {})[seed] = _scores(path, path.stat().st_mtime_ns)
   return results
 
@@ -279,6 +279,15 @@ def split_cores(jobs: int) -> list[list[int]]:
   if jobs > len(cores):
     raise UserError(f"--jobs {jobs} on {len(cores)} cores; give at most one job a core")
   return [cores[i::jobs] for i in range(jobs)]
+
+
+def _unfit(row: str, noise: str) -> str:
+  """Why a row says nothing with a teacher of that noise; "": it does."""
+  if ROWS[row].noise not in ("", noise):
+    return f"needs --noise {ROWS[row].noise}"
+  if noise == "two" and ROWS[row].changes.get("data.responses") == 1:
+    return "takes one response: which of the two teachers gave it would depend on the seed"
+  return ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -302,10 +311,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if getattr(options, name) < 1:
       raise UserError(f"--{name} {getattr(options, name)}; give 1 or more")
   workdir = pathlib.Path(options.workdir).absolute()
-  suits = [name for name, row in ROWS.items() if row.noise in ("", options.noise)]
-  rows = list(dict.fromkeys(options.rows or suits))
-  if alone := [row for row in rows if row not in suits]:
-    raise UserError(f"row {alone[0]} needs --noise {ROWS[alone[0]].noise}")
+  unfit = {row: why for row in ROWS if (why := _unfit(row, options.noise))}
+  rows = list(dict.fromkeys(options.rows or (row for row in ROWS if row not in unfit)))
+  for row in rows:
+    if row in unfit:
+      raise UserError(f"row {row} {unfit[row]}")
 
   of_rows = {row: ROWS[row] for row in rows}
   given: grid_tables.Found = {}

@@ -45,6 +45,10 @@ COMPARED = (  # (row, stage) minus (row, stage), and the question that it answer
   (("D", "rl"), ("continued", "rl"), "stage 2 against stage 1 that goes on"),
   (("D", "rl"), ("rejection", "rl"), "stage 2 against rejection sampling"),
   (("rejection", "rl"), ("continued", "rl"), "own answers against the teacher's again"),
+  (("weighed", "sft"), ("D", "sft"), "two teachers, weighed against alike, after stage 1"),
+  (("weighed", "rl"), ("D", "rl"), "the same after both"),
+  (("best_teacher", "sft"), ("D", "sft"), "the better of two teachers against both, after stage 1"),
+  (("best_teacher", "rl"), ("D", "rl"), "the same after both"),
   (("C", "rl"), ("C_tau0.5", "rl"), "tau = 0.3 against 0.5, a random survivor as target"),
   (("C", "sft"), ("C_tau0.5", "sft"), "the same after stage 1"),
   (("D", "sft"), ("A", "sft"), "R-MSD's stage 1 against one sample's (D - A)"),
@@ -322,13 +326,17 @@ def keep(file: pathlib.Path, rows: Mapping[str, Any], results: Found, noise: str
     noise: of the pool's teacher, a key of `simulated_teacher.NOISES`.
   """
   lines = [
-    json.dumps({"row": row, "stage": stage, "seed": seed, "changes": rows[row].changes,
+    json.dumps({"row": row, "stage": stage, "seed": seed, "changes": _changed(rows[row], stage),
                 "noise": noise} | scores._asdict()) + "\n"
     for (row, stage), runs in results.items()
     for seed, scores in sorted(runs.items())
   ]  # fmt: skip
   # mtime: the same scores give the same bytes.
   file.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+
+
+def _changed(row: Any, stage: str) -> dict[str, Any]:
+  return {**row.changes, **(row.second if stage == "rl" else {})}
 
 
 def kept(file: pathlib.Path, rows: Mapping[str, Any], noise: str) -> Found:
@@ -346,7 +354,7 @@ def kept(file: pathlib.Path, rows: Mapping[str, Any], noise: str) -> Found:
       if (made := line.pop("noise")) != noise:
         raise UserError(f"{file} is of --noise {made}, this grid of {noise}; give the same")
       if row in rows:
-        if changes != json.loads(json.dumps(dict(rows[row].changes))):
+        if changes != json.loads(json.dumps(_changed(rows[row], stage))):
           raise UserError(f"{file}: row {row} was run with other changes; run it again")
         results.setdefault((row, stage), {})[seed] = RunScores(**line)
   except (OSError, ValueError, KeyError, TypeError) as fault:

@@ -145,6 +145,9 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
   if (noises := simulated_teacher.NOISES.get(config.world.noise)) is None:
     known = " or ".join(simulated_teacher.NOISES)
     raise UserError(f"world.noise is {config.world.noise!r}; give {known}")
+  told = raw / "noise.txt"
+  if told.exists() and told.read_text(encoding="utf-8") != config.world.noise:
+    raise UserError(f"{raw} was made with another world.noise; give another folder")
   if not raw.exists():
     print(f"\n== drawing the demo world into {raw}", flush=True)
     bar = None
@@ -164,6 +167,7 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
       teacher=simulated_teacher.Teacher(config.world.responses, *noises),
       progress=show,
     )
+    told.write_text(config.world.noise, encoding="utf-8")
     bar.close()
     run.count("pool", time.monotonic() - began)
   if not (workdir / "pool").exists():

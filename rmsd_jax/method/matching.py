@@ -310,14 +310,19 @@ def check_supervision(
   """Raises UserError for settings of supervision that the functions above would refuse.
 
   Args:
-    others: switches that cannot be wrong.
+    others: the other settings of supervision.
   """
   rule = others.get("teachers", reliability.ALIKE)
   _known(rule, reliability.RULES, "rule for teachers")
-  if rule != reliability.ALIKE and closed == AGREEMENT:
+  if rule != reliability.ALIKE and closed != "ground_truth":
     raise UserError(
       f"supervision.teachers={rule!r} measures teachers by the truth, which "
-      f"supervision.closed={AGREEMENT!r} does without; take one of the two"
+      f"supervision.closed={closed!r} does without; take one of the two"
+    )
+  if rule != reliability.ALIKE and target == "first":
+    raise UserError(
+      f"supervision.teachers={rule!r} changes what is drawn, and supervision.target='first' draws "
+      "nothing in stage 1; take 'best'"
     )
   if others.get("near_top", 1) < 1:
     raise UserError(f"supervision.near_top={others['near_top']}; it must be at least 1")

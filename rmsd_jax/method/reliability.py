@@ -1,14 +1,19 @@
 """Several teachers in one pool: how reliable each has been at a task, for draws that know it.
 
 Not in the paper, whose pools have one teacher (arXiv 2603.11423); after MOPD (arXiv 2606.30406),
-which weighs several. A response of teacher m to a prompt of task t is drawn in proportion to
+which weighs several. Where R-MSD draws among the responses to a prompt of task t, those of teacher
+m are drawn in proportion to
 
     w(m, t) = (sum of the quality of m's responses + PRIOR * q(t)) / (their number + PRIOR)
 
-times its own quality where R-MSD draws by that. q(t) is the mean over the responses of all
-teachers, towards which a teacher with few of them is drawn. Of a task that no metric grades it is
-the mean of w(m, t) over those that are graded: there all draws were alike before. With the rule
-"best" the teacher of the highest w(m, t) is drawn alone, as far as it has responses that may teach.
+times what they are drawn by without it: their own quality in stage 2's pairs of closed-ended
+prompts, alike otherwise. The target "best" of stage 1 still is one of the highest quality, whoever
+gave it. q(t) is the mean over the responses of all teachers, towards which a teacher with few of
+them is drawn. Of a task that no metric grades, and whose responses were all alike so far, w(m, t)
+is the mean over the tasks that are graded.
+
+With the rule "best" the teacher of the highest w(m, t) is drawn, and others where it has no
+response that is drawn at all.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,7 +24,7 @@ from rmsd_jax.core.errors import UserError
 
 PRIOR = 20  # responses
 ALIKE, WEIGHED, BEST = RULES = ("alike", "weighed", "best")  # how teachers are told apart
-LAST_RESORT = 1e-6  # weight of any but the best teacher: drawn where that one has no response
+LAST_RESORT = 1e-6  # weight of any but the best teacher
 # Task -> teacher -> the number of its responses, and the sum of their quality.
 Measured = Mapping[str, Mapping[str, tuple[int, float]]]
 
@@ -30,39 +35,44 @@ def weights(
   """w(m, t) of every teacher and task: task -> teacher -> weight in [0, 1].
 
   Args:
-    rule: WEIGHED, or BEST: 1 for the best teachers of a task and next to nothing for others.
     measured: of a pool's training split (its metadata's "teachers").
     closed: of each task, whether a metric grades it.
+    rule: WEIGHED, or BEST: 1 for the best teachers of a task and next to nothing for others.
 
   Raises:
-    UserError: it has no graded task, or one teacher alone.
+    UserError: no graded task has responses of two teachers.
   """
-  teachers = sorted({teacher for of in measured.values() for teacher in of})
-  known = {task: _shrunk(of, teachers) for task, of in measured.items() if closed[task]}
-  if len(teachers) < 2 or not known:
-    lacks = "closed-ended prompts" if not known else f"a second one beside {teachers[0]!r}"
+  graded = {task: of for task, of in measured.items() if closed[task] and of}
+  if not any(len(of) > 1 for of in graded.values()):
     raise UserError(
-      f"supervision.teachers={rule!r} compares teachers by their closed-ended responses; the pool "
-      f"lacks {lacks}: leave it {ALIKE!r}, or add a teacher (`python -m rmsd_jax.pool collect "
-      "--teacher`)"
+      f"supervision.teachers={rule!r} compares teachers by their responses to one closed-ended "
+      f"task, and in this pool no two have any: leave it {ALIKE!r}, or add a teacher (`python -m "
+      "rmsd_jax.pool collect --teacher`)"
     )
-  mean = {m: float(np.mean([of[m] for of in known.values()])) for m in teachers}
-  found = {task: known.get(task, mean) for task in measured}
+  teachers = sorted({teacher for of in measured.values() for teacher in of})
+  known = {task: _shrunk(of, teachers) for task, of in graded.items() if _total(of)}
+  # Where nothing has earned anything, nothing tells teachers apart.
+  mean = {m: float(np.mean([of[m] for of in known.values()])) if known else 1.0 for m in teachers}
+  alike = dict.fromkeys(teachers, 1.0)
+  found = {task: alike if task in graded else mean for task in measured} | known
   return {task: _best(of) for task, of in found.items()} if rule == BEST else found
 
 
-def _best(of: Mapping[str, float]) -> dict[str, float]:
-  top = max(of.values())
-  return {teacher: 1.0 if weight == top else LAST_RESORT for teacher, weight in of.items()}
+def _total(of: Mapping[str, tuple[int, float]]) -> float:
+  return sum(quality for _, quality in of.values())
 
 
 def _shrunk(of: Mapping[str, tuple[int, float]], teachers: Collection[str]) -> dict[str, float]:
   """w(m, t) of one task."""
-  count, total = np.sum([*of.values()], axis=0)
-  if not total:
-    return dict.fromkeys(teachers, 1.0)  # nothing tells them apart
+  average = _total(of) / sum(count for count, _ in of.values())
   both = {m: of.get(m, (0, 0.0)) for m in teachers}
-  return {m: float((s + PRIOR * total / count) / (n + PRIOR)) for m, (n, s) in both.items()}
+  return {m: (total + PRIOR * average) / (count + PRIOR) for m, (count, total) in both.items()}
+
+
+def _best(of: Mapping[str, float]) -> dict[str, float]:
+  top = max(of.values())
+  # Teachers without a response at a task have the same weight but for rounding.
+  return {m: 1.0 if np.isclose(w, top, rtol=1e-9) else LAST_RESORT for m, w in of.items()}
 
 
 def table(weights_of: Mapping[str, Mapping[str, float]]) -> str:

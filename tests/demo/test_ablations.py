@@ -302,9 +302,10 @@ def test_a_grid_goes_on_from_the_scores_of_another_sitting(stage, monkeypatch):
     grid_tables.kept(stage / "scores.jsonl.gz", rows, "tau")
   with pytest.raises(UserError, match="was run with --noise questions"):
     ablations.grid_results(stage, list(rows), 2, "tau", {})
-  changed = rows | {"A": rows["A"]._replace(changes={"supervision.tau": 0.1})}
-  with pytest.raises(UserError, match="row A was run with other changes"):
-    grid_tables.kept(stage / "scores.jsonl.gz", changed, "questions")
+  for other in ({"changes": {"supervision.tau": 0.1}}, {"second": {"steps": 300}}):
+    changed = rows | {"A": rows["A"]._replace(**other)}
+    with pytest.raises(UserError, match="row A was run with other changes"):
+      grid_tables.kept(stage / "scores.jsonl.gz", changed, "questions")
   (stage / "scores.jsonl.gz").write_bytes(b"no")
   with pytest.raises(UserError, match="holds no scores of a grid"):
     grid_tables.kept(stage / "scores.jsonl.gz", rows, "questions")
@@ -318,6 +319,27 @@ def test_the_command_writes_tables_of_what_is_there(stage, capsys):
   assert (stage / "ablations.png").read_bytes().startswith(b"\x89PNG")
   ablations.main([str(stage / "nothing"), "--show"])
   assert "No run of this grid has ended yet" in capsys.readouterr().out
+
+
+def test_tables_of_another_world_are_not_written_over(stage):
+  run(stage, ["A", "D"], 1)
+  ablations.main([str(stage), "--rows", "A", "D", "--show"])
+  before = (stage / "ablations.md").read_text()
+  with pytest.raises(UserError, match="was run with --noise questions"):
+    ablations.main([str(stage), "--noise", "two", "--show"])
+  assert (stage / "ablations.md").read_text() == before
+
+
+@pytest.mark.parametrize(
+  ("flags", "reason"),
+  [
+    (["--rows", "weighed"], "row weighed needs --noise two"),
+    (["--rows", "A", "--noise", "two"], "row A takes one response"),
+  ],
+)
+def test_a_row_that_says_nothing_in_a_world_is_refused(stage, flags, reason):
+  with pytest.raises(UserError, match=reason):
+    ablations.main([str(stage / "grid"), *flags])
 
 
 @pytest.mark.parametrize("flags", [["--rows", "E"], ["--seeds", "0"], ["--jobs", "99"]])

@@ -108,7 +108,7 @@ def test_thresholds_keep_what_the_papers_keep():
   assert kept == pytest.approx([1.0, 0.87, 0.72, 0.45], abs=0.03)
 
 
-def test_two_teachers_answer_in_turn_and_the_second_one_is_worse_at_every_task():
+def test_two_teachers_answer_in_turn_and_the_second_one_is_worse_at_every_graded_task():
   names, qualities = set(), {}
   both = Teacher(5, *teacher_lib.NOISES["two"])
   for question, rng in drawn(600):

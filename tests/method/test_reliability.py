@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+import test_pairs
 import tiny_run
 from scipy import stats
 
@@ -50,21 +51,38 @@ def test_the_best_is_the_one_of_the_highest_weight_at_each_task():
     assert all(0 < weight <= 1 for weight in of.values())
 
 
-def test_a_task_at_which_all_are_worth_nothing_tells_no_one_apart():
-  nothing = {"count": {"large": (3, 0.0), "small": (9, 0.0)}}
-  assert reliability.weights(nothing, CLOSED) == {"count": {"large": 1.0, "small": 1.0}}
+def test_what_tells_no_one_apart_does_not_count():
+  """A task at which all are worth nothing, one without responses, teachers that share no task."""
+  ones = dict.fromkeys(("large", "small"), 1.0)
+  nothing = {"count": {"large": (3, 0.0), "small": (9, 0.0)}, "describe": {"large": (1, 0.0)}}
+  assert reliability.weights(nothing, CLOSED) == {"count": ones, "describe": ones}
+  more = MEASURED | {"time": {"large": (50, 0.0)}, "box": {}}
+  got = reliability.weights(more, CLOSED | {"time": True, "box": True})
+  known = reliability.weights(MEASURED, CLOSED)
+  assert got["describe"] == got["box"] == known["describe"]
+  assert set(got["time"].values()) == {1.0}
+  rng = np.random.default_rng(0)
+  for _ in range(100):  # equal but for rounding
+    apart = {"count": {"a": (int(rng.integers(1, 99)), float(rng.random())), "b": (1, 0.3)}}
+    apart |= {f"t{i}": {"a": (int(rng.integers(1, 9)), float(rng.random()))} for i in range(4)}
+    apart |= {"describe": {"c": (1, 0.0), "d": (1, 0.0)}}
+    closed = {task: task != "describe" for task in apart}
+    best = reliability.weights(apart, closed, reliability.BEST)["describe"]
+    assert best["c"] == best["d"]
 
 
 @pytest.mark.parametrize(
-  ("measured", "reason"),
+  "measured",
   [
-    ({"count": {"large": (3, 2.0)}}, "lacks a second one beside 'large'"),
-    ({"describe": {"large": (3, 0.0), "small": (3, 0.0)}}, "lacks closed-ended prompts"),
-    ({}, "lacks closed-ended prompts"),
+    {"count": {"large": (3, 2.0)}},
+    {"count": {"large": (3, 2.0)}, "where": {"small": (3, 2.0)}, "describe": {"": (1, 0.0)}},
+    {"describe": {"large": (3, 0.0), "small": (3, 0.0)}},
+    {"count": {}},
+    {},
   ],
 )
-def test_a_pool_that_cannot_tell_teachers_apart_is_refused(measured, reason):
-  with pytest.raises(UserError, match=reason):
+def test_a_pool_that_cannot_tell_teachers_apart_is_refused(measured):
+  with pytest.raises(UserError, match="in this pool no two have any"):
     reliability.weights(measured, CLOSED)
 
 
@@ -150,7 +168,7 @@ def test_a_run_learns_from_the_best_teacher_and_resumes_bit_for_bit(
   trust = reliability.weights(
     store.read_metadata(two)["teachers"], loop.Rules(**c.tasks).closed, reliability.BEST
   )
-  taught = 0
+  taught = paired = 0
   for step, batch in enumerate(batches):
     for b, told in enumerate(batch.info):
       of = [trust[told["task"]][name] for name in ("simulated-teacher", "second-teacher")] * 2
@@ -165,7 +183,15 @@ def test_a_run_learns_from_the_best_teacher_and_resumes_bit_for_bit(
       ids = [batch.groups.responses_BRT[b, k].tolist()[:length] for k in np.flatnonzero(best)]
       assert said in ids
       taught += 1
-  assert taught
+    # Stage 2: every rollout is paired with the best teacher where that has what may be drawn.
+    rollouts = test_pairs.rollouts(batch, c)
+    match_BN = train_rl.pairs_of(batch, rollouts, step, c).match_BN
+    for b in range(len(batch.row_B)):
+      drawn = batch.valid_BK[b] & (~batch.closed_B[b] | (batch.quality_BK[b] >= 0.3))
+      if (drawn & (batch.trust_BK[b] == 1)).any():
+        assert (batch.trust_BK[b, match_BN[b]] == 1).all()
+        paired += (drawn & (batch.trust_BK[b] < 1)).any()
+  assert taught and paired
   tiny_run.run(monkeypatch, module, c, tmp_path / "resumed", stop_after=2)
   tiny_run.run(monkeypatch, module, c, tmp_path / "resumed")
   assert tiny_run.lines(tmp_path / "resumed") == tiny_run.lines(tmp_path / "straight")
@@ -177,7 +203,10 @@ def test_what_cannot_be_done_is_said_before_any_work(two, tmp_path, monkeypatch)
       tiny_run.run(monkeypatch, train_sft, config("sft", pool, **changes), tmp_path / "none")
 
   weighed = {"supervision__teachers": "weighed"}
-  refused("lacks a second one", pool=tiny_run.pool_folder(), **weighed)
+  refused("in this pool no two have any", pool=tiny_run.pool_folder(), **weighed)
+  refused("this run reads 'test'", data__split="test", **weighed)
+  refused("take one of the two", supervision__closed="uniform", **weighed)
+  refused("draws nothing in stage 1", supervision__target="first", **weighed)
   refused("take one of the two", supervision__closed="agreement", **weighed)
   refused("rule for teachers 'alone' is unknown", supervision__teachers="alone")
   known = store.read_metadata
