@@ -305,24 +305,28 @@ def identical(ids_BNT, length_BN, other_ids_BNT, other_length_BN) -> np.ndarray:
 
 
 def check_supervision(
-  tau: float, target: str, closed: str, open_ended: str, **others: bool
+  tau: float,
+  target: str,
+  closed: str,
+  open_ended: str,
+  teachers: str = reliability.ALIKE,
+  **others: bool,
 ) -> None:
   """Raises UserError for settings of supervision that the functions above would refuse.
 
   Args:
     others: the other settings of supervision.
   """
-  rule = others.get("teachers", reliability.ALIKE)
-  _known(rule, reliability.RULES, "rule for teachers")
-  if rule != reliability.ALIKE and closed != "ground_truth":
+  _known(teachers, reliability.RULES, "rule for teachers")
+  if teachers != reliability.ALIKE and closed != "ground_truth":
     raise UserError(
-      f"supervision.teachers={rule!r} measures teachers by the truth, which "
+      f"supervision.teachers={teachers!r} measures teachers by the truth, which "
       f"supervision.closed={closed!r} does without; take one of the two"
     )
-  if rule != reliability.ALIKE and target == "first":
+  if teachers != reliability.ALIKE and target == "first":
     raise UserError(
-      f"supervision.teachers={rule!r} changes what is drawn, and supervision.target='first' draws "
-      "nothing in stage 1; take 'best'"
+      f"supervision.teachers={teachers!r} changes what is drawn, and supervision.target='first' "
+      "draws nothing in stage 1; take 'best'"
     )
   if others.get("near_top", 1) < 1:
     raise UserError(f"supervision.near_top={others['near_top']}; it must be at least 1")
