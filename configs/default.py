@@ -158,18 +158,14 @@ def _method(c: ConfigDict) -> None:
   # By their metric, or "uniform": all alike [paper]; or by their "agreement" with each other, which
   # needs no truth [ours].
   c.supervision.closed = "ground_truth"
-  c.supervision.open_ended = (
-    "uniform"  # all valid ones alike, or by "ground_truth": ROUGE-L [paper]
-  )
+  c.supervision.open_ended = "uniform"  # valid ones alike, or "ground_truth": by ROUGE-L [paper]
   # Stage 1: "best", "random_survivor", "random", "first"; or "near", of the best ones that with the
   # most tokens among the student's near_top likeliest, for which it scores all K at each step
   c.supervision.target = "best"
   c.supervision.near_top = 10
   c.supervision.match_by_quality = True  # stage 2: pair rollouts with teachers with p ~ quality
   c.supervision.loss_by_quality = True  # stage 2: weigh the pair loss by the teacher's quality
-  # Where a pool has several, and responses are drawn (in stage 1 among equally good ones): "alike";
-  # "weighed" by how good each has been at the task; or those of the "best" one, if any [ours].
-  c.supervision.teachers = "alike"
+  c.supervision.teachers = "alike"  # or "weighed", "best": see rmsd_jax.method.reliability [ours]
 
   c.rollouts = ConfigDict()
   c.rollouts.samples = 8  # N, responses sampled per prompt

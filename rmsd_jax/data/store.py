@@ -35,6 +35,7 @@ from rmsd_jax.core.groups import Bucket
 from rmsd_jax.data import chat, children, oddities, prompts, records, rows
 from rmsd_jax.data.json_lines import Line, Progress, Quarantine, scan, usable
 from rmsd_jax.data.processor import Processor
+from rmsd_jax.data.teacher_tally import TeacherTally
 from rmsd_jax.tasks import Rules
 
 with epy.lazy_imports():
@@ -47,6 +48,7 @@ ROWS_PER_FILE = 2_000
 ROWS_AT_A_TIME = 32  # held in memory by a build
 _METADATA = "metadata.json"
 _QUARANTINE = "quarantine.jsonl"
+_DAMAGE = ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error
 _IDENTITY = ("source_sha256", "processor", "buckets", "scorer")  # of the metadata
 
 
@@ -200,15 +202,7 @@ def _opened(folder: pathlib.Path, split: str, metadata: Mapping[str, Any], diges
       task_N = index["task_N"]
       tokens_N2 = index.get("tokens_N2")
       clip_N = index.get("clip_N")
-  except (
-    ValueError,
-    KeyError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+  except (*_DAMAGE, KeyError) as error:
     raise UserError(
       f"the pool {folder} is damaged: split {split} cannot be read ({type(error).__name__}); copy "
       "it again or build it again"
@@ -368,7 +362,7 @@ def _write(
   it sorts through files that it opens with TensorFlow.
   """
   counts = collections.Counter()
-  teachers = _Teachers()
+  teachers = TeacherTally()
   clips = oddities.Tally()
   most = 0
 
@@ -408,24 +402,6 @@ def _write(
     "clips": clips.summary(),
     "quarantined": dict(sorted(quarantine.kinds.items())),
   }
-
-
-class _Teachers:
-  """Responses by task and teacher: their number, and the sum of their quality."""
-
-  def __init__(self):
-    self._found: dict[str, dict[str, list[float]]] = {}
-
-  def add(self, row: Mapping[str, Any]) -> None:
-    """Counts an encoded row's."""
-    of = self._found.setdefault(row["task"], {})
-    for teacher, quality in zip(row["teachers"], row["quality_K"], strict=True):
-      known = of.setdefault(teacher.decode("utf-8"), [0, 0.0])
-      known[0] += 1
-      known[1] += float(quality)
-
-  def summary(self) -> dict[str, dict[str, list[float]]]:
-    return {task: dict(sorted(of.items())) for task, of in sorted(self._found.items())}
 
 
 def _useless(counts: Mapping[str, int]) -> str:

@@ -21,12 +21,33 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from rmsd_jax.core.errors import UserError
+from rmsd_jax.data import records
+from rmsd_jax.data.store import Pool
 
 PRIOR = 20  # responses
 ALIKE, WEIGHED, BEST = RULES = ("alike", "weighed", "best")  # how teachers are told apart
 LAST_RESORT = 1e-6  # weight of any but the best teacher
 # Task -> teacher -> the number of its responses, and the sum of their quality.
 Measured = Mapping[str, Mapping[str, tuple[int, float]]]
+
+
+def weights_in(pool: Pool, closed: Mapping[str, bool], rule: str) -> dict[str, dict[str, float]]:
+  """`weights` of a pool's own teachers.
+
+  Raises:
+    UserError: as `weights`; or the pool has not measured them.
+  """
+  if pool.split != records.SPLITS[0]:
+    raise UserError(
+      f"supervision.teachers={rule!r}: pools measure teachers in their training split, and this "
+      f"run reads {pool.split!r}; leave it {ALIKE!r}"
+    )
+  if "teachers" not in pool.metadata:
+    raise UserError(
+      f"the pool {pool.directory} is from before teachers were measured; build it again for "
+      f"supervision.teachers={rule!r}"
+    )
+  return weights(pool.metadata["teachers"], closed, rule)
 
 
 def weights(
@@ -75,7 +96,7 @@ def _best(of: Mapping[str, float]) -> dict[str, float]:
   return {m: 1.0 if np.isclose(w, top, rtol=1e-9) else LAST_RESORT for m, w in of.items()}
 
 
-def table(weights_of: Mapping[str, Mapping[str, float]]) -> str:
+def shown(weights_of: Mapping[str, Mapping[str, float]]) -> str:
   """A line for each teacher: its weight at each task."""
   teachers = sorted({teacher for of in weights_of.values() for teacher in of})
   line = lambda m: ", ".join(f"{task} {of[m]:.2g}" for task, of in sorted(weights_of.items()))

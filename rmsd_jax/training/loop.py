@@ -22,7 +22,7 @@ import numpy as np
 from rmsd_jax.core import interrupts, peers, sharding
 from rmsd_jax.core.errors import Interrupted, Terminated, UserError, check_least, check_within
 from rmsd_jax.core.progress import Progress, rss_gb
-from rmsd_jax.data import epochs, loader, records
+from rmsd_jax.data import epochs, loader
 from rmsd_jax.data.batch import Batch, blinded
 from rmsd_jax.data.store import Pool, another_split, open_pool
 from rmsd_jax.method import custom_rewards, matching, reliability
@@ -438,24 +438,8 @@ def _read_as(pool: Pool, config, rules: Rules) -> Pool:
   by_agreement = config.supervision.closed == matching.AGREEMENT
   agreement = (rules, config.data.responses) if by_agreement else None
   rule = config.supervision.teachers
-  trust = None if rule == reliability.ALIKE else _trust(pool, rules, rule)
+  trust = None if rule == reliability.ALIKE else reliability.weights_in(pool, rules.closed, rule)
+  if trust and jax.process_index() == 0:
+    print(f"teachers, {rule} by their quality in the pool:\n{reliability.shown(trust)}")
   first = config.data.first_response
   return dataclasses.replace(pool, first_response=first, agreement=agreement, trust=trust)
-
-
-def _trust(pool: Pool, rules: Rules, rule: str) -> dict[str, dict[str, float]]:
-  """Task -> teacher -> weight, as the pool has measured them."""
-  if pool.split != records.SPLITS[0]:
-    raise UserError(
-      f"supervision.teachers={rule!r}: pools measure teachers in their training split, and this "
-      f"run reads {pool.split!r}; leave it 'alike'"
-    )
-  if "teachers" not in pool.metadata:
-    raise UserError(
-      f"the pool {pool.directory} is from before teachers were measured; build it again for "
-      f"supervision.teachers={rule!r}"
-    )
-  trust = reliability.weights(pool.metadata["teachers"], rules.closed, rule)
-  if jax.process_index() == 0:
-    print(f"teachers, {rule} by their quality in the pool:\n{reliability.table(trust)}")
-  return trust

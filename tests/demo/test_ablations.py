@@ -323,23 +323,15 @@ def test_the_command_writes_tables_of_what_is_there(stage, capsys):
 
 def test_tables_of_another_world_are_not_written_over(stage):
   run(stage, ["A", "D"], 1)
-  ablations.main([str(stage), "--rows", "A", "D", "--show"])
-  before = (stage / "ablations.md").read_text()
   with pytest.raises(UserError, match="was run with --noise questions"):
     ablations.main([str(stage), "--noise", "two", "--show"])
-  assert (stage / "ablations.md").read_text() == before
+  assert not (stage / "ablations.md").exists()
 
 
-@pytest.mark.parametrize(
-  ("flags", "reason"),
-  [
-    (["--rows", "weighed"], "row weighed needs --noise two"),
-    (["--rows", "A", "--noise", "two"], "row A takes one response"),
-  ],
-)
-def test_a_row_that_says_nothing_in_a_world_is_refused(stage, flags, reason):
-  with pytest.raises(UserError, match=reason):
-    ablations.main([str(stage / "grid"), *flags])
+def test_a_row_that_says_nothing_in_a_world_is_refused(stage):
+  for flags, reason in ((["weighed"], "needs --noise two"), (["A", "--noise", "two"], "takes one")):
+    with pytest.raises(UserError, match=f"row {flags[0]} {reason}"):
+      ablations.main([str(stage / "grid"), "--rows", *flags])
 
 
 @pytest.mark.parametrize("flags", [["--rows", "E"], ["--seeds", "0"], ["--jobs", "99"]])
