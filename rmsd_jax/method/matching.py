@@ -150,9 +150,9 @@ def choose_target(
     candidates = best(quality_K)
   if rule == "near" and near_K is not None:
     candidates = best(near_K)
-  weights = None if trust_K is None else trust_K[candidates].astype(np.float64)
-  if weights is None or np.all(weights == weights[0]):
+  if trust_K is None or np.ptp(trust_K[candidates]) == 0:
     return int(rng.choice(candidates))
+  weights = trust_K[candidates].astype(np.float64)
   return int(rng.choice(candidates, p=weights / weights.sum()))
 
 
@@ -271,8 +271,9 @@ def draw_pairs(
     keep_K = survivors(quality_BK[b], batch.valid_BK[b], batch.present_BK[b], graded, tau)
     survivors_B[b] = keep_K.sum()
     rng = rng_for(seed, step, int(row))
-    by_quality, trust_K = match_by_quality, batch.trust_BK[b]
-    match_BN[b] = draw(quality_BK[b], keep_K, graded, by_quality, samples, rng, trust_K)
+    match_BN[b] = draw(
+      quality_BK[b], keep_K, graded, match_by_quality, samples, rng, batch.trust_BK[b]
+    )
   quality_BN = np.take_along_axis(quality_BK, np.maximum(match_BN, 0), 1)
   weighed_B1 = graded_B[:, None] & loss_by_quality
   paired_BN = (match_BN >= 0) & finished_BN

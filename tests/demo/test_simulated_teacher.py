@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 
+from rmsd_jax import cli
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import records
-from rmsd_jax.demo import mistakes, world
+from rmsd_jax.demo import mistakes, run, world
 from rmsd_jax.demo import simulated_teacher as teacher_lib
 from rmsd_jax.demo.questions import PHRASINGS, answer_of, described, letter_of
 from rmsd_jax.demo.simulated_teacher import MARKER, NOISE, NOISE_BY_TAU, TaskNoise, Teacher
@@ -295,3 +296,15 @@ def test_an_interrupted_pool_is_never_taken_for_one(tmp_path):
 def test_bad_settings_give_one_line(tmp_path, act, message):
   with pytest.raises(UserError, match=message):
     act(tmp_path)
+
+
+def test_a_folder_of_another_world_is_not_gone_on_with(tmp_path):
+  config = cli.load_config(f"{cli.CONFIGS / 'demo.py'}:sft").unlock()
+  config.world.update(train_prompts=4, test_prompts=2)
+  (tmp_path / "pool").mkdir()  # built already
+  make = lambda: run.make_pool(run.Commands(tmp_path), tmp_path, config)
+  make()
+  make()
+  config.world.noise = "two"
+  with pytest.raises(UserError, match="was made with another world.noise"):
+    make()

@@ -13,6 +13,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import store
 from rmsd_jax.demo import simulated_teacher
 from rmsd_jax.method import matching, reliability
+from rmsd_jax.tasks import Rules
 from rmsd_jax.training import loop
 
 CLOSED = {"count": True, "where": True, "describe": False}
@@ -166,7 +167,7 @@ def test_a_run_learns_from_the_best_teacher_and_resumes_bit_for_bit(
   tiny_run.run(monkeypatch, module, c, tmp_path / "straight")
   assert "second-teacher: " in capsys.readouterr().out
   trust = reliability.weights(
-    store.read_metadata(two)["teachers"], loop.Rules(**c.tasks).closed, reliability.BEST
+    store.read_metadata(two)["teachers"], Rules(**c.tasks).closed, reliability.BEST
   )
   taught = paired = 0
   for step, batch in enumerate(batches):
