@@ -66,6 +66,8 @@ def get_config() -> ConfigDict:
   c.evaluate.name = ""  # results go to WORKDIR/evaluate/NAME.json; "": the split's name
   c.evaluate.greedy = True  # the likeliest reply to each prompt; False: sampled ones alone
   c.evaluate.samples = 8  # replies sampled per prompt at rollouts.temperature, for pass@k; 0: none
+  # Of a run of stage 2: score what is sampled, and the teacher's responses, with its discriminator.
+  c.evaluate.discriminator = False
   c.evaluate.pass_above = 0.5  # a response of this quality or more passes, for pass@k
   # Held-out looks inside training, on prompts that it never sees: greedy and `samples` sampled
   # replies; the best checkpoint follows them unless best_metric says otherwise.

@@ -12,8 +12,10 @@
 
 Writes WORKDIR/evaluate/NAME.json (config.evaluate.name, or the split's name): greedy and sampled
 scores per task with 95 % bootstrap intervals over clips, format rate, pass@k, lengths, and every
-prompt's scores for paired comparisons. Replies are stored batch by batch in WORKDIR/evaluate/NAME/,
-and the same command goes on from there. What is of another checkpoint or pool is not written over.
+prompt's scores for paired comparisons; with config.evaluate.discriminator also how the
+discriminator of a run of stage 2 ranks what is sampled. Replies are stored batch by batch in
+WORKDIR/evaluate/NAME/, and the same command goes on from there. What is of another checkpoint or
+pool is not written over.
 
 Axes: B prompts, N samples of a prompt.
 """
@@ -30,7 +32,7 @@ import jax
 from etils import epath
 
 from rmsd_jax import cli
-from rmsd_jax.core import interrupts, sharding
+from rmsd_jax.core import interrupts, named, sharding
 from rmsd_jax.core.errors import UserError, check_least, check_within
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.core.progress import Progress
@@ -40,7 +42,7 @@ from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.data.reply_journal import ReplyJournal
 from rmsd_jax.data.store import Pool, open_pool
 from rmsd_jax.models import hf
-from rmsd_jax.rollouts import grading, held_out
+from rmsd_jax.rollouts import discrimination, grading, held_out
 from rmsd_jax.rollouts.held_out import WAYS, Ways, answered, blind, graded, summary
 from rmsd_jax.tasks import Rules
 from rmsd_jax.training import state as state_lib
@@ -103,7 +105,8 @@ def _graded(journal: ReplyJournal, order: list[int], rules: Rules) -> list[dict]
 
 def _check_same(path: str, there: dict, asked: dict) -> None:
   """Refuses to write over, or to go on with, an evaluation of something else."""
-  there = {"ways": list(WAYS)} | there  # which those of before had all
+  # What those of before do not say: they had both ways, and no scores of a discriminator.
+  there = {"ways": list(WAYS), "discriminator": False} | there
   if differ := reply_journal.changes(there, asked):
     names = {change.partition(" ")[0] for change in differ}
     rescore = "add --rescore to grade its replies anew, " if names <= set(RULES) else ""
@@ -139,6 +142,7 @@ def _settings(config, rules: Rules) -> dict:
     "tasks": list(config.data.tasks),
     "ways": _ways(config),
     "samples": config.evaluate.samples,
+    "discriminator": config.evaluate.discriminator,
     "pass_above": config.evaluate.pass_above,
     "rollouts": {
       name: value for name, value in config.rollouts.items() if name not in held_out.PLACES
@@ -199,15 +203,20 @@ def _answered(config, workdir: str, folder: str, checkpoint: str, rules: Rules):
       )
     )
     ways = make_steps(config, mesh)
+    if config.evaluate.discriminator:
+      own = state_lib.load_discriminator(mesh, model, workdir, about["step"])
+      ways = ways._replace(critic=discrimination.make_critic(model, mesh, named.join(params, own)))
     answer(ways, params, mesh, batches, tokenizer, config.seed, journal, progress)
   return about, _graded(journal, about["order"], rules)
 
 
 def _batches(config, pool: Pool, done=()):
   """This process's batches, but those of rows that are done."""
+  teachers = min(config.data.responses, pool.metadata["k"])  # held-out prompts need have none
   batches = loader.sequential(
     pool,
     batch_size=config.batch,
+    k=teachers if config.evaluate.discriminator else 0,
     limit=config.data.limit,
     tasks=config.data.tasks,
     process_index=jax.process_index(),
@@ -280,6 +289,14 @@ def main(config, workdir: str, checkpoint: str, rescore: bool = False, out: str 
     raise UserError(
       "evaluate.greedy=False and evaluate.samples=0 ask for no reply; give one of them, or both"
     )
+  if config.evaluate.discriminator and not config.evaluate.samples:
+    raise UserError(
+      "evaluate.discriminator scores sampled replies; give evaluate.samples, 2 or more"
+    )
+  if config.evaluate.discriminator and checkpoint in ("base", "blind"):
+    raise UserError(
+      f"--checkpoint={checkpoint} has no discriminator; leave out evaluate.discriminator"
+    )
   rules = Rules(**config.tasks)
   if rescore and checkpoint == "blind":
     raise UserError("--checkpoint=blind has no replies to grade anew; leave out --rescore")
@@ -298,11 +315,15 @@ def main(config, workdir: str, checkpoint: str, rescore: bool = False, out: str 
     "pool": about["pool"],
     "step": about["step"],
     **{how: summary(prompts, how, config.evaluate.pass_above, rules) for how in ways},
-    "prompts": prompts,
   }
+  if config.evaluate.discriminator:
+    result["discrimination"] = discrimination.ranking(prompts, config.evaluate.pass_above)
+  result["prompts"] = prompts
   replace_text(f"{folder}.json", json.dumps(result) + "\n")
   for how in ways:
     print(f"{how}: {_line(result[how])}")
+  if "discrimination" in result:
+    print(f"discriminator: {discrimination.line(result['discrimination'])}")
   print(f"wrote {folder}.json")
 
 

@@ -1,4 +1,4 @@
-"""Means with intervals over clusters and training seeds, and pass@k. Numpy and scipy only."""
+"""Means with intervals over clusters and seeds, pass@k, concordance. Numpy and scipy only."""
 
 from collections.abc import Sequence
 
@@ -86,3 +86,20 @@ def pass_at_k(passed_BN: np.ndarray, k: int) -> np.ndarray:
   # The product form of C(N - c, k) / C(N, k); a factor reaches 0 when N - c < k.
   failed = np.maximum(N - c_B[:, None] - np.arange(k), 0) / (N - np.arange(k))
   return 1 - failed.prod(1)
+
+
+def concordance(
+  score_N: np.ndarray, truth_N: np.ndarray, fits_NN: np.ndarray | None = None
+) -> float:
+  """How often, of two whose truths differ, the one of the higher truth has the higher score.
+
+  The area under the ROC curve where truths are 0 and 1, Harrell's c otherwise (JAMA 1982). Equal
+  scores count half; 0.5 is chance. NaN without such a pair.
+
+  Args:
+    fits_NN: bool, the pairs that count; None: all.
+  """
+  higher_NN = truth_N[:, None] > truth_N
+  higher_NN = higher_NN if fits_NN is None else higher_NN & fits_NN
+  ranked_NN = (np.sign(score_N[:, None] - score_N) + 1) / 2
+  return float(ranked_NN[higher_NN].mean()) if higher_NN.any() else float("nan")

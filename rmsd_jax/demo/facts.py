@@ -4,7 +4,9 @@
 
 Rule rewards read the answer alone, and nothing of open-ended prompts but their format. Here are
 read the reasoning (colours, times, places, digits that it states), and what an open-ended answer
-says of each card, in whatever words. Printed, and written to WORKDIR/facts.json.
+says of each card, in whatever words; and, of runs evaluated with config.evaluate.discriminator,
+whether the discriminator prefers the truer of two sampled replies. Printed, and written to
+WORKDIR/facts.json.
 """
 
 import json
@@ -20,11 +22,14 @@ from rmsd_jax.core import intervals
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.demo import simulated_teacher, world
+from rmsd_jax.rollouts import discrimination
 
 WAYS = ("greedy", "sampled")
 MEASURES = {
   "reasoning": "share of the facts in the reasoning that are true",
   "open_ended": "colours and digits of open-ended answers that are right",
+  "prefers_reasoning": "how often the discriminator prefers the reasoning with more true facts",
+  "prefers_open_ended": "how often it prefers the open-ended answer with more of them right",
 }
 PAIRS = (("rl", "no_D"), ("rl", "sft_continued"), ("rl", "sft"))
 _COLOUR = "|".join(world.COLOUR_NAMES)
@@ -124,6 +129,9 @@ def scores_of(evaluation: Mapping[str, Any], seed: int) -> dict[tuple[str, str],
       scores = {"reasoning": [reasoning_score(one, scene, prompt["question"]) for one in replies]}
       if prompt["task"] == "open_ended":
         scores["open_ended"] = [description_score(one, scene) for one in replies]
+      if way == "sampled" and "score" in prompt[way]:
+        prefers = lambda values, prompt=prompt: [discrimination.among_sampled(prompt, values)]
+        scores |= {f"prefers_{measure}": prefers(values) for measure, values in scores.items()}
       for measure, values in scores.items():
         known = [value for value in values if not np.isnan(value)]
         if known:
@@ -168,9 +176,11 @@ def study(workdir: pathlib.Path, seed: int) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
   """Markdown: runs and differences, a column for each measure and way."""
-  columns = [f"{measure} {way}" for measure in MEASURES for way in WAYS]
+  rows = {**found["runs"], **found["differences"]}
+  names = (f"{measure} {way}" for measure in MEASURES for way in WAYS)
+  columns = [name for name in names if any(name in row for row in rows.values())]
   lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-  for name, row in {**found["runs"], **found["differences"]}.items():
+  for name, row in rows.items():
     cells = [
       f"{row[c]['mean']:.3f} [{row[c]['low']:.3f}, {row[c]['high']:.3f}]" if c in row else "-"
       for c in columns

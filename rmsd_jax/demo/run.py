@@ -258,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Trainers resume by themselves; an evaluation that is there is kept.
     if not (workdir / name / "evaluate" / "test.json").exists():
       sees = f"--config.data.blind={name == 'sft_blind'}"
+      judged = name == "rl" and cli.load_config(f"{file}:rl").reward.discriminator > 0
       run(
         "evaluate",
         "evaluate",
@@ -266,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pool,
         f"--checkpoint={checkpoint}",
         sees,
+        f"--config.evaluate.discriminator={judged}",
       )
   run("report", "report", workdir)
   text = json.dumps(results(run, workdir, config.world.stages), indent=2)

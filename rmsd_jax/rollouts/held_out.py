@@ -17,7 +17,8 @@ from rmsd_jax.core.groups import PromptGroups
 from rmsd_jax.data.batch import Batch
 from rmsd_jax.data.chat import ChatTokenizer
 from rmsd_jax.models.student import Qwen3VL
-from rmsd_jax.rollouts import generate, grading
+from rmsd_jax.rollouts import discrimination, generate, grading
+from rmsd_jax.rollouts.discrimination import Critic
 from rmsd_jax.rollouts.generate import Samples
 from rmsd_jax.tasks import Rules, registry
 
@@ -33,6 +34,7 @@ class Ways(NamedTuple):
   greedy: Callable | None  # (params, groups, key) -> Samples; None: not asked for
   sampled: Callable | None  # (params, groups, key) -> Samples
   model: Qwen3VL
+  critic: Critic | None = None  # that scores what is sampled
 
 
 def make_ways(
@@ -73,7 +75,8 @@ def answered(
   ways: Ways, params: dict, mesh: Mesh, key: jax.Array, batch: Batch, tokenizer: ChatTokenizer
 ) -> list[dict]:
   """A line for each prompt of this process: row, id, clip, task, question, options, answer, closed,
-  and under each way of answering lists over responses of length, finished, text.
+  and under each way of answering lists over responses of length, finished, text; with a critic also
+  what `discrimination.add_scores` adds.
 
   Args:
     key: of all prompts; each draws by its row of the pool: the same samples in any batch and on any
@@ -87,13 +90,15 @@ def answered(
   ]
   for how in WAYS:
     if (program := getattr(ways, how)) is not None:
-      _add_replies(lines, how, program(params, groups, key_B), tokenizer)
+      mine = jax.tree.map(sharding.local_rows, program(params, groups, key_B))
+      _add_replies(lines, how, mine, tokenizer)
+      if ways.critic and how == "sampled":
+        discrimination.add_scores(lines, ways.critic, mesh, batch, mine)
   # The last batch is filled up with rows that were answered before; they do not count twice.
   return [line for line, is_real in zip(lines, batch.real_B, strict=True) if is_real]
 
 
-def _add_replies(lines: list[dict], how: str, samples: Samples, tokenizer: ChatTokenizer) -> None:
-  mine = jax.tree.map(sharding.local_rows, samples)
+def _add_replies(lines: list[dict], how: str, mine: Samples, tokenizer: ChatTokenizer) -> None:
   replies = grading.replies_of(mine, tokenizer)
   length_BN = mine.length_BR.tolist()
   finished_BN = mine.finished_BR.tolist()
@@ -103,8 +108,9 @@ def _add_replies(lines: list[dict], how: str, samples: Samples, tokenizer: ChatT
 
 def grade(lines: list[dict], rules: Rules) -> list[dict]:
   """Per line of a journal its prompt, and under each way of answering lists over responses of
-  quality, outer, inner (R_outer, R_task), length, finished, text."""
-  prompts = [{name: line[name] for name in (*INFO, "closed")} for line in lines]
+  quality, outer, inner (R_outer, R_task), length, finished, text, and what a critic added."""
+  names = (*INFO, "closed", "teacher")
+  prompts = [{name: line[name] for name in names if name in line} for line in lines]
   for how in [how for how in WAYS if lines and how in lines[0]]:
     replies = [line[how]["text"] for line in lines]
     finished_BN = np.array([line[how]["finished"] for line in lines])
@@ -148,7 +154,7 @@ def summary(prompts: list[dict], how: str, pass_above: float, rules: Rules) -> d
     # Qualities are float32: 0.9 of them is below the 0.9 of a config.
     quality_BN = np.array([row[how]["quality"] for row in closed], np.float32)
     passed_BN = quality_BN >= np.float32(pass_above)
-    ks = [k for k in (1, 2, 4, 8, 16) if k <= count]
+    ks = [2**i for i in range(count.bit_length())]
     result["pass_at"] = {str(k): float(intervals.pass_at_k(passed_BN, k).mean()) for k in ks}
   return result
 

@@ -21,12 +21,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rmsd_jax.core import named, sharding
+from rmsd_jax.core.errors import UserError
 from rmsd_jax.method import advantages
 from rmsd_jax.models import hf
 from rmsd_jax.models.discriminator import PARTITION as HEAD_PARTITION
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.models.student import PARTITION, Qwen3VL
-from rmsd_jax.training import checkpoint, guard, old_runs
+from rmsd_jax.training import checkpoint, guard, old_runs, stored
 from rmsd_jax.training.checkpoint import Checkpoints
 
 RULES = (*PARTITION, *HEAD_PARTITION)
@@ -59,6 +60,22 @@ def load_student(
   read = lambda name: checkpoint.restore_item(init_from, name, entries[name], step)
   student, frozen = named.split(named.join(read("frozen"), read("student")), trained)
   return {"student": student, "frozen": frozen}
+
+
+def load_discriminator(mesh: Mesh, model: Qwen3VL, workdir: str, step: int) -> dict:
+  """The discriminator of a run of stage 2: its own values of the weights that learn, and its head.
+
+  Raises:
+    UserError: the step has none.
+  """
+  learns, _ = named.split(model.abstract(), guard.read_config(workdir)["trained"])
+  entry = sharding.abstract(mesh, learns | Discriminator(model).abstract_head(), RULES)
+  if "discriminator" not in stored.items_of(stored.folder_of(workdir) / str(step)):
+    raise UserError(
+      f"step {step} of {workdir} has no discriminator; give a run of stage 2 whose "
+      "reward.discriminator is above 0"
+    )
+  return checkpoint.restore_item(workdir, "discriminator", entry, step)
 
 
 def saved_entries(mesh: Mesh, model: Qwen3VL, workdir: str) -> State:

@@ -1,12 +1,13 @@
-"""Bootstrap intervals against scipy's, pass@k against every choice of k samples."""
+"""Intervals against scipy's bootstrap, pass@k against every choice of k, concordance."""
 
 import itertools
 
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
-from rmsd_jax.core.intervals import crossed_interval, mean_interval, pass_at_k
+from rmsd_jax.core.intervals import concordance, crossed_interval, mean_interval, pass_at_k
 
 RNG = np.random.default_rng(0)
 VALUES = {
@@ -90,6 +91,29 @@ def test_pass_at_k_counts_every_choice_of_k_samples(N):
 def test_pass_at_more_than_there_are_is_refused():
   with pytest.raises(ValueError, match="pass@3 needs 3 samples, there are 2"):
     pass_at_k(np.ones((1, 2), bool), 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_concordance_is_the_area_under_the_roc_curve(seed):
+  rng = np.random.default_rng(seed)
+  score = rng.integers(0, 4, 12) / 3  # some are equal
+  truth = np.array([True, False, *(rng.random(10) < 0.4)])
+  assert concordance(score, truth) == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
+  # Harrell's c of truths that are no classes, and of some pairs only.
+  truth, fits = rng.integers(0, 3, 12), rng.random((12, 12)) < 0.5
+  wins = [
+    0.5 if score[i] == score[j] else float(score[i] > score[j])
+    for i, j in itertools.permutations(range(12), 2)
+    if truth[i] > truth[j] and fits[i, j]
+  ]
+  assert concordance(score, truth, fits) == pytest.approx(np.mean(wins), abs=1e-12)
+
+
+def test_concordance_of_equal_truths_is_unknown():
+  score = np.array([1.0, 2.0])
+  assert np.isnan(concordance(score, np.array([1, 1])))
+  assert np.isnan(concordance(score, np.array([0, 1]), np.zeros((2, 2), bool)))
+  assert np.isnan(concordance(np.zeros(0), np.zeros(0)))
 
 
 # over seeds and clips

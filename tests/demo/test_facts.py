@@ -96,4 +96,31 @@ def test_the_study_of_a_folder(tmp_path, capsys):
   assert found["runs"]["rl"]["reasoning greedy"]["mean"] == 1
   assert found["runs"]["rl"]["open_ended sampled"]["mean"] == 0.5
   assert found["differences"]["rl - sft"]["open_ended greedy"]["mean"] == 1
-  assert "| rl - sft | 1.000" in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert "| rl - sft | 1.000" in out and "prefers" not in out
+
+
+def test_what_a_discriminator_prefers(tmp_path, capsys):
+  """The replies of a prompt that differ in what is true: two facts, one, none; nothing stated."""
+  scene, _ = simulated_teacher.scene_of("test-00001", 0)
+  card, number = scene.cards[0], len(scene.cards)
+  right = f"{card.colour} {card.digit}"
+  reply = "<think>{} cards, the card with {} is {}</think><answer>{}</answer>".format
+  texts = [
+    reply(number, card.digit, card.colour, right),
+    reply(9, card.digit, card.colour, right),
+    reply(9, card.digit, "no colour", "?"),
+    "<think>I look.</think><answer>?</answer>",
+  ]
+  row = {"id": "a", "clip": "test-00001", "task": "open_ended", "question": "Describe the clip."}
+  sampled = {"text": texts, "score": [2.0, 1.0, 3.0, 9.0]}
+  folder = tmp_path / "rl" / "evaluate"
+  folder.mkdir(parents=True)
+  (folder / "test.json").write_text(json.dumps({"prompts": [row | {"sampled": sampled}]}))
+  facts.main([str(tmp_path)])
+  of = json.loads((tmp_path / "facts.json").read_text())["runs"]["rl"]
+  # Reasoning: 1, 1/2 and 0 of the facts; the last states none. One of three pairs is ranked so.
+  assert of["prefers_reasoning sampled"]["mean"] == pytest.approx(1 / 3)
+  # Answers: two are alike, two others too: the first two lose to both.
+  assert of["prefers_open_ended sampled"]["mean"] == 0.0
+  assert "prefers_reasoning sampled" in capsys.readouterr().out

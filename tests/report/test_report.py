@@ -148,6 +148,31 @@ def test_a_whole_demo_makes_one_complete_page(tmp_path, stored):
   assert "What is &lt;b&gt;?" in page and "\x00" not in page
 
 
+def test_how_a_discriminator_ranks_is_a_table_of_its_run(tmp_path):
+  make_runs(tmp_path)
+  path = tmp_path / "rl" / "evaluate" / "test.json"
+  one = lambda mean, n: {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": n}
+  result = json.loads(path.read_text())
+  result["discrimination"] = {
+    "right": one(0.617, 41), "tasks": {"ocr": one(0.713, 9), "math": one(float("nan"), 0)},
+    "teacher": one(0.829, 52), "teacher_alike": one(0.537, 13),
+  }  # fmt: skip
+  path.write_text(json.dumps(result))
+  page = report.write_report(str(tmp_path), "test")[0].read_text()
+  table = page[page.index("how its discriminator ranks") :]
+  table = table[: table.index("</table>")]
+  rows = re.findall(r"<tr><td>(.*?)</td><td.*?>\s*([\d.]+)<.*?<td>(\d+)</td></tr>", table, re.S)
+  assert rows == [
+    ("a right reply above a wrong one", "0.617", "41"),
+    ("– OCR", "0.713", "9"),
+    ("the teacher's above the student's", "0.829", "52"),
+    ("the same, of like length and with one ending", "0.537", "13"),
+  ]
+  del result["discrimination"]
+  path.write_text(json.dumps(result))
+  assert "its discriminator ranks" not in report.write_report(str(tmp_path), "test")[0].read_text()
+
+
 def test_a_run_in_a_bucket_is_to_be_copied_first():
   with pytest.raises(UserError, match="gs://b/runs is in a bucket.*storage rsync -r -x .* runs$"):
     report.write_report("gs://b/runs", "test")

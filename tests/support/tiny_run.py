@@ -146,7 +146,7 @@ def steps(module, c: ConfigDict, on: jax.sharding.Mesh, make_steps=None) -> Name
   key = (module.__name__, tuple(used), on)
   if key not in _STEPS:
     made = (make_steps or module.make_steps)(c, on)
-    wrapped = lambda f: f if isinstance(f, Qwen3VL) else _set_mesh(on, f)
+    wrapped = lambda f: f if f is None or isinstance(f, Qwen3VL) else _set_mesh(on, f)
     _STEPS[key] = type(made)(*map(wrapped, made))
   return _STEPS[key]
 
