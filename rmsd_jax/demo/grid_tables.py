@@ -79,6 +79,7 @@ class RunScores(NamedTuple):
 
   values: Mapping[str, Mapping[str, float]]  # measure -> prompt id, sorted -> value
   clips: Mapping[str, str]  # prompt id -> clip
+  tasks: Mapping[str, str]  # prompt id -> task
   format: float  # share of sampled replies that keep the format
   length: float  # their mean, tokens
 
@@ -107,9 +108,8 @@ def scores_of(result: Mapping[str, Any], world_seed: int = 0) -> RunScores:
     for measure, some in asked.items()
   }
   sampled = result["sampled"]
-  return RunScores(
-    values, {row["id"]: row["clip"] for row in rows}, sampled["format"], sampled["length"]
-  )
+  of = lambda name: {row["id"]: row[name] for row in rows}
+  return RunScores(values, of("clip"), of("task"), sampled["format"], sampled["length"])
 
 
 def matrix(runs: Runs, measure: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
@@ -161,9 +161,13 @@ def score(runs: Runs, measure: str) -> dict[str, float]:
 
 
 def difference(
-  first: Runs, second: Runs, measure: str, level: float = 0.95
+  first: Runs, second: Runs, measure: str, level: float = 0.95, task: str = ""
 ) -> dict[str, float] | None:
-  """Interval of first - second over the seeds both have; None without one."""
+  """Interval of first - second over the seeds both have; None without one.
+
+  Args:
+    task: of the prompts that count; "": all.
+  """
   seeds = sorted(set(first) & set(second))
   if not seeds:
     return None
@@ -172,7 +176,10 @@ def difference(
   )
   if prompts != others:
     raise UserError("the runs of a grid were evaluated on different prompts; evaluate them again")
-  return intervals.crossed_interval(a_SN - b_SN, [clip for _, clip in prompts], level)
+  tasks = first[seeds[0]].tasks
+  kept = [n for n, (name, _) in enumerate(prompts) if task in ("", tasks[name])]
+  clips = [prompts[n][1] for n in kept]
+  return intervals.crossed_interval((a_SN - b_SN)[:, kept], clips, level)
 
 
 def markdown(rows: Mapping[str, Any], results: Found) -> str:
@@ -202,6 +209,8 @@ def markdown(rows: Mapping[str, Any], results: Found) -> str:
     "Differences, paired by seed and prompt, with 95 % intervals:",
     _lines(_differences(results)),
   ]
+  if len(tasks := _by_task(results)) > 2:
+    text += ["Sampled quality by task, paired, with 95 % intervals:", _lines(tasks)]
   if len(primary := _primary(results)) > 2:
     share = 100 * PRIMARY_LEVEL
     text += [f"The study's primary comparisons, with {share:g} % intervals:", _lines(primary)]
@@ -226,6 +235,23 @@ def _differences(results: Found) -> list[list[str]]:
       if all(cells.values()):
         seeds = str(cells["greedy"]["seeds"])
         table.append([question, seeds, *(_cell(cells[m], signed=True) for m in MEASURES)])
+  return table
+
+
+def _by_task(results: Found) -> list[list[str]]:
+  """Where the gain over one sample is: does it follow the teacher's spread, as the paper says?"""
+  pairs = [
+    (f"D - A after {STAGES[stage]}", results[("D", stage)], results[("A", stage)])
+    for stage in STAGES
+    if {("D", stage), ("A", stage)} <= results.keys()
+  ]
+  table = [["task", *(name for name, _, _ in pairs)], ["---"] * (1 + len(pairs))]
+  if not pairs or not set(pairs[0][1]) & set(pairs[0][2]):
+    return table
+  run = next(iter(pairs[0][1].values()))
+  for task in sorted({run.tasks[name] for name in run.values["sampled"]}):
+    cells = [difference(a, b, "sampled", task=task) for _, a, b in pairs]
+    table.append([task, *(_cell(cell, signed=True) if cell else "-" for cell in cells)])
   return table
 
 

@@ -138,6 +138,7 @@ def result(salt=0, prompts=8, ids="p"):
   rng = np.random.default_rng(salt)
   rows = [
     {"id": f"{ids}{i}", "clip": f"test-{i // 2:05d}", "question": "?", "closed": i < prompts,
+     "task": ("ocr", "numerical")[i % 2] if i < prompts else "open_ended",
      "greedy": {"quality": [float(rng.random())]},
      "sampled": {"quality": rng.random(8).tolist(), "text": [SAID, "no format"] * 4},
      "answer": "a red 3, then a blue 4"}
@@ -361,6 +362,22 @@ def test_open_ended_answers_are_measured_by_rouge():
   """6 of 7 words in order, in half of the samples; the other half has no answer."""
   made = grid_tables.score(scores({0: result()}), grid_tables.OPEN_ENDED)
   assert made["mean"] == pytest.approx(6 / 7 / 2)
+
+
+def test_the_gain_over_one_sample_is_told_by_task():
+  """Of the prompts of each task alone, by hand; a stage that one of the two lacks has no column."""
+  made = {("D", "sft"): [3, 4], ("A", "sft"): [5, 6], ("D", "rl"): [7]}
+  found = {key: scores(dict(enumerate(map(result, salts)))) for key, salts in made.items()}
+  lines = grid_tables._by_task(found)
+  assert lines[0] == ["task", "D - A after stage 1"]
+  assert [line[0] for line in lines[2:]] == ["numerical", "ocr"]
+  for task, cell in lines[2:]:
+    of = lambda salt, task=task: [
+      np.mean(row["sampled"]["quality"]) for row in result(salt)["prompts"] if row["task"] == task
+    ]
+    wanted = np.mean([np.subtract(of(a), of(b)) for a, b in ((3, 5), (4, 6))])
+    assert cell.startswith(f"{wanted:+.3f} [")
+  assert grid_tables._by_task({("D", "sft"): found["D", "sft"]}) == [["task"], ["---"]]
 
 
 def test_facts_are_those_of_the_clip():
