@@ -199,10 +199,10 @@ def their_model():
   return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**raw))
 
 
-def stops(mean: float) -> tuple[int, ...]:
-  """Tokens at which a response ends: so many that a random one is as long on average."""
-  count = round(CONFIG.text.vocab / (mean * RESPONSE)) if mean else 0
-  return tuple(range(0, CONFIG.text.vocab, CONFIG.text.vocab // count))[:count] if count else ()
+def ending_ids(vocab: int, length: float) -> list[int]:
+  """Tokens to end a response at. Random weights draw all about alike and would hardly ever end: so
+  many that a response has `length` tokens on average; none for 0."""
+  return list(range(0, vocab, round(length))) if length else []
 
 
 def our_sampler(cases, samples: int, mean: float):
@@ -212,7 +212,7 @@ def our_sampler(cases, samples: int, mean: float):
   def run() -> int:
     out = generate(
       model, params, groups, jax.random.key(1), samples=samples, max_tokens=RESPONSE,
-      stop_ids=stops(mean), temperature=1.0,
+      stop_ids=tuple(ending_ids(CONFIG.text.vocab, mean * RESPONSE)), temperature=1.0,
     )  # fmt: skip
     return int(out.length_BR.sum())
 
@@ -223,7 +223,7 @@ def their_sampler(cases, samples: int, mean: float):
   import torch
 
   model, batch = their_model().eval(), their_batch(cases)
-  ends = list(stops(mean)) or None
+  ends = ending_ids(CONFIG.text.vocab, mean * RESPONSE) or None
   pad = BY_TOKEN["input_ids"]
 
   def run() -> int:

@@ -19,7 +19,7 @@ from rmsd_jax.data import prompts
 from rmsd_jax.models import config as config_lib
 from rmsd_jax.models.discriminator import Discriminator
 from rmsd_jax.training import state as state_lib
-from tests.bench.against_torch import TOKEN_IDS, full_case
+from tests.bench.against_torch import TOKEN_IDS, ending_ids, full_case
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -65,13 +65,11 @@ def write_folder(size: Size, folder: str) -> None:
 
 
 def stop_ids(size: Size) -> list[int]:
-  """Tokens that end a response. Random weights draw all about alike and would hardly ever end: for
-  lengths of a mean so many tokens end one that a response has as many on average."""
+  """Of the model, and for lengths of a mean more."""
   config = model_config(size)
-  stops = list(config.stop_ids)
-  if size.mean:
-    stops += range(0, config.text.vocab - 1_000, round(size.mean * size.bucket[1]))
-  return stops
+  # The last 1,000 of the vocabulary hold the model's own control tokens.
+  more = ending_ids(config.text.vocab - 1_000, size.mean * size.bucket[1])
+  return [*config.stop_ids, *more]
 
 
 def make_cases(size: Size) -> list:
