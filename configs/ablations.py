@@ -61,6 +61,7 @@ WARM = {"discriminator.warmup_steps": 40, "reward.score": "raw"}
 # The authors of the method saw a frozen discriminator drift after some 300 steps. 40 of warm-up and
 # 300 updates of the policy; with half the prompts a step, to halve what 340 steps take.
 LONG = {"steps": 305, "batch": 16}
+LEARNED = {"discriminator.warmup_steps": 300, "discriminator.optim.learning_rate": 5e-4}
 BOUNDED = {  # arXiv 2604.28123, the settings of its scripts/train/experiment/qwen3_vl_prism.sh
   "reward.score": "raw",
   "reward.clip": 10.0,
@@ -200,6 +201,14 @@ ROWS = {
   "warm": Row("D, 40 steps of warm-up, raw score, 300 steps of 16 prompts", WARM, second=LONG),
   "warm_frozen": Row(
     "the same, frozen after the warm-up", WARM | {"discriminator.frozen_after": 40}, second=LONG
+  ),
+  # One that has had time to learn what is right; with pairs of responses that are right, it cannot
+  # learn a teacher's errors as its manner.
+  "learned": Row("D, 300 steps of warm-up at a rate of 5e-4", LEARNED),
+  "learned_right": Row(
+    "the same, its pairs of closed-ended responses worth 0.9 or more",
+    LEARNED,
+    second={"supervision.tau": 0.9},
   ),
 }
 

@@ -143,7 +143,8 @@ class Grid:
       for phase, module in ((stage, trainer), ("evaluate", "evaluate")):
         if self._stopped.is_set():
           raise KeyboardInterrupt
-        more = begin if phase == stage else ()
+        judged = f"--config.evaluate.discriminator={stage == 'rl' and judges(row)}"
+        more = begin if phase == stage else (judged,)
         run(phase, module, f"--config={CONFIG}:{row}/{phase}", *flags, *more)
     finally:
       self._cores.put(cores)
@@ -152,6 +153,12 @@ class Grid:
 def distils(row: str) -> bool:
   """Whether a row needs a teacher whose token probabilities are at hand."""
   return "policy.reference" in ROWS[row].changes
+
+
+def judges(row: str) -> bool:
+  """Whether a discriminator learns in the row's stage 2."""
+  config = cli.load_config(f"{CONFIG}:{row}/rl")
+  return config.reward.discriminator > 0 and not ROWS[row].goes_on
 
 
 def teacher_folder(workdir: pathlib.Path) -> pathlib.Path:

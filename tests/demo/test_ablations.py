@@ -66,6 +66,13 @@ def test_the_baselines():
   assert frozen.warmup_steps == frozen.frozen_after
 
 
+def test_a_row_may_learn_from_right_answers_alone_in_its_second_stage():
+  right, same = config("learned_right"), config("learned")
+  assert (right.supervision.tau, same.supervision.tau) == (0.9, 0.3)
+  assert config("learned_right", "sft").supervision == config("D", "sft").supervision
+  assert right.discriminator.warmup_steps == 300 and right.steps == same.steps == 335
+
+
 def test_the_papers_figures_stand_in_the_table_of_the_method():
   """VideoMME / Video-MMMU of R-MSD's ablation tables, typed a second time."""
   expected = {
@@ -89,7 +96,7 @@ def test_rows_with_the_same_stage_1_share_it():
     "frozen": "D", "gate_off": "D", "warm": "D", "warm_frozen": "D",
     "no_D": "D", "separate": "D", "gated": "D", "bounded": "D", "zero_head": "D", "joint": "D",
     "kl0": "D", "published": "D", "opd": "D", "opd_reward": "D", "gkd": "D",
-    "continued": "D", "rejection": "D",
+    "continued": "D", "rejection": "D", "learned": "D", "learned_right": "D",
   }  # fmt: skip
   ignored = ("reward", "policy", "rollouts", "discriminator")
   for row, first in shared.items():
@@ -207,6 +214,9 @@ def test_a_grid_trains_each_stage_once_and_in_order(stage, jobs):
     if module == "train_rl":
       from_row = "A" if row == "sft_rl" else row
       assert flags["--config.init_from"] == str(stage / "runs" / from_row / seed / "sft")
+    if module == "evaluate":  # where a discriminator has learned, its ranking is asked for
+      judged = kind == "rl" and row != "sft_rl"
+      assert flags["--config.evaluate.discriminator"] == str(judged)
 
 
 def test_a_grid_goes_on_where_it_stopped_and_can_be_widened(stage):
