@@ -99,6 +99,20 @@ def right_over_wrong(prompt: dict[str, Any], pass_above: float) -> float:
   return among_sampled(prompt, quality_N >= np.float32(pass_above))
 
 
+def best_over_mean(prompt: dict[str, Any]) -> float:
+  """Quality of the sampled reply with the highest score less the mean of those that have one: what
+  the best of N by the score is worth; NaN where none has. Equal scores share the place.
+
+  A score may rank pairs well and its favourites badly, and a policy seeks its favourites.
+  """
+  score_N = np.array(prompt["sampled"]["score"], np.float64)
+  known_N = ~np.isnan(score_N)
+  if not known_N.any():
+    return float("nan")
+  quality_N = np.array(prompt["sampled"]["quality"], np.float64)[known_N]
+  return float(quality_N[score_N[known_N] == score_N[known_N].max()].mean() - quality_N.mean())
+
+
 def teacher_over_student(prompt: dict[str, Any], alike: bool = False) -> float:
   """How often a teacher's response has a higher score than a sampled reply to the same prompt; NaN
   without such pairs.
@@ -119,11 +133,12 @@ def teacher_over_student(prompt: dict[str, Any], alike: bool = False) -> float:
 
 
 def ranking(prompts: list[dict[str, Any]], pass_above: float) -> dict[str, Any]:
-  """Means over prompts with 95 % intervals over clips, `intervals.mean_interval`; 0.5 is chance.
+  """Means over prompts with 95 % intervals over clips, `intervals.mean_interval`.
 
   Returns:
     "right": `right_over_wrong` of the closed-ended prompts, and "tasks": the same by task;
-    "teacher" and "teacher_alike": `teacher_over_student` of all prompts.
+    "teacher" and "teacher_alike": `teacher_over_student` of all prompts; in all of them 0.5 is
+    chance. "best": `best_over_mean` of the closed-ended prompts; chance is 0.
   """
   closed = [prompt for prompt in prompts if prompt["closed"]]
   right = lambda rows: _mean(rows, functools.partial(right_over_wrong, pass_above=pass_above))
@@ -131,6 +146,7 @@ def ranking(prompts: list[dict[str, Any]], pass_above: float) -> dict[str, Any]:
   return {
     "right": right(closed),
     "tasks": {task: right([row for row in closed if row["task"] == task]) for task in tasks},
+    "best": _mean(closed, best_over_mean),
     "teacher": _mean(prompts, teacher_over_student),
     "teacher_alike": _mean(prompts, functools.partial(teacher_over_student, alike=True)),
   }
@@ -140,6 +156,7 @@ def line(found: dict[str, Any]) -> str:
   """`ranking` for the console."""
   words = {
     "right": "right above wrong",
+    "best": "quality of its favourite less the mean",
     "teacher": "the teacher's above sampled ones",
     "teacher_alike": "the same of like length and ending",
   }

@@ -45,6 +45,13 @@ def test_truths_that_are_unknown_have_no_pairs():
   assert np.isnan(discrimination.among_sampled(row, [1.0, np.nan, np.nan]))
 
 
+def test_the_favourite_is_held_against_the_mean_of_those_that_have_a_score():
+  row = prompt([0.1, 0.4, 0.4, None], [0.9, 0.6, 0.0, 0.0])
+  assert discrimination.best_over_mean(row) == pytest.approx(0.3 - 0.5)
+  assert discrimination.best_over_mean(prompt([2.0, 1.0], [1.0, 0.0])) == 0.5
+  assert np.isnan(discrimination.best_over_mean(prompt([None, None])))
+
+
 def test_a_teacher_over_the_student_and_of_those_alike():
   teacher = {"score": [0.5, 0.1], "length": [11, 10], "ending": [[1, 2], [7, 7]]}
   row = prompt([0.2, 0.7, None], teacher=teacher)
@@ -70,6 +77,7 @@ def test_the_ranking_is_by_task_and_leave_out_prompts_without_pairs():
   assert (found["right"]["mean"], found["right"]["n"]) == (0.5, 2)
   assert {task: x["mean"] for task, x in found["tasks"].items()} == {"math": 0.0, "ocr": 1.0}
   assert found["tasks"]["math"]["n"] == 1
+  assert (found["best"]["mean"], found["best"]["n"]) == (0.0, 3)
   assert (found["teacher"]["mean"], found["teacher"]["n"]) == (1.0, 1)
   assert found["teacher_alike"]["mean"] == 1.0
   assert discrimination.line(found).startswith(
@@ -99,7 +107,7 @@ def test_an_evaluation_has_the_scores_that_each_response_gets_alone(stage_2, mon
   found = evaluated(monkeypatch, workdir)
   assert "discriminator: right above wrong" in capsys.readouterr().out
   assert found["discriminator"] is True and set(found["discrimination"]) == {
-    "right", "tasks", "teacher", "teacher_alike"
+    "right", "tasks", "best", "teacher", "teacher_alike"
   }  # fmt: skip
   state = tiny_run.restored(workdir, train_rl, c)
   critic = jax.jit(Discriminator(tiny_run.model_of(c)))
