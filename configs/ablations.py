@@ -6,8 +6,9 @@
 
 A name is ROW/STAGE in the demo world, or ROW/STAGE/FILE for another config of that stage in this
 folder; a row that changes nothing of it is refused. In the demo world a row and seed takes some 10
-minutes. Warm-ups of the discriminator differ, or are not there: steps are added or taken away, so
-that every row's policy is updated equally often, but for those of comparison 3 of the study.
+minutes (warm, warm_frozen, learned, learned_right: 20 to 30). Warm-ups of the discriminator differ,
+or are not there: steps are added or taken away, so that every row's policy is updated equally
+often, but for those of comparison 3 of the study.
 """
 
 import inspect
@@ -36,6 +37,7 @@ class Row(NamedTuple):
   goes_on: bool = False
   own_replies: bool = False  # it goes on with samples of its own (rmsd_jax.demo.own_replies)
   noise: str = ""  # of the demo's teachers, where a row is of no use with others
+  demo_alone: bool = False  # its values suit no other config
 
 
 def _paper(*scores: float) -> dict[str, float]:
@@ -204,11 +206,12 @@ ROWS = {
   ),
   # One that has had time to learn what is right; with pairs of responses that are right, it cannot
   # learn a teacher's errors as its manner.
-  "learned": Row("D, 300 steps of warm-up at a rate of 5e-4", LEARNED),
+  "learned": Row("D, 300 steps of warm-up at a rate of 5e-4", LEARNED, demo_alone=True),
   "learned_right": Row(
     "the same, its pairs of closed-ended responses worth 0.9 or more",
     LEARNED,
     second={"supervision.tau": 0.9},
+    demo_alone=True,
   ),
 }
 
@@ -227,7 +230,7 @@ def get_config(name: str) -> ConfigDict:
     raise UserError(f"configs/ablations.py:{name}: {file}.py is not of stage {stage}")
   of = ROWS[row]
   goes_on = of.goes_on and stage == "rl"
-  if goes_on and not staged:
+  if (goes_on and not staged) or (of.demo_alone and file not in ("", "demo")):
     raise UserError(f"configs/ablations.py:{name}: row {row} is of the demo world alone")
   c = load("sft_continued" if goes_on else stage) if staged else load()
   if not file:

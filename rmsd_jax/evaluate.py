@@ -106,10 +106,12 @@ def _graded(journal: ReplyJournal, order: list[int], rules: Rules) -> list[dict]
 def _check_same(path: str, there: dict, asked: dict) -> None:
   """Refuses to write over, or to go on with, an evaluation of something else."""
   # What those of before do not say: they had both ways, and no scores of a discriminator.
-  there = {"ways": list(WAYS), "discriminator": False} | there
+  there = {"ways": list(WAYS), "discriminator": False, "responses": 0} | there
   if differ := reply_journal.changes(there, asked):
     names = {change.partition(" ")[0] for change in differ}
     rescore = "add --rescore to grade its replies anew, " if names <= set(RULES) else ""
+    if "discriminator" in names:
+      rescore = f"give --config.evaluate.discriminator={there['discriminator']}, "
     name = os.path.basename(path).removesuffix(".json")
     raise UserError(
       f"{path} is an evaluation of something else: {', '.join(differ)}; {rescore}give another "
@@ -143,6 +145,7 @@ def _settings(config, rules: Rules) -> dict:
     "ways": _ways(config),
     "samples": config.evaluate.samples,
     "discriminator": config.evaluate.discriminator,
+    "responses": config.data.responses if config.evaluate.discriminator else 0,
     "pass_above": config.evaluate.pass_above,
     "rollouts": {
       name: value for name, value in config.rollouts.items() if name not in held_out.PLACES
@@ -155,9 +158,9 @@ def _of_replies(asked: dict) -> dict:
   return {name: value for name, value in asked.items() if name not in RULES}
 
 
-def _begin(journal: ReplyJournal, about: dict, begun: dict | None, params) -> None:
-  """Stores what the replies to come depend on; on process 0."""
-  mark = state_lib.mark(params)
+def _begin(journal: ReplyJournal, about: dict, begun: dict | None, weights) -> None:
+  """Stores what the replies to come depend on; on process 0. `weights`: of all that is asked."""
+  mark = state_lib.mark(weights)
   if jax.process_index() == 0:
     if begun and begun["parameters"] != mark:
       raise UserError(
@@ -191,7 +194,11 @@ def _answered(config, workdir: str, folder: str, checkpoint: str, rules: Rules):
     params = state_lib.weights(state)
     tokenizer = ChatTokenizer(config.model.folder)
     grading.check_ends(tokenizer, model.config.stop_ids)
-    _begin(journal, about, begun, params)
+    ways = make_steps(config, mesh)
+    if config.evaluate.discriminator:
+      own = state_lib.load_discriminator(mesh, model, workdir, about["step"])
+      ways = ways._replace(critic=discrimination.make_critic(model, mesh, named.join(params, own)))
+    _begin(journal, about, begun, (params, ways.critic and ways.critic.params))
     done = sharding.gathered(list(journal.rows))  # nobody adds before `_begin` is over
     batches = stack.enter_context(contextlib.closing(_batches(config, pool, done)))
     progress = stack.enter_context(
@@ -202,10 +209,6 @@ def _answered(config, workdir: str, folder: str, checkpoint: str, rules: Rules):
         write=jax.process_index() == 0,
       )
     )
-    ways = make_steps(config, mesh)
-    if config.evaluate.discriminator:
-      own = state_lib.load_discriminator(mesh, model, workdir, about["step"])
-      ways = ways._replace(critic=discrimination.make_critic(model, mesh, named.join(params, own)))
     answer(ways, params, mesh, batches, tokenizer, config.seed, journal, progress)
   return about, _graded(journal, about["order"], rules)
 
@@ -232,6 +235,8 @@ def _about(config, workdir: str, folder: str, checkpoint: str, rules: Rules) -> 
   """What an evaluation is of, as its journal stores it, and the pool."""
   pool = open_pool(config.data.pool, config.data.split, part_of(config.data.pool))
   step = find_step(workdir, checkpoint) if checkpoint not in ("base", "blind") else None
+  if config.evaluate.discriminator:
+    state_lib.check_discriminator(workdir, step)
   # All that a score depends on: a file of the same name that differs in any of it is another
   # evaluation.
   asked = {
@@ -290,9 +295,7 @@ def main(config, workdir: str, checkpoint: str, rescore: bool = False, out: str 
       "evaluate.greedy=False and evaluate.samples=0 ask for no reply; give one of them, or both"
     )
   if config.evaluate.discriminator and not config.evaluate.samples:
-    raise UserError(
-      "evaluate.discriminator scores sampled replies; give evaluate.samples, 2 or more"
-    )
+    raise UserError("evaluate.discriminator scores sampled replies; give evaluate.samples")
   if config.evaluate.discriminator and checkpoint in ("base", "blind"):
     raise UserError(
       f"--checkpoint={checkpoint} has no discriminator; leave out evaluate.discriminator"
@@ -317,7 +320,7 @@ def main(config, workdir: str, checkpoint: str, rescore: bool = False, out: str 
     **{how: summary(prompts, how, config.evaluate.pass_above, rules) for how in ways},
   }
   if config.evaluate.discriminator:
-    result["discrimination"] = discrimination.ranking(prompts, config.evaluate.pass_above)
+    result["discrimination"] = discrimination.ranking(prompts, config.evaluate.pass_above, rules)
   result["prompts"] = prompts
   replace_text(f"{folder}.json", json.dumps(result) + "\n")
   for how in ways:

@@ -243,15 +243,15 @@ def _by_task(results: Found) -> list[list[str]]:
   pairs = [
     (f"D - A after {STAGES[stage]}", results[("D", stage)], results[("A", stage)])
     for stage in STAGES
-    if {("D", stage), ("A", stage)} <= results.keys()
+    if set(results.get(("D", stage), {})) & set(results.get(("A", stage), {}))
   ]
   table = [["task", *(name for name, _, _ in pairs)], ["---"] * (1 + len(pairs))]
-  if not pairs or not set(pairs[0][1]) & set(pairs[0][2]):
+  if not pairs:
     return table
   run = next(iter(pairs[0][1].values()))
   for task in sorted({run.tasks[name] for name in run.values["sampled"]}):
     cells = [difference(a, b, "sampled", task=task) for _, a, b in pairs]
-    table.append([task, *(_cell(cell, signed=True) if cell else "-" for cell in cells)])
+    table.append([task, *(_cell(cell, signed=True) for cell in cells if cell)])
   return table
 
 
@@ -377,6 +377,8 @@ def kept(file: pathlib.Path, rows: Mapping[str, Any], noise: str) -> Found:
     lines = gzip.decompress(file.read_bytes()).decode().splitlines()
     for line in map(json.loads, lines):
       row, stage, seed, changes = (line.pop(key) for key in ("row", "stage", "seed", "changes"))
+      if "tasks" not in line:
+        raise UserError(f"{file} is of an earlier version of rmsd_jax; run its rows again")
       if (made := line.pop("noise")) != noise:
         raise UserError(f"{file} is of --noise {made}, this grid of {noise}; give the same")
       if row in rows:

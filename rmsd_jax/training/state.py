@@ -66,16 +66,21 @@ def load_discriminator(mesh: Mesh, model: Qwen3VL, workdir: str, step: int) -> d
   """The discriminator of a run of stage 2: its own values of the weights that learn, and its head.
 
   Raises:
-    UserError: the step has none.
+    UserError: see `check_discriminator`.
   """
+  check_discriminator(workdir, step)
   learns, _ = named.split(model.abstract(), guard.read_config(workdir)["trained"])
   entry = sharding.abstract(mesh, learns | Discriminator(model).abstract_head(), RULES)
+  return checkpoint.restore_item(workdir, "discriminator", entry, step)
+
+
+def check_discriminator(workdir: str, step: int) -> None:
+  """Raises UserError where the step of a run has no discriminator."""
   if "discriminator" not in stored.items_of(stored.folder_of(workdir) / str(step)):
     raise UserError(
       f"step {step} of {workdir} has no discriminator; give a run of stage 2 whose "
       "reward.discriminator is above 0"
     )
-  return checkpoint.restore_item(workdir, "discriminator", entry, step)
 
 
 def saved_entries(mesh: Mesh, model: Qwen3VL, workdir: str) -> State:

@@ -70,6 +70,9 @@ def test_a_row_may_learn_from_right_answers_alone_in_its_second_stage():
   right, same = config("learned_right"), config("learned")
   assert (right.supervision.tau, same.supervision.tau) == (0.9, 0.3)
   assert config("learned_right", "sft").supervision == config("D", "sft").supervision
+  for row in ("learned", "learned_right"):  # a rate that suits 1.1 M parameters
+    with pytest.raises(UserError, match=f"row {row} is of the demo world alone"):
+      config(row, "rl/qwen3vl_4b_rl")
   assert right.discriminator.warmup_steps == 300 and right.steps == same.steps == 335
 
 

@@ -155,7 +155,8 @@ def test_how_a_discriminator_ranks_is_a_table_of_its_run(tmp_path):
   result = json.loads(path.read_text())
   result["discrimination"] = {
     "right": one(0.617, 41), "tasks": {"ocr": one(0.713, 9), "math": one(float("nan"), 0)},
-    "best": one(0.25, 60), "teacher": one(0.829, 52), "teacher_alike": one(0.537, 13),
+    "valid": one(0.754, 31), "best": one(0.25, 60), "teacher": one(0.829, 52),
+    "teacher_alike": one(0.537, 13),
   }  # fmt: skip
   path.write_text(json.dumps(result))
   page = report.write_report(str(tmp_path), "test")[0].read_text()
@@ -163,8 +164,9 @@ def test_how_a_discriminator_ranks_is_a_table_of_its_run(tmp_path):
   table = table[: table.index("</table>")]
   rows = re.findall(r"<tr><td>(.*?)</td><td.*?>\s*([+\d.]+)<.*?<td>(\d+)</td></tr>", table, re.S)
   assert rows == [
-    ("a right reply above a wrong one", "0.617", "41"),
+    ("a right reply above a wrong one, both in format", "0.617", "41"),
     ("– OCR", "0.713", "9"),
+    ("a reply in its format above one that is not", "0.754", "31"),
     ("quality of its favourite less the mean", "+0.250", "60"),
     ("the teacher's above the student's", "0.829", "52"),
     ("the same, of like length and with one ending", "0.537", "13"),
