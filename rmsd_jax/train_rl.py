@@ -345,7 +345,8 @@ def train_step(config, mesh, steps: Steps, grader, state, step: int, batch: Batc
   rules = Rules(**config.tasks)
   metrics |= grading.figures(samples, terms, pairs, rules)
   if config.reward.discriminator:
-    known = (samples.finished_BR, terms.content_BN, pairs.closed_B, pairs.task_B)
+    counts_BN = samples.finished_BR & rules.is_valid(terms.outer_BN, terms.inner_BN)
+    known = (counts_BN, terms.content_BN, pairs.closed_B, pairs.task_B)
     metrics |= shortcuts.of_scores(score_BN, *known, config.reward.right_from, rules.names)
 
   # 4. The policy, once the discriminator has had its warm-up; in a joint one, stage 1 goes on.

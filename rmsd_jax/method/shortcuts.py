@@ -133,18 +133,20 @@ def auc_in_groups(score_BR, right_BR, wrong_BR) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("right_from", "names"))
 def of_scores(
-  score_BN, finished_BN, content_BN, closed_B, task_B, right_from: float, names: tuple[str, ...]
+  score_BN, counts_BN, content_BN, closed_B, task_B, right_from: float, names: tuple[str, ...]
 ) -> dict:
   """What the discriminator's scores say of right and wrong: "discriminator/auc" over the
   closed-ended groups with rollouts of both kinds, and by task; NaN without such groups.
 
   Args:
-    score_BN: of the rollouts; of those that were cut off it is not read.
+    score_BN: of the rollouts.
+    counts_BN: bool, those that ended and keep their format: to know a broken format is not to know
+      a wrong answer.
     right_from: content score from which a rollout is right.
     names: of the tasks, in the order of `task_B`.
   """
   right_BN = content_BN >= right_from
-  counts_BN = finished_BN & closed_B[:, None]
+  counts_BN &= closed_B[:, None]
   auc_B = auc_in_groups(score_BN, right_BN & counts_BN, ~right_BN & counts_BN)
   auc_B1, known_B1 = auc_B[:, None], jnp.isfinite(auc_B)[:, None]
   return {

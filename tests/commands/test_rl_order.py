@@ -17,7 +17,7 @@ from rmsd_jax.training import optim
 from rmsd_jax.training import state as state_lib
 
 
-def called(c, step: int) -> dict:
+def called(c, step: int, terms_of=GRADE) -> dict:
   """What `train_step` gives to each program at a step; the rollouts are those of `case`."""
   given, seen = case(), {}
 
@@ -36,7 +36,7 @@ def called(c, step: int) -> dict:
 
   def grade(*arguments, rules):
     seen["order"] = [*seen.get("order", ()), "grade"]
-    return GRADE(*arguments)
+    return terms_of(*arguments)
 
   grader = grading.Grader(ChatTokenizer(c.model.folder), RULES, grade)
 
@@ -105,3 +105,16 @@ def test_the_reference_is_kept_in_the_type_that_it_is_computed_in():
   hidden = jax.jit(lambda params, groups: model(params, groups))
   groups = case()["batch"].groups
   tiny_run.assert_same(hidden(reference, groups), hidden(student, groups))
+
+
+def test_right_and_wrong_are_told_of_rollouts_in_their_format(monkeypatch):
+  """Ended and valid: a broken format would count as a wrong answer."""
+  asked = []
+  keep = lambda *given: asked.append(np.asarray(given[1])) or {}
+  monkeypatch.setattr(train_rl.shortcuts, "of_scores", keep)
+  c, finished_BN = CONFIG(), case()["sampled"].finished_BR
+  outer_BN, inner_BN = np.random.default_rng(0).integers(0, 2, (2, *finished_BN.shape))
+  terms = RuleTerms(outer_BN, inner_BN, content_BN=np.ones_like(outer_BN))
+  called(c, 0, lambda *_: terms)
+  np.testing.assert_array_equal(asked[0], finished_BN & (outer_BN * inner_BN == 1))
+  assert 0 < asked[0].sum() < finished_BN.sum()

@@ -135,12 +135,12 @@ def test_the_auc_inside_groups_is_sklearns():
   assert np.isnan(got[:2]).all() and np.isfinite(got).sum() > 30
 
 
-def test_the_auc_of_scores_is_by_task_and_reads_finished_closed_ended_rollouts():
+def test_the_auc_of_scores_is_by_task_and_reads_closed_ended_rollouts_that_count():
   score = np.array([[3.0, 1.0, 2.0], [0.0, 1.0, 9.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
   content = np.array([[1.0, 0.2, 0.4], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
-  finished = np.array([[True] * 3, [True, True, False], [True] * 3, [True] * 3])
+  counts = np.array([[True] * 3, [True, True, False], [True] * 3, [True] * 3])
   closed, task = np.array([1, 1, 0, 1], bool), np.array([0, 1, 1, 0])
-  found = shortcuts.of_scores(score, finished, content, closed, task, 0.5, ("a", "b", "c"))
+  found = shortcuts.of_scores(score, counts, content, closed, task, 0.5, ("a", "b", "c"))
   assert values(found) == same(
     {
       "discriminator/auc": 0.5,  # the third is open-ended, the fourth has nobody wrong
