@@ -111,7 +111,8 @@ class Checkpoints:
       raise ValueError(f"a state may have no entry called {METRICS!r}")
     if not in_bucket(self._folder) and not self._folder.exists():
       raise self._gone(step)  # Orbax would make a new one, without the rest of the run
-    items = {name: ocp.args.StandardSave(_boxed(tree)) for name, tree in state.items()}
+    # An entry without arrays, such as "frozen" where all weights learn, is not written.
+    items = {name: ocp.args.StandardSave(_boxed(state[name])) for name in _full(state)}
     self.wait()  # so that `_seal` of the save before has seen its number
     self._saving = step
     with self._writing():
@@ -200,7 +201,7 @@ class Checkpoints:
     self.wait()
     step = stored.pick(self._folder, step)
     if step not in self._checked:
-      _check_contents(self._folder, step, list(abstract_state))
+      _check_contents(self._folder, step, _full(abstract_state))
     return {
       name: _restore(self._folder / str(step), name, abstract)
       for name, abstract in abstract_state.items()
@@ -269,7 +270,8 @@ def restore_item(
   """
   number = find_step(workdir, "latest" if step is None else step)
   folder = stored.folder_of(workdir)
-  _check_contents(folder, number, [name])
+  if items := _full({name: abstract}):
+    _check_contents(folder, number, items)
   return _restore(folder / str(number), name, abstract)
 
 
@@ -290,6 +292,11 @@ def _score(metrics: Mapping[str, float]) -> float:
   return metrics[SCORE]
 
 
+def _full(state: State) -> list[str]:
+  """Names of the entries that hold arrays."""
+  return [name for name, tree in state.items() if jax.tree.leaves(tree)]
+
+
 def _boxed(tree: PyTree) -> PyTree:
   """An Orbax item is a container: a bare array or number is put into one."""
   return {"value": tree} if jax.tree_util.all_leaves([tree]) else tree
@@ -305,6 +312,8 @@ def _check_contents(folder: epath.Path, step: int, items: Sequence[str]) -> None
 
 
 def _restore(step_folder: epath.Path, name: str, abstract: PyTree) -> PyTree:
+  if not jax.tree.leaves(abstract):
+    return abstract  # see `Checkpoints.save`
   if name not in stored.items_of(step_folder) or name == METRICS:
     there = [item for item in stored.items_of(step_folder) if item != METRICS]
     raise UserError(f"{step_folder} has no entry {name!r}; it holds {', '.join(there)}")

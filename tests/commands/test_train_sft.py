@@ -362,3 +362,16 @@ def test_init_from_goes_on_from_another_runs_student(straight):
 def test_init_from_a_folder_without_a_run_is_refused(tmp_path):
   with pytest.raises(UserError, match="config.json does not exist; give the work folder of a run"):
     start(tiny_run.config("sft", init_from=str(tmp_path)))
+
+
+def test_all_weights_may_learn(tmp_path, monkeypatch):
+  """Nothing is frozen then: such a run is saved, resumes and moves the tower."""
+  c = tiny_run.config("sft", trained=(".*",), steps=2, save_every=1)
+  tiny_run.run(monkeypatch, train_sft, c, tmp_path / "cut", stop_after=1)
+  tiny_run.run(monkeypatch, train_sft, c, tmp_path / "cut")
+  tiny_run.run(monkeypatch, train_sft, c, tmp_path / "whole")
+  whole = tiny_run.restored(tmp_path / "whole", train_sft, c)
+  tiny_run.assert_same(tiny_run.restored(tmp_path / "cut", train_sft, c), whole)
+  assert whole["frozen"] == {}
+  begun = jax.device_get(start(c)["student"])
+  assert any("vision" in name for name in tiny_run.moves(begun, whole["student"]))

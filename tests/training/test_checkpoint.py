@@ -118,6 +118,18 @@ def test_one_entry_is_restored_without_the_others(tmp_path):
   assert int(restore_item(tmp_path, "step", abstract["step"], step="latest")) == 0
 
 
+def test_an_entry_without_arrays_comes_back_empty(tmp_path, capsys):
+  """As "frozen" where all weights learn; Orbax refuses to write it."""
+  state = {"student": make_state(mesh(4, 2))["student"], "frozen": {}}
+  abstract = {"student": make_abstract(state["student"], mesh(4, 2)), "frozen": {}}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+    restored = checkpoints.restore(abstract)
+  assert restored["frozen"] == {} == restore_item(tmp_path, "frozen", {})
+  assert_same(restored["student"], state["student"])
+  assert capsys.readouterr().out == ""
+
+
 def test_dtype_follows_the_abstract_state(tmp_path):
   state = make_state(mesh(4, 2))["student"]
   with Checkpoints(tmp_path) as checkpoints:
