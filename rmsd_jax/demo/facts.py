@@ -130,8 +130,13 @@ def scores_of(evaluation: Mapping[str, Any], seed: int) -> dict[tuple[str, str],
       if prompt["task"] == "open_ended":
         scores["open_ended"] = [description_score(one, scene) for one in replies]
       if way == "sampled" and "score" in prompt[way]:
-        prefers = lambda values, prompt=prompt: [discrimination.among_sampled(prompt, values)]
-        scores |= {f"prefers_{measure}": prefers(values) for measure, values in scores.items()}
+        # Of replies in the format: a preference for that is none for the truth.
+        kept = np.array(prompt[way]["outer"]) == 1
+        truths = {measure: np.where(kept, values, np.nan) for measure, values in scores.items()}
+        scores |= {
+          f"prefers_{measure}": [discrimination.among_sampled(prompt, values)]
+          for measure, values in truths.items()
+        }
       for measure, values in scores.items():
         known = [value for value in values if not np.isnan(value)]
         if known:

@@ -113,7 +113,12 @@ def test_what_a_discriminator_prefers(tmp_path, capsys):
     "<think>I look.</think><answer>?</answer>",
   ]
   row = {"id": "a", "clip": "test-00001", "task": "open_ended", "question": "Describe the clip."}
-  sampled = {"text": texts, "score": [2.0, 1.0, 3.0, 9.0]}
+  # The fifth, without its tags, would be the truest of all and has the lowest score.
+  sampled = {
+    "text": [*texts, texts[0].removesuffix("</answer>")],
+    "score": [2.0, 1.0, 3.0, 9.0, 0.0],
+    "outer": [1.0, 1.0, 1.0, 1.0, 0.0],
+  }
   folder = tmp_path / "rl" / "evaluate"
   folder.mkdir(parents=True)
   (folder / "test.json").write_text(json.dumps({"prompts": [row | {"sampled": sampled}]}))
