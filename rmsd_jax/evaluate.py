@@ -109,12 +109,12 @@ def _check_same(path: str, there: dict, asked: dict) -> None:
   there = {"ways": list(WAYS), "discriminator": False, "responses": 0} | there
   if differ := reply_journal.changes(there, asked):
     names = {change.partition(" ")[0] for change in differ}
-    rescore = "add --rescore to grade its replies anew, " if names <= set(RULES) else ""
+    remedy = "add --rescore to grade its replies anew, " if names <= set(RULES) else ""
     if "discriminator" in names:
-      rescore = f"give --config.evaluate.discriminator={there['discriminator']}, "
+      remedy = f"give --config.evaluate.discriminator={there['discriminator']}, "
     name = os.path.basename(path).removesuffix(".json")
     raise UserError(
-      f"{path} is an evaluation of something else: {', '.join(differ)}; {rescore}give another "
+      f"{path} is an evaluation of something else: {', '.join(differ)}; {remedy}give another "
       f"--config.evaluate.name, or remove {name}.json and {name}/"
     )
 
