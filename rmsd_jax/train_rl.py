@@ -406,13 +406,10 @@ def main(config, workdir: str, grade=grading.rule_terms) -> None:
   optims = make_optims(config)
   custom = custom_rewards.of_config(config.reward)
   limit = Limit(
-    "policy/kl",
-    "nats per token",
-    config.policy.max_kl,
-    "policy.max_kl",
+    "policy/kl", "nats per token", config.policy.max_kl, "policy.max_kl",
     "the student is too far from the reference; take an earlier checkpoint, or begin again with a "
     "lower optim.learning_rate or a higher policy.kl",
-  )
+  )  # fmt: skip
   loop = Loop(
     config,
     workdir,

@@ -40,7 +40,9 @@ def variants() -> list[str]:
       rows = [(row, stage) for row in ABLATIONS["ROWS"] for stage in ABLATIONS["STAGES"]]
       found += [f"{name}:{row}/{stage}" for row, stage in rows]
       has = {"gate_off", "zero_head"}  # the presets have these already
-      others = sorted(row for row, of in ABLATIONS["ROWS"].items() if not of.goes_on)
+      others = sorted(
+        row for row, of in ABLATIONS["ROWS"].items() if not (of.goes_on or of.demo_alone)
+      )
       others = [row for row in others if row not in has]
       found += [f"{name}:{row}/rl/qwen3vl_4b_rl" for row in others]
     else:
