@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special  # not stats, which takes seconds to import
 
 
@@ -74,6 +75,12 @@ def crossed_interval(
   }  # fmt: skip
 
 
+def passes(quality: npt.ArrayLike, least: float) -> np.ndarray:
+  """bool, of quality `least` or more. Both as float32, as qualities are stored: 0.9 of them is
+  below the 0.9 of a config."""
+  return np.asarray(quality, np.float32) >= np.float32(least)
+
+
 def pass_at_k(passed_BN: np.ndarray, k: int) -> np.ndarray:
   """Chance that at least one of k samples passes, estimated without bias from N >= k samples.
 
@@ -94,7 +101,8 @@ def concordance(
   """How often, of two whose truths differ, the one of the higher truth has the higher score.
 
   The area under the ROC curve where truths are 0 and 1, Harrell's c otherwise (JAMA 1982). Equal
-  scores count half; 0.5 is chance. NaN without such a pair.
+  scores count half; 0.5 is chance. NaN without such a pair. Of two classes, inside jit and many
+  groups at once: `method.shortcuts.auc_in_groups`.
 
   Args:
     fits_NN: bool, the pairs that count; None: all.

@@ -103,10 +103,8 @@ def right_over_wrong(prompt: dict[str, Any], pass_above: float, rules: Rules) ->
   Args:
     prompt: graded, see `held_out.grade`.
   """
-  # Qualities are float32: 0.9 of them is below the 0.9 of a config.
-  quality_N = np.array(prompt["sampled"]["quality"], np.float32)
-  right_N = np.where(_is_valid(prompt, rules), quality_N >= np.float32(pass_above), np.nan)
-  return among_sampled(prompt, right_N)
+  right_N = intervals.passes(prompt["sampled"]["quality"], pass_above)
+  return among_sampled(prompt, np.where(_is_valid(prompt, rules), right_N, np.nan))
 
 
 def valid_over_invalid(prompt: dict[str, Any], rules: Rules) -> float:

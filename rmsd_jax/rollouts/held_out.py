@@ -151,9 +151,7 @@ def summary(prompts: list[dict], how: str, pass_above: float, rules: Rules) -> d
     result["tasks"][task] = interval("quality" if rows[0]["closed"] else "inner", rows)
   count = len(prompts[0][how]["quality"])
   if count > 1 and closed:
-    # Qualities are float32: 0.9 of them is below the 0.9 of a config.
-    quality_BN = np.array([row[how]["quality"] for row in closed], np.float32)
-    passed_BN = quality_BN >= np.float32(pass_above)
+    passed_BN = intervals.passes([row[how]["quality"] for row in closed], pass_above)
     ks = [2**i for i in range(count.bit_length())]
     result["pass_at"] = {str(k): float(intervals.pass_at_k(passed_BN, k).mean()) for k in ks}
   return result

@@ -63,12 +63,8 @@ def load_student(
 
 
 def load_discriminator(mesh: Mesh, model: Qwen3VL, workdir: str, step: int) -> dict:
-  """The discriminator of a run of stage 2: its own values of the weights that learn, and its head.
-
-  Raises:
-    UserError: see `check_discriminator`.
-  """
-  check_discriminator(workdir, step)
+  """The discriminator of a run of stage 2, at a step that has one (`check_discriminator`): its own
+  values of the weights that learn, and its head."""
   learns, _ = named.split(model.abstract(), guard.read_config(workdir)["trained"])
   entry = sharding.abstract(mesh, learns | Discriminator(model).abstract_head(), RULES)
   return checkpoint.restore_item(workdir, "discriminator", entry, step)

@@ -7,7 +7,13 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from rmsd_jax.core.intervals import concordance, crossed_interval, mean_interval, pass_at_k
+from rmsd_jax.core.intervals import (
+  concordance,
+  crossed_interval,
+  mean_interval,
+  pass_at_k,
+  passes,
+)
 
 RNG = np.random.default_rng(0)
 VALUES = {
@@ -86,6 +92,11 @@ def test_pass_at_k_counts_every_choice_of_k_samples(N):
     choices = list(itertools.combinations(range(N), k))
     wanted_B = [np.mean([row[list(chosen)].any() for chosen in choices]) for row in passed_BN]
     np.testing.assert_allclose(pass_at_k(passed_BN, k), wanted_B, atol=1e-12)
+
+
+def test_a_stored_quality_passes_the_same_number_of_a_config():
+  stored = float(np.float32(0.9))
+  assert stored < 0.9 and passes([[stored, 0.9, 0.899]], 0.9).tolist() == [[True, True, False]]
 
 
 def test_pass_at_more_than_there_are_is_refused():
