@@ -22,6 +22,7 @@ from rmsd_jax.core.errors import UserError
 from rmsd_jax.core.files import replace_text
 from rmsd_jax.demo import facts, simulated_teacher
 from rmsd_jax.report import plots
+from rmsd_jax.rollouts import discrimination
 from rmsd_jax.tasks import Rules
 
 # Of sampled replies. Facts are what no reward reads (rmsd_jax.demo.facts): of the reasoning to all
@@ -82,6 +83,7 @@ class RunScores(NamedTuple):
   tasks: Mapping[str, str]  # prompt id -> task
   format: float  # share of sampled replies that keep the format
   length: float  # their mean, tokens
+  ranking: Mapping[str, float] = {}  # by a discriminator: means of `discrimination.ranking`
 
 
 Runs = Mapping[int, RunScores]  # by training seed
@@ -109,7 +111,11 @@ def scores_of(result: Mapping[str, Any], world_seed: int = 0) -> RunScores:
   }
   sampled = result["sampled"]
   of = lambda name: {row["id"]: row[name] for row in rows}
-  return RunScores(values, of("clip"), of("task"), sampled["format"], sampled["length"])
+  found = result.get("discrimination", {})
+  # One without such pairs has no mean.
+  ranking = {name: found[name]["mean"] for name in discrimination.RANKED if name in found}
+  ranking = {name: round(mean, 6) for name, mean in ranking.items() if not np.isnan(mean)}
+  return RunScores(values, of("clip"), of("task"), sampled["format"], sampled["length"], ranking)
 
 
 def matrix(runs: Runs, measure: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
@@ -211,6 +217,12 @@ def markdown(rows: Mapping[str, Any], results: Found) -> str:
   ]
   if len(tasks := _by_task(results)) > 2:
     text += ["Sampled quality by task, paired, with 95 % intervals:", _lines(tasks)]
+  if len(ranked := _ranked(results)) > 2:
+    text += [
+      "How their discriminators rank held-out replies after stage 2 (0.5 is chance, of the "
+      "favourite 0): means over seeds, and the lowest and highest seed:",
+      _lines(ranked),
+    ]
   if len(primary := _primary(results)) > 2:
     share = 100 * PRIMARY_LEVEL
     text += [f"The study's primary comparisons, with {share:g} % intervals:", _lines(primary)]
@@ -252,6 +264,21 @@ def _by_task(results: Found) -> list[list[str]]:
   for task in sorted({run.tasks[name] for name in run.values["sampled"]}):
     cells = [difference(a, b, "sampled", task=task) for _, a, b in pairs]
     table.append([task, *(_cell(cell, signed=True) for cell in cells if cell)])
+  return table
+
+
+def _ranked(results: Found) -> list[list[str]]:
+  """Of the runs of stage 2 whose discriminators were asked (`config.evaluate.discriminator`)."""
+  table = [["row", "seeds", *discrimination.RANKED.values()], ["---"] * 7]
+  for (row, _), runs in results.items():
+    asked = [run.ranking for run in runs.values() if run.ranking]
+    of = {name: [one[name] for one in asked if name in one] for name in discrimination.RANKED}
+    cells = [
+      _cell({"mean": np.mean(some), "low": min(some), "high": max(some)}) if some else "-"
+      for some in of.values()
+    ]
+    if asked:
+      table.append([row, str(len(asked)), *cells])
   return table
 
 

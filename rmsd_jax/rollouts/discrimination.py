@@ -23,6 +23,13 @@ from rmsd_jax.models.student import Qwen3VL
 from rmsd_jax.rollouts.generate import Samples
 from rmsd_jax.tasks import Rules
 
+RANKED = {  # of `ranking`, in words
+  "right": "right above wrong",
+  "valid": "format kept above broken",
+  "best": "quality of its favourite less the mean",
+  "teacher": "the teacher's above sampled ones",
+  "teacher_alike": "the same of like length and ending",
+}
 LIKE_LENGTH = 0.1  # lengths are alike that differ by at most this share of the longer one
 
 
@@ -179,16 +186,9 @@ def ranking(prompts: list[dict[str, Any]], pass_above: float, rules: Rules) -> d
 
 def line(found: dict[str, Any]) -> str:
   """`ranking` for the console."""
-  words = {
-    "right": "right above wrong",
-    "valid": "format kept above broken",
-    "best": "quality of its favourite less the mean",
-    "teacher": "the teacher's above sampled ones",
-    "teacher_alike": "the same of like length and ending",
-  }
-  of = {name: found[name] for name in words}
+  of = {name: found[name] for name in RANKED}
   parts = [
-    f"{words[name]} {x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}] of {x['n']} prompts"
+    f"{RANKED[name]} {x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}] of {x['n']} prompts"
     for name, x in of.items()
   ]
   return "; ".join(parts)

@@ -47,6 +47,22 @@ def test_the_gain_over_one_sample_is_told_by_task():
   assert grid_tables._by_task({("D", "sft"): found["D", "sft"]}) == [["task"], ["---"]]
 
 
+def test_discriminators_are_told_by_row(tmp_path: pathlib.Path):
+  """Means and the range of seeds, of the runs that were asked; kept for another sitting."""
+  made = [result(seed) for seed in range(3)]
+  for one, right in zip(made, (0.5, 0.7), strict=False):  # the third was not asked
+    of = dict.fromkeys(grid_tables.discrimination.RANKED, {"mean": 0.25})
+    one["discrimination"] = of | {"right": {"mean": right}, "best": {"mean": float("nan")}}
+  found = {("D", "sft"): scores({0: result()}), ("D", "rl"): scores(dict(enumerate(made)))}
+  rows = {"D": ablations.ROWS["D"]}
+  grid_tables.write_tables(tmp_path, rows, found, "questions")
+  line = "| D | 2 | 0.600 [0.500, 0.700] | 0.250 [0.250, 0.250] | - | 0.250 [0.250, 0.250] | "
+  assert line in (tmp_path / "ablations.md").read_text()
+  kept = grid_tables.kept(tmp_path / "scores.jsonl.gz", rows, "questions")
+  assert grid_tables._ranked(kept) == grid_tables._ranked(found)
+  assert len(grid_tables._ranked({("D", "sft"): found["D", "sft"]})) == 2
+
+
 def test_facts_are_those_of_the_clip():
   """No reply here reasons; of open-ended answers half name what `facts` finds in them."""
   scene, _ = simulated_teacher.scene_of("test-00004", 0)
