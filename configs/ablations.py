@@ -238,6 +238,8 @@ def get_config(name: str) -> ConfigDict:
     c.world.test_prompts = 600
     if stage == "evaluate":
       c.evaluate.samples = 8
+    if stage == "sft":
+      c.steps = 300  # as in the study's runs, from before the short demo had more
   before, warmup = c.to_json(), c.discriminator.warmup_steps
   changes = of.changes if goes_on == of.goes_on else {}
   if stage == "rl" and file in ("", "demo"):
