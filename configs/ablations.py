@@ -6,7 +6,7 @@
 
 A name is ROW/STAGE in the demo world, or ROW/STAGE/FILE for another config of that stage in this
 folder; a row that changes nothing of it is refused. In the demo world a row and seed takes some 10
-minutes (warm, warm_frozen, learned, learned_right: 20 to 30). Warm-ups of the discriminator differ,
+minutes (warm, warm_frozen: 20 to 30; learned: 40). Warm-ups of the discriminator differ,
 or are not there: steps are added or taken away, so that every row's policy is updated equally
 often, but for those of comparison 3 of the study.
 """
@@ -38,6 +38,7 @@ class Row(NamedTuple):
   own_replies: bool = False  # it goes on with samples of its own (rmsd_jax.demo.own_replies)
   noise: str = ""  # of the demo's teachers, where a row is of no use with others
   demo_alone: bool = False  # its values suit no other config
+  fresh: bool = False  # stage 2 has FRESH prompts about clips that stage 1 never saw
 
 
 def _paper(*scores: float) -> dict[str, float]:
@@ -63,7 +64,15 @@ WARM = {"discriminator.warmup_steps": 40, "reward.score": "raw"}
 # The authors of the method saw a frozen discriminator drift after some 300 steps. 40 of warm-up and
 # 300 updates of the policy; with half the prompts a step, to halve what 340 steps take.
 LONG = {"steps": 305, "batch": 16}
-LEARNED = {"discriminator.warmup_steps": 300, "discriminator.optim.learning_rate": 5e-4}
+# One that has had time to learn what is right: from prompts that do not come again (the paper's
+# stages have one epoch each), and with right responses alone in its pairs, or it takes a teacher's
+# errors for its manner.
+FRESH = 20_480  # 640 steps of 32
+LEARNED = {
+  "discriminator.warmup_steps": 600,
+  "discriminator.optim.learning_rate": 1e-3,
+  "discriminator.optim.schedule": "cosine",
+}
 BOUNDED = {  # arXiv 2604.28123, the settings of its scripts/train/experiment/qwen3_vl_prism.sh
   "reward.score": "raw",
   "reward.clip": 10.0,
@@ -204,14 +213,15 @@ ROWS = {
   "warm_frozen": Row(
     "the same, frozen after the warm-up", WARM | {"discriminator.frozen_after": 40}, second=LONG
   ),
-  # One that has had time to learn what is right; with pairs of responses that are right, it cannot
-  # learn a teacher's errors as its manner.
-  "learned": Row("D, 300 steps of warm-up at a rate of 5e-4", LEARNED, demo_alone=True),
-  "learned_right": Row(
-    "the same, its pairs of closed-ended responses worth 0.9 or more",
+  "learned": Row(
+    "D, 600 steps of warm-up on fresh prompts, right closed-ended responses in its pairs",
     LEARNED,
     second={"supervision.tau": 0.9},
     demo_alone=True,
+    fresh=True,
+  ),
+  "no_D_fresh": Row(
+    "no_D on fresh prompts", {"reward.discriminator": 0.0}, demo_alone=True, fresh=True
   ),
 }
 
@@ -238,6 +248,8 @@ def get_config(name: str) -> ConfigDict:
     c.world.test_prompts = 600
     if stage == "evaluate":
       c.evaluate.samples = 8
+    if of.fresh and stage == "rl":
+      c.world.train_prompts = FRESH
     if stage == "sft":
       c.steps = 300  # as in the study's runs, from before the short demo had more
   before, warmup = c.to_json(), c.discriminator.warmup_steps

@@ -37,6 +37,7 @@ ROWS = runpy.run_path(str(CONFIG))["ROWS"]
 RESULT = pathlib.Path("evaluate", "test.json")
 TEACHER_SEED = 1_000  # of no student
 GOES_ON_SEED = 10_000  # and on; of no other run
+FRESH_WORLD = 1  # seed of a demo world other than the grid's
 TEACHER_TIMES = 3  # the steps of a student
 Job = tuple[str, int, str]  # row, seed, stage
 STAGE_2_KEYS = (  # what stage 1 does not read
@@ -137,6 +138,8 @@ class Grid:
       if start and ROWS[row].goes_on:
         # Stage 1's seed would give it stage 1's batches and targets again, in the same order.
         begin += (f"--config.seed={GOES_ON_SEED + seed}",)
+      if start and ROWS[row].fresh:
+        begin += (f"--config.data.pool={fresh_folder(self._workdir) / 'pool'}",)
       if start and ROWS[row].own_replies:
         begin += (f"--config.data.pool={self._own_pool(run, row, seed, start)}",)
       trainer = "train_sft" if ROWS[row].goes_on else f"train_{stage}"
@@ -180,6 +183,21 @@ def make_teacher(workdir: pathlib.Path) -> None:
   run("sft", "train_sft", f"--config={name}", f"--workdir={trained}", *given, longer)
   run("sft", "convert", "export", "--workdir", trained, "--base", config.model.folder,
       "--out", folder)  # fmt: skip
+
+
+def fresh_folder(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / "fresh"
+
+
+def make_fresh_pool(workdir: pathlib.Path, row: str, noise: str) -> None:
+  """The prompts about other clips of rows that have such, in place of more of stage 1's."""
+  folder = fresh_folder(workdir)
+  folder.mkdir(exist_ok=True)
+  config = cli.load_config(f"{CONFIG}:{row}/rl").unlock()
+  config.seed = FRESH_WORLD
+  config.world.noise = noise
+  config.world.test_prompts = 2  # asked by nobody: all rows are evaluated on the grid's
+  make_pool(Commands(folder), folder, config)
 
 
 def jobs_of(rows: Sequence[str], seeds: int, given: grid_tables.Found) -> list[Job]:
@@ -343,6 +361,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_pool(Commands(workdir), workdir, config)
     if any(map(distils, rows)):
       make_teacher(workdir)
+    for row in rows:
+      if ROWS[row].fresh:
+        make_fresh_pool(workdir, row, options.noise)
     run_all(grid, rows, options.seeds, options.jobs, given, show)
   show()
   print((workdir / "ablations.md").read_text(encoding="utf-8"))

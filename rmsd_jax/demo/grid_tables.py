@@ -43,6 +43,7 @@ COMPARED = (  # (row, stage) minus (row, stage), and the question that it answer
   (("D", "rl"), ("A", "rl"), "R-MSD against one sample (D - A)"),
   (("D", "rl"), ("D", "sft"), "stage 2 against stage 1, of D"),
   (("D", "rl"), ("no_D", "rl"), "with a discriminator against without (D - no_D)"),
+  (("learned", "rl"), ("no_D_fresh", "rl"), "the same of one that has learned, on fresh prompts"),
   (("D", "rl"), ("continued", "rl"), "stage 2 against stage 1 that goes on"),
   (("D", "rl"), ("rejection", "rl"), "stage 2 against rejection sampling"),
   (("rejection", "rl"), ("continued", "rl"), "own answers against the teacher's again"),

@@ -11,7 +11,7 @@ import pytest
 
 from rmsd_jax import cli
 from rmsd_jax.core.errors import UserError
-from rmsd_jax.demo import ablations, grid_tables
+from rmsd_jax.demo import ablations, grid_tables, simulated_teacher
 
 CONFIG = ablations.CONFIG
 
@@ -54,7 +54,9 @@ def test_the_baselines():
   counted = {*updates, "warm", "warm_frozen"}
   others = {row: config(row).steps for row in ablations.ROWS if row not in counted}
   goes_on = {row: others.pop(row) for row in ("continued", "rejection")}
-  assert set(others) == {"sft_rl", "no_D", "opd", "gkd"} and set(others.values()) == {35}
+  assert set(others) == {"sft_rl", "no_D", "no_D_fresh", "opd", "gkd"} and set(others.values()) == {
+    35
+  }
   # As many prompts as stage 2 shows, the discriminator's warm-up included.
   assert set(goes_on.values()) == {config("D").steps} == {40}
   frozen = config("frozen").discriminator
@@ -63,14 +65,18 @@ def test_the_baselines():
   assert frozen.warmup_steps == frozen.frozen_after
 
 
-def test_a_row_may_learn_from_right_answers_alone_in_its_second_stage():
-  right, same = config("learned_right"), config("learned")
-  assert (right.supervision.tau, same.supervision.tau) == (0.9, 0.3)
-  assert config("learned_right", "sft").supervision == config("D", "sft").supervision
-  for row in ("learned", "learned_right"):  # a rate that suits 1.1 M parameters
+def test_a_discriminator_may_learn_from_right_answers_to_fresh_prompts():
+  learned, control = config("learned"), config("no_D_fresh")
+  assert (learned.supervision.tau, control.supervision.tau) == (0.9, 0.3)
+  assert config("learned", "sft").supervision == config("D", "sft").supervision
+  assert learned.discriminator.warmup_steps == 600 and learned.steps == 635
+  # Each prompt once; stage 1 and the evaluation have the grid's.
+  assert learned.world.train_prompts == control.world.train_prompts >= learned.steps * learned.batch
+  for stage in ("sft", "evaluate"):
+    assert config("learned", stage).world == config("D", stage).world
+  for row in ("learned", "no_D_fresh"):  # a rate that suits 1.1 M parameters
     with pytest.raises(UserError, match=f"row {row} is of the demo world alone"):
       config(row, "rl/qwen3vl_4b_rl")
-  assert right.discriminator.warmup_steps == 300 and right.steps == same.steps == 335
 
 
 def test_the_papers_figures_stand_in_the_table_of_the_method():
@@ -96,7 +102,7 @@ def test_rows_with_the_same_stage_1_share_it():
     "frozen": "D", "gate_off": "D", "warm": "D", "warm_frozen": "D",
     "no_D": "D", "separate": "D", "gated": "D", "bounded": "D", "zero_head": "D", "joint": "D",
     "kl0": "D", "published": "D", "opd": "D", "opd_reward": "D", "gkd": "D",
-    "continued": "D", "rejection": "D", "learned": "D", "learned_right": "D",
+    "continued": "D", "rejection": "D", "learned": "D", "no_D_fresh": "D",
   }  # fmt: skip
   ignored = ("reward", "policy", "rollouts", "discriminator")
   for row, first in shared.items():
@@ -197,6 +203,29 @@ def test_rows_that_distil_are_given_a_teacher_that_is_made_once(stage):
     if module == "train_rl"
   }
   assert given == {("D", None), ("opd", str(stage / "teacher"))}
+
+
+def test_rows_may_have_prompts_of_their_own(stage, monkeypatch):
+  """Their second stage alone learns from them; they are of another world, drawn as theirs says."""
+  run(stage, ["learned", "no_D"], 1)
+  pools = {
+    (row, kind, module): flags["--config.data.pool"] for module, row, _, kind, flags in Commands.ran
+  }
+  fresh = pools.pop(("learned", "rl", "train_rl"))
+  assert fresh == str(stage / "fresh" / "pool") and set(pools.values()) == {str(stage / "pool")}
+
+  made = []
+  monkeypatch.setattr(ablations, "Commands", lambda folder: None)
+  monkeypatch.setattr(
+    ablations, "make_pool", lambda run, folder, config: made.append((folder, config))
+  )
+  ablations.make_fresh_pool(stage, "learned", "questions")
+  ((folder, asked),) = made
+  assert folder / "pool" == stage / "fresh" / "pool"
+  assert asked.world.train_prompts == 20_480 and asked.world.responses == 8
+  grid = config("D", "sft").seed
+  first, other = (simulated_teacher.scene_of("train-00000", seed)[0] for seed in (grid, asked.seed))
+  assert first != other
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
