@@ -6,9 +6,10 @@
 
 A name is ROW/STAGE in the demo world, or ROW/STAGE/FILE for another config of that stage in this
 folder; a row that changes nothing of it is refused. In the demo world a row and seed takes some 10
-minutes (warm, warm_frozen: 20 to 30; learned: 40). Warm-ups of the discriminator differ,
-or are not there: steps are added or taken away, so that every row's policy is updated equally
-often, but for those of comparison 3 of the study.
+minutes (warm, warm_frozen: 20 to 30; learned: 40). Stage 2 of learned and no_D_fresh has prompts of
+its own, which the grid draws into its folder fresh (20,480; 10 minutes, 0.9 GB). Warm-ups of the
+discriminator differ, or are not there: steps are added or taken away, so that every row's policy is
+updated equally often, but for those of comparison 3 of the study.
 """
 
 import inspect
@@ -64,10 +65,9 @@ WARM = {"discriminator.warmup_steps": 40, "reward.score": "raw"}
 # The authors of the method saw a frozen discriminator drift after some 300 steps. 40 of warm-up and
 # 300 updates of the policy; with half the prompts a step, to halve what 340 steps take.
 LONG = {"steps": 305, "batch": 16}
-# One that has had time to learn what is right: from prompts that do not come again (the paper's
-# stages have one epoch each), and with right responses alone in its pairs, or it takes a teacher's
-# errors for its manner.
-FRESH = 20_480  # 640 steps of 32
+FRESH = 20_480  # prompts, 640 steps of 32
+# One that has had time to learn what is right, from prompts that do not come again: the paper's
+# stages have one epoch each.
 LEARNED = {
   "discriminator.warmup_steps": 600,
   "discriminator.optim.learning_rate": 1e-3,
@@ -213,6 +213,8 @@ ROWS = {
   "warm_frozen": Row(
     "the same, frozen after the warm-up", WARM | {"discriminator.frozen_after": 40}, second=LONG
   ),
+  # With teacher's responses that are not quite right in its pairs it takes being off for the
+  # teacher's manner.
   "learned": Row(
     "D, 600 steps of warm-up on fresh prompts, right closed-ended responses in its pairs",
     LEARNED,
@@ -250,6 +252,7 @@ def get_config(name: str) -> ConfigDict:
       c.evaluate.samples = 8
     if of.fresh and stage == "rl":
       c.world.train_prompts = FRESH
+      c.data.pool = "runs/ablations/fresh/pool"
     if stage == "sft":
       c.steps = 300  # as in the study's runs, from before the short demo had more
   before, warmup = c.to_json(), c.discriminator.warmup_steps

@@ -361,8 +361,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_pool(Commands(workdir), workdir, config)
     if any(map(distils, rows)):
       make_teacher(workdir)
-    for row in rows:
-      if ROWS[row].fresh:
+    for row, _, stage in grid.missing(jobs_of(rows, options.seeds, given)):
+      if stage == "rl" and ROWS[row].fresh:
         make_fresh_pool(workdir, row, options.noise)
     run_all(grid, rows, options.seeds, options.jobs, given, show)
   show()

@@ -43,7 +43,7 @@ COMPARED = (  # (row, stage) minus (row, stage), and the question that it answer
   (("D", "rl"), ("A", "rl"), "R-MSD against one sample (D - A)"),
   (("D", "rl"), ("D", "sft"), "stage 2 against stage 1, of D"),
   (("D", "rl"), ("no_D", "rl"), "with a discriminator against without (D - no_D)"),
-  (("learned", "rl"), ("no_D_fresh", "rl"), "the same of one that has learned, on fresh prompts"),
+  (("learned", "rl"), ("no_D_fresh", "rl"), "one that has learned against none, on fresh prompts"),
   (("D", "rl"), ("continued", "rl"), "stage 2 against stage 1 that goes on"),
   (("D", "rl"), ("rejection", "rl"), "stage 2 against rejection sampling"),
   (("rejection", "rl"), ("continued", "rl"), "own answers against the teacher's again"),
@@ -270,7 +270,10 @@ def _by_task(results: Found) -> list[list[str]]:
 
 def _ranked(results: Found) -> list[list[str]]:
   """Of the runs of stage 2 whose discriminators were asked (`config.evaluate.discriminator`)."""
-  table = [["row", "seeds", *discrimination.RANKED.values()], ["---"] * 7]
+  table = [
+    ["row", "seeds", *discrimination.RANKED.values()],
+    ["---"] * (2 + len(discrimination.RANKED)),
+  ]
   for (row, _), runs in results.items():
     asked = [run.ranking for run in runs.values() if run.ranking]
     of = {name: [one[name] for one in asked if name in one] for name in discrimination.RANKED}

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TextIO
 
 import psutil
@@ -49,6 +49,7 @@ PACKAGES = (
   "numpy",
   "av",
 )
+WORLD = ("noise", "responses", "train_prompts", "test_prompts")  # what a drawn world depends on
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -145,11 +146,12 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
   if (noises := simulated_teacher.NOISES.get(config.world.noise)) is None:
     known = " or ".join(simulated_teacher.NOISES)
     raise UserError(f"world.noise is {config.world.noise!r}; give {known}")
-  told = raw / "noise.txt"
-  if told.exists() and told.read_text(encoding="utf-8") != config.world.noise:
-    raise UserError(f"{raw} was made with another world.noise; give another folder")
+  world = {name: config.world[name] for name in WORLD} | {"seed": config.seed}
+  _check_world(workdir, world)
   if not raw.exists():
     print(f"\n== drawing the demo world into {raw}", flush=True)
+    # Before the world, so that none is ever there whose kind is not told.
+    replace_text(workdir / "world.json", json.dumps(world) + "\n")
     bar = None
     drawn = 0
 
@@ -167,11 +169,24 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
       teacher=simulated_teacher.Teacher(config.world.responses, *noises),
       progress=show,
     )
-    told.write_text(config.world.noise, encoding="utf-8")
     bar.close()
     run.count("pool", time.monotonic() - began)
   if not (workdir / "pool").exists():
     build_pool(run, [raw / "pool.jsonl", raw / "test.jsonl"], workdir / "pool", config)
+
+
+def _check_world(workdir: pathlib.Path, asked: Mapping[str, Any]) -> None:
+  """Raises UserError if WORKDIR/raw is there and of another world."""
+  raw, told = workdir / "raw", workdir / "world.json"
+  there = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
+  if (before := raw / "noise.txt").exists():  # all that was told once
+    there["noise"] = before.read_text(encoding="utf-8")
+  for name, value in there.items():
+    if raw.exists() and value != asked[name]:
+      key = name if name == "seed" else f"world.{name}"
+      raise UserError(
+        f"{raw} was made with another {key}, {value!r}, not {asked[name]!r}; give another folder"
+      )
 
 
 def build_pool(

@@ -67,9 +67,11 @@ def test_the_baselines():
 
 def test_a_discriminator_may_learn_from_right_answers_to_fresh_prompts():
   learned, control = config("learned"), config("no_D_fresh")
+  assert config("learned", "sft").steps == 300  # the study's, fewer than the short demo's
   assert (learned.supervision.tau, control.supervision.tau) == (0.9, 0.3)
   assert config("learned", "sft").supervision == config("D", "sft").supervision
   assert learned.discriminator.warmup_steps == 600 and learned.steps == 635
+  assert learned.data.pool.endswith("fresh/pool")
   # Each prompt once; stage 1 and the evaluation have the grid's.
   assert learned.world.train_prompts == control.world.train_prompts >= learned.steps * learned.batch
   for stage in ("sft", "evaluate"):
@@ -226,6 +228,16 @@ def test_rows_may_have_prompts_of_their_own(stage, monkeypatch):
   grid = config("D", "sft").seed
   first, other = (simulated_teacher.scene_of("train-00000", seed)[0] for seed in (grid, asked.seed))
   assert first != other
+
+
+@pytest.mark.parametrize("rows, drawn", [(["D", "no_D"], 0), (["D", "learned"], 1)])
+def test_prompts_of_their_own_are_drawn_where_a_row_wants_them(tmp_path, monkeypatch, rows, drawn):
+  asked = []
+  for name in ("make_pool", "run_all", "Commands"):
+    monkeypatch.setattr(ablations, name, lambda *given: None)
+  monkeypatch.setattr(ablations, "make_fresh_pool", lambda *given: asked.append(given[1]))
+  ablations.main([str(tmp_path), "--rows", *rows, "--seeds", "1"])
+  assert asked == ["learned"] * drawn
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -305,6 +305,39 @@ def test_a_folder_of_another_world_is_not_gone_on_with(tmp_path):
   make = lambda: run.make_pool(run.Commands(tmp_path), tmp_path, config)
   make()
   make()
+  for key, other in (("noise", "two"), ("train_prompts", 5), ("responses", 2)):
+    changed = {"world": {key: other}} | ({"seed": 1} if key == "noise" else {})
+    with config.unlocked():
+      before = config.copy_and_resolve_references()
+      config.update(changed)
+      with pytest.raises(UserError, match=f"was made with another world.{key}, .*, not '?{other}"):
+        make()
+      config.update(before)
+  config.seed = 1
+  with pytest.raises(UserError, match="was made with another seed, 0, not 1"):
+    make()
+  config.seed = 0
+  # A folder of before says its noise alone, elsewhere.
+  (tmp_path / "world.json").unlink()
+  (tmp_path / "raw" / "noise.txt").write_text("questions", encoding="utf-8")
+  make()
   config.world.noise = "two"
-  with pytest.raises(UserError, match="was made with another world.noise"):
+  with pytest.raises(UserError, match="was made with another world.noise, 'questions', not 'two'"):
+    make()
+
+
+def test_a_world_that_was_not_finished_may_be_drawn_anew_as_another(tmp_path, monkeypatch):
+  config = cli.load_config(f"{cli.CONFIGS / 'demo.py'}:sft").unlock()
+  config.world.update(train_prompts=4, test_prompts=2)
+  (tmp_path / "pool").mkdir()
+  make = lambda: run.make_pool(run.Commands(tmp_path), tmp_path, config)
+  with monkeypatch.context() as patch:
+    patch.setattr(run.simulated_teacher, "make_pool", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      make()
+  config.world.train_prompts = 5
+  make()
+  assert len((tmp_path / "raw" / "pool.jsonl").read_text().splitlines()) == 5
+  config.world.train_prompts = 4
+  with pytest.raises(UserError, match="world.train_prompts, 5, not 4"):
     make()
