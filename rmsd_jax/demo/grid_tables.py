@@ -278,7 +278,9 @@ def _ranked(results: Found) -> list[list[str]]:
     asked = [run.ranking for run in runs.values() if run.ranking]
     of = {name: [one[name] for one in asked if name in one] for name in discrimination.RANKED}
     cells = [
-      _cell({"mean": np.mean(some), "low": min(some), "high": max(some)}) if some else "-"
+      f"{np.mean(some):.3f}" + f" [{min(some):.3f}, {max(some):.3f}]" * (len(some) > 1)
+      if some
+      else "-"
       for some in of.values()
     ]
     if asked:

@@ -61,6 +61,8 @@ def test_discriminators_are_told_by_row(tmp_path: pathlib.Path):
   kept = grid_tables.kept(tmp_path / "scores.jsonl.gz", rows, "questions")
   assert grid_tables._ranked(kept) == grid_tables._ranked(found)
   assert len(grid_tables._ranked({("D", "sft"): found["D", "sft"]})) == 2
+  one = {("D", "rl"): scores({0: made[0]})}
+  assert grid_tables._ranked(one)[2] == ["D", "1", "0.500", "0.250", "-", "0.250", "0.250"]
 
 
 def test_facts_are_those_of_the_clip():
