@@ -6,10 +6,10 @@
 
 A name is ROW/STAGE in the demo world, or ROW/STAGE/FILE for another config of that stage in this
 folder; a row that changes nothing of it is refused. In the demo world a row and seed takes some 10
-minutes (warm, warm_frozen: 20 to 30; learned: 40). Stage 2 of learned and no_D_fresh has prompts of
-its own, which the grid draws into its folder fresh (20,480; 10 minutes, 0.9 GB). Warm-ups of the
-discriminator differ, or are not there: steps are added or taken away, so that every row's policy is
-updated equally often, but for those of comparison 3 of the study.
+minutes (warm, warm_frozen: 20 to 30; learned: 40). Stage 2 of learned and no_D_fresh has 20,480
+prompts of its own, which the grid draws into its folder fresh (5 minutes or more, 0.9 GB). Warm-ups
+of the discriminator differ, or are not there: steps are added or taken away, so that every row's
+policy is updated equally often, but for those of comparison 3 of the study.
 """
 
 import inspect

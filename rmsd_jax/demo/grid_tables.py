@@ -147,7 +147,7 @@ def _value(row: Mapping, measure: str, world_seed: int) -> float:
     return float(np.nan_to_num(scores).mean())
   if not measure.startswith("pass@"):
     return float(np.mean(row[measure]["quality"]))
-  passed_BN = np.array([row["sampled"]["quality"]]) >= PASS_ABOVE
+  passed_BN = intervals.passes([row["sampled"]["quality"]], PASS_ABOVE)
   return float(intervals.pass_at_k(passed_BN, int(measure.removeprefix("pass@"))).mean())
 
 

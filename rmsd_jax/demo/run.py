@@ -178,11 +178,13 @@ def make_pool(run: Commands, workdir: pathlib.Path, config) -> None:
 def _check_world(workdir: pathlib.Path, asked: Mapping[str, Any]) -> None:
   """Raises UserError if WORKDIR/raw is there and of another world."""
   raw, told = workdir / "raw", workdir / "world.json"
+  if not raw.exists():
+    return
   there = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
   if (before := raw / "noise.txt").exists():  # all that was told once
     there["noise"] = before.read_text(encoding="utf-8")
   for name, value in there.items():
-    if raw.exists() and value != asked[name]:
+    if value != asked[name]:
       key = name if name == "seed" else f"world.{name}"
       raise UserError(
         f"{raw} was made with another {key}, {value!r}, not {asked[name]!r}; give another folder"
