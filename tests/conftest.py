@@ -8,10 +8,10 @@ run once on tiny arrays, and half of the suite's time would go to making them fa
 
 import getpass
 import os
-import sys
 import tempfile
 from pathlib import Path
 
+import mappings
 import pytest
 
 DEVICES = 8
@@ -41,15 +41,7 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: place.get(item.path.name, len(FIRST)))
 
 
-# Every compiled program takes some mappings of memory, of which Linux gives a process 65,530; XLA
-# ends in a segmentation fault where there is none left.
-MOST_MAPPINGS = 25_000
-
-
 @pytest.fixture(autouse=True, scope="module")
 def mappings_to_spare():
-  """Lets go of compiled programs behind a file of tests where there are many of them."""
   yield
-  maps = Path("/proc/self/maps")
-  if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
-    sys.modules["jax"].clear_caches()
+  mappings.let_go()

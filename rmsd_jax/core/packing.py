@@ -72,7 +72,7 @@ def plan(
     n = -(-parts.shape[1] // most)
     # Rows of equally many groups: their prompts then take about as many places, and the programs
     # differ in the places for responses alone.
-    dealt = [_deal(prompt_B[part], response_B[part], n, most) for part in parts]
+    dealt = [_deal(response_B[part], n, most) for part in parts]
     pieces = _pieces(dealt, most, prompt_B[parts], response_B[parts], sizes)
     price = sum(shards * piece.deep * cost(piece.P, piece.W) for piece in pieces)
     if max(piece.P + piece.W for piece in pieces) <= sizes.most:
@@ -92,16 +92,20 @@ def _halves(groups: int) -> list[int]:
   return halves
 
 
-def _deal(prompt_G, response_G, n: int, most: int) -> list[list[int]]:
-  """n rows of at most `most` groups: the largest group first, each to the row with the fewest
-  tokens; rows sorted by their response tokens, most first."""
+def _deal(response_G, n: int, most: int) -> list[list[int]]:
+  """n rows of at most `most` groups: the group with most response tokens first, each to the row
+  with the fewest; rows sorted by them, most first.
+
+  Prompts do not count: the rows have as many places for them as the fullest needs, nearly always
+  all, so that balancing both fills the places of neither.
+  """
   rows: list[list[int]] = [[] for _ in range(n)]
   tokens = np.zeros(n)
-  for g in np.argsort(-(prompt_G + response_G), kind="stable"):
+  for g in np.argsort(-response_G, kind="stable"):
     room = np.array([len(row) < most for row in rows])
     row = int(np.argmin(np.where(room, tokens, np.inf)))
     rows[row].append(int(g))
-    tokens[row] += prompt_G[g] + response_G[g]
+    tokens[row] += response_G[g]
   return sorted(rows, key=lambda row: (-int(response_G[row].sum()), row))
 
 

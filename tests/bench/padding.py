@@ -26,6 +26,8 @@ MOST = 24_576  # config.row_tokens
 MODEL = Qwen3VL(PRESETS["4b"], dtype=jnp.bfloat16, attention="splash")
 RESPONSES = {"policy": slice(0, N), "discriminator": slice(0, N + K), "sft": slice(0, 1)}
 
+MOST_SIZES = 10  # of a program over 500 steps
+
 # Program, shards, mean response as a share of T, share of image prompts, most overhead.
 BARS = [
   ("policy", 16, 0.15, 0.0, 1.40),

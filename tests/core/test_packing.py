@@ -104,7 +104,7 @@ def test_padding_costs_little_at_usual_lengths_in_few_sizes(program, shards, mea
   """`python -m tests.bench.padding` counts 500 steps."""
   ratio, shapes = padding.overhead(program, shards, mean, images, steps=10)
   assert 1 < ratio <= bar
-  assert len(shapes) <= (20 if images else 10)
+  assert len(shapes) <= padding.MOST_SIZES
 
 
 # packed rows

@@ -80,9 +80,25 @@ def teacher_folder() -> pathlib.Path:
 @functools.cache
 def pool_folder() -> pathlib.Path:
   """48 training and 16 held-out prompts, 4 teacher responses each."""
-  simulated_teacher.make_pool(HERE / "raw", train_prompts=48, test_prompts=16, seed=3, workers=1)
-  build_pool([HERE / "raw" / "pool.jsonl", HERE / "raw" / "test.jsonl"], HERE / "pool")
-  return HERE / "pool"
+  return _pool("", simulated_teacher.Teacher())
+
+
+@functools.cache
+def rows_pool_folder(noise: str) -> pathlib.Path:
+  """The same with 8 responses each, as the rows of configs/ablations.py want them, of a teacher or
+  teachers of that noise, a key of `simulated_teacher.NOISES`."""
+  first, *others = simulated_teacher.NOISES[noise]
+  teacher = simulated_teacher.Teacher(k=8, noise=first, second=next(iter(others), None))
+  return _pool(f"_of_8_{noise}", teacher)
+
+
+def _pool(suffix: str, teacher: simulated_teacher.Teacher) -> pathlib.Path:
+  raw, pool = HERE / f"raw{suffix}", HERE / f"pool{suffix}"
+  simulated_teacher.make_pool(
+    raw, train_prompts=48, test_prompts=16, seed=3, teacher=teacher, workers=1
+  )
+  build_pool([raw / "pool.jsonl", raw / "test.jsonl"], pool)
+  return pool
 
 
 def build_pool(jsonl, out: pathlib.Path) -> None:
@@ -103,8 +119,12 @@ def build_pool(jsonl, out: pathlib.Path) -> None:
 
 def config(stage: str, **changes) -> ConfigDict:
   """A stage of configs/demo.py made small. `changes` are dotted keys with __ for the dot."""
-  c = cli.load_config(f"{ROOT / 'configs' / 'demo.py'}:{stage}")
-  small = {
+  return small(cli.load_config(f"{ROOT / 'configs' / 'demo.py'}:{stage}"), **changes)
+
+
+def small(c: ConfigDict, **changes) -> ConfigDict:
+  """A config of the demo world with a small model, pool and run, then changed."""
+  of_all = {
     "model.folder": str(model_folder()),
     "model.unroll": False,
     "data.pool": str(pool_folder()),
@@ -121,7 +141,7 @@ def config(stage: str, **changes) -> ConfigDict:
     "discriminator.probe_every": 3,
     "logit_chunk": 16,
   }
-  c.update_from_flattened_dict(small)
+  c.update_from_flattened_dict(of_all)
   c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
   return c.lock()
 

@@ -85,23 +85,6 @@ def test_schedules_are_over_the_updates_that_each_makes(monkeypatch):
   assert train_rl.make_optims(c) == {"student": 8, "reference": None}
 
 
-SWITCHES = {
-  "joint": {
-    "discriminator__joint_warmup": True,
-    "discriminator__zero_head": True,
-    "policy__advantage": "gated",
-  },
-  "prism": {
-    "policy__advantage": "separate",
-    "policy__format_penalty": 1.5,
-    "policy__kl": 0.0,
-    "reward__clip": 10.0,
-    "reward__per_log_length": 0.1,
-    "discriminator__score_l2": 0.001,
-  },
-}
-
-
 def test_a_teacher_that_is_another_model_distils_and_stays_as_it_is(tmp_path, monkeypatch):
   """GKD over all tokens of one with a layer more, no reward: the divergence falls."""
   teacher = tiny_run.teacher_folder()
@@ -150,22 +133,3 @@ def test_a_teacher_of_another_kind_is_refused(tmp_path, monkeypatch):
       CONFIG(policy__reference=str(other), discriminator__probe_every=0),
       tmp_path / "run",
     )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("row", SWITCHES)
-def test_a_run_of_our_own_rows_ends_and_resumes(row, tmp_path, monkeypatch):
-  c = CONFIG(**SWITCHES[row])
-  tiny_run.run(monkeypatch, train_rl, c, tmp_path / "whole")
-  assert not tiny_run.unexplained(tmp_path / "whole")
-  written = tiny_run.lines(tmp_path / "whole")
-  joint = row == "joint"
-  assert ["warmup/loss" in line for line in written] == [joint, joint, *[False] * 4]
-  assert ["policy/loss" in line for line in written] == [False, False, *[True] * 4]
-  if joint:  # the head learns from 0, and until then every score is 0
-    assert written[0]["discriminator/score_student"] == 0 != written[2]["discriminator/margin"]
-  tiny_run.run(monkeypatch, train_rl, c, tmp_path / "cut", stop_after=3)
-  tiny_run.run(monkeypatch, train_rl, c, tmp_path / "cut")
-  assert tiny_run.lines(tmp_path / "cut") == written
-  resumed, whole = (tiny_run.restored(tmp_path / name, train_rl, c, 6) for name in ("cut", "whole"))
-  tiny_run.assert_same(resumed, whole)
