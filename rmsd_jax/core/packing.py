@@ -21,7 +21,8 @@ class Sizes(NamedTuple):
   """In what steps the padded sizes of rows grow, and how much is computed at a time.
 
   Steps grow with the groups of a row, as the spread of their tokens does, so that few sizes occur,
-  each of which is compiled once.
+  each of which is compiled once. A row of one group has the step of two for its responses: the
+  longest of a batch and the shortest would each have sizes of their own.
   """
 
   P: int  # step of the places for prompts, for each group of a row: a fourth of the bucket's
@@ -36,7 +37,7 @@ class Sizes(NamedTuple):
     # Four steps hold any prompts of a bucket, also where a step was rounded up.
     most = up(max(4 * groups * self.P, prompts), self.lanes)
     P = min(up(prompts, up(groups * self.P, self.lanes)), most)
-    W_n = [up(tokens, up(groups * self.W, self.lanes)) for tokens in responses]
+    W_n = [up(tokens, up(max(groups, 2) * self.W, self.lanes)) for tokens in responses]
     return P, [up(P + W, self.block) - P for W in W_n]
 
 

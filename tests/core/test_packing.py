@@ -74,10 +74,22 @@ def test_sizes_grow_in_steps_by_the_groups_of_a_row():
   assert sizes.padded(4, 81, [5, 60, 90]) == (120, [72, 72, 136])
   # Four steps of 10 hold the longest prompts, where three of 16 are 48.
   assert [sizes.padded(1, n, [9])[0] for n in (32, 33, 40, 41)] == [32, 40, 40, 48]
+  # A row of one group has two groups' step for its responses, and its own for its prompt.
+  assert Sizes(P=10, W=6, most=1000).padded(1, 9, [1, 13]) == (10, [12, 24])
   # Steps are 4 * 10 = 40 for P and 4 * 3 = 12, of lanes 16, for W; rows are multiples of 64.
   for groups, prompts, response in ((1, 1, 1), (2, 55, 17), (8, 400, 333)):
     P, (W,) = sizes.padded(groups, prompts, [response])
     assert P >= prompts and W >= response and P % 8 == W % 8 == (P + W) % 64 == 0
+
+
+def test_rows_have_alike_responses_whatever_their_prompts_have():
+  prompt_B = np.array([900, 10, 900, 10, 900, 10])
+  response_B = np.array([60, 60, 10, 10, 30, 30])
+  sizes = Sizes(P=1, W=1, most=2900)  # one row of all groups is longer
+  pieces = packing.plan(prompt_B, response_B, 1, sizes, lambda P, W: P + W)
+  rows = [row for piece in pieces for row in piece.rows[0]]
+  assert sorted(map(len, rows)) == [3, 3]
+  assert [response_B[list(row)].sum() for row in rows] == [100, 100]
 
 
 @pytest.mark.parametrize(("groups", "halves"), [(8, [8, 4, 2, 1]), (7, [7, 4, 2, 1]), (1, [1])])
