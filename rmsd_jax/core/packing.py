@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-MARGIN = 0.03  # share of the cost that shorter rows must save: longer ones are fewer shapes
+# Share of the cost that other rows must save, each kind of which comes in sizes of its own.
+SHORTER = 0.03  # of fewer groups
+MIXED = 0.1  # whose prompts count in the dealing
 
 
 class Sizes(NamedTuple):
@@ -37,8 +39,13 @@ class Sizes(NamedTuple):
     # Four steps hold any prompts of a bucket, also where a step was rounded up.
     most = up(max(4 * groups * self.P, prompts), self.lanes)
     P = min(up(prompts, up(groups * self.P, self.lanes)), most)
-    W_n = [up(tokens, up(max(groups, 2) * self.W, self.lanes)) for tokens in responses]
-    return P, [up(P + W, self.block) - P for W in W_n]
+    # The finer step where the coarser one leaves no room for what memory would hold.
+    for of in (max(groups, 2), groups):
+      W_n = [up(tokens, up(of * self.W, self.lanes)) for tokens in responses]
+      W_n = [up(P + W, self.block) - P for W in W_n]
+      if P + max(W_n) <= self.most:
+        break
+    return P, W_n
 
 
 class Piece(NamedTuple):
@@ -67,21 +74,24 @@ def plan(
     cost: of a row with P and W places, see `Qwen3VL.row_cost`.
   """
   parts = np.arange(len(prompt_B)).reshape(shards, -1)
+  prompt_SG, response_SG = prompt_B[parts], response_B[parts]
   best: list[Piece] = []
   least = math.inf
   for most in _halves(parts.shape[1]):
     n = -(-parts.shape[1] // most)
     # Rows of equally many groups: their prompts then take about as many places, and the programs
-    # differ in the places for responses alone.
-    dealt = [_deal(response_B[part], n, most) for part in parts]
-    pieces = _pieces(dealt, most, prompt_B[parts], response_B[parts], sizes)
-    price = sum(shards * piece.deep * cost(piece.P, piece.W) for piece in pieces)
-    if max(piece.P + piece.W for piece in pieces) <= sizes.most:
-      if price < (1 - MARGIN) * least:
+    # differ in the places for responses alone. So these are what is shared out evenly, unless
+    # prompts are so unlike that the fullest row's places for them cost more.
+    for even_SG, margin in ((response_SG, SHORTER), (prompt_SG + response_SG, MIXED)):
+      dealt = [_deal(even_G, n, most) for even_G in even_SG]
+      pieces = _pieces(dealt, most, prompt_SG, response_SG, sizes)
+      price = sum(shards * piece.deep * cost(piece.P, piece.W) for piece in pieces)
+      if max(piece.P + piece.W for piece in pieces) <= sizes.most:
+        if price < (1 - margin) * least:
+          best = pieces
+          least = price
+      elif least == math.inf:  # nothing fits so far: the shortest rows there are, the latest
         best = pieces
-        least = price
-    elif least == math.inf:  # nothing fits so far: the shortest rows there are, the latest
-      best = pieces
   return best
 
 
@@ -93,25 +103,25 @@ def _halves(groups: int) -> list[int]:
   return halves
 
 
-def _deal(response_G, n: int, most: int) -> list[list[int]]:
-  """n rows of at most `most` groups: the group with most response tokens first, each to the row
-  with the fewest; rows sorted by them, most first.
-
-  Prompts do not count: the rows have as many places for them as the fullest needs, nearly always
-  all, so that balancing both fills the places of neither.
-  """
+def _deal(tokens_G, n: int, most: int) -> list[list[int]]:
+  """n rows of at most `most` groups: the group with most tokens first, each to the row with the
+  fewest."""
   rows: list[list[int]] = [[] for _ in range(n)]
   tokens = np.zeros(n)
-  for g in np.argsort(-response_G, kind="stable"):
+  for g in np.argsort(-tokens_G, kind="stable"):
     room = np.array([len(row) < most for row in rows])
     row = int(np.argmin(np.where(room, tokens, np.inf)))
     rows[row].append(int(g))
-    tokens[row] += response_G[g]
-  return sorted(rows, key=lambda row: (-int(response_G[row].sum()), row))
+    tokens[row] += tokens_G[g]
+  return rows
 
 
 def _pieces(dealt, groups: int, prompt_SG, response_SG, sizes: Sizes) -> list[Piece]:
-  """Rows of equal rank, joined while the size of a piece allows it."""
+  """Rows of equal rank by their response tokens, joined while the size of a piece allows it."""
+  dealt = [
+    sorted(rows, key=lambda row: (-int(response_G[row].sum()), row))
+    for rows, response_G in zip(dealt, response_SG, strict=True)
+  ]
   shards, n = len(dealt), len(dealt[0])
   widest = lambda tokens_SG, j: max(int(tokens_SG[s][dealt[s][j]].sum()) for s in range(shards))
   prompts = max(widest(prompt_SG, j) for j in range(n))

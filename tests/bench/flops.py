@@ -121,8 +121,8 @@ def packed_row(P: int, W: int, T: int) -> tuple[float, float]:
 
 def on_tpu(remat: str, P: int, W: int, T: int) -> tuple[float, int]:
   """(FLOPs, calls of attention kernels, whose FLOPs XLA does not count) of the policy's gradient of
-  one row, compiled for a v5e. A loop over layers counts as one layer: what is computed again is a
-  larger share of 36 layers than of this, by at most the share of the logits."""
+  one row, compiled for a v5e. XLA counts a loop over layers as one of them, beside all logits:
+  of 36 layers what is computed again is a larger share, at these sizes some three times it."""
   _, devices = chips.devices_of("v5e:2x2")
   mesh = sharding.make_mesh(1, 1, 1, [*devices][:1])
   model = dataclasses.replace(widths_of_4b(2), attention="splash", unroll=False, remat=remat)

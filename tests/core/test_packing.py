@@ -82,14 +82,35 @@ def test_sizes_grow_in_steps_by_the_groups_of_a_row():
     assert P >= prompts and W >= response and P % 8 == W % 8 == (P + W) % 64 == 0
 
 
-def test_rows_have_alike_responses_whatever_their_prompts_have():
-  prompt_B = np.array([900, 10, 900, 10, 900, 10])
-  response_B = np.array([60, 60, 10, 10, 30, 30])
-  sizes = Sizes(P=1, W=1, most=2900)  # one row of all groups is longer
-  pieces = packing.plan(prompt_B, response_B, 1, sizes, lambda P, W: P + W)
-  rows = [row for piece in pieces for row in piece.rows[0]]
-  assert sorted(map(len, rows)) == [3, 3]
-  assert [response_B[list(row)].sum() for row in rows] == [100, 100]
+def rows_of(prompts, responses, most):
+  """The rows of a plan on one shard, of sizes as large as their tokens."""
+  pieces = packing.plan(
+    np.array(prompts), np.array(responses), 1, Sizes(1, 1, most), lambda P, W: P + W
+  )
+  return [row for piece in pieces for row in piece.rows[0]]
+
+
+def test_rows_have_alike_responses_and_at_most_their_share_of_groups():
+  # Four rows of one prompt and two responses' tokens are as long whichever prompts they hold.
+  responses = [50, 45, 30, 25, 20, 10]
+  rows = rows_of([90, 100, 95, 100, 92, 91], responses, most=400)
+  assert sorted(sum(responses[g] for g in row) for row in rows) == [85, 95]
+  assert [len(row) for row in rows] == [3, 3]
+  # The one with all the tokens takes a second group, though each of the others has fewer.
+  rows = rows_of([10, 10, 10, 10], [100, 1, 1, 1], most=125)
+  assert [len(row) for row in rows] == [2, 2]
+
+
+def test_long_prompts_are_shared_out_where_responses_are_short():
+  """All long ones in one row would make every row as long."""
+  rows = rows_of([900, 10, 900, 10], [10, 9, 4, 5], most=1000)
+  assert sorted(map(sorted, rows)) == [[0, 3], [1, 2]]
+
+
+def test_a_row_that_memory_holds_is_not_rounded_beyond_it():
+  sizes = Sizes(P=576, W=512, most=10_240, lanes=128, block=512)
+  assert sizes.padded(1, 2200, [7500]) == (2304, [7936])
+  assert sizes._replace(most=20_000).padded(1, 2200, [7500]) == (2304, [8448])
 
 
 @pytest.mark.parametrize(("groups", "halves"), [(8, [8, 4, 2, 1]), (7, [7, 4, 2, 1]), (1, [1])])

@@ -84,18 +84,18 @@ def pool_folder() -> pathlib.Path:
 
 
 @functools.cache
-def rows_pool_folder(noise: str) -> pathlib.Path:
+def rows_pool_folder(noise: str, seed: int = 3) -> pathlib.Path:
   """The same with 8 responses each, as the rows of configs/ablations.py want them, of a teacher or
   teachers of that noise, a key of `simulated_teacher.NOISES`."""
   first, *others = simulated_teacher.NOISES[noise]
   teacher = simulated_teacher.Teacher(k=8, noise=first, second=next(iter(others), None))
-  return _pool(f"_of_8_{noise}", teacher)
+  return _pool(f"_of_8_{noise}_{seed}", teacher, seed)
 
 
-def _pool(suffix: str, teacher: simulated_teacher.Teacher) -> pathlib.Path:
+def _pool(suffix: str, teacher: simulated_teacher.Teacher, seed: int = 3) -> pathlib.Path:
   raw, pool = HERE / f"raw{suffix}", HERE / f"pool{suffix}"
   simulated_teacher.make_pool(
-    raw, train_prompts=48, test_prompts=16, seed=3, teacher=teacher, workers=1
+    raw, train_prompts=48, test_prompts=16, seed=seed, teacher=teacher, workers=1
   )
   build_pool([raw / "pool.jsonl", raw / "test.jsonl"], pool)
   return pool
