@@ -86,7 +86,7 @@ class Checkpoints:
     )
     with self._writing():
       self._manager = ocp.CheckpointManager(self._folder, options=options)
-      self._identity = _identity(self._folder)
+      self._held = _hold(self._folder)
 
   def save(self, step: int, state: State, metrics: Mapping[str, float] | None = None) -> None:
     """Starts saving `state` as `step`; returns once the arrays are copied off the devices.
@@ -109,8 +109,8 @@ class Checkpoints:
       )
     if METRICS in state:
       raise ValueError(f"a state may have no entry called {METRICS!r}")
-    if not in_bucket(self._folder) and not self._folder.exists():
-      raise self._gone(step)  # Orbax would make a new one, without the rest of the run
+    if self._lost():
+      raise self._gone(step)
     # An entry without arrays, such as "frozen" where all weights learn, is not written.
     items = {name: ocp.args.StandardSave(_boxed(state[name])) for name in _full(state)}
     self.wait()  # so that `_seal` of the save before has seen its number
@@ -126,6 +126,8 @@ class Checkpoints:
 
   def _seal(self) -> None:
     """Lists the digests of the step that is about to be committed."""
+    if self._lost():
+      raise FileNotFoundError(f"{self._folder} was removed or moved")
     step = self._folder / str(self._saving)
     drafts = [path for path in self._folder.glob(f"{step.name}.*") if path.is_dir()]
     digests.write_list(step if in_bucket(step) else drafts[0], stored.WRITTEN_LAST)
@@ -209,8 +211,13 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for the last save, then lets go of the background threads."""
-    with self._writing():
-      self._manager.close()
+    try:
+      with self._writing():
+        self._manager.close()
+    finally:
+      if self._held is not None:
+        os.close(self._held)
+        self._held = None
 
   def __enter__(self) -> Self:
     return self
@@ -232,6 +239,16 @@ class Checkpoints:
     score = float(metrics[name]) * (-1 if self._best_metric.startswith("-") else 1)
     return {SCORE: score} if math.isfinite(score) else None
 
+  def _lost(self) -> bool:
+    """Whether the run's folder was removed or moved. Another may have its name by then: Orbax makes
+    one where there is none, and would go on without the rest of the run."""
+    if self._held is None:
+      return False
+    try:
+      return not os.path.samestat(os.fstat(self._held), os.stat(self._folder))
+    except OSError:  # none there, or of a file server that no longer knows the one held
+      return True
+
   def _gone(self, step: int) -> UserError:
     return UserError(
       f"{self._folder} is gone: the run's folder was removed or moved, and step {step} is not "
@@ -250,7 +267,7 @@ class Checkpoints:
     except (OSError, ValueError) as error:
       # What a save finds first in a folder that was moved under it differs from time to time, and
       # it may have made parts of the folder anew.
-      if self._saving and _identity(self._folder) != self._identity:
+      if self._saving and self._lost():
         raise self._gone(self._saving) from error
       if not isinstance(error, OSError) and not _OF_THE_DISK.search(str(error)):
         raise
@@ -275,13 +292,13 @@ def restore_item(
   return _restore(folder / str(number), name, abstract)
 
 
-def _identity(folder: epath.Path) -> int | None:
-  """What tells a folder from another of its name; None of a bucket, which has no folders to lose,
-  and where there is none."""
-  try:
-    return None if in_bucket(folder) else os.stat(folder).st_ino
-  except FileNotFoundError:
-    return None
+def _hold(folder: epath.Path) -> int | None:
+  """A descriptor of the folder, which no other folder can be taken for while it is open. None of a
+  bucket, which has no folders to lose, and on a host that does not see yet what the first process
+  made."""
+  with contextlib.suppress(FileNotFoundError):
+    return None if in_bucket(folder) else os.open(folder, os.O_RDONLY)
+  return None
 
 
 def _last_line(error: BaseException) -> str:

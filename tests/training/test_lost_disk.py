@@ -12,7 +12,7 @@ import tiny_run
 from rmsd_jax import cli, train_sft
 from rmsd_jax.core.errors import UserError
 from rmsd_jax.data import loader, store
-from rmsd_jax.training import log, loop, stored
+from rmsd_jax.training import checkpoint, log, loop, stored
 
 
 def broken(monkeypatch, workdir, act, at=4, saving=False):
@@ -74,6 +74,33 @@ def test_a_removed_folder_is_one_line_and_is_not_made_anew(tmp_path, monkeypatch
   assert not work.exists()
   shutil.move(tmp_path / "moved", work)
   goes_on(monkeypatch, work)
+
+
+def made_anew(work, moved):
+  """The run's folder is moved, and another of its name is there, as if Orbax had made it."""
+  os.rename(work, moved)
+  shutil.copytree(moved, work)
+
+
+def test_a_folder_that_was_made_anew_is_one_line(tmp_path, monkeypatch):
+  work = tmp_path / "run"
+  with pytest.raises(UserError, match="is gone: the run's folder was removed or moved, and step 4"):
+    broken(monkeypatch, work, lambda _: made_anew(work, tmp_path / "moved"))
+  assert stored.whole_steps(stored.folder_of(str(work))) == [2]
+
+
+def test_a_folder_that_was_made_anew_while_a_step_was_saved_is_one_line(tmp_path, monkeypatch):
+  work, seal = tmp_path / "run", checkpoint.Checkpoints._seal
+
+  def seals(self):
+    if self._saving == 4:
+      made_anew(work, tmp_path / "moved")
+    seal(self)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "_seal", seals)
+  with pytest.raises(UserError, match="is gone: the run's folder was removed or moved, and step 4"):
+    broken(monkeypatch, work, lambda _: None)
+  assert stored.whole_steps(stored.folder_of(str(work))) == [2]
 
 
 def test_a_folder_that_goes_while_a_step_is_saved_is_one_line(tmp_path, monkeypatch):
