@@ -15,7 +15,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from rmsd_jax.compile import chips, cost
 from rmsd_jax.compile.programs import abstract_rows
@@ -103,41 +102,37 @@ def update(B: int, P: int, R: int, T: int, K: int) -> tuple[float, float]:
   return found, least
 
 
-def packed_row(P: int, W: int, T: int) -> tuple[float, float]:
-  """(counted, by formula) FLOPs of the policy's gradient of one row of P + W places, of which every
-  one is a token's; responses of at most T tokens."""
-  model = widths_of_4b(2)
-  params, (_, visual) = model.abstract(), shapes(model, 1, P, 1, T)
-  rows = abstract_rows(sharding.make_mesh(1, 1, 1, jax.devices()[:1]), Piece(P, W, 1, ((),)), T)
-
-  def loss(text, params, rows, visual):
-    return policy(model, only_text(params, text), rows, visual)
-
-  found = counted(jax.grad(loss), params["text"], params, rows, visual)
-  pairs = P**2 + W * (P + 2 * T)  # of the blocks that `split` computes
-  size = cost.Size(P + W, W, pairs, W)
-  return found, 3 * cost.forward(model.config, size, True).total
-
-
-def on_tpu(remat: str, P: int, W: int, T: int) -> tuple[float, int]:
-  """(FLOPs, calls of attention kernels, whose FLOPs XLA does not count) of the policy's gradient of
-  one row, compiled for a v5e. XLA counts a loop over layers as one of them, beside all logits:
-  of 36 layers what is computed again is a larger share, at these sizes some three times it."""
-  _, devices = chips.devices_of("v5e:2x2")
-  mesh = sharding.make_mesh(1, 1, 1, [*devices][:1])
-  model = dataclasses.replace(widths_of_4b(2), attention="splash", unroll=False, remat=remat)
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  params, visual = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-    (model.abstract(), shapes(model, 1, P, 1, T)[1]),
-  )
+def gradient_of_row(model: Qwen3VL, device, P: int, W: int, T: int):
+  """The policy's gradient of one row of P + W places, compiled for a device; responses of at most T
+  tokens."""
+  mesh = sharding.make_mesh(1, 1, 1, [device])
+  _, visual = shapes(model, 1, P, 1, T)
+  params, visual = sharding.abstract(mesh, (model.abstract(), visual), ())
   rows = abstract_rows(mesh, Piece(P, W, 1, ((),)), T)
 
   def loss(text, params, rows, visual):
     return policy(model, only_text(params, text), rows, visual)
 
   with jax.set_mesh(mesh):
-    program = jax.jit(jax.grad(loss)).lower(params["text"], params, rows, visual).compile()
+    return jax.jit(jax.grad(loss)).lower(params["text"], params, rows, visual).compile()
+
+
+def packed_row(P: int, W: int, T: int) -> tuple[float, float]:
+  """(counted, by formula) FLOPs of the gradient of a row of which every place is a token's."""
+  model = widths_of_4b(2)
+  found = gradient_of_row(model, jax.devices()[0], P, W, T).cost_analysis()["flops"]
+  pairs = P**2 + W * (P + 2 * T)  # of the blocks that `split` computes
+  size = cost.Size(P + W, W, pairs, W)
+  return found, 3 * cost.forward(model.config, size, True).total
+
+
+def on_tpu(remat: str, P: int, W: int, T: int) -> tuple[float, int]:
+  """(FLOPs, calls of attention kernels, whose FLOPs XLA does not count) of the gradient of a row,
+  compiled for a v5e. XLA counts a loop over layers as one of them, beside all logits: of 36 layers
+  what is computed again is a larger share, at these sizes some three times it."""
+  _, devices = chips.devices_of("v5e:2x2")
+  model = dataclasses.replace(widths_of_4b(2), attention="splash", unroll=False, remat=remat)
+  program = gradient_of_row(model, devices[0], P, W, T)
   return program.cost_analysis()["flops"], program.as_text().count('"tpu_custom_call"')
 
 

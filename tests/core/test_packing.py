@@ -91,12 +91,12 @@ def rows_of(prompts, responses, most):
 
 
 def test_rows_have_alike_responses_and_at_most_their_share_of_groups():
-  # Four rows of one prompt and two responses' tokens are as long whichever prompts they hold.
+  # Prompts are nearly alike; shared out by all tokens, responses would be 80 and 100.
   responses = [50, 45, 30, 25, 20, 10]
   rows = rows_of([90, 100, 95, 100, 92, 91], responses, most=400)
   assert sorted(sum(responses[g] for g in row) for row in rows) == [85, 95]
   assert [len(row) for row in rows] == [3, 3]
-  # The one with all the tokens takes a second group, though each of the others has fewer.
+  # The row with nearly all tokens takes a second group: the other one is full.
   rows = rows_of([10, 10, 10, 10], [100, 1, 1, 1], most=125)
   assert [len(row) for row in rows] == [2, 2]
 
