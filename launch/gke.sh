@@ -13,8 +13,10 @@
 # configs/qwen3vl_4b_rl.py), ARGS (further flags, such as --config.init_from=gs://..); MODEL and POOL:
 # gs:// folders of the weights and of the pool, copied to every worker when it starts. NAME of the
 # workload (default: of RUN), IMAGE: what the image is built on (default python:3.12), RESTARTS after
-# preemptions and lost nodes (default 20), SPOT=1 if wanted. --dry-run prints the commands, runs none,
-# needs neither xpk nor docker. Not tried on a cluster.
+# preemptions and lost nodes (default 20), COMPILED: where compiled programs are kept, so that a run
+# that is started again need not compile them (default BUCKET/compiled, for all runs; "": nowhere),
+# SPOT=1 if wanted. --dry-run prints the commands, runs none, needs neither xpk nor docker. Not tried
+# on a cluster.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -61,7 +63,7 @@ case $command in
     do_ xpk workload create "${where[@]}" --workload="$name" --tpu-type="$TYPE" ${spot[@]+"${spot[@]}"} \
       --base-docker-image="${IMAGE:-python:3.12}" --script-dir="$tree" \
       --max-restarts="${RESTARTS:-20}" --termination-grace-period-seconds=1800 \
-      --command="bash launch/_container.sh $MODEL $POOL $line"
+      --command="env JAX_COMPILATION_CACHE_DIR=${COMPILED-$BUCKET/compiled} bash launch/_container.sh $MODEL $POOL $line"
     ;;
   logs)
     do_ kubectl logs --follow --tail=200 --container=jax-tpu \

@@ -16,7 +16,8 @@
 # flags, as shell text, such as --config.init_from=..); NODES (default 1), GPUS (of a node, default
 # 8; 0: the run is on CPUs), CPUS (of a node, default 8 a GPU; 0: as the cluster gives them), TIME
 # (of one job, default 24:00:00), SBATCH (further flags of sbatch, such as "--account=a
-# --partition=p"). --dry-run prints every command and runs none.
+# --partition=p"). COMPILED: where programs compiled for GPUs are kept, so that a job that goes on need
+# not compile them (default RUNS/compiled; "": nowhere). --dry-run prints every command and runs none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,11 +27,12 @@ begin launch/gpu_slurm.sh setup run logs status stop -- "$@"
 
 nodes=${NODES:-1} gpus=${GPUS:-8} platform=cuda
 cpus=${CPUS:-$((10#0${gpus//[!0-9]/} * 8))} # for the data workers: many clusters give a process one
-[ "$gpus" != 0 ] || platform=cpu
+compiled=${COMPILED-${RUNS:-}/compiled}
+[ "$gpus" != 0 ] || platform=cpu compiled="" # nodes may have other CPUs than the one compiled for
 
 check_folders() {
   local name
-  for name in RUNS MODEL POOL; do
+  for name in RUNS MODEL POOL COMPILED; do
     case ${!name:-/} in
       *\'*) faults+=("$name=${!name} has a quote in it") ;;
       /*) ;;
@@ -88,6 +90,7 @@ cd '$folder/code'
 export JAX_PLATFORMS=$platform RMSD_PROCESSES=\$SLURM_NNODES
 host=\$(scontrol show hostnames "\$SLURM_JOB_NODELIST" | head -n 1)
 export JAX_COORDINATOR_ADDRESS=\$host:\$((61440 + SLURM_JOB_ID % 4096))
+export JAX_COMPILATION_CACHE_DIR='$compiled'
 # Which srun does not take over from the job.
 [ -z "\${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=\$SLURM_CPUS_PER_TASK
 before=\$(ls '$folder/checkpoints' 2>/dev/null)

@@ -24,9 +24,10 @@
 # configs/eval/qwen3vl.py), ARGS (further flags, such as --config.init_from=gs://..); MODEL and POOL:
 # gs:// folders of the weights and of the pool, copied to every worker by `setup`; QUEUED=1, SPOT=1
 # if wanted. PYTHON: the workers' interpreter, 3.11 or later (default python3.11; `setup` installs its
-# apt package where it is missing). REPORT: a file that rmsd_jax.compile wrote with --json; `create`
-# refuses a report whose programs do not fit, or that is of other chips than TYPE. --dry-run prints
-# every command, runs none, needs no gcloud.
+# apt package where it is missing). COMPILED: where compiled programs are kept, so that a run that is
+# started again need not compile them (default BUCKET/compiled, for all runs; "": nowhere). REPORT: a
+# file that rmsd_jax.compile wrote with --json; `create` refuses a report whose programs do not fit,
+# or that is of other chips than TYPE. --dry-run prints every command, runs none, needs no gcloud.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -175,6 +176,7 @@ rm -f pid ended
 (trap '' HUP
 kept='$BUCKET/runs/$RUN/logs/'\$(hostname)-\$(date +%Y%m%d-%H%M%S)
 keep() { gcloud storage cp log \$kept; } >/dev/null 2>&1
+JAX_COMPILATION_CACHE_DIR='${COMPILED-$BUCKET/compiled}' \\
 RMSD_PROCESSES=auto PYTHONFAULTHANDLER=1 .venv/bin/$line & pid=\$!; echo \$pid >pid
 (while sleep 300; kill -0 \$pid; do keep; done) 2>/dev/null &
 wait \$pid; echo \$? >ended; keep) </dev/null >>log 2>&1 &

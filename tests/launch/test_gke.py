@@ -62,7 +62,8 @@ def test_a_workload_has_the_code_and_resumes_by_its_folder(programs):
     assert f" {word} " in ran
   command = ran.partition("--command=")[2]
   assert command == (
-    "bash launch/_container.sh gs://bucket/model gs://bucket/pool rmsd_jax.train_sft"
+    "env JAX_COMPILATION_CACHE_DIR=gs://bucket/compiled"
+    " bash launch/_container.sh gs://bucket/model gs://bucket/pool rmsd_jax.train_sft"
     " --config=configs/qwen3vl_4b_sft.py --workdir=gs://bucket/runs/SFT_1.b"
     " --config.model.folder=model --config.data.pool=pool --config.seed=3"
   )

@@ -104,7 +104,7 @@ def test_a_job_starts_one_process_a_node_with_all_it_needs(cluster):
   stub_python(
     folder,
     'printf "%s\\n" "$@"; echo $JAX_PLATFORMS $RMSD_PROCESSES $RMSD_PROCESS '
-    "$JAX_COORDINATOR_ADDRESS",
+    '$JAX_COORDINATOR_ADDRESS "$JAX_COMPILATION_CACHE_DIR"',
   )
   done = run_job(folder, variables)
   assert (done.returncode, done.stderr) == (0, "")
@@ -116,8 +116,20 @@ def test_a_job_starts_one_process_a_node_with_all_it_needs(cluster):
     f"--config.model.folder={folder}/model",
     f"--config.data.pool={folder}/pool",
     '--config.data.tasks=("ocr",)',
-    f"cuda 2 1 node3:{61440 + 5000 % 4096}",
+    f"cuda 2 1 node3:{61440 + 5000 % 4096} {folder}/runs/compiled",
   ]
+
+
+@pytest.mark.parametrize(
+  ("given", "kept"),
+  [({"COMPILED": "/shared/x"}, "/shared/x"), ({"COMPILED": ""}, ""), ({"GPUS": "0"}, "")],
+  ids=["in a folder of the user's", "nowhere", "not for CPUs, which differ from node to node"],
+)
+def test_where_compiled_programs_are_kept(given, kept, cluster):
+  folder, variables = cluster
+  assert launch(variables | given, "run").returncode == 0
+  stub_python(folder, 'echo "[$JAX_COMPILATION_CACHE_DIR]"')
+  assert run_job(folder, variables).stdout == f"[{kept}]\n"
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,27 @@ def test_the_workers_commands_are_valid_bash_and_name_the_run(gcloud):
   assert "--config.steps=10" in run and "RMSD_PROCESSES=auto" in run
 
 
+@pytest.mark.parametrize(
+  ("given", "kept"),
+  [(None, "gs://bucket/compiled"), ("gs://other/x", "gs://other/x"), ("", "")],
+)
+def test_compiled_programs_are_kept_for_the_next_start(given, kept, tmp_path, gcloud):
+  launch("run", folder=gcloud, COMPILED=given)
+  (run,) = [a.removeprefix("--command=") for c in calls(gcloud) for a in c if "--command=" in a]
+  rmsd = tmp_path / "rmsd"
+  (rmsd / ".venv" / "bin").mkdir(parents=True)
+  (rmsd / "stamp").write_text(re.search(r"cat stamp .*? != '(.*?)' \]", run, re.S)[1])
+  python = rmsd / ".venv" / "bin" / "python"
+  python.write_text('#!/usr/bin/env bash\necho "[$JAX_COMPILATION_CACHE_DIR] $*"\n')
+  python.chmod(0o755)
+  environment = os.environ | {"PATH": f"{gcloud / 'bin'}:{os.environ['PATH']}"}
+  assert subprocess.run(["bash", "-c", run], cwd=tmp_path, env=environment).returncode == 0
+  deadline = time.monotonic() + 20
+  while not (rmsd / "ended").exists() and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert f"[{kept}] -m rmsd_jax.train_rl" in (rmsd / "log").read_text()
+
+
 def test_a_worker_whose_disk_is_too_small_says_so_before_anything_is_copied(tmp_path, gcloud):
   launch("setup", folder=gcloud)
   (setup,) = [a.removeprefix("--command=") for c in calls(gcloud) for a in c if "--command=" in a]

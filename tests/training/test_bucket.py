@@ -74,6 +74,27 @@ def bucket():
       server.kill()
 
 
+COMPILES = """
+import jax, jax.numpy as jnp
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if "hits" in name else 0)
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8)))
+print(len(hits))
+"""
+
+
+def test_compiled_programs_are_kept_in_a_bucket_for_the_next_start(bucket, monkeypatch):
+  """As launch/tpu_vm.sh and launch/gke.sh ask for."""
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/compiled")
+  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  start = lambda: subprocess.run(
+    [sys.executable, "-c", COMPILES], capture_output=True, text=True, check=True
+  )
+  first, second = start(), start()
+  assert int(first.stdout) == 0 and int(second.stdout) > 0
+  assert list(epath.Path("gs://bucket/compiled").iterdir()) and "Error" not in first.stderr
+
+
 CONFIG = dict(data__limit=8, steps=4, save_every=2)
 
 
