@@ -81,7 +81,10 @@ class Commands:
     # Kept between commands: five evaluations, or a demo that goes on, need not compile the same
     # programs again.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled or workdir / "compiled")}
-    self._environment = {"JAX_PLATFORMS": "cpu"} | os.environ | cache
+    # A step's large arrays are new memory each time, and in pages of 4 KiB much of its time goes
+    # into page faults (docs/results.md). Read by glibc 2.35 or later on Linux.
+    huge_pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    self._environment = {"JAX_PLATFORMS": "cpu"} | huge_pages | os.environ | cache
 
   def __call__(self, phase: str, module: str, *arguments: str) -> None:
     """Runs `python -m rmsd_jax.MODULE ARGUMENTS`; raises UserError if it fails."""
