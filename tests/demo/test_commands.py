@@ -1,6 +1,5 @@
 """How the demo runs this package's commands."""
 
-import os
 import sys
 
 import pytest
@@ -20,5 +19,5 @@ def test_commands_have_huge_pages_and_keep_what_they_compiled(given, used, tmp_p
   if given:
     monkeypatch.setenv("GLIBC_TUNABLES", given)
   run.Commands(tmp_path, log=log)("sft", "train_sft", "--config=x")
-  ran = f"{used} {os.path.join(tmp_path, 'compiled')} -m rmsd_jax.train_sft --config=x"
+  ran = f"{used} {tmp_path / 'compiled'} -m rmsd_jax.train_sft --config=x"
   assert ran in log.read_text().splitlines()

@@ -56,6 +56,28 @@ def launch(*arguments, folder=None, **variables):
   return launching.start("tpu_vm.sh", RUN | variables, *arguments, folder=folder)
 
 
+def commands(folder: Path) -> list[str]:
+  """The shell texts that the workers got."""
+  return [
+    a.removeprefix("--command=") for c in calls(folder) for a in c if a.startswith("--command=")
+  ]
+
+
+def worker_of(home: Path, python: str):
+  """A worker on this machine, which runs shell text in its home; its python is a shell script."""
+  file = home / "rmsd" / ".venv" / "bin" / "python"
+  file.parent.mkdir(parents=True)
+  file.write_text(f"#!/usr/bin/env bash\n{python}\n")
+  file.chmod(0o755)
+  return lambda script: subprocess.run(
+    ["bash", "-c", script], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+
+
+def is_set_up(worker, setup: str) -> None:
+  worker(f"cd rmsd; {setup.splitlines()[-1]}")  # the last thing that setup does
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_dry_run_prints_the_commands_and_needs_no_gcloud(command, gcloud):
   done = launch("--dry-run", command)
@@ -199,7 +221,7 @@ def test_queued_and_spot_are_other_commands():
 def test_the_workers_commands_are_valid_bash_and_name_the_run(gcloud):
   for command in ("setup", "run", "status", "stop"):
     launch(command, folder=gcloud, ARGS="--config.steps=10")
-  scripts = [a.removeprefix("--command=") for c in calls(gcloud) for a in c if "--command=" in a]
+  scripts = commands(gcloud)
   assert len(scripts) == 4
   for script in scripts:
     done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
@@ -216,25 +238,23 @@ def test_the_workers_commands_are_valid_bash_and_name_the_run(gcloud):
   [(None, "gs://bucket/compiled"), ("gs://other/x", "gs://other/x"), ("", "")],
 )
 def test_compiled_programs_are_kept_for_the_next_start(given, kept, tmp_path, gcloud):
-  launch("run", folder=gcloud, COMPILED=given)
-  (run,) = [a.removeprefix("--command=") for c in calls(gcloud) for a in c if "--command=" in a]
-  rmsd = tmp_path / "rmsd"
-  (rmsd / ".venv" / "bin").mkdir(parents=True)
-  (rmsd / "stamp").write_text(re.search(r"cat stamp .*? != '(.*?)' \]", run, re.S)[1])
-  python = rmsd / ".venv" / "bin" / "python"
-  python.write_text('#!/usr/bin/env bash\necho "[$JAX_COMPILATION_CACHE_DIR] $*"\n')
-  python.chmod(0o755)
-  environment = os.environ | {"PATH": f"{gcloud / 'bin'}:{os.environ['PATH']}"}
-  assert subprocess.run(["bash", "-c", run], cwd=tmp_path, env=environment).returncode == 0
-  deadline = time.monotonic() + 20
-  while not (rmsd / "ended").exists() and time.monotonic() < deadline:
+  for command in ("setup", "run"):
+    launch(command, folder=gcloud, COMPILED=given)
+  setup, run = commands(gcloud)
+  home = tmp_path / "home"
+  worker = worker_of(home, 'echo "[$JAX_COMPILATION_CACHE_DIR] $*"')
+  is_set_up(worker, setup)
+  assert worker(run).returncode == 0
+  end = time.monotonic() + 20
+  while not (home / "rmsd" / "ended").exists():
+    assert time.monotonic() < end
     time.sleep(0.05)
-  assert f"[{kept}] -m rmsd_jax.train_rl" in (rmsd / "log").read_text()
+  assert f"[{kept}] -m rmsd_jax.train_rl" in (home / "rmsd" / "log").read_text()
 
 
 def test_a_worker_whose_disk_is_too_small_says_so_before_anything_is_copied(tmp_path, gcloud):
   launch("setup", folder=gcloud)
-  (setup,) = [a.removeprefix("--command=") for c in calls(gcloud) for a in c if "--command=" in a]
+  (setup,) = commands(gcloud)
   (gcloud / "bin" / "gcloud").write_text(
     "#!/usr/bin/env bash\necho 1000000000000000 gs://bucket/x\n"
   )
@@ -250,25 +270,16 @@ def test_a_worker_runs_refuses_to_run_twice_and_stops(tmp_path, gcloud):
   """The shell text itself, on this machine: a stand-in python that sleeps."""
   for command in ("setup", "run", "stop"):
     launch(command, folder=gcloud)
-  _, run, stop = [
-    a.removeprefix("--command=") for c in calls(gcloud) for a in c if a.startswith("--command=")
-  ]
+  setup, run, stop = commands(gcloud)
   home = tmp_path / "home"
-  (home / "rmsd" / ".venv" / "bin").mkdir(parents=True)
-  python = home / "rmsd" / ".venv" / "bin" / "python"
   code = "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)"
   code += "; print(sys.argv, flush=True); time.sleep(60)"  # as rmsd_jax.cli.run begins
-  python.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} -c "{code}" "$@"\n')
-  python.chmod(0o755)
-  worker = lambda script: subprocess.run(
-    ["bash", "-c", script], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
+  worker = worker_of(home, f'exec {sys.executable} -c "{code}" "$@"')
   unlike = worker(run)
   assert (
     unlike.returncode == 1 and "not set up with this MODEL, POOL, RUN and code" in unlike.stdout
   )
-  setup = next(a for c in calls(gcloud) for a in c if "pip install" in a)
-  worker(f"cd rmsd; {setup.splitlines()[-1]}")  # the last thing that setup does
+  is_set_up(worker, setup)
   assert worker(run).returncode == 0
   again = worker(run)
   assert again.returncode == 1 and "it runs already" in again.stdout
@@ -317,22 +328,13 @@ def test_supervise_refuses_what_it_cannot_begin(gcloud):
 def test_a_worker_tells_its_state_and_leaves_stacks_where_it_is_aborted(tmp_path, gcloud):
   for command in ("setup", "run", "status", "abort"):
     launch(command, folder=gcloud)
-  scripts = [a.removeprefix("--command=") for c in calls(gcloud) for a in c if "--command=" in a]
-  setup, run, status, abort = scripts
+  setup, run, status, abort = commands(gcloud)
   home = tmp_path / "home"
-  python = home / "rmsd" / ".venv" / "bin" / "python"
-  python.parent.mkdir(parents=True)
-  python.write_text(f"#!/usr/bin/env bash\nexec {sys.executable} {tmp_path}/sleeps.py\n")
-  python.chmod(0o755)
+  worker = worker_of(home, f"exec {sys.executable} {tmp_path}/sleeps.py")
   sleeps = tmp_path / "sleeps.py"
   sleeps.write_text("import time\ndef waits_for_a_chip():\n  time.sleep(60)\nwaits_for_a_chip()\n")
-  worker = lambda script: (
-    subprocess.run(
-      ["bash", "-c", script], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ).stdout
-  )
-  state = lambda: worker(status).splitlines()[0].split(" ", 2)[2]
-  worker(f"cd rmsd; {setup.splitlines()[-1]}")
+  state = lambda: worker(status).stdout.splitlines()[0].split(" ", 2)[2]
+  is_set_up(worker, setup)
   assert state() == "not started"
   worker(run)
   assert state() == "running"
